@@ -1,0 +1,45 @@
+"""Scalar codes on an affine grid per group of inputs: the format of the RTN and GPTQ baselines.
+
+``weight[row, column] = scale[group, row] * (code - zero[group, row])`` with ``group = column // group_size``. Codes are
+packed along the outputs of one column, zeros likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vqcompress.bitpack import packed_bytes, unpack
+
+
+@dataclass(frozen=True)
+class ScalarSpec:
+    """Static geometry of a scalar-coded weight: ``bits`` a code, ``group_size`` inputs a scale and zero."""
+
+    format: ClassVar[str] = "scalar"
+    bits: int
+    group_size: int
+
+    def groups(self, columns: int) -> int:
+        """Groups along the inputs; the last may be short."""
+        return -(-columns // self.group_size)
+
+    def tensor_shapes(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Name -> (shape, dtype) of every stored tensor."""
+        width = packed_bytes(rows, self.bits)
+        return {
+            "weight": ((1, columns * width), torch.int8),
+            "group_scale": ((self.groups(columns), rows), torch.float16),
+            "group_zero": ((self.groups(columns), width), torch.int8),
+        }
+
+    def decode_transposed(self, rows: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``Wᵀ [columns, rows]`` in float32; differentiable in ``group_scale``."""
+        codes = unpack(tensors["weight"].reshape(columns, -1), self.bits, rows)
+        zeros = unpack(tensors["group_zero"], self.bits, rows)
+        group = torch.arange(columns, device=codes.device) // self.group_size
+        return (codes - zeros[group]).float() * tensors["group_scale"].float()[group]

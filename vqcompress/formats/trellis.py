@@ -1,0 +1,72 @@
+"""Trellis codes: one bit stream per column, every weight a window of it.
+
+A column of ``rows`` weights at rate ``k`` is a circular stream of ``rows * k`` bits. The ``L`` bits that end with weight
+``t``'s own ``k`` bits are its state, and ``weight[t] = scale[t] * table_k[state]`` (the bit-shift trellis of QTIP, Tseng et
+al. 2024, arXiv 2406.11235). The stream is circular ("tail-biting"), so no start state is stored, and any weight decodes
+from one window. Columns choose their own rate, see `vqcompress.formats.rates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vqcompress.bitpack import packed_bytes, unpack
+from vqcompress.formats.rates import rates_shape, split_blocks, unpack_rates
+from vqcompress.formats.trellis_table import value_table
+
+
+@dataclass(frozen=True)
+class TrellisSpec:
+    """Static geometry of a trellis-coded weight: all that is not a tensor.
+
+    ``state_bits`` is L; ``rate_bits`` the width of a stored column rate (0: every column has ``min_rate``);
+    ``tail`` Tukey's h of the value table; ``row_scales`` whether each row has its own scale or all share one;
+    ``code_bytes`` the length of the packed stream.
+    """
+
+    format: ClassVar[str] = "trellis"
+    state_bits: int
+    min_rate: int
+    rate_bits: int
+    tail: float
+    row_scales: bool
+    code_bytes: int
+
+    def tensor_shapes(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Name -> (shape, dtype) of every stored tensor; ``weight`` is the packed stream."""
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "weight": ((1, self.code_bytes), torch.int8),
+            "scale": ((rows if self.row_scales else 1,), torch.float16),
+        }
+        if self.rate_bits:
+            shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
+        return shapes
+
+    def rates(self, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The rate of each column, int64 ``[columns]``."""
+        return unpack_rates(tensors.get("rates"), columns, self.min_rate, self.rate_bits)
+
+    def decode_transposed(self, rows: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``Wᵀ [columns, rows]`` in float32; differentiable in ``scale``."""
+        codes = tensors["weight"]
+        values = torch.zeros(columns, rows, device=codes.device)
+        rates = self.rates(columns, tensors)
+        for block in split_blocks(codes, rates, lambda rate: packed_bytes(rows, rate)):
+            if block.rate:
+                states = window_states(unpack(block.codes, block.rate, rows), block.rate, self.state_bits)
+                table = value_table(self.state_bits, block.rate, self.tail).to(codes.device).float()
+                values[block.columns] = table[states]
+        return values * tensors["scale"].float()
+
+
+def window_states(symbols: Tensor, rate: int, state_bits: int) -> Tensor:
+    """States ``[..., rows]`` from the ``rate``-bit symbols ``[..., rows]`` of circular streams."""
+    states = torch.zeros_like(symbols)
+    for age in range(-(-state_bits // rate)):
+        states |= symbols.roll(age, dims=-1) << (rate * age)
+    return states & ((1 << state_bits) - 1)
