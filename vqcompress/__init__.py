@@ -1,0 +1,73 @@
+"""vqcompress: post-training vector quantization of diffusion models to about 3 bits a weight.
+
+Importing this package is enough for diffusers and transformers to read compressed folders, whichever is imported
+first. It does not import torch: names below are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from vqcompress.errors import (
+    ArchitectureError,
+    CalibrationError,
+    CheckpointError,
+    RecipeError,
+    UnsupportedError,
+    VQCompressError,
+)
+from vqcompress.integrations import register
+
+if TYPE_CHECKING:
+    from vqcompress.checkpoint import dequantize, inspect, load, verify
+    from vqcompress.compression import quantize
+    from vqcompress.quantizers import quantize_weight
+    from vqcompress.recipe import Recipe
+    from vqcompress.report import compare
+
+__version__ = version("vqcompress")
+
+_LAZY = {
+    "Recipe": "vqcompress.recipe",
+    "compare": "vqcompress.report",
+    "dequantize": "vqcompress.checkpoint",
+    "inspect": "vqcompress.checkpoint",
+    "load": "vqcompress.checkpoint",
+    "quantize": "vqcompress.compression",
+    "quantize_weight": "vqcompress.quantizers",
+    "verify": "vqcompress.checkpoint",
+}
+
+__all__ = [
+    "ArchitectureError",
+    "CalibrationError",
+    "CheckpointError",
+    "Recipe",
+    "RecipeError",
+    "UnsupportedError",
+    "VQCompressError",
+    "compare",
+    "dequantize",
+    "inspect",
+    "load",
+    "quantize",
+    "quantize_weight",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vqcompress' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+
+register()

@@ -1,0 +1,98 @@
+"""A recipe says all that a run depends on; the same recipe twice gives the same bytes.
+
+Every default lives here, once. Recipes are read from and written to YAML, and unknown keys are refused, because a
+misspelt setting that is silently ignored is a wrong result that looks right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vqcompress.errors import RecipeError
+
+Method = Literal["trellis", "additive", "kmeans", "gptq", "rtn"]
+SCALAR_METHODS = ("gptq", "rtn")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(_Section):
+    """What is run to record the inputs of the layers. ``None`` means the architecture's own default."""
+
+    prompts: str | None = None
+    count: int = Field(default=64, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    guidance: float | None = Field(default=None, ge=0)
+    height: int | None = Field(default=None, ge=8)
+    width: int | None = Field(default=None, ge=8)
+    batch_size: int = Field(default=8, ge=1)
+    memory_budget_gb: float = Field(default=4.0, gt=0)
+    rows_per_call: int | None = Field(default=8192, ge=1)
+
+
+class Recipe(_Section):
+    """One compression run.
+
+    ``bits`` counts everything stored with the quantized layers (codes, codebooks, scales, rates) for the vector methods; for
+    the scalar baselines, ``rtn`` and ``gptq``, it is the width of a code, as their users know it, and scales come on top.
+    ``settings`` are passed to the method's settings class in `vqcompress.quantizers`; ``keep`` maps regular expressions
+    on layer names to the reason why these layers stay dense (``None``: the architecture's list).
+    """
+
+    model: str
+    method: Method = "trellis"
+    bits: float = Field(default=3.0, ge=1.0, le=8.0)
+    budget: Literal["layer", "model"] = "model"
+    components: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0)
+    settings: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
+    shared_codebooks: bool = True
+    keep: dict[str, str] | None = None
+    calibration: Calibration = Calibration()
+
+    @field_validator("bits")
+    @classmethod
+    def _whole_bits_for_scalar(cls, bits: float, info: Any) -> float:
+        if info.data.get("method") in SCALAR_METHODS and bits != int(bits):
+            raise ValueError(f"{info.data['method']} codes have a whole number of bits, got {bits}")
+        return bits
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Recipe:
+        """Validate plain data. Raises `RecipeError`, one line a problem, that names the key."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RecipeError("; ".join(_problem(item) for item in error.errors())) from None
+
+    @classmethod
+    def read(cls, path: str | Path, **changes: Any) -> Recipe:
+        """Read YAML from ``path``; ``changes`` replace top-level keys. Raises `RecipeError`."""
+        try:
+            data = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RecipeError(f"cannot read recipe {path}: {str(error).splitlines()[0]}") from None
+        if not isinstance(data, dict):
+            raise RecipeError(f"recipe {path} is not a mapping of keys to values")
+        return cls.parse({**data, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, JSON and YAML alike."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The effective recipe, every default written out."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _problem(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "recipe"
+    if item["type"] == "extra_forbidden":
+        return f"unknown recipe key {where!r}"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item.get('input')!r})"
