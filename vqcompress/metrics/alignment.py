@@ -1,0 +1,38 @@
+"""How often do the images show what their captions say? Shares with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+from vqcompress.errors import VQCompressError
+
+
+def wilson_interval(passed: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share ``passed / total``, both ends in 0..1 (Wilson 1927, JASA 22, 209-212).
+
+    Unlike ``p ± z·sqrt(p(1-p)/n)`` it stays inside 0..1 and does not collapse to a point at 0 or ``total``.
+    """
+    if not 0 <= passed <= total or total < 1:
+        raise VQCompressError(f"no share of {passed} out of {total}: need at least one image and no more hits")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, shrink = passed / total, 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / shrink
+    reach = z / shrink * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def alignment(judgements: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
+    """Question -> ``share``, ``low``, ``high`` (95 % Wilson) and ``count`` over one mapping of answers an image.
+
+    A question that an image's judgement does not hold is not counted for that image.
+    """
+    questions = dict.fromkeys(question for judgement in judgements for question in judgement)
+    return {question: _share([j[question] for j in judgements if question in j]) for question in questions}
+
+
+def _share(answers: Sequence[bool]) -> dict[str, float]:
+    passed, total = sum(map(bool, answers)), len(answers)
+    low, high = wilson_interval(passed, total)
+    return {"share": passed / total, "low": low, "high": high, "count": float(total)}

@@ -1,0 +1,49 @@
+"""How far is the compressed denoiser's output from the original's, on the very inputs the original saw?
+
+The inputs are the original's own trajectory, so errors of earlier steps do not mix with those of this one:
+what is measured is the network, not the sampler's habit of amplifying or forgiving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Energies(NamedTuple):
+    """Summed squares over all calls at one timestep: of the difference, and of the original's output."""
+
+    error: float
+    signal: float
+
+
+def energies_by_timestep(calls: Iterable[tuple[float, Tensor, Tensor]]) -> dict[float, Energies]:
+    """Sum up ``(timestep, output, reference)`` triples; outputs and references of one shape, any dtype.
+
+    Sums run in float64, timesteps come out in the order in which they were first met.
+    """
+    sums: dict[float, Energies] = {}
+    for timestep, output, reference in calls:
+        error, signal = sums.get(float(timestep), Energies(0.0, 0.0))
+        truth = reference.double()
+        error += float((output.double() - truth).square().sum())
+        sums[float(timestep)] = Energies(error, signal + float(truth.square().sum()))
+    return sums
+
+
+def denoiser_error(energies: Mapping[float, Energies]) -> float:
+    """Relative mean squared error over all calls, ``Σ‖ŷ - y‖² / Σ‖y‖²``; 0 is lossless, 1 as bad as silence."""
+    return _ratio(sum(e.error for e in energies.values()), sum(e.signal for e in energies.values()))
+
+
+def error_by_timestep(energies: Mapping[float, Energies]) -> dict[float, float]:
+    """The same ratio for each timestep on its own."""
+    return {timestep: _ratio(e.error, e.signal) for timestep, e in energies.items()}
+
+
+def _ratio(error: float, signal: float) -> float:
+    if signal == 0:
+        return 0.0 if error == 0 else float("inf")
+    return error / signal
