@@ -1,0 +1,25 @@
+"""`vqcompress dequantize DIR -o DIR2`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Dense folder to write.")
+@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+def dequantize(folder: Path, output: Path, dtype: str, overwrite: bool) -> None:
+    """Write a dense diffusers folder with the weights that FOLDER's codes stand for.
+
+    For programs that know nothing of vqcompress, and for operations that need dense weights, such as fusing a LoRA.
+    """
+    import torch
+
+    from vqcompress.checkpoint import dequantize as expand
+
+    written = expand(folder, output, dtype=getattr(torch, dtype), overwrite=overwrite)
+    click.echo(f"{written}: dense weights in {dtype}")

@@ -1,0 +1,58 @@
+"""`vqcompress generate DIR PROMPT…`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from vqcompress.cli.progress import StageProgress
+from vqcompress.errors import RecipeError
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True, help="PNG to write.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the first image; each further one adds 1.")
+@click.option("--images", default=1, show_default=True, type=click.IntRange(1), help="Images per prompt.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's own].")
+@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's own].")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON record of what was made.")
+def generate(
+    model: str,
+    prompts: tuple[str, ...],
+    output: Path,
+    seed: int,
+    images: int,
+    steps: int | None,
+    guidance: float | None,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Make images with MODEL (a compressed folder, or anything that `quantize` takes) into one PNG grid.
+
+    \b
+    vqcompress generate out/shapes-vq3 "three red squares on a gray background" -o grid.png
+    """
+    if output.suffix.lower() != ".png":
+        raise RecipeError(f"the picture is written as PNG; name it {output.with_suffix('.png')}")
+    import torch
+
+    from vqcompress.architectures import architecture_of, open_pipeline
+    from vqcompress.report.grid import tile
+
+    pipeline = open_pipeline(model, dtype=getattr(torch, dtype))
+    repeated = [prompt for prompt in prompts for _ in range(images)]
+    seeds = list(range(seed, seed + len(repeated)))
+    with StageProgress(quiet=as_json) as progress:
+        made = []
+        for index, (prompt, one) in enumerate(zip(repeated, seeds, strict=True)):
+            sample = architecture_of(pipeline).sample
+            made += sample(pipeline, [prompt], seeds=[one], steps=steps, guidance=guidance, output_type="pil")
+            progress("generating", index + 1, len(repeated), prompt[:60])
+    tile(made, columns=images if images > 1 else min(len(made), 4)).save(output)
+    record = {"output": str(output), "images": [{"prompt": p, "seed": s} for p, s in zip(repeated, seeds, strict=True)]}
+    click.echo(json.dumps(record) if as_json else f"{output}: {len(made)} images, seeds {seeds[0]} to {seeds[-1]}")

@@ -1,0 +1,40 @@
+"""`vqcompress inspect DIR`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, a row per layer included.")
+@click.option("--layers", is_flag=True, help="List every layer.")
+def inspect(folder: Path, as_json: bool, layers: bool) -> None:
+    """Show what a compressed FOLDER holds: bits a weight with everything stored counted, and bytes on disk."""
+    from vqcompress.checkpoint import inspect as look
+
+    found = look(folder)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {_megabytes(found['bytes'])} on disk")
+    for name, component in found["components"].items():
+        click.echo(_component_line(name, component))
+        for row in component["layers"] if layers else ():
+            shape = "x".join(str(n) for n in row["shape"])
+            click.echo(f"    {row['name']:<72} {row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}")
+
+
+def _component_line(name: str, component: dict[str, Any]) -> str:
+    return (
+        f"  {name}: {len(component['layers'])} layers at {component['bits_per_weight']:.3f} bits, "
+        f"whole component {component['component_bits_per_weight']:.3f} bits, {_megabytes(component['bytes'])}"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.3f} GB"

@@ -1,0 +1,36 @@
+"""A progress bar on stderr: one line a stage, with elapsed time and an estimate of what is left."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+
+
+class StageProgress:
+    """Callable ``(stage, done, total, detail)``, as the library reports its progress; use as a context manager."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        columns = ("[bold]{task.description:<22}", BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(
+            *(TextColumn(c) if isinstance(c, str) else c for c in columns),
+            Remaining(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=Console(stderr=True, quiet=quiet),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> StageProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Report that ``done`` of ``total`` steps of ``stage`` are finished; ``detail`` says which one."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
+        self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)

@@ -1,0 +1,109 @@
+"""The house law: who may import whom, what `import vqcompress` may cost, and names that must not exist."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    0: {"errors"},
+    1: {"matrix_view", "bitpack", "recipe", "run_store"},
+    2: {"formats", "quantized_weight"},
+    3: {"kernels", "metrics", "models"},
+    4: {"quantizers", "layers", "architectures"},
+    5: {"calibration"},
+    6: {"finetune", "checkpoint", "integrations"},
+    7: {"report"},
+    8: {"compression"},
+    9: {"cli", "shapes", "calib_prompts"},
+}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+# formats and quantized_weight share a floor on purpose: a packed weight is a format with its tensors.
+DOORS = {("quantized_weight", "formats")}
+# The facade registers the formats and re-exports names lazily; shapes is data that architectures may look up.
+LIGHT_LOOKUPS = {("architectures", "shapes"), ("report", "shapes")}
+ONLY_IN = {"triton": ("kernels",), "click": ("cli", "shapes"), "rich": ("cli",)}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = [
+        (path.relative_to(ROOT / "vqcompress").parts[0].removesuffix(".py"), path)
+        for path in sorted((ROOT / "vqcompress").rglob("*.py"))
+    ]
+    found += [("cli", path) for path in sorted((ROOT / "cli").glob("*.py"))]
+    return [(room, path) for room, path in found if path != ROOT / "vqcompress" / "__init__.py"]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "vqcompress")
+    return names
+
+
+def rooms_entered(path: Path) -> set[str]:
+    parts = (name.split(".") for name in imports(path))
+    return {p[1] for p in parts if p[0] == "vqcompress" and len(p) > 1}
+
+
+@pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: v if isinstance(v, str) else v.stem)
+def test_imports_go_strictly_down(room: str, path: Path) -> None:
+    for other in rooms_entered(path) & FLOOR_OF.keys():
+        allowed = other == room or FLOOR_OF[other] < FLOOR_OF[room] or (room, other) in DOORS | LIGHT_LOOKUPS
+        assert allowed, f"{path.relative_to(ROOT)} (floor {FLOOR_OF[room]}) imports {other} (floor {FLOOR_OF[other]})"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room for room, _ in modules()} <= FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize(("package", "homes"), ONLY_IN.items())
+def test_packages_stay_in_their_rooms(package: str, homes: tuple[str, ...]) -> None:
+    strays = [
+        path for room, path in modules() if room not in homes and any(n.split(".")[0] == package for n in imports(path))
+    ]
+    assert not strays, f"{package} belongs in {homes}"
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc", "core", "engine"}
+    tracked = [p for top in ("vqcompress", "cli", "shapes") for p in (ROOT / top).rglob("*")]
+    assert not [p for p in tracked if p.stem in drawers]
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    return result.stdout.strip()
+
+
+def test_import_is_light() -> None:
+    heavy = run_python(
+        "import sys, time; start = time.perf_counter(); import vqcompress; took = time.perf_counter() - start\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numba', 'sklearn'} & set(sys.modules)), took < 0.5)"
+    )
+    assert heavy == "[] True"
+
+
+def test_facade_names_resolve() -> None:
+    assert (
+        run_python("import vqcompress; print(all(callable(getattr(vqcompress, n)) for n in vqcompress.__all__))")
+        == "True"
+    )
+
+
+def test_loading_never_imports_a_quantizer() -> None:
+    loaded = run_python(
+        "import sys, vqcompress; vqcompress.load; import vqcompress.layers, vqcompress.checkpoint, diffusers\n"
+        "print([m for m in sys.modules if m.startswith('vqcompress.quantizers')])"
+    )
+    assert loaded == "[]"

@@ -1,0 +1,52 @@
+"""What a user installs: contents of an actually built wheel, and the console script in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+@pytest.mark.slow
+def test_top_level_folders_install_under_the_package(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"vqcompress"}
+    for expected in (
+        "cli/main.py",
+        "calib_prompts/general.txt",
+        "shapes/scenes.py",
+        "shapes/pipeline/model_index.json",
+    ):
+        assert f"vqcompress/{expected}" in names
+    assert any(name.endswith("unet/diffusion_pytorch_model.safetensors") for name in names)
+
+
+@pytest.mark.slow
+def test_every_source_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vqcompress").rglob("*.py")}
+    assert sources <= set(wheel.namelist())
+
+
+@pytest.mark.slow
+def test_console_script(wheel: zipfile.ZipFile) -> None:
+    entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "vqcompress = vqcompress.cli.main:main" in wheel.read(entry).decode()
+
+
+def test_resources_are_found_through_importlib() -> None:
+    assert files("vqcompress.calib_prompts").joinpath("general.txt").is_file()
+    assert files("vqcompress.shapes").joinpath("pipeline", "model_index.json").is_file()
