@@ -1,0 +1,123 @@
+"""Affine grids for scalar codes: one scale and one integer zero per group of inputs and output row, by clip search.
+
+Clipping the outermost weights buys a finer step for the rest; the best clip is found by trying a range of
+shrunken min-max grids and keeping, for every group, the one with the least squared error (as GPTQ's reference code
+does with ``mse=True``), then fitting the scale in closed form to the codes that came out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqcompress.bitpack import pack
+from vqcompress.errors import RecipeError
+from vqcompress.formats import ScalarSpec
+
+SCALAR_BITS = (2, 3, 4, 5, 6)
+SHRINKS = torch.linspace(1.0, 0.4, 51).tolist()  # below 0.4 nothing ever won, not even at 2 bits on heavy tails
+LARGEST_SCALE = 65504.0  # of float16, the type that scales are stored in
+
+
+@dataclass(frozen=True)
+class ScalarGrid:
+    """``scale [groups, rows]`` (float16) and ``zero [groups, rows]`` (int32, ``0 .. 2**bits - 1``) of a weight."""
+
+    spec: ScalarSpec
+    scale: Tensor
+    zero: Tensor
+
+    def encode(self, column: int, target: Tensor) -> Tensor:
+        """Codes ``[rows]`` (int32) nearest to ``target [rows]`` in the grids of ``column``."""
+        group = column // self.spec.group_size
+        return _nearest(target, self.scale[group].float(), self.zero[group].float(), self.spec.bits).int()
+
+    def decode(self, column: int, codes: Tensor) -> Tensor:
+        """Values ``[rows]`` (float32) of ``codes [rows]``, exactly as `ScalarSpec.decode_transposed` computes them."""
+        group = column // self.spec.group_size
+        return (codes - self.zero[group]).float() * self.scale[group].float()
+
+    def tensors(self, codes: Tensor) -> dict[str, Tensor]:
+        """The stored tensors for ``codes [columns, rows]``."""
+        return {
+            "weight": pack(codes, self.spec.bits).reshape(1, -1),
+            "group_scale": self.scale,
+            "group_zero": pack(self.zero, self.spec.bits),
+        }
+
+
+def scalar_spec(bits: float, group_size: int) -> ScalarSpec:
+    """The spec for ``bits`` a code. Raises `RecipeError` unless ``bits`` is an integer from 2 to 6."""
+    if bits not in SCALAR_BITS:
+        raise RecipeError(
+            f"a scalar grid has {SCALAR_BITS[0]} to {SCALAR_BITS[-1]} whole bits a code, got bits={bits:g}; "
+            "methods 'trellis' and 'additive' take fractions"
+        )
+    return ScalarSpec(int(bits), group_size)
+
+
+def check_group_size(group_size: int) -> None:
+    """Raises `RecipeError` unless ``group_size`` is a positive integer."""
+    if not isinstance(group_size, int) or group_size < 1:
+        raise RecipeError(f"group_size is a number of inputs, 1 or more, got {group_size!r}; 64 and 128 are usual")
+
+
+def search_grid(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> ScalarGrid:
+    """The grid of least squared error for ``weight [columns, rows]`` with columns weighted by ``importance [columns]``.
+
+    Raises `RecipeError` when a scale leaves the range of float16.
+    """
+    grouped, mass = _grouped(weight, spec), _grouped(importance[:, None].to(weight), spec)
+    low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
+    best = torch.full_like(low, torch.inf)
+    scale, zero = torch.zeros_like(low), torch.zeros_like(low)
+    for shrink in SHRINKS:
+        candidate = _shrunken(low * shrink, high * shrink, spec.bits)
+        error = _squared_error(grouped, *candidate, mass, spec.bits)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale, zero = torch.where(better, candidate[0], scale), torch.where(better, candidate[1], zero)
+    fitted = _fit_scale(grouped, scale, zero, mass, spec.bits)
+    better = _squared_error(grouped, fitted, zero, mass, spec.bits) < best
+    return ScalarGrid(spec, torch.where(better, fitted, scale).half(), zero.int())
+
+
+def _grouped(weight: Tensor, spec: ScalarSpec) -> Tensor:
+    """``[columns, n]`` -> ``[groups, group_size, n]``; a short last group is filled with zeros, which grids hit."""
+    missing = -len(weight) % spec.group_size
+    return F.pad(weight.float(), (0, 0, 0, missing)).unflatten(0, (-1, spec.group_size))
+
+
+def _shrunken(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale (rounded to float16) and zero of the grid from ``low`` to ``high``."""
+    scale = (high - low) / ((1 << bits) - 1)
+    if (scale > LARGEST_SCALE).any():
+        raise RecipeError(
+            f"weights reach {float(torch.maximum(high, -low).max()):.3g}, whose grid step leaves the range of float16; "
+            "keep this layer dense or rescale it"
+        )
+    zero = torch.where(scale > 0, -low / scale, 0).round().clamp(0, (1 << bits) - 1)
+    return scale.half().float(), zero
+
+
+def _nearest(target: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """Codes nearest to ``target``, as floats; a scale of zero decodes to zero whatever the code."""
+    steps = torch.where(scale > 0, target / scale, 0)
+    return (steps.round() + zero).clamp(0, (1 << bits) - 1)
+
+
+def _squared_error(grouped: Tensor, scale: Tensor, zero: Tensor, mass: Tensor, bits: int) -> Tensor:
+    """Weighted squared error per group and row, ``[groups, rows]``."""
+    codes = _nearest(grouped, scale[:, None], zero[:, None], bits)
+    return (((codes - zero[:, None]) * scale[:, None] - grouped).square() * mass).sum(1)
+
+
+def _fit_scale(grouped: Tensor, scale: Tensor, zero: Tensor, mass: Tensor, bits: int) -> Tensor:
+    """Least-squares scale for the codes that ``scale`` gives, rounded to float16."""
+    steps = _nearest(grouped, scale[:, None], zero[:, None], bits) - zero[:, None]
+    power = (steps.square() * mass).sum(1)
+    fitted = torch.where(power > 0, (steps * grouped * mass).sum(1) / power, scale)
+    return fitted.clamp(0, LARGEST_SCALE).half().float()
