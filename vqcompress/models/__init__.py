@@ -1,0 +1,1 @@
+"""Networks that diffusers lacks, one file a family, and the one door to official weights."""
