@@ -1,0 +1,113 @@
+"""`vqcompress quantize MODEL -o DIR`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vqcompress.cli.progress import StageProgress
+from vqcompress.errors import RecipeError
+from vqcompress.recipe import Recipe
+
+METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--bits", type=float, help="Bits a weight, everything stored counted (scalar methods: code width) [default: 3].")
+@click.option("--method", type=click.Choice(METHODS), help="Quantizer [default: trellis].")
+@click.option("--components", help="Parts to compress, comma-separated, e.g. unet,text_encoder [default: the denoiser].")
+@click.option("--prompts", help="Calibration prompts: a set's name, or a .txt, .tsv or .jsonl file, or hf:owner/dataset.")
+@click.option("--count", type=int, help="How many prompts to calibrate on, chosen for diversity [default: 64].")
+@click.option("--steps", type=int, help="Denoising steps of the calibration runs [default: the model's own].")
+@click.option("--guidance", type=float, help="Guidance scale of the calibration runs [default: the model's own].")
+@click.option("--memory-budget", type=float, help="GB for second moments in one recording pass [default: 4].")
+@click.option("--seed", type=int, help="Seed of everything random [default: 0].")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. state_bits=14.")
+@click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="YAML recipe; options here override it.")
+@click.option("--report", is_flag=True, help="Also compare with the original and write OUTPUT-report.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, what it needs and what comes out; write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
+def quantize(model: str, output: Path, as_json: bool, overwrite: bool, dry_run: bool, report: bool, **options: Any) -> None:
+    """Compress MODEL into a folder that plain diffusers loads after `import vqcompress`.
+
+    MODEL is an alias (shapes, sdxl, sdxl-turbo, sd15, sd21, pixart-alpha, …), a Hub id, a diffusers folder or a single
+    .safetensors file. A run that was stopped goes on where it was when the same command is given again.
+
+    \b
+    vqcompress quantize shapes -o out/shapes-vq3
+    vqcompress quantize sdxl -o out/sdxl-vq3 --bits 3 --prompts general --count 256
+    vqcompress quantize my_model.safetensors -o out/mine --method additive
+    """
+    recipe = _recipe(model, options)
+    if dry_run:
+        _dry_run(model, recipe, as_json)
+        return
+    from vqcompress.checkpoint import inspect
+    from vqcompress.compression import quantize as compress
+
+    with StageProgress(quiet=as_json) as progress:
+        folder = compress(model, output, recipe=recipe, overwrite=overwrite, progress=progress)
+    found = inspect(folder)
+    if as_json:
+        click.echo(json.dumps({"output": str(folder), "bits_per_weight": found["bits_per_weight"], "bytes": found["bytes"]}))
+    else:
+        click.echo(f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {found['bytes'] / 1e6:.2f} MB on disk")
+    if report:
+        from vqcompress.cli.report import write_comparison
+
+        write_comparison(model, [folder], folder.with_name(folder.name + "-report"), quiet=as_json)
+
+
+def _recipe(model: str, options: dict[str, Any]) -> Recipe:
+    """Command line over recipe file over defaults."""
+    calibration = {
+        "prompts": options["prompts"],
+        "count": options["count"],
+        "steps": options["steps"],
+        "guidance": options["guidance"],
+        "memory_budget_gb": options["memory_budget"],
+    }
+    base = Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
+    changes: dict[str, Any] = {key: options[key] for key in ("bits", "method", "seed") if options[key] is not None}
+    if options["components"]:
+        changes["components"] = [part.strip() for part in options["components"].split(",")]
+    if options["settings"]:
+        changes["settings"] = {**base.get("settings", {}), **dict(_setting(item) for item in options["settings"])}
+    given = {key: value for key, value in calibration.items() if value is not None}
+    changes["calibration"] = {**base.get("calibration", {}), **given}
+    return Recipe.parse({**base, **changes})
+
+
+def _setting(item: str) -> tuple[str, Any]:
+    key, sign, value = item.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"--set takes KEY=VALUE, got {item!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _dry_run(model: str, recipe: Recipe, as_json: bool) -> None:
+    from vqcompress.compression import estimate
+
+    expected = estimate(model, recipe)
+    if as_json:
+        click.echo(json.dumps(expected, indent=2))
+        return
+    for line in (
+        f"{expected['model']}: {expected['quantized_layers']} layers to quantize, {expected['kept_layers']} stay dense",
+        f"  weights            {expected['quantized_weights'] / 1e6:.1f} M of {expected['weights'] / 1e6:.1f} M",
+        f"  size               {expected['bytes_before'] / 1e6:.1f} MB (fp16) -> {expected['bytes_after'] / 1e6:.1f} MB",
+        f"  calibration        {expected['prompts']} prompts, {expected['passes']} passes over the sampler",
+        f"  second moments     {expected['moment_bytes'] / 1e9:.2f} GB on disk while running",
+        f"  peak memory        about {expected['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"  encoding           about {expected['encode_seconds'] / 60:.1f} minutes on one core of this machine",
+    ):
+        click.echo(line)

@@ -1,0 +1,67 @@
+"""`vqcompress report ORIGINAL DIR…`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from vqcompress.cli.progress import StageProgress
+
+
+@click.command()
+@click.argument("original")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="out/report", show_default=True, help="Folder to write.")
+@click.option("--prompts", help="Evaluation prompts: a set's name or a file [default: the model's held-out set].")
+@click.option("--count", default=48, show_default=True, type=click.IntRange(1), help="Images per variant.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's own].")
+@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's own].")
+@click.option("--seed", default=1000, show_default=True, help="Seed of the first image.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, and no progress.")
+def report(
+    original: str,
+    folders: tuple[Path, ...],
+    output: Path,
+    prompts: str | None,
+    count: int,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compare compressed FOLDERS with the ORIGINAL they were made from: error, fidelity, bytes, pictures.
+
+    Writes report.html (one self-contained file), report.json, report.md and grid.png to OUTPUT.
+
+    \b
+    vqcompress report shapes out/shapes-vq3 out/shapes-gptq4
+    """
+    write_comparison(original, list(folders), output, prompts, count, steps, guidance, seed, as_json)
+
+
+def write_comparison(
+    original: str,
+    folders: list[Path],
+    output: Path,
+    prompts: str | None = None,
+    count: int = 48,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 1000,
+    quiet: bool = False,
+) -> None:
+    """Run the comparison and say where its pages are."""
+    from vqcompress.report import compare_folders, write_report
+
+    with StageProgress(quiet=quiet) as progress:
+        comparison = compare_folders(
+            original, folders, prompts=prompts, count=count, steps=steps, guidance=guidance, seed=seed, progress=progress
+        )
+    write_report(comparison, output)
+    if quiet:
+        click.echo(json.dumps(comparison.to_json()))
+    else:
+        click.echo((output / "report.md").read_text())
+        click.echo(f"{output / 'report.html'}")
