@@ -1,0 +1,104 @@
+"""Quantizers: ``(weight, second moment, settings) -> QuantizedWeight``. Pure maths: no modules, no diffusers, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqcompress.errors import CalibrationError, RecipeError
+from vqcompress.formats import FormatSpec
+from vqcompress.matrix_view import to_matrix
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
+
+MIN_BITS, MAX_BITS = 1.0, 8.0
+
+Quantizer = Callable[[Tensor, Tensor | None, Any, float, int], tuple[FormatSpec, dict[str, Tensor]]]
+"""``(weight [rows, columns] float32, second moment [columns, columns] | None, settings, bits, seed) -> (spec, tensors)``."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to quantize: the function, the settings it takes, and whether ``bits`` counts all that is stored.
+
+    ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top.
+    """
+
+    quantize: Quantizer
+    settings: type
+    whole_bits: bool
+
+
+METHODS: dict[str, Method] = {
+    "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False),
+}
+
+
+def quantize_weight(
+    weight: Tensor,
+    second_moment: Tensor | None = None,
+    *,
+    method: str = "trellis",
+    bits: float = 3.0,
+    seed: int = 0,
+    settings: object | None = None,
+) -> QuantizedWeight:
+    """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype.
+
+    ``second_moment`` is ``E[x xᵀ]`` of the layer's input, ``[columns, columns]`` in the column order of
+    `vqcompress.matrix_view`, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
+    settings dataclass, its defaults if ``None``. The same arguments give the same bytes on one machine. Raises `RecipeError`
+    and `CalibrationError`.
+    """
+    chosen = _method(method, bits)
+    settings = chosen.settings() if settings is None else settings
+    if not isinstance(settings, chosen.settings):
+        raise RecipeError(f"method {method!r} takes {chosen.settings.__name__}, not {type(settings).__name__}")
+    matrix = _checked_matrix(weight)
+    if second_moment is not None:
+        second_moment = _checked_moment(second_moment, matrix.shape[1])
+    spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed)
+    return QuantizedWeight(spec, tuple(weight.shape), tensors)
+
+
+def _method(name: str, bits: float) -> Method:
+    if name not in METHODS:
+        raise RecipeError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
+    if not MIN_BITS <= bits <= MAX_BITS:  # NaN fails this too
+        raise RecipeError(f"bits={bits} is out of range; give a number from {MIN_BITS:g} to {MAX_BITS:g}")
+    if METHODS[name].whole_bits and bits != int(bits):
+        raise RecipeError(f"method {name!r} takes a whole number of bits, not {bits}; 'trellis' takes any")
+    return METHODS[name]
+
+
+def _checked_matrix(weight: Tensor) -> Tensor:
+    matrix = to_matrix(weight).detach().float()
+    if matrix.numel() == 0:
+        raise RecipeError(f"a weight of shape {tuple(weight.shape)} is empty: nothing to quantize, keep it dense")
+    if not torch.isfinite(matrix).all():
+        raise RecipeError(
+            f"a weight of shape {tuple(weight.shape)} holds {int((~torch.isfinite(matrix)).sum())} NaN or infinite values; "
+            "the checkpoint is damaged or overflowed in float16: load it in float32 or fetch it again"
+        )
+    return matrix
+
+
+def _checked_moment(second_moment: Tensor, columns: int) -> Tensor:
+    if second_moment.shape != (columns, columns):
+        raise CalibrationError(
+            f"a second moment of shape {tuple(second_moment.shape)} does not fit a weight of {columns} columns; it must be "
+            f"[{columns}, {columns}], in the column order of vqcompress.matrix_view"
+        )
+    if not torch.isfinite(second_moment).all():
+        raise CalibrationError(
+            "a second moment holds NaN or infinite values; the activations it was recorded from overflowed: record again "
+            "in float32 or bfloat16"
+        )
+    return second_moment.detach()
+
+
+__all__ = ["METHODS", "Method", "TrellisSettings", "quantize_weight"]

@@ -1,0 +1,157 @@
+"""The trellis quantizer: one circular trellis code per input column, error feedback between columns.
+
+Tseng et al. 2024 (QTIP, arXiv 2406.11235) code short runs of a row at one rate after rotating both sides of the weight. Here
+a whole column is one tail-biting sequence, so that feedback between inputs (Frantar et al. 2023, arXiv 2210.17323) is exact
+and no start state is stored; columns get rates by reverse water-filling; heavy tails are met by the value table instead
+of a rotation. Objective: ``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` for ``W [rows, columns]``, ``H [columns, columns]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vqcompress.bitpack import pack, packed_bytes
+from vqcompress.errors import RecipeError
+from vqcompress.formats.rates import join_blocks, pack_rates
+from vqcompress.formats.trellis import TrellisSpec
+from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate, value_table
+from vqcompress.kernels.cpu_viterbi import CpuViterbi
+from vqcompress.quantizers.column_rates import RatePlan, plan_rates
+from vqcompress.quantizers.error_feedback import prepare_feedback, refine, sweep
+from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
+
+PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
+
+
+@dataclass(frozen=True)
+class TrellisSettings:
+    """How hard to search, and what to leave to the data.
+
+    ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``polish``: passes of coordinate descent after
+    the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale per row, or one for all; ``"auto"``
+    decides both by a trial on a few columns. ``damping``: share of its mean diagonal added to the second moment.
+    """
+
+    state_bits: int = 12
+    polish: int = 1
+    tail: float | Literal["auto"] = "auto"
+    row_scales: bool | Literal["auto"] = "auto"
+    damping: float = 1e-3
+
+
+def quantize_trellis(
+    weight: Tensor, second_moment: Tensor | None, settings: TrellisSettings, bits: float, seed: int
+) -> tuple[TrellisSpec, dict[str, Tensor]]:
+    """Encode ``weight [rows, columns]`` (float32, finite) so that all that is stored takes at most ``bits`` bits a weight.
+
+    ``second_moment [columns, columns]``, or ``None`` for the identity. ``seed`` picks the trial's columns and the row where
+    the circular streams are cut. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state_bits = usable_state_bits(len(weight), settings.state_bits)
+    source = choose_source(weight, settings.tail, settings.row_scales, state_bits, round(bits), generator)
+    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping)
+    sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
+    plan = _plan(weight, sensitivity, state_bits, source, bits)
+    columns = _TrellisColumns(
+        weight, state_bits, source, plan, int(torch.randint(len(weight), (), generator=generator))
+    )
+    columns.sweep(feedback)
+    if second_moment is not None:
+        for _ in range(settings.polish):
+            columns.refit_scale(second_moment)
+            columns.polish(second_moment)
+    columns.refit_scale(second_moment)
+    return columns.packed()
+
+
+def usable_state_bits(rows: int, wanted: int) -> int:
+    """The largest state that a circular column of one bit a weight can hold (the smallest there is, if none)."""
+    if wanted not in STATE_BITS:
+        raise RecipeError(f"state_bits={wanted} is not one of {STATE_BITS}; 12 is the usual choice")
+    return max([bits for bits in STATE_BITS if bits <= min(rows, wanted)], default=STATE_BITS[0])
+
+
+def _plan(weight: Tensor, sensitivity: Tensor, state_bits: int, source: SourceModel, bits: float) -> RatePlan:
+    rows, columns = weight.shape
+    lowest = -(-state_bits // rows)
+    usable = range(0 if lowest == 1 else lowest, max_rate(state_bits) + 1)
+    distortion = {rate: gaussian_error(state_bits, rate) for rate in usable}
+    budget = int(bits * rows * columns / 8) - 2 * (rows if source.row_scales else 1)
+    plan = plan_rates(sensitivity, distortion, lambda rate: packed_bytes(rows, rate), budget) if distortion else None
+    if plan is None:
+        raise RecipeError(
+            f"a weight of {rows} x {columns} is too small for a trellis code within {bits} bits a weight; keep it dense, or "
+            "use method='rtn'"
+        )
+    return plan
+
+
+class _TrellisColumns:
+    """A weight being encoded: its columns' symbols and unscaled values, under one scale."""
+
+    def __init__(self, weight: Tensor, state_bits: int, source: SourceModel, plan: RatePlan, phase: int) -> None:
+        self.target = weight.t().contiguous()
+        self.state_bits, self.source, self.plan = state_bits, source, plan
+        self.rates = plan.rates.tolist()
+        self.scale = row_scale(weight, source.row_scales)
+        self.symbols = torch.zeros(self.target.shape, dtype=torch.uint8)
+        self.values = torch.zeros(self.target.shape)
+        tables = {rate: value_table(state_bits, rate, source.tail) for rate in set(self.rates) if rate}
+        self.search = CpuViterbi(len(weight), state_bits, tables, phase)
+
+    def sweep(self, feedback) -> None:
+        if feedback is None:
+            for column, target in enumerate(self.target):
+                self._encode(column, target)
+        else:
+            sweep(self.target, feedback, self._encode)
+
+    def polish(self, second_moment: Tensor) -> None:
+        """One pass of coordinate descent; columns that do not improve get their codes back."""
+        symbols, values = self.symbols.clone(), self.values.clone()
+        _, accepted = refine(self.target, self.values * self.scale, second_moment, self._encode)
+        self.symbols[~accepted], self.values[~accepted] = symbols[~accepted], values[~accepted]
+
+    def refit_scale(self, second_moment: Tensor | None) -> None:
+        """The best scales for the codes at hand: each row's is the least-squares gain under H, rounded as stored."""
+        filtered = self.values if second_moment is None else second_moment.float() @ self.values
+        along, power = (self.target * filtered).sum(0), (self.values * filtered).sum(0)
+        if not self.source.row_scales:
+            along, power = along.sum(), power.sum()
+        refitted = torch.where(power > 0, along / power, self.scale)
+        self.scale = refitted.half().float().expand(self.target.shape[1]).contiguous()
+
+    def packed(self) -> tuple[TrellisSpec, dict[str, Tensor]]:
+        """Spec and stored tensors."""
+        codes = join_blocks({rate: self._packed_block(rate) for rate in set(self.rates)})
+        scale = self.scale if self.source.row_scales else self.scale[:1]
+        tensors = {"weight": codes, "scale": scale.half()}
+        if self.plan.rate_bits:
+            tensors["rates"] = pack_rates(self.plan.rates, self.plan.min_rate, self.plan.rate_bits)
+        spec = TrellisSpec(
+            state_bits=self.state_bits,
+            min_rate=self.plan.min_rate,
+            rate_bits=self.plan.rate_bits,
+            tail=self.source.tail,
+            row_scales=self.source.row_scales,
+            code_bytes=codes.numel(),
+        )
+        return spec, tensors
+
+    def _encode(self, column: int, target: Tensor) -> Tensor:
+        rate = self.rates[column]
+        if rate:
+            self.symbols[column], self.values[column] = self.search(target, self.scale, rate)
+        return self.values[column] * self.scale
+
+    def _packed_block(self, rate: int) -> Tensor:
+        symbols = self.symbols[self.plan.rates == rate]
+        if rate == 0:
+            return torch.zeros(len(symbols), 0, dtype=torch.int8)
+        at_once = max(1, PACK_WEIGHTS // symbols.shape[1])
+        return torch.cat([pack(part, rate) for part in symbols.split(at_once)])
