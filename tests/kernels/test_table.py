@@ -1,0 +1,64 @@
+"""Every kernel of the table equals the reference bit for bit, on every geometry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqcompress.kernels import KERNELS, choose_kernel
+
+CASES = {
+    "trellis": [
+        dict(shape=(24, 40)),
+        dict(shape=(7, 5)),
+        dict(shape=(3, 4), state_bits=16, min_rate=1, rate_bits=1),
+        dict(shape=(1, 3), state_bits=12),
+        dict(shape=(33, 20), rate_bits=2, min_rate=1),
+        dict(shape=(33, 20), rate_bits=2, min_rate=0, tail=0.05),
+        dict(shape=(64, 9), rate_bits=0, min_rate=3, row_scales=False),
+        dict(shape=(6, 4, 3, 3), state_bits=8),
+        dict(shape=(64, 64), state_bits=16, rate_bits=2, min_rate=2),
+        dict(shape=(50, 11), state_bits=10, rate_bits=0, min_rate=5),
+    ],
+    "additive": [
+        dict(shape=(24, 40)),
+        dict(shape=(21, 10)),
+        dict(shape=(5, 4), dimension=8),
+        dict(shape=(24, 10), code_bits=6, codebooks=4, rate_bits=2, min_rate=1),
+        dict(shape=(24, 10), code_bits=10, dimension=4),
+        dict(shape=(24, 10), code_bits=5, min_rate=0, row_scales=False),
+        dict(shape=(16, 4, 3, 3), rate_bits=0, shared="book"),
+    ],
+    "scalar": [
+        dict(shape=(24, 40)),
+        dict(shape=(7, 13), bits=3, group_size=4),
+        dict(shape=(9, 4, 3, 3), bits=2, group_size=64),
+        dict(shape=(5, 6), bits=8),
+    ],
+}
+FLAT = [(name, case) for name, cases in CASES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("name", "case"), FLAT, ids=[f"{name}-{i}" for i, (name, _) in enumerate(FLAT)])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_kernel_equals_reference(kernel, name, case, random_weight, check_spec):
+    case = dict(case)
+    weight = random_weight(name, case.pop("shape"), **case)
+    spec = check_spec(weight)
+    tensors = {**weight.tensors, **weight.shared}
+    if not kernel.supports(spec, weight.shape, tensors["weight"]):
+        pytest.skip("not this kernel's case")
+    decoded = kernel.decode_transposed(spec, weight.shape, tensors)
+    expected = KERNELS[-1].decode_transposed(spec, weight.shape, tensors)
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded.view(torch.int32), expected.view(torch.int32))
+
+
+def test_order_ends_with_the_reference():
+    assert KERNELS[-1].name == "reference"
+
+
+def test_cpu_is_served_by_the_compiled_kernel(random_weight):
+    weight = random_weight("trellis", (8, 8))
+    assert choose_kernel(weight.spec, weight.shape, torch.zeros(1, 8)).name == "cpu_numba"
+    assert choose_kernel(weight.spec, weight.shape, torch.zeros(1, 8, device="meta")).name == "reference"

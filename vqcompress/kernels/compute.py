@@ -1,0 +1,67 @@
+"""Decode, multiply and convolve with packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqcompress.formats import FormatSpec
+from vqcompress.kernels import operators, reference
+from vqcompress.kernels.layout import Layout, layout_to_text
+from vqcompress.kernels.table import choose_kernel
+from vqcompress.matrix_view import from_transposed
+
+Shape = tuple[int, ...]
+
+
+def decode(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """The dense weight of ``shape`` (``[out, in]`` or ``[out, in, kh, kw]``) in ``dtype``.
+
+    ``tensors`` are the codes under ``weight`` and their companions, a shared codebook included. Differentiable in the
+    companions when one of them requires a gradient.
+    """
+    kernel = reference if _learns(tensors) else choose_kernel(spec, shape, tensors["weight"])
+    return from_transposed(kernel.decode_transposed(spec, shape, tensors).to(dtype), shape)
+
+
+def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    """``x [..., in]`` times the packed weight ``[out, in]``, plus ``bias [out]``: ``[..., out]`` in ``x``'s dtype.
+
+    Differentiable in ``x`` and ``bias`` without a dense weight kept for the backward pass, and in the companions
+    (through the reference) when one of them requires a gradient.
+    """
+    if _learns(tensors):
+        return F.linear(x, decode(spec, shape, tensors, x.dtype), _as(bias, x))
+    return operators.linear(x, list(tensors.values()), bias, _text(spec, shape, tensors))
+
+
+def conv2d(
+    x: Tensor,
+    spec: FormatSpec,
+    shape: Shape,
+    tensors: Mapping[str, Tensor],
+    bias: Tensor | None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """``x [batch, in, height, width]`` convolved with the packed weight ``[out, in, kh, kw]``; else as `linear`."""
+    if _learns(tensors):
+        return F.conv2d(x, decode(spec, shape, tensors, x.dtype), _as(bias, x), stride, padding, dilation)
+    text = _text(spec, shape, tensors)
+    return operators.conv2d(x, list(tensors.values()), bias, text, list(stride), list(padding), list(dilation))
+
+
+def _learns(tensors: Mapping[str, Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())
+
+
+def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
+
+
+def _text(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> str:
+    return layout_to_text(Layout(spec, shape, tuple(tensors)))

@@ -1,0 +1,134 @@
+"""The torch operators ``vqcompress::linear`` and ``vqcompress::conv2d``: opaque to `torch.compile`, with gradients.
+
+The backward pass decodes the weight again, so that no dense copy lives between the passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqcompress.kernels.layout import layout_from_text
+from vqcompress.kernels.table import choose_kernel
+from vqcompress.matrix_view import from_transposed
+
+
+@torch.library.custom_op("vqcompress::linear", mutates_args=())
+def linear(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -> Tensor:
+    """``x [..., in]`` -> ``[..., out]``; ``tensors`` and ``layout`` as in `vqcompress.kernels.layout`."""
+    return F.linear(x, _dense(x, tensors, layout), _as(bias, x))
+
+
+@linear.register_fake
+def _(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], layout_from_text(layout).shape[0])
+
+
+@torch.library.custom_op("vqcompress::conv2d", mutates_args=())
+def conv2d(
+    x: Tensor,
+    tensors: list[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """``x [batch, in, height, width]`` -> ``[batch, out, …]``."""
+    return F.conv2d(x, _dense(x, tensors, layout), _as(bias, x), stride, padding, dilation)
+
+
+@conv2d.register_fake
+def _(
+    x: Tensor,
+    tensors: list[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    return F.conv2d(x, x.new_empty(layout_from_text(layout).shape), None, stride, padding, dilation)
+
+
+def _dense(x: Tensor, tensors: list[Tensor], text: str) -> Tensor:
+    layout = layout_from_text(text)
+    named = dict(zip(layout.names, tensors, strict=True))
+    kernel = choose_kernel(layout.spec, layout.shape, x)
+    return from_transposed(kernel.decode_transposed(layout.spec, layout.shape, named).to(x.dtype), layout.shape)
+
+
+def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
+
+
+def _remember(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, tensors, bias, layout, *geometry = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.layout, ctx.geometry = layout, geometry
+    ctx.x_shape = x.shape
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple:
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = multiply_back(grad, list(ctx.saved_tensors), ctx.layout)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+    return grad_x, [None] * len(ctx.saved_tensors), grad_bias, None
+
+
+def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple:
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = convolve_back(grad, list(ctx.saved_tensors), ctx.layout, list(ctx.x_shape), *ctx.geometry)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
+    return grad_x, [None] * len(ctx.saved_tensors), grad_bias, None, None, None, None
+
+
+linear.register_autograd(_linear_backward, setup_context=_remember)
+conv2d.register_autograd(_conv2d_backward, setup_context=_remember)
+
+
+@torch.library.custom_op("vqcompress::multiply_back", mutates_args=())
+def multiply_back(grad: Tensor, tensors: list[Tensor], layout: str) -> Tensor:
+    """Gradient of `linear` in its input: ``grad [..., out]`` -> ``[..., in]``."""
+    return grad @ _dense(grad, tensors, layout)
+
+
+@multiply_back.register_fake
+def _(grad: Tensor, tensors: list[Tensor], layout: str) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], layout_from_text(layout).shape[1])
+
+
+@torch.library.custom_op("vqcompress::convolve_back", mutates_args=())
+def convolve_back(
+    grad: Tensor,
+    tensors: list[Tensor],
+    layout: str,
+    x_shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """Gradient of `conv2d` in its input, ``[batch, in, height, width]``."""
+    weight = _dense(grad, tensors, layout)
+    return torch.nn.grad.conv2d_input(x_shape, weight, grad, stride, padding, dilation).contiguous()
+
+
+@convolve_back.register_fake
+def _(
+    grad: Tensor,
+    tensors: list[Tensor],
+    layout: str,
+    x_shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    return grad.new_empty(x_shape)
