@@ -14,7 +14,9 @@ from vqcompress.errors import RecipeError
 @click.command()
 @click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True, help="PNG to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True, help="PNG to write."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image; each further one adds 1.")
 @click.option("--images", default=1, show_default=True, type=click.IntRange(1), help="Images per prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's own].")

@@ -21,7 +21,9 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {_megabytes(found['bytes'])} on disk")
+    click.echo(
+        f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {_megabytes(found['bytes'])} on disk"
+    )
     for name, component in found["components"].items():
         click.echo(_component_line(name, component))
         for row in component["layers"] if layers else ():

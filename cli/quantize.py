@@ -18,22 +18,34 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--bits", type=float, help="Bits a weight, everything stored counted (scalar methods: code width) [default: 3].")
+@click.option(
+    "--bits", type=float, help="Bits a weight, everything stored counted (scalar methods: code width) [default: 3]."
+)
 @click.option("--method", type=click.Choice(METHODS), help="Quantizer [default: trellis].")
-@click.option("--components", help="Parts to compress, comma-separated, e.g. unet,text_encoder [default: the denoiser].")
-@click.option("--prompts", help="Calibration prompts: a set's name, or a .txt, .tsv or .jsonl file, or hf:owner/dataset.")
+@click.option(
+    "--components", help="Parts to compress, comma-separated, e.g. unet,text_encoder [default: the denoiser]."
+)
+@click.option(
+    "--prompts", help="Calibration prompts: a set's name, or a .txt, .tsv or .jsonl file, or hf:owner/dataset."
+)
 @click.option("--count", type=int, help="How many prompts to calibrate on, chosen for diversity [default: 64].")
 @click.option("--steps", type=int, help="Denoising steps of the calibration runs [default: the model's own].")
 @click.option("--guidance", type=float, help="Guidance scale of the calibration runs [default: the model's own].")
 @click.option("--memory-budget", type=float, help="GB for second moments in one recording pass [default: 4].")
 @click.option("--seed", type=int, help="Seed of everything random [default: 0].")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. state_bits=14.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. state_bits=14."
+)
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="YAML recipe; options here override it.")
 @click.option("--report", is_flag=True, help="Also compare with the original and write OUTPUT-report.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, what it needs and what comes out; write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, what it needs and what comes out; write nothing."
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
-def quantize(model: str, output: Path, as_json: bool, overwrite: bool, dry_run: bool, report: bool, **options: Any) -> None:
+def quantize(
+    model: str, output: Path, as_json: bool, overwrite: bool, dry_run: bool, report: bool, **options: Any
+) -> None:
     """Compress MODEL into a folder that plain diffusers loads after `import vqcompress`.
 
     MODEL is an alias (shapes, sdxl, sdxl-turbo, sd15, sd21, pixart-alpha, …), a Hub id, a diffusers folder or a single
@@ -55,9 +67,13 @@ def quantize(model: str, output: Path, as_json: bool, overwrite: bool, dry_run: 
         folder = compress(model, output, recipe=recipe, overwrite=overwrite, progress=progress)
     found = inspect(folder)
     if as_json:
-        click.echo(json.dumps({"output": str(folder), "bits_per_weight": found["bits_per_weight"], "bytes": found["bytes"]}))
+        click.echo(
+            json.dumps({"output": str(folder), "bits_per_weight": found["bits_per_weight"], "bytes": found["bytes"]})
+        )
     else:
-        click.echo(f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {found['bytes'] / 1e6:.2f} MB on disk")
+        click.echo(
+            f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {found['bytes'] / 1e6:.2f} MB on disk"
+        )
     if report:
         from vqcompress.cli.report import write_comparison
 

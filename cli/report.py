@@ -13,7 +13,9 @@ from vqcompress.cli.progress import StageProgress
 @click.command()
 @click.argument("original")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="out/report", show_default=True, help="Folder to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="out/report", show_default=True, help="Folder to write."
+)
 @click.option("--prompts", help="Evaluation prompts: a set's name or a file [default: the model's held-out set].")
 @click.option("--count", default=48, show_default=True, type=click.IntRange(1), help="Images per variant.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's own].")
@@ -57,7 +59,14 @@ def write_comparison(
 
     with StageProgress(quiet=quiet) as progress:
         comparison = compare_folders(
-            original, folders, prompts=prompts, count=count, steps=steps, guidance=guidance, seed=seed, progress=progress
+            original,
+            folders,
+            prompts=prompts,
+            count=count,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            progress=progress,
         )
     write_report(comparison, output)
     if quiet:
