@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,20 +17,24 @@ from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
 
-Quantizer = Callable[[Tensor, Tensor | None, Any, float, int], tuple[FormatSpec, dict[str, Tensor]]]
-"""``(weight [rows, columns] float32, second moment [columns, columns] | None, settings, bits, seed) -> (spec, tensors)``."""
-
 
 @dataclass(frozen=True)
 class Method:
     """One way to quantize: the function, the settings it takes, and whether ``bits`` counts all that is stored.
 
-    ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top.
+    ``quantize`` is ``(weight [rows, columns] float32, second moment [columns, columns] | None, settings, bits, seed) ->
+    (spec, tensors)``.
+
+    ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top. ``calibrated`` ones
+    use the second moment. Methods with ``learn_codebooks``, ``(weights, settings, seed) -> float16 [M, 2**b, d]``, may share
+    codebooks between layers; their ``quantize`` takes such codebooks (or ``None``) as a last argument.
     """
 
-    quantize: Quantizer
+    quantize: Callable[..., tuple[FormatSpec, dict[str, Tensor]]]
     settings: type
     whole_bits: bool
+    calibrated: bool = True
+    learn_codebooks: Callable[[Iterable[Tensor], Any, int], Tensor] | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -46,13 +50,15 @@ def quantize_weight(
     bits: float = 3.0,
     seed: int = 0,
     settings: object | None = None,
+    shared_codebooks: Tensor | None = None,
 ) -> QuantizedWeight:
     """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype.
 
     ``second_moment`` is ``E[x xᵀ]`` of the layer's input, ``[columns, columns]`` in the column order of
     `vqcompress.matrix_view`, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
-    settings dataclass, its defaults if ``None``. The same arguments give the same bytes on one machine. Raises `RecipeError`
-    and `CalibrationError`.
+    settings dataclass, its defaults if ``None``; ``shared_codebooks`` are codebooks that the component stores once for all its
+    layers (methods that have codebooks; others refuse). The same arguments give the same bytes on one machine. Raises
+    `RecipeError` and `CalibrationError`.
     """
     chosen = _method(method, bits)
     settings = chosen.settings() if settings is None else settings
@@ -61,8 +67,23 @@ def quantize_weight(
     matrix = _checked_matrix(weight)
     if second_moment is not None:
         second_moment = _checked_moment(second_moment, matrix.shape[1])
-    spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed)
-    return QuantizedWeight(spec, tuple(weight.shape), tensors)
+    if shared_codebooks is None:
+        spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed)
+        return QuantizedWeight(spec, tuple(weight.shape), tensors)
+    if chosen.learn_codebooks is None:
+        raise RecipeError(f"method {method!r} has no codebooks to share; leave shared_codebooks out")
+    spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed, shared_codebooks)
+    return QuantizedWeight(spec, tuple(weight.shape), tensors, {"codebooks": shared_codebooks})
+
+
+def settings_for(method: str, values: Mapping[str, Any]) -> Any:
+    """The settings of ``method`` with ``values`` in place of defaults. Raises `RecipeError` for an unknown name or value."""
+    kind = METHODS[method].settings
+    known = [field.name for field in fields(kind)]
+    for name in values:
+        if name not in known:
+            raise RecipeError(f"unknown setting {name!r} of method {method!r}; it has {', '.join(known)}")
+    return kind(**values)
 
 
 def _method(name: str, bits: float) -> Method:
@@ -101,4 +122,4 @@ def _checked_moment(second_moment: Tensor, columns: int) -> Tensor:
     return second_moment.detach()
 
 
-__all__ = ["METHODS", "Method", "TrellisSettings", "quantize_weight"]
+__all__ = ["METHODS", "Method", "TrellisSettings", "quantize_weight", "settings_for"]

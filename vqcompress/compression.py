@@ -1,0 +1,284 @@
+"""The whole story on one page: a pipeline goes in, a packed folder comes out.
+
+`Recipe` -> architecture -> moments -> bits per layer -> packed weights -> layers swapped in -> folder. Every stage
+keeps its results in a run folder beside the output, so a run that was stopped goes on from there with the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from vqcompress.architectures import Architecture, LayerPlan, architecture_of, open_pipeline
+from vqcompress.calibration.importance import layer_importance
+from vqcompress.calibration.moments import Moments
+from vqcompress.calibration.prompts import PromptSet, choose_diverse, load_prompts
+from vqcompress.calibration.record import record_moments, record_teacher
+from vqcompress.checkpoint import save_pipeline
+from vqcompress.errors import ArchitectureError, CheckpointError
+from vqcompress.formats import spec_from_dict, spec_to_dict
+from vqcompress.layers import swap
+from vqcompress.matrix_view import to_matrix
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.quantizers import METHODS, quantize_weight, settings_for
+from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits
+from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.recipe import Recipe
+from vqcompress.run_store import RunStore
+
+Progress = Callable[[str, int, int, str], None]
+"""``(stage, done, total, detail)``"""
+
+IMPORTANCE_CALLS = 16  # recorded denoiser calls from which layer importance is estimated
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share."""
+
+    recipe: Recipe
+    pipeline: DiffusionPipeline
+    architecture: Architecture
+    store: RunStore
+    prompts: PromptSet
+    progress: Progress
+
+    def component(self, name: str) -> nn.Module:
+        """A part of the pipeline by its name."""
+        return getattr(self.pipeline, name)
+
+    def layers(self, component: str) -> list[str]:
+        """Layers of ``component`` that the recipe quantizes, in execution order."""
+        return [plan.name for plan in self.plans(component) if plan.kept is None]
+
+    def plans(self, component: str) -> list[LayerPlan]:
+        """Every layer of ``component`` with the reason why it stays dense, if it does."""
+        keep = self.recipe.keep
+        return self.architecture.layers(self.pipeline, component, keep=None if keep is None else list(keep.items()))
+
+    def weight(self, component: str, layer: str) -> Tensor:
+        """A layer's dense weight."""
+        return self.component(component).get_submodule(layer).weight.detach()
+
+    def chosen_prompts(self, count: int) -> tuple[str, ...]:
+        """The most diverse ``count`` calibration prompts."""
+        return choose_diverse(self.prompts.prompts, count, self.recipe.seed)
+
+
+def quantize(
+    model: str | DiffusionPipeline,
+    output: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Path:
+    """Compress ``model`` (alias, Hub id, folder, single file, or a loaded pipeline) into the folder ``output``.
+
+    ``changes`` are `Recipe` keys, for example ``bits=3.0, method="trellis", seed=0``, that replace those of ``recipe``.
+    Returns the folder, which ``DiffusionPipeline.from_pretrained`` loads. A pipeline that is passed in ends up compressed
+    itself. Raises a `VQCompressError` for whatever a user can mend, before anything is written at ``output``.
+    """
+    output = Path(output)
+    recipe = effective_recipe(model, recipe, changes)
+    if output.exists() and not overwrite:
+        raise CheckpointError(f"{output} exists; choose another folder or pass --overwrite (overwrite=True)")
+    settings_for(recipe.method, recipe.settings)
+    named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
+    pipeline = open_pipeline(model) if isinstance(model, str) else model
+    architecture = architecture_of(pipeline)
+    prompts = named or load_prompts(architecture.prompt_set)
+    work = output.with_name(output.name + ".partial")
+    with RunStore(work, signature=_signature(recipe, prompts, pipeline, architecture)) as store:
+        run = Run(recipe, pipeline, architecture, store, prompts, progress or _silent)
+        for component in recipe.components or (architecture.denoiser,):
+            _compress_component(run, component)
+        written = save_pipeline(pipeline, output, recipe=recipe.to_dict(), overwrite=overwrite)
+    shutil.rmtree(work)
+    return written
+
+
+def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with ``changes`` applied and the model's name in it."""
+    name = model if isinstance(model, str) else (getattr(model, "name_or_path", "") or type(model).__name__)
+    return Recipe.parse({**(recipe.to_dict() if recipe else {}), "model": name, **changes})
+
+
+def _signature(
+    recipe: Recipe, prompts: PromptSet, pipeline: DiffusionPipeline, architecture: Architecture
+) -> dict[str, Any]:
+    """What a stopped run must agree on with the one that goes on from it."""
+    return {
+        "version": version("vqcompress"),
+        "recipe": recipe.to_dict(),
+        "prompts": prompts.sha256,
+        "base": {name: _fingerprint(getattr(pipeline, name)) for name in architecture.components},
+    }
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and a sample of every tensor's values: another base model changes it."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _compress_component(run: Run, component: str) -> None:
+    layers = run.layers(component)
+    if not layers:
+        raise ArchitectureError(f"{component} has no layer to quantize under this recipe; see its 'keep' patterns")
+    groups = _record(run, component, layers) if METHODS[run.recipe.method].calibrated else {}
+    bits = _allocate(run, component, layers, groups)
+    codebooks = _shared_codebooks(run, component, layers)
+    quantized = {}
+    for index, layer in enumerate(layers):
+        quantized[layer] = _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
+        run.progress(f"encode {component}", index + 1, len(layers), layer)
+    swap(run.component(component), quantized)
+
+
+def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
+    """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
+    stage, calibration = f"{component}.moments", run.recipe.calibration
+    groups = {layer: key for key in run.store.done(f"{stage}.layers") for layer in _group(run, stage, key)}
+    missing = [layer for layer in layers if layer not in groups]
+    if not missing:
+        return groups
+    recorded = record_moments(
+        run.pipeline,
+        run.architecture,
+        component,
+        missing,
+        run.chosen_prompts(calibration.count),
+        seed=run.recipe.seed,
+        steps=calibration.steps,
+        guidance=calibration.guidance,
+        height=calibration.height,
+        width=calibration.width,
+        batch_size=calibration.batch_size,
+        memory_budget=int(calibration.memory_budget_gb * 1e9),
+        max_rows_per_call=calibration.rows_per_call,
+        progress=lambda done, total, what: run.progress(f"calibrate {component}", done, total, what),
+    )
+    for names, moments in recorded:
+        run.store.load_or_make(stage, names[0], moments.state_dict)
+        run.store.load_or_make_json(f"{stage}.layers", names[0], lambda names=names: {"layers": names})
+        groups.update(dict.fromkeys(names, names[0]))
+    return groups
+
+
+def _group(run: Run, stage: str, key: str) -> list[str]:
+    return run.store.load_or_make_json(f"{stage}.layers", key, dict)["layers"]
+
+
+def _moments(run: Run, component: str, key: str | None) -> Tensor | None:
+    """The second moment of a group, or None where no row was seen (or none is needed): white inputs."""
+    if key is None:
+        return None
+    moments = Moments.from_state_dict(run.store.load_or_make(f"{component}.moments", key, dict))
+    return moments.second_moment if moments.rows else None
+
+
+def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
+    """Bits for each layer: the same for all, or a model-wide budget dealt out by what each layer's error costs."""
+    recipe = run.recipe
+    if recipe.budget == "layer" or not METHODS[recipe.method].calibrated or METHODS[recipe.method].whole_bits:
+        return dict.fromkeys(layers, recipe.bits)
+
+    def make() -> dict[str, float]:
+        importance = _importance(run, component, layers)
+        costs = {layer: _cost(run, component, layer, groups.get(layer), importance[layer]) for layer in layers}
+        return allocate_bits(costs, recipe.bits)
+
+    return run.store.load_or_make_json(f"{component}.bits", "all", make)
+
+
+def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]:
+    """How far each layer's error moves the denoiser's output; equal for parts that are not the denoiser."""
+    if component != run.architecture.denoiser:
+        return dict.fromkeys(layers, 1.0)
+    calibration = run.recipe.calibration
+    calls = record_teacher(
+        run.pipeline,
+        run.architecture,
+        run.chosen_prompts(IMPORTANCE_CALLS),
+        seed=run.recipe.seed,
+        steps=calibration.steps,
+        guidance=calibration.guidance,
+        count=IMPORTANCE_CALLS,
+    )
+    return layer_importance(
+        run.component(component),
+        layers,
+        [call.kwargs for call in calls],
+        seed=run.recipe.seed,
+        progress=lambda done, total, what: run.progress(f"importance {component}", done, total, what),
+    )
+
+
+def _cost(run: Run, component: str, layer: str, group: str | None, importance: float) -> LayerCost:
+    weight = to_matrix(run.weight(component, layer))
+    moment = _moments(run, component, group)
+    sensitivity = torch.ones(weight.shape[1]) if moment is None else prepare_feedback(moment).sensitivity
+    return LayerCost(weight.shape[0], sensitivity, float(weight.float().square().mean()), importance)
+
+
+def _shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | None:
+    """Codebooks for the whole component, where the method has codebooks and the recipe shares them."""
+    learn = METHODS[run.recipe.method].learn_codebooks
+    if learn is None or not run.recipe.shared_codebooks:
+        return None
+    settings = settings_for(run.recipe.method, run.recipe.settings)
+
+    def make() -> dict[str, Tensor]:
+        run.progress(f"codebooks {component}", 0, 1, "")
+        weights = (run.weight(component, layer) for layer in layers)
+        learned = learn(weights, settings, run.recipe.seed)
+        run.progress(f"codebooks {component}", 1, 1, "")
+        return {"codebooks": learned}
+
+    return run.store.load_or_make(f"{component}.codebooks", "shared", make)["codebooks"]
+
+
+def _encode(
+    run: Run, component: str, layer: str, bits: float, group: str | None, codebooks: Tensor | None
+) -> QuantizedWeight:
+    """Quantize one layer, or take it from the run folder where an earlier try left it."""
+    stage, weight = f"{component}.layers", run.weight(component, layer)
+    fresh: list[QuantizedWeight] = []
+
+    def make() -> dict[str, Tensor]:
+        fresh.append(
+            quantize_weight(
+                weight,
+                _moments(run, component, group),
+                method=run.recipe.method,
+                bits=bits,
+                seed=run.recipe.seed,
+                settings=settings_for(run.recipe.method, run.recipe.settings),
+                shared_codebooks=codebooks,
+            )
+        )
+        return dict(fresh[0].tensors)
+
+    tensors = run.store.load_or_make(stage, layer, make)
+    spec = run.store.load_or_make_json(f"{stage}.spec", layer, lambda: spec_to_dict(fresh[0].spec))
+    shared = {} if codebooks is None else {"codebooks": codebooks}
+    return QuantizedWeight(spec_from_dict(spec), tuple(weight.shape), tensors, shared)
+
+
+def _silent(stage: str, done: int, total: int, detail: str) -> None:
+    """Progress that nobody watches."""
