@@ -1,0 +1,96 @@
+"""`python -m vqcompress.shapes.evaluate DIR`: does a pipeline draw what captions say? Scored by the judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+
+from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS, pipeline_path
+from vqcompress.shapes.judge import Rate, score
+from vqcompress.shapes.scenes import held_out_captions, monitor_captions
+
+BATCH = 50
+CAPTION_SETS = {"held-out": held_out_captions, "monitor": monitor_captions}
+
+
+def load_pipeline(folder: str | Path):
+    """The pipeline in `folder` with float32 weights and no progress bar, without asking the network."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(
+    pipe,
+    captions: Sequence[str],
+    steps: int = DEFAULT_STEPS,
+    guidance: float = DEFAULT_GUIDANCE,
+    seed: int = 0,
+) -> np.ndarray:
+    """One picture per caption: uint8 [n, 32, 32, 3]; picture i starts from seed + i, whatever the batch."""
+    import torch
+
+    images = []
+    for start in range(0, len(captions), BATCH):
+        texts = list(captions[start : start + BATCH])
+        noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(texts))]
+        out = pipe(texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np").images
+        images.append(np.rint(out * 255).astype(np.uint8))
+    return np.concatenate(images)
+
+
+def as_table(rates: dict[str, Rate]) -> str:
+    """One line an aspect: rate, 95 % interval, counts."""
+    lines = []
+    for name, rate in rates.items():
+        low, high = rate.interval
+        lines.append(f"{name:<11}{rate.rate:.3f}  [{low:.3f}, {high:.3f}]  {rate.passed}/{rate.total}")
+    return "\n".join(lines)
+
+
+def as_record(rates: dict[str, Rate]) -> dict[str, dict]:
+    """Plain data for JSON."""
+    return {k: {"rate": r.rate, "interval": r.interval, "passed": r.passed, "total": r.total} for k, r in rates.items()}
+
+
+def picture_grid(images: np.ndarray, columns: int = 10, zoom: int = 3):
+    """PIL image of `images` uint8 [n, h, w, 3] side by side, enlarged without smoothing."""
+    from PIL import Image
+
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * columns, height + 1, width + 1, 3), 200, np.uint8)
+    sheet[:n, :height, :width] = images
+    sheet = sheet.reshape(rows, columns, height + 1, width + 1, 3).transpose(0, 2, 1, 3, 4)
+    sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), 3)
+    return Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False), default=str(pipeline_path()))
+@click.option("--captions", "count", default=200, show_default=True)
+@click.option("--caption-set", type=click.Choice(list(CAPTION_SETS)), default="held-out", show_default=True)
+@click.option("--steps", default=DEFAULT_STEPS, show_default=True)
+@click.option("--guidance", default=DEFAULT_GUIDANCE, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--grid", type=click.Path(path_type=Path), help="Write the pictures as one PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def main(folder, count, caption_set, steps, guidance, seed, grid, as_json):
+    """Score the pipeline in FOLDER on captions that it was never trained on."""
+    texts = CAPTION_SETS[caption_set](count)
+    images = generate(load_pipeline(folder), texts, steps, guidance, seed)
+    rates = score(images, texts)
+    if grid:
+        picture_grid(images).save(grid)
+    click.echo(json.dumps(as_record(rates), indent=2) if as_json else as_table(rates))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The pipeline's networks, untrained, in SDXL's form and from one seed."""
+
+from __future__ import annotations
+
+WIDTHS = (64, 128, 192)
+LATENT_CHANNELS = 8
+TEXT_WIDTH = 128
+POOLED_WIDTH = 128
+TIME_IDS = (32.0, 32.0, 0.0, 0.0, 32.0, 32.0)  # original size, crop corner, target size: one resolution only
+
+
+def build_unet():
+    """`UNet2DConditionModel` on [batch, 8, 8, 8] latents."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        transformer_layers_per_block=[1, 1, 2],
+        attention_head_dim=[2, 4, 6],  # diffusers reads this as the number of heads: 32 wide each
+        cross_attention_dim=2 * TEXT_WIDTH,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=POOLED_WIDTH + 6 * 32,
+        norm_num_groups=16,
+    )
+
+
+def build_text_encoders(tokenizer):
+    """The two CLIP text encoders: hidden states 128 wide each, the second with a 128-wide projection."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    return CLIPTextModel(_text_config(tokenizer)), CLIPTextModelWithProjection(_text_config(tokenizer))
+
+
+def build_scheduler():
+    """Euler sampling of a v-predicting model."""
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.02,  # larger than SDXL's .012, which leaves a flat background visible through the noise
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+
+
+def _text_config(tokenizer):
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=POOLED_WIDTH,
+        num_hidden_layers=3,  # SDXL reads the last but one
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

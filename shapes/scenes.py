@@ -1,0 +1,191 @@
+"""The world: what a scene holds, how scenes are drawn by lot, and what their captions say."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring", "bar")
+COLORS = {
+    "red": (214, 32, 38),
+    "orange": (250, 140, 16),
+    "yellow": (248, 222, 40),
+    "green": (28, 158, 58),
+    "cyan": (30, 200, 214),
+    "blue": (36, 64, 208),
+    "purple": (124, 36, 160),
+    "pink": (250, 130, 190),
+}
+BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
+RADII = {"small": 5.0, "large": 6.6}
+RELATIONS = ("above", "below", "to the left of", "to the right of")
+COUNT_WORDS = {2: "two", 3: "three"}
+KINDS = {"single": 0.15, "count": 0.20, "relation": 0.45, "pair": 0.20}
+SPLITS = ("held-out", "monitor", "calibration")  # buckets 0, 1, 2 of BUCKETS; every other bucket trains
+BUCKETS = 12
+CANVAS = 32.0
+TRIES = 64  # placements drawn at once; the first good one counts
+GAP = 2.0  # pixels kept free between the boxes of two objects, so that blur cannot join them
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object: names of shape, colour and size, and its centre in pixels."""
+
+    shape: str
+    color: str
+    size: str
+    x: float
+    y: float
+
+    @property
+    def radius(self) -> float:
+        """Half the side of the object's box, in pixels."""
+        return RADII[self.size]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background, one to three objects, and what the caption tells of them."""
+
+    background: str
+    items: tuple[Item, ...]
+    kind: str
+    relation: str | None = None
+    tells_size: bool = False
+
+
+def caption(scene: Scene) -> str:
+    """The sentence that describes `scene`."""
+    return f"{_subject(scene)} on a {scene.background} background"
+
+
+def split_of(text: str) -> str:
+    """Which part of the world a caption belongs to, by a checksum of its text."""
+    bucket = zlib.crc32(text.encode()) % BUCKETS
+    return SPLITS[bucket] if bucket < len(SPLITS) else "train"
+
+
+def sample_scene(rng: np.random.Generator, split: str | None = None) -> Scene:
+    """Draw one scene; with `split`, only scenes whose caption belongs to it."""
+    while True:
+        scene = _draw(rng)
+        if split is None or split_of(caption(scene)) == split:
+            return scene
+
+
+def sample_scenes(count: int, seed: int, split: str | None = None) -> Iterator[Scene]:
+    """`count` scenes from one seed."""
+    rng = np.random.default_rng(seed)
+    return (sample_scene(rng, split) for _ in range(count))
+
+
+def sample_captions(count: int, seed: int, split: str) -> list[str]:
+    """`count` distinct captions of one split, in the order they were drawn."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[caption(sample_scene(rng, split))] = None
+    return list(found)
+
+
+def held_out_captions(count: int = 200, seed: int = 2024) -> list[str]:
+    """Captions for the final evaluation: no training image ever carried one of them."""
+    return sample_captions(count, seed, "held-out")
+
+
+def monitor_captions(count: int = 96, seed: int = 7) -> list[str]:
+    """Captions watched during training; also never trained on."""
+    return sample_captions(count, seed, "monitor")
+
+
+def calibration_captions(count: int = 640, seed: int = 11) -> list[str]:
+    """Captions of `calib_prompts/shapes.txt`; disjoint from both evaluation sets."""
+    return sample_captions(count, seed, "calibration")
+
+
+def with_article(words: str) -> str:
+    """`orange star` -> `an orange star`."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def _subject(scene: Scene) -> str:
+    first = scene.items[0]
+    words = f"{first.color} {first.shape}"
+    if scene.kind == "count":
+        return f"{COUNT_WORDS[len(scene.items)]} {words}{'es' if first.shape == 'cross' else 's'}"
+    if scene.kind == "single":
+        return with_article(f"{first.size} {words}" if scene.tells_size else words)
+    second = scene.items[1]
+    joint = scene.relation or "and"
+    return f"{with_article(words)} {joint} {with_article(f'{second.color} {second.shape}')}"
+
+
+def _draw(rng: np.random.Generator) -> Scene:
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    background = _pick(rng, BACKGROUNDS)
+    if kind == "single":
+        return Scene(background, (_lone_item(rng),), kind, tells_size=bool(rng.random() < 0.6))
+    if kind == "count":
+        return Scene(background, _alike(rng), kind)
+    relation = _pick(rng, RELATIONS) if kind == "relation" else None
+    return Scene(background, _different_pair(rng, relation), kind, relation)
+
+
+def _pick(rng: np.random.Generator, names) -> str:
+    return list(names)[int(rng.integers(len(names)))]
+
+
+def _lone_item(rng: np.random.Generator) -> Item:
+    size = _pick(rng, RADII)
+    ((x, y),) = _place(rng, 1, RADII[size], None)
+    return Item(_pick(rng, SHAPES), _pick(rng, COLORS), size, x, y)
+
+
+def _alike(rng: np.random.Generator) -> tuple[Item, ...]:
+    count = int(rng.integers(2, 4))
+    size = "small" if count == 3 else _pick(rng, RADII)
+    shape, color = _pick(rng, SHAPES), _pick(rng, COLORS)
+    centres = _place(rng, count, RADII[size], None)
+    return tuple(Item(shape, color, size, x, y) for x, y in centres)
+
+
+def _different_pair(rng: np.random.Generator, relation: str | None) -> tuple[Item, ...]:
+    looks = [(_pick(rng, SHAPES), _pick(rng, COLORS)) for _ in range(2)]
+    while looks[0] == looks[1]:
+        looks[1] = (_pick(rng, SHAPES), _pick(rng, COLORS))
+    size = _pick(rng, RADII)
+    centres = _place(rng, 2, RADII[size], relation)
+    return tuple(Item(s, c, size, x, y) for (s, c), (x, y) in zip(looks, centres, strict=True))
+
+
+def _place(rng: np.random.Generator, count: int, radius: float, relation: str | None) -> list[tuple[float, float]]:
+    """Centres such that the boxes lie on the canvas, apart, and as the relation says."""
+    reach = radius + 1.0
+    while True:
+        tries = rng.uniform(reach, CANVAS - reach, (TRIES, count, 2))
+        good = _apart(tries, 2 * radius + GAP)
+        if relation is not None:
+            good &= _relation_holds(tries[:, 1] - tries[:, 0], relation)
+        if good.any():
+            return [(float(x), float(y)) for x, y in tries[good.argmax()]]
+
+
+def _apart(xy: np.ndarray, clearance: float) -> np.ndarray:
+    """Which rows of [tries, count, 2] keep every two boxes apart."""
+    good = np.ones(len(xy), bool)
+    for i in range(xy.shape[1]):
+        for j in range(i):
+            good &= np.abs(xy[:, i] - xy[:, j]).max(1) >= clearance
+    return good
+
+
+def _relation_holds(offset: np.ndarray, relation: str) -> np.ndarray:
+    """A drawn relation is a plain one: the offset [tries, 2] along its axis is at least twice the one across."""
+    dx, dy = offset.T
+    along = {"above": dy, "below": -dy, "to the left of": dx, "to the right of": -dx}[relation]
+    across = dx if relation in ("above", "below") else dy
+    return along >= 2 * np.abs(across)

@@ -1,0 +1,137 @@
+"""`python -m vqcompress.shapes.train --out DIR`: the embedded model, from nothing and one seed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import torch
+
+from vqcompress.shapes.autoencoder import PatchCode, build_autoencoder, fit_patch_code, set_encoder
+from vqcompress.shapes.dataset import build_latent_set, training_captions, training_images
+from vqcompress.shapes.decoder_training import reconstruction_psnr, train_decoder
+from vqcompress.shapes.denoiser_training import Denoiser, DenoiserTraining
+from vqcompress.shapes.folder import save_pipeline
+from vqcompress.shapes.networks import build_scheduler, build_text_encoders, build_unet
+from vqcompress.shapes.schedule import Schedule
+from vqcompress.shapes.tokenizer import build_tokenizer
+
+FIT_IMAGES, DECODER_IMAGES, VOCABULARY_CAPTIONS = 8_000, 60_000, 5_000
+TELL_EVERY = 100
+
+
+class Workshop:
+    """What both stages share, rebuilt from the seed at every start: code, tokenizer, untrained networks."""
+
+    def __init__(self, out: Path, work: Path, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.out, self.work, self.seed = out, work, seed
+        work.mkdir(parents=True, exist_ok=True)
+        self.code: PatchCode = fit_patch_code(training_images(FIT_IMAGES, seed))
+        self.tokenizer = build_tokenizer(training_captions(VOCABULARY_CAPTIONS, seed))
+        self.vae = build_autoencoder().eval()
+        set_encoder(self.vae, self.code)
+        self.model = Denoiser(build_unet(), *build_text_encoders(self.tokenizer))
+
+    def load_decoder(self) -> None:
+        """Take the trained decoder, if there is one yet."""
+        from safetensors.torch import load_file
+
+        path = self.work / "decoder.safetensors"
+        if path.exists():
+            self.vae.decoder.load_state_dict(load_file(path))
+
+    def export(self, model: Denoiser) -> None:
+        """Write the pipeline folder with `model`'s weights."""
+        self.load_decoder()
+        encoders = (model.text_encoder, model.text_encoder_2)
+        save_pipeline(self.out, self.vae, model.unet, encoders, self.tokenizer, build_scheduler())
+
+
+def run_decoder_stage(shop: Workshop, minutes: float) -> None:
+    """Train the decoder and keep it in the work folder."""
+    from safetensors.torch import save_file
+
+    images = training_images(DECODER_IMAGES, shop.seed + 1)
+    schedule = Schedule(peak=1.5e-3, warmup=100, seconds=60 * minutes)
+    train_decoder(shop.vae, images, shop.code, schedule, shop.seed, _teller("decoder", schedule))
+    save_file(shop.vae.decoder.state_dict(), shop.work / "decoder.safetensors")
+    click.echo(f"decoder: {reconstruction_psnr(shop.vae, training_images(500, shop.seed + 9)):.2f} dB on fresh scenes")
+
+
+def run_denoiser_stage(shop: Workshop, schedule: Schedule, scenes: int, snapshot_minutes: float, renew: bool) -> None:
+    """Train UNet and text encoders, checkpoint and export along the way, export the average at the end."""
+    data = build_latent_set(scenes, shop.seed + 2, shop.code, shop.tokenizer)
+    click.echo(f"{len(data.latents)} scenes coded")
+    model = _prepare_for_training(shop.model)
+    training = DenoiserTraining(model, data, build_scheduler().alphas_cumprod, schedule, shop.seed)
+    checkpoint = shop.work / "denoiser.pt"
+    if checkpoint.exists():
+        training.restore(checkpoint, keep_clock=not renew)
+    plain = Denoiser(build_unet(), *build_text_encoders(shop.tokenizer))
+    pause = _Pause(training, checkpoint, lambda: shop.export(training.averaged(plain)), 60 * snapshot_minutes)
+    training.run(_teller("denoiser", schedule), TELL_EVERY, pause)
+    training.save(checkpoint)
+    shop.export(training.averaged(plain))
+
+
+class _Pause:
+    """Checkpoint and snapshot at most once per `interval` seconds."""
+
+    def __init__(self, training: DenoiserTraining, checkpoint: Path, export, interval: float) -> None:
+        self.training, self.checkpoint, self.export, self.interval = training, checkpoint, export, interval
+        self.last = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self.last >= self.interval:
+            self.training.save(self.checkpoint)
+            self.export()
+            self.last = time.monotonic()
+
+
+def _prepare_for_training(model: Denoiser) -> Denoiser:
+    """Plain attention: on a few tokens the fused kernel's backward is many times slower."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    model.unet.set_attn_processor(AttnProcessor())
+    for encoder in (model.text_encoder, model.text_encoder_2):
+        encoder.set_attn_implementation("eager")
+    return model
+
+
+def _teller(stage: str, schedule: Schedule):
+    def tell(step: int, loss: float) -> None:
+        click.echo(f"{stage} step {step} {schedule.spent / 60:.1f} min {schedule.progress:.1%} loss {loss:.5f}")
+
+    return tell
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Pipeline folder to write.")
+@click.option("--work", type=click.Path(path_type=Path), help="Checkpoints [OUT.work]; an unfinished run goes on.")
+@click.option("--stage", type=click.Choice(["all", "decoder", "denoiser", "untrained"]), default="all")
+@click.option("--decoder-minutes", default=10.0, show_default=True)
+@click.option("--minutes", default=95.0, show_default=True, help="Training time of the denoiser.")
+@click.option("--steps", type=int, help="Denoiser steps, in place of --minutes.")
+@click.option("--scenes", default=200_000, show_default=True, help="Training scenes held in memory.")
+@click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate of the denoiser.")
+@click.option("--snapshot-minutes", default=10.0, show_default=True)
+@click.option("--renew", is_flag=True, help="Start a new schedule from the last checkpoint's weights.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(out, work, stage, decoder_minutes, minutes, steps, scenes, rate, snapshot_minutes, renew, threads, seed):
+    """Train the embedded model and write it as a diffusers folder."""
+    torch.set_num_threads(threads)
+    shop = Workshop(out, work or out.with_name(out.name + ".work"), seed)
+    if stage == "untrained":
+        shop.export(shop.model)
+    if stage in ("all", "decoder"):
+        run_decoder_stage(shop, decoder_minutes)
+    if stage in ("all", "denoiser"):
+        schedule = Schedule(peak=rate, steps=steps, seconds=60 * minutes)
+        run_denoiser_stage(shop, schedule, scenes, snapshot_minutes, renew)
+
+
+if __name__ == "__main__":
+    main()
