@@ -1,0 +1,18 @@
+"""What a pipeline is made of: how to open it, which layers to quantize or keep, how to sample it."""
+
+from vqcompress.architectures.aliases import ALIASES
+from vqcompress.architectures.architecture import Architecture, SamplingDefaults
+from vqcompress.architectures.families import FAMILIES, architecture_of
+from vqcompress.architectures.layer_plan import KeepRules, LayerPlan
+from vqcompress.architectures.opening import open_pipeline
+
+__all__ = [
+    "ALIASES",
+    "FAMILIES",
+    "Architecture",
+    "KeepRules",
+    "LayerPlan",
+    "SamplingDefaults",
+    "architecture_of",
+    "open_pipeline",
+]

@@ -1,0 +1,214 @@
+"""What vqcompress needs to know about a family of pipelines: one subclass per family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.architectures.layer_plan import KeepRules, LayerPlan, plan_layers
+from vqcompress.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+OutputType = Literal["latent", "pil", "pt"]
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+TEXT_KEEP: KeepRules = {
+    r"(^|\.)text_projection$": "sees one row per prompt: its input's second moment is rank-limited",
+    r"(^|\.)lm_head$": "not used for conditioning",
+}
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How a pipeline is sampled when nothing else is asked for; ``height`` and ``width`` in pixels."""
+
+    steps: int
+    guidance: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A pipeline's parts by name.
+
+    ``denoiser`` is the component that runs at every timestep, ``components`` all that can be quantized (the denoiser
+    first), ``prompt_set`` the prompt set (see `calibration.prompts.load_prompts`) that suits the model.
+    """
+
+    keep: ClassVar[KeepRules] = {}
+    """Which of the denoiser's layers stay dense, by default."""
+
+    masked_layers: ClassVar[str | None] = None
+    """Regular expression of layers that read text tokens of which `text_mask` tells the padding."""
+
+    name: str
+    denoiser: str
+    components: tuple[str, ...]
+    defaults: SamplingDefaults
+    prompt_set: str = "general"
+
+    @classmethod
+    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+        """Whether ``pipeline`` belongs to this family."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> Architecture:
+        """The family's description of ``pipeline``."""
+        raise NotImplementedError
+
+    def keep_rules(self, component: str) -> KeepRules:
+        """The rules that `layers` uses when none are given."""
+        return self.keep if component == self.denoiser else TEXT_KEEP
+
+    def layers(self, pipeline: DiffusionPipeline, component: str, keep: KeepRules | None = None) -> list[LayerPlan]:
+        """Every matrix of ``component`` in execution order, with the reason where it stays dense.
+
+        ``keep`` replaces `keep_rules`. What cannot be quantized at all (tables, grouped convolutions, tiny or tied
+        weights) stays dense under any rules. Raises `ArchitectureError` for a component the pipeline lacks.
+        """
+        if component not in self.components:
+            raise ArchitectureError(
+                f"this {self.name} pipeline has no component {component!r} to quantize; "
+                f"it has {', '.join(self.components)}"
+            )
+        plans = plan_layers(self.module(pipeline, component), self.keep_rules(component) if keep is None else keep)
+        return self.execution_order(plans) if component == self.denoiser else plans
+
+    def module(self, pipeline: DiffusionPipeline, component: str) -> nn.Module:
+        """The network called ``component``."""
+        return getattr(pipeline, component)
+
+    def execution_order(self, plans: list[LayerPlan]) -> list[LayerPlan]:
+        """The denoiser's plans, first those that run first; families whose registration order differs override this."""
+        return plans
+
+    def sample(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: OutputType = "pil",
+    ) -> Any:
+        """Run the pipeline with its own scheduler and guidance; one image per prompt.
+
+        Image ``i`` starts from its own generator seeded with ``seeds[i]``, so it does not depend on what else is in the
+        batch (but for the rounding of batched sums). Whatever is None comes from `defaults`.
+        Returns latents ``[n, channels, h, w]`` ("latent"), images ``[n, 3, height, width]`` in 0..1 ("pt"), or PIL images.
+        """
+        if len(seeds) != len(prompts):
+            raise ArchitectureError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
+        size = (height or self.defaults.height, width or self.defaults.width)
+        with quiet(pipeline), own_randomness(seeds), evaluating(self.module(pipeline, self.denoiser)):
+            return self.run(
+                pipeline,
+                list(prompts),
+                generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+                steps=self.defaults.steps if steps is None else steps,
+                guidance=self.defaults.guidance if guidance is None else guidance,
+                size=size,
+                output_type=output_type,
+            )
+
+    def run(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: list[str],
+        *,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        output_type: OutputType,
+    ) -> Any:
+        """One call of the pipeline, with every argument given; `sample` is the public door."""
+        return pipeline(
+            prompt=prompts,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=size[0],
+            width=size[1],
+            generator=generators,
+            output_type=output_type,
+        ).images
+
+    def encode(self, pipeline: DiffusionPipeline, prompts: Sequence[str], *, guidance: float) -> None:
+        """Run only the text encoders, as `sample` would, for statistics of their layers."""
+        with torch.no_grad():
+            pipeline.encode_prompt(
+                prompt=list(prompts),
+                device=pipeline._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guidance > 1,
+            )
+
+    def text_mask(self, call: dict[str, Any]) -> Tensor | None:
+        """Which text tokens are real, bool ``[batch, tokens]``, in a denoiser call's keyword arguments; None: all."""
+        return None
+
+
+def present_text_encoders(pipeline: DiffusionPipeline) -> tuple[str, ...]:
+    """Names of the text encoders that ``pipeline`` has."""
+    return tuple(name for name in TEXT_ENCODERS if isinstance(getattr(pipeline, name, None), nn.Module))
+
+
+def image_size(pipeline: DiffusionPipeline, denoiser: nn.Module, *, default: int = 64) -> tuple[int, int]:
+    """(height, width) in pixels that the denoiser was trained for, from its ``sample_size`` in latent units."""
+    sample_size = denoiser.config.get("sample_size") or default
+    sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)[-2:]
+    factor = latent_factor(pipeline)
+    return sides[0] * factor, sides[1] * factor
+
+
+def latent_factor(pipeline: DiffusionPipeline) -> int:
+    """Pixels per latent along one side."""
+    vae = getattr(pipeline, "vae", None)
+    if vae is None:
+        return 1
+    if (factor := getattr(pipeline, "vae_scale_factor", None)) is not None:
+        return factor
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+@contextmanager
+def quiet(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Without the pipeline's own progress bars, which are put back afterwards."""
+    before = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**before)
+
+
+@contextmanager
+def own_randomness(seeds: Sequence[int]) -> Iterator[None]:
+    """Seed torch's global generators for pipelines that ignore theirs, and put the state back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds[0] if seeds else 0)
+        yield
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout, whatever mode ``module`` is in."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

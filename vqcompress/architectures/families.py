@@ -1,0 +1,25 @@
+"""The explicit list of families; the first that supports a pipeline describes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vqcompress.architectures.architecture import Architecture
+from vqcompress.architectures.unet import UNetArchitecture
+from vqcompress.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+FAMILIES: tuple[type[Architecture], ...] = (UNetArchitecture,)
+
+
+def architecture_of(pipeline: DiffusionPipeline) -> Architecture:
+    """The description of ``pipeline``. Raises `ArchitectureError` when no family knows it."""
+    for family in FAMILIES:
+        if family.supports(pipeline):
+            return family.of(pipeline)
+    raise ArchitectureError(
+        f"{type(pipeline).__name__} is no text-to-image or class-conditional pipeline that vqcompress can call: "
+        "it needs a `unet` or a `transformer`"
+    )

@@ -1,0 +1,83 @@
+"""Which matrices of a component are quantized, which stay dense, and why."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from vqcompress.errors import RecipeError
+from vqcompress.matrix_view import is_quantizable
+
+MIN_WEIGHTS = 1024  # below this a scale per row alone is a sizeable part of a bit per weight
+
+KeepRules = Mapping[str, str]
+"""Regular expression searched in a layer's name -> reason why such a layer stays dense; the first match counts."""
+
+Rules = list[tuple[re.Pattern[str], str]]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One weight of two or more dimensions.
+
+    ``name`` is the layer's module name inside its component (for a bare parameter: the parameter's name), ``kept`` the
+    reason why it stays dense or None when it is to be quantized, ``shape`` the dense weight's shape.
+    """
+
+    name: str
+    kept: str | None
+    shape: tuple[int, ...] = ()
+
+
+def plan_layers(component: nn.Module, keep: KeepRules) -> list[LayerPlan]:
+    """A plan for every matrix of ``component``, in the order in which its modules were registered.
+
+    Nothing is left out: embeddings, tables and bare parameters are listed with the reason why they stay dense.
+    Raises `RecipeError` for a pattern that is no regular expression.
+    """
+    rules = [(_compiled(pattern), reason) for pattern, reason in keep.items()]
+    owners = Counter(id(parameter) for _, parameter in component.named_parameters(remove_duplicate=False))
+    return [
+        LayerPlan(name, _reason(name, module, parameter, owners[id(parameter)] > 1, rules), tuple(parameter.shape))
+        for name, module, parameter in _matrices(component)
+    ]
+
+
+def _matrices(component: nn.Module) -> Iterator[tuple[str, nn.Module | None, nn.Parameter]]:
+    """(name, module or None for a bare parameter, parameter) of everything with two or more dimensions."""
+    for module_name, module in component.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim < 2:
+                continue
+            if key == "weight":
+                yield module_name, module, parameter
+            else:
+                yield f"{module_name}.{key}".lstrip("."), None, parameter
+
+
+def _reason(name: str, module: nn.Module | None, weight: nn.Parameter, tied: bool, rules: Rules) -> str | None:
+    if module is None:
+        return "a bare parameter, not the weight of a Linear or Conv2d"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return f"a grouped convolution ({module.groups} groups) has no single matrix"
+    if not is_quantizable(module):
+        return f"{type(module).__name__} is neither a Linear nor a Conv2d"
+    if not weight.is_floating_point():
+        return f"already quantized ({str(weight.dtype).removeprefix('torch.')})"
+    if tied:
+        return "shares its weight with another layer"
+    if (size := math.prod(weight.shape)) < MIN_WEIGHTS:
+        return f"only {size} weights: scales and codebooks would outweigh the codes"
+    return next((reason for pattern, reason in rules if pattern.search(name)), None)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RecipeError(f"keep: {pattern!r} is not a regular expression: {error}") from None

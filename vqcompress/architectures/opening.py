@@ -1,0 +1,71 @@
+"""From what a user calls a model to an opened diffusers pipeline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqcompress.architectures.aliases import ALIASES, EMBEDDED
+from vqcompress.architectures.folder import open_folder
+from vqcompress.architectures.hub import cached_or_downloaded
+from vqcompress.architectures.single_file import open_single_file
+from vqcompress.errors import ArchitectureError
+from vqcompress.shapes import pipeline_path
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """Open ``model`` for compression, its weights cast to ``dtype``.
+
+    ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` checkpoint, or a Hub id; Hub
+    models come from the local cache where they are complete there. Only safetensors are read, never pickles.
+    Raises `ArchitectureError` with what to do when there is no such model or it is no pipeline.
+    """
+    name = str(model)
+    path = Path(model).expanduser()
+    if name == EMBEDDED:
+        return open_folder(_embedded(), dtype)
+    if name in ALIASES:
+        return open_folder(cached_or_downloaded(ALIASES[name]), dtype)
+    if path.is_dir():
+        return open_folder(path, dtype)
+    if path.is_file():
+        return _open_file(path, dtype)
+    if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
+        return open_folder(cached_or_downloaded(name), dtype)
+    raise _unknown(name)
+
+
+def _embedded() -> Path:
+    folder = pipeline_path()
+    if not (folder / "model_index.json").is_file():
+        raise ArchitectureError(
+            f"the embedded model {EMBEDDED!r} is missing from this installation; reinstall vqcompress, or train it: "
+            "python -m vqcompress.shapes.train"
+        )
+    return folder
+
+
+def _open_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    if path.suffix != ".safetensors":
+        raise ArchitectureError(
+            f"{path} is a single file but not a .safetensors file; other kinds can hold code and are not read: convert it first"
+        )
+    return open_single_file(path, dtype)
+
+
+def _unknown(name: str) -> ArchitectureError:
+    looks_like_path = "/" in name or name.startswith((".", "~")) or name.endswith(".safetensors")
+    if looks_like_path:
+        return ArchitectureError(f"{name}: no such file or folder, and not a Hub id (owner/name)")
+    return ArchitectureError(
+        f"unknown model {name!r}: give an alias ({', '.join(ALIASES)}), a diffusers folder, a .safetensors file, "
+        "or a Hub id (owner/name)"
+    )

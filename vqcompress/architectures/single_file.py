@@ -1,0 +1,83 @@
+"""Open a pipeline stored as one .safetensors file in the original (LDM) layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vqcompress.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class Layout(NamedTuple):
+    """A key that only this family's checkpoints have, its pipeline class, and where its configuration is published."""
+
+    key: str
+    pipeline: str
+    config: str
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        "conditioner.embedders.1.model.positional_embedding",
+        "StableDiffusionXLPipeline",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+    ),
+    Layout(
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+        "StableDiffusionPipeline",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
+    Layout(
+        "cond_stage_model.model.token_embedding.weight",
+        "StableDiffusionPipeline",
+        "stabilityai/stable-diffusion-2-1",
+    ),
+)
+
+
+def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """The pipeline in the checkpoint ``path``; its family is told by its keys.
+
+    Configurations and tokenizers are not in such files: diffusers takes them from the Hub or its cache.
+    """
+    import diffusers
+
+    layout = layout_of(path)
+    try:
+        return getattr(diffusers, layout.pipeline).from_single_file(str(path), dtype=dtype)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArchitectureError(
+            f"{path} ({layout.pipeline}) could not be opened: {reason}; its configuration and tokenizers come from "
+            f"{layout.config}: `hf download {layout.config}` once, or convert the file to a diffusers folder"
+        ) from error
+
+
+def layout_of(path: Path) -> Layout:
+    """Which family wrote ``path``. Raises `ArchitectureError` for a damaged file or unknown keys."""
+    keys = _keys(path)
+    for layout in LAYOUTS:
+        if layout.key in keys:
+            return layout
+    raise ArchitectureError(
+        f"{path} is not a whole pipeline in one file ({_describe(keys)}); known are SD 1.5, SD 2.1 and SDXL checkpoints "
+        "with their text encoders: give a diffusers folder instead"
+    )
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ArchitectureError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _describe(keys: set[str]) -> str:
+    return f"{len(keys)} tensors, such as {min(keys)}" if keys else "it holds no tensors"

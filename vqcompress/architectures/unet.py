@@ -1,0 +1,95 @@
+"""Stable Diffusion 1.5 and 2.1, SDXL, SDXL-Turbo and the embedded `shapes`: a `UNet2DConditionModel` and CLIP."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, ClassVar
+
+from vqcompress.architectures.architecture import Architecture, SamplingDefaults, image_size, present_text_encoders
+from vqcompress.architectures.layer_plan import KeepRules, LayerPlan
+from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+ONE_ROW_PER_TIMESTEP = (
+    "sees one row per image and timestep, not one per position: its input's second moment has as few "
+    "directions as there are timesteps"
+)
+FEW_STEP_NAMES = ("turbo", "lightning", "lcm")
+TOP_ORDER = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
+LAST = 1 << 20
+
+
+class UNetArchitecture(Architecture):
+    """Pipelines called with a text prompt around a `UNet2DConditionModel`."""
+
+    keep: ClassVar[KeepRules] = {
+        r"^conv_in$": "reads the bare latents through few columns; small, and every later layer depends on it",
+        r"^conv_out$": "writes the noise estimate itself: nothing after it can absorb an error; small",
+        r"^(time|add|class)_embedding\.|^time_cond_proj$|\.time_emb_proj$": ONE_ROW_PER_TIMESTEP,
+        r"^encoder_hid_proj": "a small projection that all cross-attention reads",
+    }
+
+    @classmethod
+    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        return isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline)
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> UNetArchitecture:
+        name = _name(pipeline)
+        return cls(
+            name=name,
+            denoiser="unet",
+            components=("unet", *present_text_encoders(pipeline)),
+            defaults=_defaults(name, pipeline),
+            prompt_set="shapes" if name == "shapes" else "general",
+        )
+
+    def execution_order(self, plans: list[LayerPlan]) -> list[LayerPlan]:
+        return sorted(plans, key=lambda plan: _rank(plan.name))
+
+
+def _name(pipeline: DiffusionPipeline) -> str:
+    config = pipeline.unet.config
+    if config.addition_embed_type != "text_time":
+        return "sd21" if pipeline.text_encoder.config.hidden_size == 1024 else "sd15"
+    if config.sample_size == 8 and config.in_channels == 8:
+        return "shapes"
+    return "sdxl-turbo" if _is_few_step(pipeline) else "sdxl"
+
+
+def _is_few_step(pipeline: DiffusionPipeline) -> bool:
+    """By the model's name, or by the ancestral sampler with trailing steps that SDXL-Turbo is published with."""
+    scheduler = pipeline.scheduler
+    called = str(pipeline.config.get("_name_or_path", "")).lower()
+    ancestral = type(scheduler).__name__ in ("EulerAncestralDiscreteScheduler", "LCMScheduler")
+    trailing = scheduler.config.get("timestep_spacing") == "trailing"
+    return any(name in called for name in FEW_STEP_NAMES) or (ancestral and trailing)
+
+
+def _defaults(name: str, pipeline: DiffusionPipeline) -> SamplingDefaults:
+    height, width = image_size(pipeline, pipeline.unet)
+    if name == "shapes":
+        return SamplingDefaults(DEFAULT_STEPS, DEFAULT_GUIDANCE, height, width)
+    steps, guidance = {"sdxl-turbo": (4, 0.0), "sdxl": (50, 5.0)}.get(name, (50, 7.5))
+    return SamplingDefaults(steps, guidance, height, width)
+
+
+def _rank(name: str) -> tuple[int, int, int, int]:
+    """Sort key: part of the U, block, stage inside the block, ResNet before its attention.
+
+    diffusers registers up_blocks before mid_block and attentions before resnets, but runs them in this order.
+    """
+    top = name.split(".")[0]
+    part = TOP_ORDER.index(top) if top in TOP_ORDER else TOP_ORDER.index("down_blocks") - 1
+    block = re.match(r"(?:down|up)_blocks\.(\d+)\.", name)
+    stage = re.search(r"(?:^|\.)(resnets|attentions|motion_modules)\.(\d+)\.", name)
+    return (
+        part,
+        int(block[1]) if block else 0,
+        int(stage[2]) if stage else LAST,
+        ("resnets", "attentions", "motion_modules").index(stage[1]) if stage else 0,
+    )

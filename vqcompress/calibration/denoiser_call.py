@@ -1,0 +1,41 @@
+"""One call of a denoiser as plain data."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def call_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name, positional ones included; what is None is left out."""
+    signature = inspect.signature(module.forward)
+    bound = signature.bind(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound.update(bound.pop(name, {}))
+    return {name: value for name, value in bound.items() if value is not None}
+
+
+def to_cpu(value: Any) -> Any:
+    """A copy on the CPU with every nested dict, list and tuple rebuilt; what is no tensor is passed through."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_cpu(item) for item in value)
+    return value
+
+
+def first_output(output: Any) -> Tensor:
+    """The tensor that a denoiser returned, bare, in a tuple, or in an output class."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def timestep_of(arguments: dict[str, Any]) -> Tensor:
+    """The call's timestep as float32 on the CPU, one value or one per sample; NaN where the denoiser takes none."""
+    value = arguments.get("timestep", float("nan"))
+    return torch.as_tensor(value).detach().to("cpu", torch.float32, copy=True)

@@ -1,0 +1,68 @@
+"""Choose few prompts that stand for many: cluster their features, take the medoids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_union
+from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
+
+from vqcompress.errors import CalibrationError
+
+DIMENSIONS = 64
+RESTARTS = 4
+
+
+def choose_diverse(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
+    """``count`` of the distinct ``prompts``, one from the middle of each of ``count`` clusters, in their given order.
+
+    Features are TF-IDF of words, word pairs and character n-grams (LSA, Deerwester et al. 1990), clustered by k-means. The
+    choice depends on nothing but the arguments: one thread, fixed seeds. All distinct prompts come back when there are no
+    more than ``count``.
+    """
+    if count < 1:
+        raise CalibrationError(f"at least one calibration prompt is needed, got count {count}")
+    distinct = list(dict.fromkeys(prompts))
+    if count >= len(distinct):
+        return tuple(distinct)
+    with threadpool_limits(1):
+        chosen = _medoids(_features(distinct, seed), count, seed)
+    return tuple(distinct[index] for index in chosen)
+
+
+def _features(prompts: list[str], seed: int) -> np.ndarray:
+    """Unit vectors ``[prompts, dimensions]``."""
+    texts = make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+"),
+        TfidfVectorizer(ngram_range=(3, 5), sublinear_tf=True, analyzer="char_wb"),
+    )
+    sparse = texts.fit_transform(prompts)
+    dimensions = min(DIMENSIONS, len(prompts) - 1, sparse.shape[1] - 1)
+    if dimensions < 1:
+        return sparse.toarray()
+    return normalize(TruncatedSVD(dimensions, random_state=seed).fit_transform(sparse))
+
+
+def _medoids(features: np.ndarray, count: int, seed: int) -> list[int]:
+    """Sorted indices: of each cluster the member nearest to its centre, filled up with the farthest from those."""
+    clusters = KMeans(count, n_init=RESTARTS, random_state=seed).fit(features)
+    distance = ((features - clusters.cluster_centers_[clusters.labels_]) ** 2).sum(1)
+    chosen = [int(members[distance[members].argmin()]) for members in _members(clusters.labels_, count) if members.size]
+    while len(chosen) < count:
+        chosen.append(_farthest(features, chosen))
+    return sorted(chosen)
+
+
+def _members(labels: np.ndarray, count: int) -> list[np.ndarray]:
+    return [np.flatnonzero(labels == cluster) for cluster in range(count)]
+
+
+def _farthest(features: np.ndarray, chosen: list[int]) -> int:
+    gaps = ((features[:, None] - features[chosen][None]) ** 2).sum(-1).min(1)
+    gaps[chosen] = -1
+    return int(gaps.argmax())

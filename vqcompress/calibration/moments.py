@@ -1,0 +1,93 @@
+"""Second moments of a layer's input: numbers only, no modules and no pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqcompress.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """``second_moment = E[x xᵀ]``, float32 ``[columns, columns]`` in the column order of `matrix_view`.
+
+    ``rows`` is how many input rows it stands for; 0 means the layer never ran, and the matrix is zero.
+    ``used_rows`` is how many of them were multiplied, fewer when calls were subsampled; its rank is at most that.
+    """
+
+    second_moment: Tensor
+    rows: int
+    used_rows: int
+
+    @property
+    def columns(self) -> int:
+        """Width of the layer's input as a matrix."""
+        return self.second_moment.shape[0]
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of rows together, on this one's device."""
+        if self.columns != other.columns:
+            raise CalibrationError(f"moments of {self.columns} and {other.columns} columns belong to different layers")
+        rows = self.rows + other.rows
+        share = other.rows / rows if rows else 0.0
+        both = torch.lerp(self.second_moment, other.second_moment.to(self.second_moment), share)
+        return Moments(both, rows, self.used_rows + other.used_rows)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors for a safetensors file."""
+        counts = torch.tensor([self.rows, self.used_rows], dtype=torch.int64)
+        return {"second_moment": self.second_moment, "rows": counts}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Moments:
+        """The inverse of `state_dict`."""
+        rows, used_rows = state["rows"].tolist()
+        return cls(state["second_moment"], rows, used_rows)
+
+
+class MomentAccumulator:
+    """Sums ``x xᵀ`` in float32 on the device where ``x`` comes from; one ``[columns, columns]`` matrix, no rows kept.
+
+    With ``max_rows_per_call`` a call with more rows contributes that many of them, drawn uniformly without replacement
+    from a generator seeded with ``seed``, each weighted by rows / drawn rows: the sum's expectation is the full sum.
+    """
+
+    def __init__(self, columns: int, *, max_rows_per_call: int | None = None, seed: int = 0) -> None:
+        self.columns = columns
+        self.rows = 0
+        self.used_rows = 0
+        self._max_rows = max_rows_per_call
+        self._generator = torch.Generator().manual_seed(seed)
+        self._sum: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Add the rows of ``rows [n, columns]``, any float dtype."""
+        total = rows.shape[0]
+        if total == 0:
+            return
+        drawn = self._draw(rows).float()
+        if self._sum is None:
+            self._sum = torch.zeros(self.columns, self.columns, device=rows.device)
+        self._sum.addmm_(drawn.t(), drawn, alpha=total / drawn.shape[0])
+        self.rows += total
+        self.used_rows += drawn.shape[0]
+
+    def is_finite(self) -> bool:
+        """Whether all that was added so far was finite: an infinity or NaN in a row stays on the diagonal."""
+        return self._sum is None or bool(torch.isfinite(self._sum.diagonal()).all())
+
+    def finish(self) -> Moments:
+        """The mean over all rows. The sum is reused, so that only one matrix exists: add nothing afterwards."""
+        total = self._sum if self._sum is not None else torch.zeros(self.columns, self.columns)
+        self._sum = None
+        return Moments(total.div_(max(self.rows, 1)), self.rows, self.used_rows)
+
+    def _draw(self, rows: Tensor) -> Tensor:
+        if self._max_rows is None or rows.shape[0] <= self._max_rows:
+            return rows
+        chosen = torch.randperm(rows.shape[0], generator=self._generator)[: self._max_rows]
+        return rows[chosen.to(rows.device)]

@@ -1,0 +1,144 @@
+"""Run a pipeline over calibration prompts and record what its layers and its denoiser see."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from vqcompress.architectures import Architecture
+from vqcompress.calibration.denoiser_call import call_arguments
+from vqcompress.calibration.moments import MomentAccumulator, Moments
+from vqcompress.calibration.passes import plan_passes
+from vqcompress.calibration.sampling_run import SamplingRun
+from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared_inputs
+from vqcompress.errors import CalibrationError
+from vqcompress.matrix_view import unfold_input
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Progress = Callable[[int, int, str], None]
+"""``(done, total, what)``"""
+
+PROBE_STEPS = 2
+
+
+def record_moments(
+    pipeline: DiffusionPipeline,
+    architecture: Architecture,
+    component: str,
+    layers: Sequence[str],
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 8,
+    memory_budget: int | None = None,
+    max_rows_per_call: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[list[str], Moments]]:
+    """Second moments of the inputs of ``layers`` of ``component``, one for all layers that read the same tensor.
+
+    Every prompt goes through the pipeline's own sampler, prompt ``i`` from noise seeded with ``seed + i``: all timesteps and
+    both guidance halves count. Activations are summed as they pass and never kept. ``memory_budget`` is in bytes, for
+    the second moments alone; what exceeds it is recorded in further passes, with the same result. ``max_rows_per_call``
+    draws that many rows from larger calls (see `MomentAccumulator`). None for steps, guidance, height (pixels) or width
+    means the architecture's default.
+
+    Yields (layer names, moments), pass by pass; a layer that never ran comes with ``rows == 0``. Raises
+    `CalibrationError` for no prompts, for a budget below one layer's need, and when activations are not finite.
+    """
+    run = SamplingRun(
+        pipeline, architecture, tuple(prompts), seed, steps, guidance, height, width, batch_size,
+        encode_only=component != architecture.denoiser,
+    )  # fmt: skip
+    module = architecture.module(pipeline, component)
+    groups = shared_inputs(module, layers, lambda: run.probe(PROBE_STEPS))
+    passes = plan_passes(groups, memory_budget)
+    total = len(passes) * run.batches
+    for index, members in enumerate(passes):
+        recorder = _Recorder(architecture, component, max_rows_per_call, seed)
+        what = f"pass {index + 1} of {len(passes)}"
+        for done in recorder.record(pipeline, members, run):
+            if progress:
+                progress(index * run.batches + done, total, what)
+        yield from recorder.results(members)
+
+
+@dataclass
+class _Recorder:
+    """One pass: an accumulator per group, fed by a hook on the group's first layer."""
+
+    architecture: Architecture
+    component: str
+    max_rows_per_call: int | None
+    seed: int
+    accumulators: dict[str, MomentAccumulator] = field(default_factory=dict)
+    text_mask: Tensor | None = None
+
+    def record(self, pipeline: DiffusionPipeline, groups: Sequence[InputGroup], run: SamplingRun) -> Iterator[int]:
+        """Run all prompts; yields the number of finished batches."""
+        module = self.architecture.module(pipeline, self.component)
+        with ExitStack() as hooks:
+            handle = module.register_forward_pre_hook(self._note_mask, with_kwargs=True)
+            hooks.callback(handle.remove)
+            for group in groups:
+                layer = module.get_submodule(group.layers[0])
+                hooks.callback(layer.register_forward_pre_hook(self._feed(group), with_kwargs=True).remove)
+            for batch in range(run.batches):
+                run.batch(batch)
+                self._check_finite()
+                yield batch + 1
+
+    def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], Moments]]:
+        """Each group's moments, let go as soon as they are handed over."""
+        for group in groups:
+            yield list(group.layers), self.accumulators.pop(group.layers[0]).finish()
+
+    def _feed(self, group: InputGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        name = group.layers[0]
+        accumulator = MomentAccumulator(
+            group.columns, max_rows_per_call=self.max_rows_per_call, seed=_layer_seed(self.seed, name)
+        )
+        self.accumulators[name] = accumulator
+        masked = self.architecture.masked_layers
+        is_masked = self.component == self.architecture.denoiser and bool(masked and re.search(masked, name))
+
+        def feed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = layer_input(args, kwargs).detach()
+            accumulator.add(unfold_input(_real_tokens(x, self.text_mask) if is_masked else x, layer))
+
+        return feed
+
+    def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.architecture.masked_layers and self.component == self.architecture.denoiser:
+            self.text_mask = self.architecture.text_mask(call_arguments(module, args, kwargs))
+
+    def _check_finite(self) -> None:
+        for name, accumulator in self.accumulators.items():
+            if not accumulator.is_finite():
+                raise CalibrationError(
+                    f"the input of {self.component}.{name} became infinite or NaN while sampling; open the model in "
+                    "float32 or bfloat16 instead of float16, and check that its images are not black"
+                )
+
+
+def _real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Without padded text tokens, which attention ignores: ``x [batch, tokens, width]``, ``mask [batch, tokens]``."""
+    if mask is None or x.ndim != 3 or x.shape[:2] != mask.shape:
+        return x
+    return x[mask]
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    """A layer draws the same rows whatever else is recorded with it."""
+    return (seed << 32) | zlib.crc32(name.encode())

@@ -1,0 +1,205 @@
+"""A run's folder: everything that was computed once is found again, whenever the run is stopped.
+
+``<folder>/<stage>/<key>.safetensors`` (or ``.json``) is one finished piece of work. A piece appears under its name only when it is
+complete and on disk (temporary file, fsync, rename), so whatever has a name can be trusted after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, unquote
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
+
+SIGNATURE = "signature.json"
+LOCK = ".lock"
+TEMPORARY = ".tmp"
+STAGE = re.compile(r"[\w-][\w.-]*")
+
+
+class RunStore:
+    """Finished work of one run in ``folder``, which one process at a time may hold.
+
+    ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder that was made
+    with another signature is refused. Use as a context manager, or call `close`.
+
+    Raises `RecipeError` when the signature differs (the message names the keys), `VQCompressError` when another process
+    holds the folder, `CheckpointError` when the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, signature: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"the run folder {self.folder} cannot be made: {error.strerror}") from error
+        self._lock = FileLock(self.folder / LOCK)
+        self._take_lock()
+        try:
+            self._sign(signature)
+            self._sweep()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.release()
+
+    def load_or_make(self, stage: str, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that ``make`` returned, now or in an earlier run. A ``make`` that raises leaves nothing behind."""
+        path = self._path(stage, key, ".safetensors")
+        if not path.exists():
+            made = {name: _storable(tensor) for name, tensor in make().items()}
+            _publish(path, lambda temporary: save_file(made, temporary))
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); delete it and run again to make it anew") from error
+
+    def load_or_make_json(self, stage: str, key: str, make: Callable[[], Any]) -> Any:
+        """Like `load_or_make` for a JSON value; a made value comes back as JSON would return it."""
+        path = self._path(stage, key, ".json")
+        if not path.exists():
+            self.put_json(stage, key, make())
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); delete it and run again to make it anew") from error
+
+    def put_json(self, stage: str, key: str, value: Any) -> None:
+        """Store ``value``, replacing what was there."""
+        _publish_bytes(self._path(stage, key, ".json"), _json(value))
+
+    def done(self, stage: str) -> set[str]:
+        """Keys of ``stage`` that are finished, tensors and JSON alike."""
+        folder = self._stage(stage)
+        return {unquote(path.stem) for path in folder.glob("*") if path.suffix in (".safetensors", ".json")}
+
+    def discard(self, stage: str, key: str) -> None:
+        """Forget a finished piece, for example moments whose layers are all quantized."""
+        for suffix in (".safetensors", ".json"):
+            self._path(stage, key, suffix).unlink(missing_ok=True)
+
+    def _stage(self, stage: str) -> Path:
+        if not STAGE.fullmatch(stage):
+            raise CheckpointError(f"{stage!r} cannot name a stage of a run: use letters, digits, '.', '_' and '-'")
+        return self.folder / stage
+
+    def _path(self, stage: str, key: str, suffix: str) -> Path:
+        if not key:
+            raise CheckpointError(f"a result of stage {stage!r} needs a non-empty key")
+        return self._stage(stage) / (quote(key, safe="") + suffix)
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise VQCompressError(
+                f"another process is working in {self.folder}; wait for it to end, or choose another output folder"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"the run folder {self.folder} cannot be locked: {error}") from error
+
+    def _sign(self, signature: Mapping[str, Any]) -> None:
+        path = self.folder / SIGNATURE
+        ours = json.loads(_json(signature))
+        if not path.exists():
+            _publish_bytes(path, _json(signature))
+        elif changed := _differences(self._signed(path), ours):
+            raise RecipeError(
+                f"{self.folder} holds an unfinished run with other settings ({'; '.join(changed)}); "
+                "go on with the settings it was started with, or delete that folder"
+            )
+
+    @staticmethod
+    def _signed(path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}); delete the folder {path.parent} to start anew"
+            ) from error
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted write left; the lock says that nobody is writing."""
+        for path in self.folder.rglob(f"*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"a run can only store finite JSON values: {error}") from error
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and owning exactly its bytes: safetensors refuses views that share storage."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _publish_bytes(path: Path, content: bytes) -> None:
+    _publish(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _publish(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file, so that ``path`` exists either complete and durable or not at all."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _sync(temporary, os.O_RDWR)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path, mode: int) -> None:
+    handle = os.open(path, mode)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; not every system lets folders be opened."""
+    if os.name == "posix":
+        _sync(folder, os.O_RDONLY)
+
+
+def _differences(before: Any, now: Any, at: str = "") -> list[str]:
+    """What changed, as ``key: old -> new`` with dotted keys."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))]
+    return [] if before == now else [f"{at or 'everything'}: {_short(before)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
