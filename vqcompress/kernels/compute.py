@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels import operators, reference
-from vqcompress.kernels.layout import Layout, layout_to_text
+from vqcompress.kernels.layout import Layout, layout_from_text, layout_to_text
 from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
 
@@ -33,9 +33,14 @@ def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tens
     Differentiable in ``x`` and ``bias`` without a dense weight kept for the backward pass, and in the companions
     (through the reference) when one of them requires a gradient.
     """
+    return laid_out_linear(x, _text(spec, shape, tensors), tensors, bias)
+
+
+def laid_out_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    """`linear` with the geometry as text, which a layer makes once."""
     if _learns(tensors):
-        return F.linear(x, decode(spec, shape, tensors, x.dtype), _as(bias, x))
-    return operators.linear(x, list(tensors.values()), bias, _text(spec, shape, tensors))
+        return F.linear(x, _decode_laid_out(layout, tensors, x.dtype), _as(bias, x))
+    return operators.linear(x, list(tensors.values()), bias, layout)
 
 
 def conv2d(
@@ -49,10 +54,27 @@ def conv2d(
     dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """``x [batch, in, height, width]`` convolved with the packed weight ``[out, in, kh, kw]``; else as `linear`."""
+    return laid_out_conv2d(x, _text(spec, shape, tensors), tensors, bias, stride, padding, dilation)
+
+
+def laid_out_conv2d(
+    x: Tensor,
+    layout: str,
+    tensors: Mapping[str, Tensor],
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """`conv2d` with the geometry as text, which a layer makes once."""
     if _learns(tensors):
-        return F.conv2d(x, decode(spec, shape, tensors, x.dtype), _as(bias, x), stride, padding, dilation)
-    text = _text(spec, shape, tensors)
-    return operators.conv2d(x, list(tensors.values()), bias, text, list(stride), list(padding), list(dilation))
+        return F.conv2d(x, _decode_laid_out(layout, tensors, x.dtype), _as(bias, x), stride, padding, dilation)
+    return operators.conv2d(x, list(tensors.values()), bias, layout, list(stride), list(padding), list(dilation))
+
+
+def _decode_laid_out(layout: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    parsed = layout_from_text(layout)
+    return decode(parsed.spec, parsed.shape, tensors, dtype)
 
 
 def _learns(tensors: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,100 @@
+"""A component's ``quantization_config``: what its packed layers are, as JSON, and empty layers from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.errors import CheckpointError
+from vqcompress.formats import AdditiveSpec, FormatSpec, spec_from_dict, spec_to_dict
+from vqcompress.layers.packed import PackedLayer
+from vqcompress.layers.replace import replace_layer
+from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
+from vqcompress.matrix_view import matrix_shape
+
+QUANT_METHOD = "vqcompress"
+FORMAT_VERSION = 1
+
+
+def describe(component: nn.Module) -> dict[str, Any]:
+    """The ``quantization_config`` of a component with packed layers (see ``docs/FORMAT.md``)."""
+    layers = {name: module for name, module in component.named_modules() if isinstance(module, PackedLayer)}
+    shared = getattr(component, SHARED_NAME, None)
+    return {
+        "quant_method": QUANT_METHOD,
+        "format_version": FORMAT_VERSION,
+        "layers": {
+            name: {**spec_to_dict(layer.spec), "shape": list(layer.dense_shape)} for name, layer in layers.items()
+        },
+        "shared": {} if shared is None else {name: list(book.shape) for name, book in shared.named_parameters()},
+    }
+
+
+def write_description(component: nn.Module, description: Mapping[str, Any]) -> None:
+    """Put ``description`` into the component's config, if it has one: diffusers and transformers both save it from there."""
+    if hasattr(component, "register_to_config"):
+        component.register_to_config(quantization_config=dict(description))
+    elif hasattr(component, "config"):
+        component.config.quantization_config = dict(description)
+
+
+def check_description(description: Mapping[str, Any], where: str = "this model") -> None:
+    """Raise `CheckpointError` when ``description`` is of a newer format or lacks a part."""
+    version = description.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError(f"the quantization_config of {where} has no usable format_version (found {version!r})")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where} is stored in format version {version}, this vqcompress reads up to {FORMAT_VERSION}; update vqcompress"
+        )
+    for key in ("layers", "shared"):
+        if not isinstance(description.get(key), Mapping):
+            raise CheckpointError(
+                f"the quantization_config of {where} lacks {key!r}; its config.json is not as it was written"
+            )
+
+
+def layer_specs(description: Mapping[str, Any]) -> dict[str, tuple[FormatSpec, tuple[int, ...]]]:
+    """Layer name -> (spec, dense shape). Raises `CheckpointError` for what this version cannot read."""
+    specs = {}
+    for name, entry in description["layers"].items():
+        fields = dict(entry)
+        shape = tuple(fields.pop("shape", ()))
+        spec = spec_from_dict(fields)
+        if isinstance(spec, AdditiveSpec) and spec.codebook is not None and spec.codebook not in description["shared"]:
+            raise CheckpointError(
+                f"layer {name!r} uses the shared codebook {spec.codebook!r}, which the config does not list"
+            )
+        specs[name] = spec, shape
+    return specs
+
+
+def empty_layers(
+    component: nn.Module, description: Mapping[str, Any], companion_dtype: torch.dtype = torch.float16
+) -> None:
+    """Replace the layers that ``description`` names by packed ones without contents (on the meta device).
+
+    ``companion_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
+    """
+    check_description(description, type(component).__name__)
+    specs = layer_specs(description)
+    if description["shared"]:
+        books = {name: _empty(tuple(shape), companion_dtype) for name, shape in description["shared"].items()}
+        component.add_module(SHARED_NAME, SharedCodebooks(books))
+    for name, (spec, shape) in specs.items():
+        replace_layer(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype))
+
+
+def _empty_tensors(spec: FormatSpec, shape: tuple[int, ...], companion_dtype: torch.dtype) -> dict[str, Tensor]:
+    shapes = spec.tensor_shapes(*matrix_shape(shape))
+    return {
+        name: _empty(size, companion_dtype if dtype == torch.float16 else dtype)
+        for name, (size, dtype) in shapes.items()
+    }
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

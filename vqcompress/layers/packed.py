@@ -1,0 +1,90 @@
+"""What `VQLinear` and `VQConv2d` share: a packed weight as frozen parameters, and nothing dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress import kernels
+from vqcompress.errors import UnsupportedError
+from vqcompress.formats import FormatSpec
+from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype
+from vqcompress.matrix_view import matrix_shape, stored_shape
+from vqcompress.quantized_weight import QuantizedWeight
+
+
+class PackedLayer(nn.Module):
+    """A layer whose ``weight`` is int8 codes; companions lie beside it under the names of its spec.
+
+    ``spec`` is the geometry of the code, ``dense_shape`` the shape of the weight that it stands for. ``forward`` changes
+    no tensor: decoding happens anew each time, in the kernel that suits device and format.
+    """
+
+    spec: FormatSpec
+    dense_shape: tuple[int, ...]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _hold(
+        self,
+        spec: FormatSpec,
+        dense_shape: tuple[int, ...],
+        tensors: Mapping[str, Tensor],
+        bias: nn.Parameter | None,
+        shared: SharedCodebooks | None,
+    ) -> None:
+        """Register codes, bias and companions; the bias comes before the companions, since a model's dtype is read
+        off its first floating-point parameter."""
+        self.spec, self.dense_shape = spec, tuple(dense_shape)
+        self.companion_names = tuple(
+            name for name in spec.tensor_shapes(*matrix_shape(dense_shape)) if name != "weight"
+        )
+        codes = tensors["weight"].reshape(stored_shape(len(dense_shape), (1, tensors["weight"].numel())))
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.register_parameter("bias", bias)
+        for name in self.companion_names:
+            self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
+        # Past nn.Module.__setattr__: a registered child would be stored again under every layer.
+        self.__dict__["shared_codebooks"] = shared
+        names = ("weight", *self.companion_names, *(("codebooks",) if shared is not None else ()))
+        self.layout = kernels.layout_to_text(kernels.Layout(spec, self.dense_shape, names))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Codes ``[1, bytes]`` and all companions, a shared codebook under ``codebooks`` included."""
+        named = {"weight": self.weight.reshape(1, -1)}
+        named |= {name: as_float16(getattr(self, name)) for name in self.companion_names}
+        if (shared := self.__dict__["shared_codebooks"]) is not None:
+            named["codebooks"] = as_float16(shared(self.spec.codebook))
+        return named
+
+    def dense_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight that the codes stand for, of ``dense_shape``."""
+        return kernels.decode(self.spec, self.dense_shape, self.tensors(), dtype)
+
+    def quantized_weight(self) -> QuantizedWeight:
+        """The packed weight as plain data (detached views of the parameters)."""
+        tensors = {name: tensor.detach() for name, tensor in self.tensors().items()}
+        shared = {"codebooks": tensors.pop("codebooks")} if self.__dict__["shared_codebooks"] is not None else {}
+        return QuantizedWeight(self.spec, self.dense_shape, tensors, shared)
+
+    def _check_input(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise UnsupportedError(
+                f"a {type(self).__name__} got an input of {x.dtype}: some caller cast activations to `weight.dtype`, which for "
+                "packed weights is the dtype of the codes; keep this layer dense"
+            )
+
+    def _apply(self, fn, recurse=True):
+        companions = [getattr(self, name) for name in self.companion_names]
+        return super()._apply(keep_dtype(fn, companions), recurse)
+
+    def extra_repr(self) -> str:
+        """Shape and spec, for ``print(model)``."""
+        return f"{'x'.join(map(str, self.dense_shape))}, {self.spec}, bias={self.bias is not None}"
+
+
+def as_float16(tensor: Tensor) -> Tensor:
+    """A float16 tensor that a loader holds as int16 bits, so that casting to the load dtype passes it by."""
+    return tensor.view(torch.float16) if tensor.dtype == torch.int16 else tensor

@@ -1,0 +1,58 @@
+"""One dense layer out, one packed layer in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from vqcompress.errors import ArchitectureError
+from vqcompress.formats import AdditiveSpec, FormatSpec
+from vqcompress.layers.conv2d import VQConv2d
+from vqcompress.layers.linear import VQLinear
+from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
+from vqcompress.matrix_view import is_quantizable
+
+
+def find_layer(component: nn.Module, name: str) -> nn.Module:
+    """The dense layer of that name. Raises `ArchitectureError` when it is not there or cannot be replaced."""
+    try:
+        layer = component.get_submodule(name)
+    except AttributeError:
+        raise ArchitectureError(
+            f"{type(component).__name__} has no layer {name!r}; the packed weights belong to another model, or the library that "
+            "defines it has renamed its layers since"
+        ) from None
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear) or not is_quantizable(layer):
+        raise ArchitectureError(
+            f"layer {name!r} is a {type(layer).__name__}, which cannot hold packed codes; keep it dense"
+        )
+    return layer
+
+
+def replace_layer(
+    component: nn.Module,
+    name: str,
+    spec: FormatSpec,
+    shape: tuple[int, ...],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Put a packed layer in the place of the dense layer ``name``; ``shape`` must be its weight's.
+
+    A spec with a shared codebook needs the component's `SharedCodebooks` to be registered before.
+    """
+    dense = find_layer(component, name)
+    if tuple(dense.weight.shape) != tuple(shape):
+        raise ArchitectureError(
+            f"layer {name!r} has a weight of shape {tuple(dense.weight.shape)}, its packed form stands for {tuple(shape)}; "
+            "the packed weights belong to a model of another size"
+        )
+    packed = VQConv2d if isinstance(dense, nn.Conv2d) else VQLinear
+    parent, _, child = name.rpartition(".")
+    setattr(component.get_submodule(parent), child, packed(dense, spec, tensors, _shared(component, spec)))
+
+
+def _shared(component: nn.Module, spec: FormatSpec) -> SharedCodebooks | None:
+    if isinstance(spec, AdditiveSpec) and spec.codebook is not None:
+        return component.get_submodule(SHARED_NAME)
+    return None

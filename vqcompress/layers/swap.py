@@ -1,0 +1,63 @@
+"""Packed layers in the place of dense ones, in a component as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.errors import ArchitectureError
+from vqcompress.formats import AdditiveSpec
+from vqcompress.layers.description import describe, write_description
+from vqcompress.layers.packed import PackedLayer
+from vqcompress.layers.replace import find_layer, replace_layer
+from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
+from vqcompress.quantized_weight import QuantizedWeight
+
+
+def swap(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None:
+    """Replace each named layer of ``component`` by a packed one, in place; tensors go to the layer's device.
+
+    The component's config then says how it is packed, so ``save_pretrained`` writes a folder that loads again.
+    Raises `ArchitectureError` for a name or shape that is not there; the component is then left as it was.
+    """
+    for name in quantized:
+        find_layer(component, name)
+    _share(component, quantized)
+    for name, weight in quantized.items():
+        device = find_layer(component, name).weight.device
+        tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
+        replace_layer(component, name, weight.spec, weight.shape, tensors)
+    write_description(component, describe(component))
+
+
+def vq_layers(component: nn.Module) -> dict[str, PackedLayer]:
+    """The packed layers of ``component`` by name, in module order."""
+    return {name: module for name, module in component.named_modules() if isinstance(module, PackedLayer)}
+
+
+def _share(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None:
+    books = _shared_codebooks(quantized)
+    if not books:
+        return
+    if (present := getattr(component, SHARED_NAME, None)) is not None:
+        for name, book in books.items():
+            present.register_parameter(name, nn.Parameter(book, requires_grad=False))
+    else:
+        component.add_module(SHARED_NAME, SharedCodebooks(books))
+
+
+def _shared_codebooks(quantized: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
+    books: dict[str, Tensor] = {}
+    for layer, weight in quantized.items():
+        if not isinstance(weight.spec, AdditiveSpec) or weight.spec.codebook is None:
+            continue
+        name, book = weight.spec.codebook, weight.shared["codebooks"].detach()
+        if name in books and not torch.equal(books[name], book):
+            raise ArchitectureError(
+                f"layer {layer!r} brings other values for the shared codebook {name!r} than the layers before it; "
+                "layers that name one codebook must have been encoded with it"
+            )
+        books[name] = book
+    return books
