@@ -31,11 +31,18 @@ def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str
     return sorted(f"{name} is {there}, the model needs {here}" for name, there, here in shapes if there != here)
 
 
-def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, rebuilt: Mapping[str, Tensor] | None = None):
+def load_strictly(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    rebuilt: Mapping[str, Tensor] | None = None,
+    assign: bool = False,
+):
     """Load ``state_dict`` into ``module`` and return it; nothing may be left over on either side.
 
     ``rebuilt``: buffers that official files store and the module computes instead, by official name; a file may
-    hold them or not, but if it does, their shapes must be the computed ones. Raises ArchitectureError.
+    hold them or not, but if it does, their shapes must be the computed ones. ``assign``: take the given tensors
+    themselves instead of copying them. Raises ArchitectureError.
     """
     rebuilt, own = rebuilt or {}, module.state_dict()
     stored = {name: tensor for name, tensor in state_dict.items() if name not in rebuilt}
@@ -49,5 +56,5 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], *, rebuil
             f"These weights do not fit {type(module).__name__}; {'; '.join(filter(None, problems))}. "
             "Check the constructor arguments against the checkpoint they came with."
         )
-    module.load_state_dict(stored)
+    module.load_state_dict(stored, assign=assign)
     return module

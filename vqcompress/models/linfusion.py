@@ -1,0 +1,127 @@
+"""LinFusion UNets (Liu et al. 2024, arXiv 2409.02097): Stable Diffusion with linear self-attention.
+
+Every ``attn1`` of a diffusers UNet becomes a LinearAttention; the published checkpoints hold these modules alone,
+numbered by the ``modules_list`` of their config, and are mounted on the UNet of the base model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vqcompress.errors import ArchitectureError
+from vqcompress.models.linear_attention import LinearAttention
+from vqcompress.models.official_weights import construct, load_strictly
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+def self_attentions(unet: nn.Module) -> dict[str, Attention]:
+    """The ``attn1`` modules of a diffusers UNet by name, in the order in which it holds them."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if name.rsplit(".", 1)[-1] == "attn1" and isinstance(module, Attention)
+    }
+
+
+def _described(name: str, attention: Attention) -> dict[str, object]:
+    width = attention.to_q.in_features
+    return {"module_name": name, "dim_n": width, "heads": attention.heads, "projection_mid_dim": None}
+
+
+def _checked(entry: Mapping[str, object], attentions: Mapping[str, Attention]) -> Attention:
+    name = entry["module_name"]
+    if name not in attentions:
+        raise ArchitectureError(f"LinFusion's module list names {name}, and this UNet has no such self-attention.")
+    attention = attentions[name]
+    own, given = _described(name, attention), dict(entry)
+    if any(own[key] != given[key] for key in ("dim_n", "heads")) or attention.is_cross_attention:
+        raise ArchitectureError(
+            f"LinFusion's {name} is {given['dim_n']} wide with {given['heads']} heads; this UNet has {own['dim_n']} "
+            f"with {own['heads']}{', as cross-attention' * attention.is_cross_attention}. Take the matching base UNet."
+        )
+    return attention
+
+
+class LinFusionUNet2DConditionModel(UNet2DConditionModel):
+    """A diffusers UNet with linear self-attention; arguments of ``UNet2DConditionModel`` and one more.
+
+    ``linfusion_modules``: ``modules_list`` of a LinFusion checkpoint (``module_name``, ``dim_n``, ``heads``,
+    ``projection_mid_dim``); None: every ``attn1``, residual maps as wide as their tokens. The list is in the
+    config, so a saved model loads with the same modules. Raises ArchitectureError when it does not fit the UNet.
+    """
+
+    def __init__(self, *args, linfusion_modules: list[dict] | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        attentions = self_attentions(self)
+        if linfusion_modules is None:
+            linfusion_modules = [_described(name, attention) for name, attention in attentions.items()]
+        for entry in linfusion_modules:
+            attention = _checked(entry, attentions)
+            linear = LinearAttention(
+                entry["dim_n"], entry["heads"], entry.get("projection_mid_dim"), attention.to_q.bias is not None
+            )
+            self.set_submodule(entry["module_name"], linear)
+        self.register_to_config(linfusion_modules=[dict(entry) for entry in linfusion_modules])
+
+    # diffusers reads the arguments that a config may hold from the signature.
+    __init__.__signature__ = inspect.Signature(
+        [
+            *inspect.signature(UNet2DConditionModel.__init__).parameters.values(),
+            inspect.Parameter("linfusion_modules", inspect.Parameter.KEYWORD_ONLY, default=None),
+        ]
+    )
+
+    @classmethod
+    def from_base(cls, unet: UNet2DConditionModel, folder: str | Path) -> LinFusionUNet2DConditionModel:
+        """Mount a LinFusion checkpoint folder on a base UNet.
+
+        Tensors of ``unet`` are shared, not copied, except its self-attention, which the checkpoint replaces; the
+        result has the dtype and device of ``unet`` and is in eval mode. Raises ArchitectureError.
+        """
+        modules, adapter = read_checkpoint(folder)
+        replaced = tuple(f"{entry['module_name']}." for entry in modules)
+        kept = {name: tensor for name, tensor in unet.state_dict().items() if not name.startswith(replaced)}
+        with torch.device("meta"):
+            mounted = cls.from_config(unet.config, linfusion_modules=modules)
+        weights = kept | {name: tensor.to(unet.device, unet.dtype) for name, tensor in adapter.items()}
+        return load_strictly(mounted, weights, assign=True).eval()
+
+
+def _named(number_and_rest: str, modules: list[dict]) -> str:
+    number, _, rest = number_and_rest.partition(".")
+    if not number.isdecimal() or int(number) >= len(modules):
+        raise ArchitectureError(
+            f"LinFusion weight {number_and_rest!r} has no entry in the module list ({len(modules)} entries)."
+        )
+    return f"{modules[int(number)]['module_name']}.{rest}"
+
+
+def read_checkpoint(folder: str | Path) -> tuple[list[dict], dict[str, Tensor]]:
+    """``(modules_list, weights)`` of a LinFusion checkpoint folder; the weights have the UNet's parameter names.
+
+    Raises ArchitectureError when a file or the list is missing, or a weight's number is not in the list.
+    """
+    config, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    for path in (config, weights):
+        if not path.is_file():
+            raise ArchitectureError(f"{path} is missing: a LinFusion checkpoint is {CONFIG_NAME} and {WEIGHTS_NAME}.")
+    modules = json.loads(config.read_text()).get("modules_list")
+    if not modules:
+        raise ArchitectureError(f"{config} has no modules_list, so the weights cannot be placed in a UNet.")
+    return modules, {_named(name, modules): tensor for name, tensor in load_file(weights).items()}
+
+
+def linfusion_from_official(config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+    """Arguments of ``UNet2DConditionModel`` (and ``linfusion_modules``), weights of the mounted UNet."""
+    return load_strictly(construct(LinFusionUNet2DConditionModel, config), state_dict)
