@@ -1,0 +1,24 @@
+"""What compression cost: run original and variants side by side, and write the findings as a page to look at."""
+
+from vqcompress.report.comparison import ORIGINAL, Comparison, LayerError, Original, Row, Settings, Share, Verdict
+from vqcompress.report.grid import image_grid
+from vqcompress.report.html import to_html
+from vqcompress.report.markdown import to_markdown
+from vqcompress.report.verdicts import verdicts
+from vqcompress.report.write import write_report
+
+__all__ = [
+    "ORIGINAL",
+    "Comparison",
+    "LayerError",
+    "Original",
+    "Row",
+    "Settings",
+    "Share",
+    "Verdict",
+    "image_grid",
+    "to_html",
+    "to_markdown",
+    "verdicts",
+    "write_report",
+]

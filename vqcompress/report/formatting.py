@@ -1,0 +1,61 @@
+"""Numbers as readers see them; the Markdown and the HTML page write them alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from vqcompress.report.comparison import Share
+
+NONE = "–"
+
+
+def size(nbytes: float) -> str:
+    """Bytes in the decimal unit that leaves one to three digits before the point: ``5.61 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{significant(nbytes / scale, 3)} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def megabytes(nbytes: float) -> str:
+    """For a column: every size in MB with two decimals, so that they can be compared down the column."""
+    return f"{nbytes / 1e6:,.2f}"
+
+
+def significant(value: float, digits: int) -> str:
+    """``value`` with so many significant digits and no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return fixed(value, 0)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """``value`` with so many decimals; words for what is not finite."""
+    if value is None or math.isnan(value):
+        return NONE
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.{decimals}f}"
+
+
+def percent(share: float | None, decimals: int) -> str:
+    """``0.0123`` -> ``1.23 %``."""
+    return f"{text} %" if share is not None and (text := fixed(100 * share, decimals)) not in (NONE, "∞") else NONE
+
+
+def percent_short(share: float) -> str:
+    """A percentage with two significant digits, for running text."""
+    return f"{significant(100 * share, 2)} %"
+
+
+def percent_decimals(shares: Iterable[float]) -> int:
+    """Decimals with which the smallest of a column of percentages keeps two significant digits, at most four."""
+    positive = [100 * share for share in shares if share and math.isfinite(share) and share > 0]
+    return min(4, max(1, 1 - math.floor(math.log10(min(positive))))) if positive else 1
+
+
+def interval(share: Share) -> str:
+    """``86–95``: the interval's ends in whole percent."""
+    return f"{100 * share.low:.0f}–{100 * share.high:.0f}"

@@ -1,0 +1,51 @@
+"""The report as Markdown, for repositories and issue threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vqcompress.report.comparison import Comparison
+from vqcompress.report.table import Heading, Line, variants_table
+from vqcompress.report.verdict_wording import verdict_lines
+from vqcompress.report.wording import measured, summary, title
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """Title, summary, table of variants, verdicts at equal bytes, and how all was measured."""
+    return "\n".join(_blocks(comparison))
+
+
+def _blocks(comparison: Comparison) -> Iterator[str]:
+    yield f"# {escape(title(comparison))}\n"
+    yield f"{escape(summary(comparison))}\n"
+    table = variants_table(comparison)
+    yield from _table(table.headings, table.lines)
+    yield "\n![original and variants under the same seeds](grid.png)\n"
+    if comparison.verdicts:
+        yield "## At equal bytes\n"
+        lines = verdict_lines(comparison.verdicts)
+        yield from (f"- {line.outcome}: **{escape(line.subject)}** {escape(line.text)}" for line in lines)
+        yield ""
+    yield "## How this was measured\n"
+    yield from (f"- {escape(sentence)}" for sentence in measured(comparison))
+    yield ""
+
+
+def _table(headings: Sequence[Heading], lines: Sequence[Line]) -> Iterator[str]:
+    names = [f"{heading.name}, {heading.remark}" if heading.remark else heading.name for heading in headings]
+    yield _row(["variant", *names])
+    yield _row([":---", *["---:"] * len(headings)])
+    for line in lines:
+        yield _row([escape(line.label), *(f"{cell.text} {cell.remark}".strip() for cell in line.cells)])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def escape(text: str) -> str:
+    """Text whose characters mean nothing to Markdown, on one line."""
+    plain = " ".join(text.split())
+    for character in "\\|*_`<[":
+        plain = plain.replace(character, f"\\{character}")
+    return plain

@@ -1,0 +1,251 @@
+"""The report's plots as SVG text that takes its colours and typeface from the page around it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from vqcompress.report.comparison import ORIGINAL, Comparison, Row
+from vqcompress.report.formatting import significant
+from vqcompress.report.palette import FAINT, GRID, INK, STANDINS, STYLES
+from vqcompress.report.wording import overall
+
+SMALL, WIDE = (5.4, 3.9), (11.2, 3.9)
+MIN_LABEL_SHARE = 0.035  # a block narrower than this part of the axis gets no name
+
+
+def error_by_bytes(comparison: Comparison) -> str:
+    """Denoiser error against the denoiser's bytes on disk, a line for each method."""
+    with _svg("error-by-bytes", SMALL) as (axes, text):
+        _curves(axes, comparison, lambda row: row.denoiser_error)
+        _log_percent(axes)
+        axes.set_ylabel("denoiser error")
+        _bits_axis(axes, comparison)
+    return text.getvalue()
+
+
+def psnr_by_bytes(comparison: Comparison) -> str:
+    """PSNR of the images against the denoiser's bytes on disk."""
+    with _svg("psnr-by-bytes", SMALL) as (axes, text):
+        _curves(axes, comparison, lambda row: row.psnr)
+        axes.set_ylabel("PSNR of images, dB")
+        _bits_axis(axes, comparison)
+    return text.getvalue()
+
+
+def error_by_timestep(comparison: Comparison) -> str:
+    """Denoiser error along the trajectory, noise on the left, for the rows that `peers` picks."""
+    with _svg("error-by-timestep", SMALL) as (axes, text):
+        for row in peers(comparison):
+            steps = sorted(row.error_by_timestep.items(), reverse=True)
+            axes.plot(*zip(*steps, strict=True), label=row.label, **_line(row, size=4))
+        axes.invert_xaxis()
+        _log_percent(axes)
+        axes.set_xlabel("timestep (noise on the left, image on the right)")
+        axes.set_ylabel("denoiser error")
+        _legend(axes)
+    return text.getvalue()
+
+
+def alignment_intervals(comparison: Comparison) -> str:
+    """Each variant's share of right images with its interval, beside the original's as a band."""
+    rows = [(row.label, row.alignment, STYLES[row.method].color, row) for row in comparison.rows]
+    with _svg("alignment", (SMALL[0], 1.1 + 0.31 * len(rows))) as (axes, text):
+        _original_band(axes, comparison)
+        for place, (_, shares, color, row) in enumerate(rows):
+            share = overall(shares)
+            if share is not None:
+                axes.plot([100 * share.low, 100 * share.high], [place, place], color=color, linewidth=1.6)
+                axes.plot([100 * share.share], [place], **{**_line(row, size=6), "linestyle": "none"})
+        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("images that show what the caption says, % with 95 % interval")
+        axes.grid(False, axis="y")
+    return text.getvalue()
+
+
+def error_by_layer(comparison: Comparison) -> str:
+    """Relative output error of every layer in execution order, for the rows that `peers` picks."""
+    with _svg("error-by-layer", WIDE) as (axes, text):
+        names = [each.layer for each in comparison.rows[0].layer_errors]
+        place = {name: index for index, name in enumerate(names)}
+        for row in peers(comparison):
+            points = [(place[each.layer], each.error) for each in row.layer_errors if each.layer in place]
+            style = {**_line(row, size=3.2), "linewidth": 0.6}
+            axes.plot(*zip(*points, strict=True), label=row.label, **style)
+        _log_percent(axes)
+        _block_axis(axes, names)
+        axes.set_ylabel("relative output error")
+        _legend(axes, columns=6)
+    return text.getvalue()
+
+
+def peers(comparison: Comparison) -> list[Row]:
+    """The first row and, of every other method, the row nearest to it in bytes: few enough lines to tell apart."""
+    lead = comparison.rows[0]
+
+    def distance(row: Row) -> float:
+        return abs(math.log(row.denoiser_bytes / lead.denoiser_bytes))
+
+    nearest = {lead.method: lead}
+    for row in sorted(comparison.rows, key=distance):
+        nearest.setdefault(row.method, row)
+    return list(nearest.values())
+
+
+def _curves(axes: Axes, comparison: Comparison, value: Callable[[Row], float]) -> None:
+    ordered = sorted(comparison.rows, key=lambda row: list(STYLES).index(row.method))
+    for method, rows in groupby(ordered, key=lambda row: row.method):
+        points = sorted((row.denoiser_bytes / 1e6, value(row), row) for row in rows if math.isfinite(value(row)))
+        if points:
+            axes.plot([p[0] for p in points], [p[1] for p in points], label=method, **_line(points[0][2], size=6))
+    _legend(axes, above=1.19)
+
+
+def _bits_axis(axes: Axes, comparison: Comparison) -> None:
+    """Bytes below; above, the same in bits over all weights of the denoiser."""
+    axes.set_xlabel(f"{comparison.denoiser} on disk, MB")
+    bits = 8e6 / comparison.original.denoiser_weights
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    above = axes.secondary_xaxis("top", functions=(lambda mb: mb * bits, lambda b: b / bits))
+    above.xaxis.set_major_locator(MaxNLocator(6))
+    above.set_xlabel("bits a weight, whole file")
+    above.spines["top"].set_visible(False)
+
+
+def _original_band(axes: Axes, comparison: Comparison) -> None:
+    share = overall(comparison.original.alignment)
+    if share is not None:
+        axes.axvspan(100 * share.low, 100 * share.high, color=GRID, linewidth=0)
+        axes.axvline(100 * share.share, color=FAINT, linewidth=1)
+        axes.annotate(
+            ORIGINAL,
+            (100 * share.share, 1),
+            (0, 4),
+            ("data", "axes fraction"),
+            "offset points",
+            ha="center",
+            color=FAINT,
+        )
+
+
+def _block_axis(axes: Axes, names: list[str]) -> None:
+    start = 0
+    ticks, labels = [], []
+    for block, members in groupby(names, key=block_of):
+        count = len(list(members))
+        if start:
+            axes.axvline(start - 0.5, color=GRID, linewidth=1)
+        if count >= MIN_LABEL_SHARE * len(names):
+            ticks.append(start + (count - 1) / 2)
+            labels.append(block)
+        start += count
+    axes.set_xticks(ticks, labels)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(False, axis="x")
+    axes.set_xlim(-0.5, max(len(names) - 0.5, 0.5))
+
+
+def block_of(layer: str) -> str:
+    """``down_blocks.1.attentions.0.proj_in`` -> ``down 1``; layers outside any block -> their own first name."""
+    numbered = re.match(r"(?P<name>\w+?)_blocks\.(?P<index>\d+)", layer)
+    if numbered:
+        return f"{numbered['name'].replace('_', ' ')} {numbered['index']}"
+    return layer.split(".")[0].removesuffix("_block").replace("_", " ")
+
+
+def _log_percent(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps = (1.0,) if high / low > 1e3 else (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{significant(100 * share, 1)} %"))
+
+
+def _line(row: Row, *, size: float) -> dict:
+    style = STYLES[row.method]
+    return {
+        "color": style.color,
+        "marker": style.marker,
+        "markersize": size,
+        "markerfacecolor": "none" if style.dashed else style.color,
+        "markeredgewidth": 1.4 if style.dashed else 0,
+        "linewidth": 1.6,
+        "linestyle": (0, (4, 2)) if style.dashed else "-",
+    }
+
+
+def _legend(axes: Axes, *, columns: int = 3, above: float = 1.02) -> None:
+    axes.legend(
+        *(axes.get_legend_handles_labels()),
+        loc="lower left",
+        bbox_to_anchor=(-0.02, above),
+        ncols=columns,
+        frameon=False,
+        labelcolor=INK,
+        columnspacing=1.4,
+        handlelength=2.2,
+        borderaxespad=0,
+    )
+
+
+@contextmanager
+def _svg(name: str, inches: tuple[float, float]) -> Iterator[tuple[Axes, io.StringIO]]:
+    """Axes to draw on; on leaving, their SVG is in the text that came with them."""
+    text = io.StringIO()
+    with rc_context({**RC, "svg.hashsalt": name}):
+        figure = Figure(figsize=inches)
+        axes = figure.subplots()
+        yield axes, text
+        raw = io.StringIO()
+        figure.savefig(raw, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.05, metadata=NO_METADATA)
+    text.write(_for_page(raw.getvalue(), name))
+
+
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+RC = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": FAINT,
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+
+
+def _for_page(svg: str, name: str) -> str:
+    """Make matplotlib's file a part of an HTML page: no prolog, no links, the page's colours and typeface, own ids."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\1{name}-", svg)
+    for standin, variable in [*STANDINS.items(), *_method_colors()]:
+        svg = svg.replace(standin, variable)
+    return svg.strip()
+
+
+def _method_colors() -> list[tuple[str, str]]:
+    return [(style.color, f"var(--{method})") for method, style in STYLES.items()]
