@@ -12,13 +12,14 @@ is searched exactly for that boundary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SEAM = 32  # weights on either side of the seam that choose the boundary
+INFINITE = np.float32(1e30)
 LANES = 8  # floats that one vector instruction takes at once
 
 
@@ -34,7 +35,9 @@ class CpuViterbi:
         self._turn = np.roll(np.arange(rows), -phase)
         self._seam = np.concatenate([self._turn[rows - reach :], self._turn[:reach]])
         self._tables = {rate: table.float().numpy() for rate, table in tables.items()}
-        self._searches = {rate: Search(state_bits, rate, table, len(self._seam) + rows) for rate, table in self._tables.items()}
+        self._searches = {
+            rate: Search(state_bits, rate, table, len(self._seam) + rows) for rate, table in self._tables.items()
+        }
 
     def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
         """Codes for ``target [rows]`` under the metric ``sum (target - scale * value)**2``.
@@ -51,12 +54,17 @@ class CpuViterbi:
 
 
 class Search:
-    """Exact search of one trellis: ``table [2**state_bits]`` float32, sequences of up to ``length`` weights."""
+    """Exact search of one trellis: ``table [2**state_bits]`` float32, sequences of up to ``length`` weights.
+
+    Needs ``state_bits >= 2 * rate``.
+    """
 
     def __init__(self, state_bits: int, rate: int, table: np.ndarray, length: int) -> None:
+        self._rate = rate
         self._table = np.ascontiguousarray(_by_branch(table, state_bits, rate))
-        self._run = compiled_search(state_bits, rate)
-        self._back = np.empty((length, 1 << (state_bits - rate)), np.uint8)
+        self._forward, self._traceback = compiled_forward(state_bits, rate), compiled_traceback()
+        self._best = np.empty(1 << (state_bits - rate), np.float32)
+        self._back = np.empty((length, len(self._best)), np.uint8)
 
     def __call__(self, target: np.ndarray, scale: np.ndarray, boundary: int = -1) -> np.ndarray:
         """States ``[n]`` (int64) of the cheapest path for ``target [n]``, metric ``(target - scale * value)**2``.
@@ -64,7 +72,10 @@ class Search:
         ``boundary`` fixes the ``L - k`` bits before the first weight and after the last; -1 leaves both ends free.
         """
         states = np.empty(len(target), np.int64)
-        self._run(target, scale, self._table, boundary, self._back, states)
+        self._best.fill(0.0 if boundary < 0 else INFINITE)
+        self._best[boundary] = 0.0
+        self._forward(target, scale, self._table, self._best, self._back)
+        self._traceback(self._back, boundary if boundary >= 0 else int(self._best.argmin()), self._rate, states)
         return states
 
 
@@ -81,83 +92,90 @@ def _stems_in_lanes(state_bits: int, rate: int) -> bool:
 
 
 @lru_cache(maxsize=64)
-def compiled_search(state_bits: int, rate: int) -> Callable[..., None]:
-    """The search for one trellis, compiled once per process and kept in numba's cache on disk.
+def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
+    """The forward pass for one trellis, compiled once per process and kept in numba's cache on disk.
 
-    Signature ``(target [n], scale [n], table, boundary, back [>= n, groups] uint8, states [n] int64)``; ``back`` is scratch.
-    Needs ``state_bits >= 2 * rate``.
+    Signature ``(target [n], scale [n], table, best [groups], back [>= n, groups] uint8)``: ``best`` goes from the cost of each
+    group before the first weight to that after the last, ``back`` receives the branch that led there.
     """
-    import numba
-
-    compiled = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-    make_step = _step_over_stems if _stems_in_lanes(state_bits, rate) else _step_over_symbols
-    return compiled(_make_search(state_bits, rate, compiled(make_step(state_bits, rate))))
+    make_forward = _forward_over_stems if _stems_in_lanes(state_bits, rate) else _forward_over_symbols
+    return _compiled(make_forward(1 << rate, 1 << (state_bits - 2 * rate)))
 
 
-def _make_search(state_bits: int, rate: int, step: Callable[..., None]) -> Callable[..., None]:
-    branches, groups = 1 << rate, 1 << (state_bits - rate)
-    infinite = np.float32(1e30)
+@lru_cache(maxsize=1)
+def compiled_traceback() -> Callable[..., None]:
+    """Signature ``(back [>= n, groups], last group, rate, states [n] int64)``; fills ``states``."""
+    return _compiled(_traceback)
 
-    def search(target, scale, table, boundary, back, states):  # type: ignore[no-untyped-def]
-        best = np.zeros(groups, np.float32)
-        if boundary >= 0:
-            best[:] = infinite
-            best[boundary] = 0.0
-        low, arg = np.empty(groups, np.float32), np.empty(groups, np.int32)
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    import numba  # takes half a second: only for those who search
+
+    compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy")
+    try:
+        return compile_(cache=True)(function)
+    except RuntimeError:  # no writable place for the cache
+        return compile_()(function)
+
+
+# The two forward passes do the same; they differ in what fills the vector registers. Their sizes are closure constants,
+# so that LLVM unrolls and vectorizes the inner loops.
+
+
+def _forward_over_stems(branches: int, stems: int) -> Callable[..., None]:
+    """Vector lanes run over stems; ``table [symbols, branches, stems]``."""
+
+    def forward(target, scale, table, best, back):  # type: ignore[no-untyped-def]
+        low, arg = np.empty((branches, stems), np.float32), np.empty((branches, stems), np.int32)
         for t in range(len(target)):
-            step(target[t], scale[t], table, best, low, arg, back[t])
-        group = boundary
-        if boundary < 0:
-            group = np.argmin(best)
-        for t in range(len(target) - 1, -1, -1):
-            states[t] = back[t, group] * groups + group
-            group = states[t] >> rate
-
-    return search
-
-
-def _step_over_stems(state_bits: int, rate: int) -> Callable[..., None]:
-    """One weight; vector lanes run over stems, ``table [symbols, branches, stems]``."""
-    branches, stems = 1 << rate, 1 << (state_bits - 2 * rate)
-
-    def step(x, r, table, best, low, arg, back):  # type: ignore[no-untyped-def]
-        for symbol in range(branches):
+            x, r = target[t], scale[t]
+            for symbol in range(branches):
+                for stem in range(stems):
+                    error = x - r * table[symbol, 0, stem]
+                    least, chosen = best[stem] + error * error, np.int32(0)
+                    for branch in range(1, branches):
+                        error = x - r * table[symbol, branch, stem]
+                        cost = best[branch * stems + stem] + error * error
+                        if cost < least:
+                            least, chosen = cost, np.int32(branch)
+                    low[symbol, stem], arg[symbol, stem] = least, chosen
             for stem in range(stems):
-                error = x - r * table[symbol, 0, stem]
-                least, chosen = best[stem] + error * error, np.int32(0)
-                for branch in range(1, branches):
-                    error = x - r * table[symbol, branch, stem]
-                    cost = best[branch * stems + stem] + error * error
-                    if cost < least:
-                        least, chosen = cost, np.int32(branch)
-                low[symbol * stems + stem], arg[symbol * stems + stem] = least, chosen
-        for stem in range(stems):
-            for symbol in range(branches):
-                best[stem * branches + symbol] = low[symbol * stems + stem]
-        for stem in range(stems):
-            for symbol in range(branches):
-                back[stem * branches + symbol] = arg[symbol * stems + stem]
-
-    return step
-
-
-def _step_over_symbols(state_bits: int, rate: int) -> Callable[..., None]:
-    """One weight; vector lanes run over symbols, ``table [branches, stems, symbols]``."""
-    branches, stems = 1 << rate, 1 << (state_bits - 2 * rate)
-
-    def step(x, r, table, best, low, arg, back):  # type: ignore[no-untyped-def]
-        for stem in range(stems):
-            for symbol in range(branches):
-                error = x - r * table[0, stem, symbol]
-                low[stem * branches + symbol], arg[stem * branches + symbol] = best[stem] + error * error, 0
-            for branch in range(1, branches):
-                so_far = best[branch * stems + stem]
                 for symbol in range(branches):
-                    error = x - r * table[branch, stem, symbol]
-                    cost = so_far + error * error
-                    if cost < low[stem * branches + symbol]:
-                        low[stem * branches + symbol], arg[stem * branches + symbol] = cost, branch
-        for group in range(branches * stems):
-            best[group], back[group] = low[group], arg[group]
+                    best[stem * branches + symbol] = low[symbol, stem]
+            for stem in range(stems):
+                for symbol in range(branches):
+                    back[t, stem * branches + symbol] = arg[symbol, stem]
 
-    return step
+    return forward
+
+
+def _forward_over_symbols(branches: int, stems: int) -> Callable[..., None]:
+    """Vector lanes run over symbols; ``table [branches, stems, symbols]``."""
+
+    def forward(target, scale, table, best, back):  # type: ignore[no-untyped-def]
+        low, arg = np.empty((stems, branches), np.float32), np.empty((stems, branches), np.int32)
+        for t in range(len(target)):
+            x, r = target[t], scale[t]
+            for stem in range(stems):
+                for symbol in range(branches):
+                    error = x - r * table[0, stem, symbol]
+                    low[stem, symbol], arg[stem, symbol] = best[stem] + error * error, 0
+                for branch in range(1, branches):
+                    so_far = best[branch * stems + stem]
+                    for symbol in range(branches):
+                        error = x - r * table[branch, stem, symbol]
+                        cost = so_far + error * error
+                        if cost < low[stem, symbol]:
+                            low[stem, symbol], arg[stem, symbol] = cost, branch
+            for stem in range(stems):
+                for symbol in range(branches):
+                    best[stem * branches + symbol] = low[stem, symbol]
+                    back[t, stem * branches + symbol] = arg[stem, symbol]
+
+    return forward
+
+
+def _traceback(back, group, rate, states):  # type: ignore[no-untyped-def]
+    for t in range(len(states) - 1, -1, -1):
+        states[t] = back[t, group] * back.shape[1] + group
+        group = states[t] >> rate
