@@ -1,0 +1,150 @@
+"""The parts of the training: tokenizer, patch code, schedule, and a run that stops and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vqcompress.shapes.autoencoder import build_autoencoder, fit_patch_code, set_encoder
+from vqcompress.shapes.dataset import LatentSet, build_latent_set, training_captions, training_images
+from vqcompress.shapes.denoiser_training import DenoiserTraining, min_snr_weight
+from vqcompress.shapes.networks import build_scheduler
+from vqcompress.shapes.schedule import Schedule
+from vqcompress.shapes.tokenizer import MAX_TOKENS, build_tokenizer, learn_vocabulary
+
+
+def test_the_vocabulary_is_bytes_then_words_then_marks() -> None:
+    vocabulary, merges = learn_vocabulary(["red ring", "red star"])
+    assert list(vocabulary.values()) == list(range(512 + len(merges) + 2))
+    assert {"red</w>", "ring</w>", "star</w>"} <= vocabulary.keys()
+    assert list(vocabulary)[-2:] == ["<|startoftext|>", "<|endoftext|>"]
+
+
+def test_unknown_words_fall_back_to_bytes() -> None:
+    tokenizer = build_tokenizer(["red ring"])
+    assert tokenizer.unk_token_id not in tokenizer("a blue ring").input_ids[1:-1]
+
+
+def test_the_encoder_is_the_patch_code() -> None:
+    images = training_images(256, seed=1)
+    code = fit_patch_code(images)
+    vae = build_autoencoder().eval()
+    set_encoder(vae, code)
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()
+    assert latents.numpy() == pytest.approx(code.encode(images), abs=0.03)
+    assert code.encode(images).var(axis=(0, 2, 3)).mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_latent_set_pairs_pictures_with_their_captions() -> None:
+    code = fit_patch_code(training_images(64, seed=1))
+    tokenizer = build_tokenizer(training_captions(500, seed=0))
+    data = build_latent_set(8, 2, code, tokenizer)
+    assert data.latents.shape == (8, 8, 8, 8)
+    assert data.tokens.shape == (8, MAX_TOKENS)
+    assert data.latents.numpy() == pytest.approx(code.encode(training_images(8, seed=2)), abs=0.01)
+    texts = tokenizer.batch_decode(data.tokens.long(), skip_special_tokens=True)
+    assert [text.strip() for text in texts] == training_captions(8, seed=2)
+
+
+def test_dropped_captions_are_the_empty_caption() -> None:
+    data = LatentSet(torch.zeros(4, 8, 8, 8).half(), torch.ones(4, 5).short(), torch.full((5,), 7))
+    _, tokens = data.batch(400, 0.25, torch.Generator().manual_seed(0))
+    share = (tokens == 7).all(1).float().mean()
+    assert share == pytest.approx(0.25, abs=0.06)
+    assert set(tokens.unique().tolist()) == {1, 7}
+
+
+def test_the_rate_warms_up_and_ends_at_zero() -> None:
+    schedule = Schedule(peak=2.0, warmup=10, steps=100)
+    rates = []
+    while not schedule.done:
+        rates.append(schedule.rate())
+        schedule.advance()
+    assert len(rates) == 100
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(2.0, rel=0.05)
+    assert rates[-1] < 0.001
+
+
+def test_a_run_by_the_clock_ends() -> None:
+    schedule = Schedule(peak=1.0, seconds=0.01)
+    while not schedule.done:
+        schedule.advance()
+    assert schedule.spent >= 0.01
+
+
+def test_min_snr_weights_are_bounded() -> None:
+    alphas = build_scheduler().alphas_cumprod
+    weights = min_snr_weight(alphas)
+    assert weights.min() >= 0
+    assert weights.max() <= 5 / 6 + 1e-6
+    assert torch.allclose(weights[-1], alphas[-1], rtol=1e-3)
+
+
+class TinyDenoiser(nn.Module):
+    """Stands in for the UNet: a linear map of the latents plus a term per token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.words = nn.Conv2d(8, 8, 1), nn.Embedding(16, 8)
+
+    def forward(self, noisy: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return self.mix(noisy) + self.words(tokens).mean(1)[:, :, None, None] + steps[:, None, None, None] / 1000
+
+
+def tiny_training(steps: int) -> DenoiserTraining:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(32, 8, 8, 8, generator=generator).half()
+    data = LatentSet(latents, torch.randint(16, (32, 4), generator=generator).short(), torch.zeros(4).long())
+    schedule = Schedule(peak=1e-2, warmup=2, steps=steps)
+    return DenoiserTraining(TinyDenoiser(), data, build_scheduler().alphas_cumprod, schedule, seed=3)
+
+
+def run_until(training: DenoiserTraining, stop: int) -> None:
+    """Train to step `stop`; leaving in the middle is what a killed process does."""
+
+    class Stop(Exception):
+        pass
+
+    def pause() -> None:
+        if training.schedule.step == stop:
+            raise Stop
+
+    with pytest.raises(Stop):
+        training.run(lambda step, loss: None, 1, pause)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = tiny_training(8)
+    whole.run(lambda step, loss: None, 1, lambda: None)
+    first = tiny_training(8)
+    run_until(first, 3)
+    first.save(tmp_path / "run.pt")
+    second = tiny_training(8)
+    second.restore(tmp_path / "run.pt")
+    second.run(lambda step, loss: None, 1, lambda: None)
+    assert second.schedule.step == 8
+    for a, b in zip(whole.parameters, second.parameters, strict=True):
+        assert torch.equal(a, b)
+    averaged = second.averaged(TinyDenoiser())
+    assert all(torch.equal(a, b) for a, b in zip(averaged.parameters(), whole.average, strict=True))
+
+
+def test_a_renewed_run_keeps_weights_and_starts_its_schedule_anew(tmp_path: Path) -> None:
+    first = tiny_training(2)
+    first.run(lambda step, loss: None, 1, lambda: None)
+    first.save(tmp_path / "run.pt")
+    renewed = tiny_training(2)
+    renewed.restore(tmp_path / "run.pt", keep_clock=False)
+    assert renewed.schedule.step == 0
+    assert torch.equal(renewed.parameters[0], first.parameters[0])
+
+
+def test_training_scenes_are_reproducible() -> None:
+    assert np.array_equal(training_images(4, seed=5), training_images(4, seed=5))
