@@ -65,6 +65,11 @@ def gaussian_error(state_bits: int, rate: int) -> float:
 def value_table(state_bits: int, rate: int, tail: float) -> Tensor:
     """Values of all states, float16 ``[2**state_bits]``; ``tail`` is Tukey's h. Treat the result as read-only."""
     multiplier, gain, _ = GAUSSIAN_CODES[state_bits, rate]
+    return stretched_values(state_bits, multiplier, gain, tail)
+
+
+def stretched_values(state_bits: int, multiplier: int, gain: float, tail: float) -> Tensor:
+    """The formula at the top of this file, float16 ``[2**state_bits]``."""
     states = torch.arange(1 << state_bits, dtype=torch.int64)
     dealt = (states * multiplier) % (1 << state_bits)
     z = torch.special.ndtri((dealt.double() + 0.5) / (1 << state_bits))
