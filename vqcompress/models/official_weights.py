@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 
+Module = TypeVar("Module", bound=nn.Module)
 _SHOWN = 12
 
 
@@ -16,14 +18,27 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def construct(cls: Callable[..., nn.Module], config: Mapping[str, object]) -> nn.Module:
+def _refuse(model: str, problems: Mapping[str, list[str]]) -> None:
+    """Raise ArchitectureError if any of the lists has an entry."""
+    if any(problems.values()):
+        found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
+        raise ArchitectureError(
+            f"These weights do not fit {model}; {found}. Check the arguments against the checkpoint they came with."
+        )
+
+
+def check_names(model: str, needed: Set[str], given: Set[str]) -> None:
+    """Raise ArchitectureError, with both lists, unless ``given`` is exactly ``needed``."""
+    _refuse(model, {"missing": sorted(needed - given), "unexpected": sorted(given - needed)})
+
+
+def construct(cls: Callable[..., Module], config: Mapping[str, object]) -> Module:
     """``cls(**config)``; an argument that the class does not have raises ArchitectureError."""
     try:
         return cls(**config)
     except TypeError as error:
-        raise ArchitectureError(
-            f"{cls.__name__} cannot be built from the arguments {sorted(config)}: {error}"
-        ) from error
+        name = getattr(cls, "__name__", str(cls))
+        raise ArchitectureError(f"{name} cannot be built from the arguments {sorted(config)}: {error}") from error
 
 
 def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -32,29 +47,16 @@ def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str
 
 
 def load_strictly(
-    module: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    *,
-    rebuilt: Mapping[str, Tensor] | None = None,
-    assign: bool = False,
-):
+    module: Module, state_dict: Mapping[str, Tensor], *, rebuilt: Mapping[str, Tensor] | None = None
+) -> Module:
     """Load ``state_dict`` into ``module`` and return it; nothing may be left over on either side.
 
     ``rebuilt``: buffers that official files store and the module computes instead, by official name; a file may
-    hold them or not, but if it does, their shapes must be the computed ones. ``assign``: take the given tensors
-    themselves instead of copying them. Raises ArchitectureError.
+    hold them or not, but if it does, their shapes must be the computed ones. Raises ArchitectureError.
     """
-    rebuilt, own = rebuilt or {}, module.state_dict()
+    rebuilt, own, model = rebuilt or {}, module.state_dict(), type(module).__name__
     stored = {name: tensor for name, tensor in state_dict.items() if name not in rebuilt}
-    problems = [
-        f"missing: {_listed(missing)}" if (missing := sorted(own.keys() - stored.keys())) else "",
-        f"unexpected: {_listed(extra)}" if (extra := sorted(stored.keys() - own.keys())) else "",
-        f"shapes: {_listed(misfits)}" if (misfits := _misfits(own | rebuilt, state_dict)) else "",
-    ]
-    if any(problems):
-        raise ArchitectureError(
-            f"These weights do not fit {type(module).__name__}; {'; '.join(filter(None, problems))}. "
-            "Check the constructor arguments against the checkpoint they came with."
-        )
-    module.load_state_dict(stored, assign=assign)
+    check_names(model, own.keys(), stored.keys())
+    _refuse(model, {"shapes": _misfits({**own, **rebuilt}, state_dict)})
+    module.load_state_dict(stored)
     return module
