@@ -4,7 +4,7 @@ from vqcompress.metrics.alignment import alignment, wilson_interval
 from vqcompress.metrics.denoiser_error import Energies, denoiser_error, energies_by_timestep, error_by_timestep
 from vqcompress.metrics.equal_bytes import bytes_at_error, error_at_bytes
 from vqcompress.metrics.image_fidelity import image_fidelity
-from vqcompress.metrics.sizes import folder_bytes, layer_bits, stored_bits, weight_bytes
+from vqcompress.metrics.sizes import pipeline_bytes, weight_bytes
 
 __all__ = [
     "Energies",
@@ -14,10 +14,8 @@ __all__ = [
     "energies_by_timestep",
     "error_at_bytes",
     "error_by_timestep",
-    "folder_bytes",
     "image_fidelity",
-    "layer_bits",
-    "stored_bits",
+    "pipeline_bytes",
     "weight_bytes",
     "wilson_interval",
 ]

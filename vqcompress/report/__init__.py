@@ -1,7 +1,10 @@
 """What compression cost: run original and variants side by side, and write the findings as a page to look at."""
 
+from vqcompress.report.candidate import Candidate, candidate_at
+from vqcompress.report.compare import compare
 from vqcompress.report.comparison import ORIGINAL, Comparison, LayerError, Original, Row, Settings, Share, Verdict
-from vqcompress.report.grid import image_grid
+from vqcompress.report.folders import compare_folders
+from vqcompress.report.grid import image_grid, tile
 from vqcompress.report.html import to_html
 from vqcompress.report.markdown import to_markdown
 from vqcompress.report.verdicts import verdicts
@@ -9,6 +12,7 @@ from vqcompress.report.write import write_report
 
 __all__ = [
     "ORIGINAL",
+    "Candidate",
     "Comparison",
     "LayerError",
     "Original",
@@ -16,7 +20,11 @@ __all__ = [
     "Settings",
     "Share",
     "Verdict",
+    "candidate_at",
+    "compare",
+    "compare_folders",
     "image_grid",
+    "tile",
     "to_html",
     "to_markdown",
     "verdicts",

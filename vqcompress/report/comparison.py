@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -62,7 +61,7 @@ class Row:
 
     ``bits_per_weight`` covers the quantized layers of all components, everything stored counted; ``denoiser_bits`` the
     whole denoiser file over all its weights, layers that stay dense included. Errors are relative (0..1 and above),
-    PSNR in dB, ``time_ratio`` sampling time over the original's in the same run.
+    PSNR in dB; ``error_by_timestep`` runs from noise to image; ``time_ratio`` is sampling time over the original's in the same run.
     """
 
     label: str
@@ -149,22 +148,17 @@ class Comparison:
     settings: Settings
     pictures: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict, compare=False, repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; numbers that are not finite become ``"inf"``, ``"-inf"`` and ``"nan"``, which `float` reads."""
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file; numbers that are not finite become ``"inf"``, ``"-inf"`` and ``"nan"``, which `float` reads."""
         data = {name: value for name, value in vars(self).items() if name != "pictures"}
         rows = [{**asdict(row), **_derived(row)} for row in self.rows]
         plain = {**data, "original": asdict(self.original), "rows": rows, "settings": asdict(self.settings)}
         plain["verdicts"] = [asdict(verdict) for verdict in self.verdicts]
         return {"schema": SCHEMA, **_finite(plain)}
 
-    def to_json(self) -> str:
-        """The report as JSON text, the same for the same findings."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
     @classmethod
-    def from_json(cls, text: str) -> Comparison:
+    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
         """The inverse of `to_json`, without pictures. Raises `VQCompressError` for another schema."""
-        data = json.loads(text)
         if data.get("schema") != SCHEMA:
             raise VQCompressError(f"report of schema {data.get('schema')!r}; this version reads {SCHEMA}, run it again")
         return cls(

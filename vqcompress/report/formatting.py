@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from vqcompress.report.comparison import Share
 
 NONE = "–"
+SPACE = "\N{NO-BREAK SPACE}"
+"""Between a number and its unit."""
 
 
 def size(nbytes: float) -> str:
     """Bytes in the decimal unit that leaves one to three digits before the point: ``5.61 MB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= scale:
-            return f"{significant(nbytes / scale, 3)} {unit}"
-    return f"{nbytes:.0f} B"
+            return f"{significant(nbytes / scale, 3)}{SPACE}{unit}"
+    return f"{nbytes:.0f}{SPACE}B"
 
 
 def megabytes(nbytes: float) -> str:
@@ -42,18 +44,30 @@ def fixed(value: float | None, decimals: int) -> str:
 
 def percent(share: float | None, decimals: int) -> str:
     """``0.0123`` -> ``1.23 %``."""
-    return f"{text} %" if share is not None and (text := fixed(100 * share, decimals)) not in (NONE, "∞") else NONE
+    return (
+        f"{text}{SPACE}%" if share is not None and (text := fixed(100 * share, decimals)) not in (NONE, "∞") else NONE
+    )
 
 
 def percent_short(share: float) -> str:
     """A percentage with two significant digits, for running text."""
-    return f"{significant(100 * share, 2)} %"
+    return f"{significant(100 * share, 2)}{SPACE}%"
 
 
 def percent_decimals(shares: Iterable[float]) -> int:
     """Decimals with which the smallest of a column of percentages keeps two significant digits, at most four."""
     positive = [100 * share for share in shares if share and math.isfinite(share) and share > 0]
     return min(4, max(1, 1 - math.floor(math.log10(min(positive))))) if positive else 1
+
+
+def decibel(value: float) -> str:
+    """``33.3 dB``."""
+    return f"{fixed(value, 1)}{SPACE}dB"
+
+
+def whole_percent(share: float) -> str:
+    """``91 %``."""
+    return f"{100 * share:.0f}{SPACE}%"
 
 
 def interval(share: Share) -> str:

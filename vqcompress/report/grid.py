@@ -41,6 +41,19 @@ def image_grid(pictures: Mapping[str, Sequence[bytes]], prompts: Sequence[str]) 
     return grid
 
 
+def tile(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures of one size in rows of ``columns``, small ones enlarged without smoothing."""
+    if not pictures:
+        raise VQCompressError("no pictures to lay out")
+    enlarged = [_enlarged(picture) for picture in pictures]
+    width, height = enlarged[0].width + GAP, enlarged[0].height + GAP
+    columns = min(columns, len(enlarged))
+    sheet = Image.new("RGB", (columns * width + GAP, -(-len(enlarged) // columns) * height + GAP), PAPER)
+    for index, picture in enumerate(enlarged):
+        sheet.paste(picture, (GAP + index % columns * width, GAP + index // columns * height))
+    return sheet
+
+
 def _common_count(pictures: Mapping[str, Sequence[bytes]], prompts: Sequence[str]) -> int:
     counts = {label: len(files) for label, files in pictures.items()}
     if len(set(counts.values())) != 1 or not 0 < next(iter(counts.values())) <= len(prompts):

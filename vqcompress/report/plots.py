@@ -46,9 +46,10 @@ def error_by_timestep(comparison: Comparison) -> str:
     """Denoiser error along the trajectory, noise on the left, for the rows that `peers` picks."""
     with _svg("error-by-timestep", SMALL) as (axes, text):
         for row in peers(comparison):
-            steps = sorted(row.error_by_timestep.items(), reverse=True)
-            axes.plot(*zip(*steps, strict=True), label=row.label, **_line(row, size=4))
-        axes.invert_xaxis()
+            axes.plot(*zip(*row.error_by_timestep.items(), strict=True), label=row.label, **_line(row, size=4))
+        first, *_, last = comparison.rows[0].error_by_timestep
+        if first > last:
+            axes.invert_xaxis()
         _log_percent(axes)
         axes.set_xlabel("timestep (noise on the left, image on the right)")
         axes.set_ylabel("denoiser error")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Row, Share
-from vqcompress.report.formatting import NONE, fixed, interval, megabytes, percent, percent_decimals
+from vqcompress.report.formatting import NONE, fixed, interval, megabytes, percent, percent_decimals, whole_percent
 from vqcompress.report.wording import overall
 
 
@@ -77,7 +77,7 @@ class Column:
 
 def _share(alignment: Mapping[str, Share]) -> Cell:
     share = overall(alignment)
-    return Cell(f"{100 * share.share:.0f} %", interval(share)) if share else Cell(NONE)
+    return Cell(whole_percent(share.share), interval(share)) if share else Cell(NONE)
 
 
 def _layer_errors(row: Row, decimals: Decimals) -> Cell:

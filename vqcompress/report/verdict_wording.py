@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Literal
 
 from vqcompress.report.comparison import Verdict
-from vqcompress.report.formatting import fixed, percent_short, size
+from vqcompress.report.formatting import SPACE, decibel, percent_short, size
 
 Outcome = Literal["better", "worse", "mixed", "open"]
 
@@ -51,7 +51,7 @@ def _text(group: Sequence[Verdict]) -> str:
 def _clause(verdict: Verdict) -> str:
     rival = verdict.rival_value or 0.0
     if verdict.measure == "psnr":
-        values = f"PSNR {fixed(verdict.value, 1)} dB against {fixed(rival, 1)} dB"
+        values = f"PSNR {decibel(verdict.value)} against {decibel(rival)}"
     else:
         values = f"denoiser error {percent_short(verdict.value)} against {percent_short(rival)}"
     if verdict.basis == "dominance":
@@ -62,9 +62,9 @@ def _clause(verdict: Verdict) -> str:
 
 def _gap(verdict: Verdict, rival: float) -> str:
     if verdict.measure == "psnr":
-        return f"{verdict.value - rival:+.1f} dB"
+        return f"{verdict.value - rival:+.1f}{SPACE}dB"
     change = 100 * (verdict.value / rival - 1)
-    return f"{abs(change):.0f} % {'lower' if change < 0 else 'higher'}"
+    return f"{abs(change):.0f}{SPACE}% {'lower' if change < 0 else 'higher'}"
 
 
 def _equivalent(verdict: Verdict) -> str:
@@ -73,4 +73,4 @@ def _equivalent(verdict: Verdict) -> str:
         return ""
     change = 100 * (verdict.rival_bytes / verdict.nbytes - 1)
     direction = "more" if change > 0 else "less"
-    return f" {verdict.rival} takes {size(verdict.rival_bytes)} for that error, {abs(change):.0f} % {direction}."
+    return f" {verdict.rival} takes {size(verdict.rival_bytes)} for that error, {abs(change):.0f}{SPACE}% {direction}."

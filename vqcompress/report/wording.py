@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vqcompress.report.comparison import Comparison, Row, Share
-from vqcompress.report.formatting import fixed, interval, percent_short, significant, size
+from vqcompress.report.formatting import (
+    SPACE,
+    decibel,
+    fixed,
+    interval,
+    percent_short,
+    significant,
+    size,
+    whole_percent,
+)
 
 OVERALL = "all"
 """The judge's question that stands for all the others."""
@@ -43,7 +52,7 @@ def _saving(comparison: Comparison, row: Row) -> str:
 def _loss(row: Row) -> str:
     return (
         f"On the original's own inputs its output is off by {percent_short(row.denoiser_error)} (relative mean squared "
-        f"error); under the same seeds its images match the original's to {fixed(row.psnr, 1)} dB PSNR."
+        f"error); under the same seeds its images match the original's to {decibel(row.psnr)} PSNR."
     )
 
 
@@ -51,8 +60,8 @@ def _captions(comparison: Comparison, row: Row) -> Iterator[str]:
     mine, original = overall(row.alignment), overall(comparison.original.alignment)
     if mine and original:
         yield (
-            f"{100 * mine.share:.0f} % of them show what the caption says (95 % interval {interval(mine)} %); "
-            f"of the original's, {100 * original.share:.0f} % do ({interval(original)} %)."
+            f"{whole_percent(mine.share)} of them show what the caption says (95\N{NO-BREAK SPACE}% interval {interval(mine)}{SPACE}%); "
+            f"of the original's, {whole_percent(original.share)} do ({interval(original)}{SPACE}%)."
         )
 
 
@@ -77,13 +86,13 @@ def key_figures(comparison: Comparison) -> list[KeyFigure]:
     ]
     share, reference = overall(row.alignment), overall(original.alignment)
     if share and reference:
-        remark = f"95 %: {interval(share)}, original {100 * reference.share:.0f} %"
+        remark = f"95 %: {interval(share)}, original {whole_percent(reference.share)}"
         figures.append(KeyFigure("Right images", f"{100 * share.share:.0f}", "%", remark))
     return figures
 
 
 def _parts(text: str) -> tuple[str, str]:
-    value, _, unit = text.partition(" ")
+    value, _, unit = text.partition(SPACE)
     return value, unit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     the path of ``report.html``.
     """
     files = {
-        "report.json": comparison.to_json().encode(),
+        "report.json": _json(comparison),
         "report.md": to_markdown(comparison).encode(),
         "report.html": to_html(comparison).encode(),
     }
@@ -30,6 +31,10 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     for name, content in files.items():
         _replace(folder / name, content)
     return folder / "report.html"
+
+
+def _json(comparison: Comparison) -> bytes:
+    return (json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,0 +1,59 @@
+"""A compressed folder that takes part in a comparison."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vqcompress.checkpoint import RECIPE_NAME
+from vqcompress.errors import CheckpointError, VQCompressError
+from vqcompress.recipe import Recipe
+from vqcompress.report.comparison import FAMILIES, ORIGINAL
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compressed ``folder``, what the report calls it, and the method that made it."""
+
+    label: str
+    folder: Path
+    method: str
+
+    def __post_init__(self) -> None:
+        if self.method not in FAMILIES:
+            raise VQCompressError(f"{self.folder}: unknown method {self.method!r}; reports know {', '.join(FAMILIES)}")
+
+
+def candidate_at(folder: str | Path) -> Candidate:
+    """The candidate in ``folder``, named after its recipe: ``trellis 3-bit``. Raises `CheckpointError` without a recipe."""
+    folder = Path(folder)
+    recipe = _recipe(folder)
+    return Candidate(f"{recipe.method} {recipe.bits:g}-bit", folder, recipe.method)
+
+
+def with_own_labels(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same candidates; where two have one label, the folder's name is added."""
+    uses = Counter(candidate.label for candidate in candidates)
+    return [
+        replace(each, label=f"{each.label} ({each.folder.name})") if uses[each.label] > 1 else each
+        for each in candidates
+    ]
+
+
+def check_labels(candidates: Sequence[Candidate]) -> None:
+    """Raises `VQCompressError` for no candidates, or for a label that stands for two."""
+    labels = [ORIGINAL, *(candidate.label for candidate in candidates)]
+    twice = [label for label, uses in Counter(labels).items() if uses > 1]
+    if not candidates or twice:
+        reason = f"the label {twice[0]!r} stands for two of them" if twice else "there is none"
+        raise VQCompressError(f"a comparison needs compressed folders with labels of their own: {reason}")
+
+
+def _recipe(folder: Path) -> Recipe:
+    path = folder / RECIPE_NAME
+    if not path.is_file():
+        reason = f"it holds no {RECIPE_NAME}" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{folder} is no compressed pipeline that `vqcompress quantize` wrote: {reason}")
+    return Recipe.read(path)

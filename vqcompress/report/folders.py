@@ -1,0 +1,74 @@
+"""A comparison from names alone: the model's, and those of compressed folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vqcompress.architectures import Architecture, architecture_of, open_pipeline
+from vqcompress.calibration.prompts import load_prompts
+from vqcompress.errors import VQCompressError
+from vqcompress.report.candidate import candidate_at, with_own_labels
+from vqcompress.report.compare import Judge, Progress, compare
+from vqcompress.report.comparison import Comparison
+from vqcompress.shapes.claims import read_claim
+from vqcompress.shapes.judge import judge as shapes_judge
+from vqcompress.shapes.scenes import held_out_captions
+
+HELD_OUT = {"general": "general_heldout"}
+"""Calibration prompt set -> the set that evaluates, where it is another one."""
+
+
+def compare_folders(
+    original: str,
+    folders: Sequence[str | Path],
+    *,
+    prompts: str | None = None,
+    count: int = 48,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 1000,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare compressed ``folders`` with the model called ``original`` (alias, Hub id, folder or file).
+
+    ``prompts`` names a prompt set or file; by default those that the model was not calibrated on. The embedded model's
+    captions are judged. See `compare` for the rest.
+    """
+    candidates = with_own_labels([candidate_at(folder) for folder in folders])
+    pipeline = open_pipeline(original)
+    architecture = architecture_of(pipeline)
+    texts, source = _evaluation_prompts(architecture, prompts, count)
+    return compare(
+        pipeline,
+        architecture,
+        candidates,
+        texts,
+        seed=seed,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        judge=_judge_for(architecture, texts),
+        name=original if "/" not in original else Path(original).name,
+        prompt_source=source,
+        progress=progress,
+    )
+
+
+def _evaluation_prompts(architecture: Architecture, prompts: str | None, count: int) -> tuple[tuple[str, ...], str]:
+    if prompts is None and architecture.prompt_set == "shapes":
+        return tuple(held_out_captions(count)), "held-out captions of the shapes world"
+    found = load_prompts(prompts or HELD_OUT.get(architecture.prompt_set, architecture.prompt_set))
+    return found.prompts, f"set {Path(found.name).name}, SHA-256 {found.sha256[:12]}"
+
+
+def _judge_for(architecture: Architecture, prompts: Sequence[str]) -> Judge | None:
+    """The judge of the shapes world, if it can read every prompt."""
+    if architecture.prompt_set != "shapes":
+        return None
+    try:
+        for prompt in prompts:
+            read_claim(prompt)
+    except VQCompressError:
+        return None
+    return shapes_judge

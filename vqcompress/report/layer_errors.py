@@ -1,0 +1,103 @@
+"""Errors of every quantized layer of every variant, in one pass over the original's activations.
+
+Second moments are large and come a few at a time, packed weights are small: so all variants' packed weights are kept,
+and each layer is judged for all variants as its moments go by.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from vqcompress.architectures import Architecture
+from vqcompress.calibration.record import record_moments
+from vqcompress.layers import vq_layers
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.report.comparison import LayerError
+from vqcompress.report.drawing import Sampling
+
+Packed = Mapping[str, Mapping[str, QuantizedWeight]]
+"""Component -> layer -> packed weight."""
+
+MEMORY_BUDGET = 4_000_000_000  # bytes of second moments held at once
+ROWS_PER_CALL = 4096
+
+
+def packed_weights(pipeline: DiffusionPipeline, architecture: Architecture) -> dict[str, dict[str, QuantizedWeight]]:
+    """The packed weights of all components, as plain data that outlives the pipeline."""
+    found = {name: vq_layers(architecture.module(pipeline, name)) for name in architecture.components}
+    return {
+        name: {layer: module.quantized_weight() for layer, module in layers.items()}
+        for name, layers in found.items()
+        if layers
+    }
+
+
+def layer_errors(
+    pipeline: DiffusionPipeline,
+    architecture: Architecture,
+    variants: Mapping[str, Packed],
+    sampling: Sampling | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, tuple[LayerError, ...]]:
+    """Label -> errors in execution order, weighted with the original's second moments on ``sampling``.
+
+    ``pipeline`` is the original. Without ``sampling``, and for layers that no input reached, all inputs count alike.
+    """
+    errors: dict[str, dict[str, LayerError]] = defaultdict(dict)
+    order: list[str] = []
+    for component in architecture.components:
+        layers = _layers_of(pipeline, architecture, component, variants)
+        order += [_full_name(architecture, component, layer) for layer in layers]
+        for layer, moment in _moments(pipeline, architecture, component, layers, sampling, progress):
+            dense = architecture.module(pipeline, component).get_submodule(layer).weight.detach().float().cpu()
+            name = _full_name(architecture, component, layer)
+            for label, packed in variants.items():
+                if (weight := packed.get(component, {}).get(layer)) is not None:
+                    error = relative_error(dense, weight.decode().cpu(), moment)
+                    errors[label][name] = LayerError(name, error, weight.bits_per_weight)
+    return {label: tuple(found[name] for name in order if name in found) for label, found in errors.items()}
+
+
+def _layers_of(
+    pipeline: DiffusionPipeline, architecture: Architecture, component: str, variants: Mapping[str, Packed]
+) -> list[str]:
+    """Layers that any variant has quantized, in execution order."""
+    packed = {layer for variant in variants.values() for layer in variant.get(component, {})}
+    return [plan.name for plan in architecture.layers(pipeline, component) if plan.name in packed]
+
+
+def _moments(
+    pipeline: DiffusionPipeline,
+    architecture: Architecture,
+    component: str,
+    layers: Sequence[str],
+    sampling: Sampling | None,
+    progress: Callable[[int, int], None],
+) -> Iterator[tuple[str, Tensor | None]]:
+    if sampling is None or not layers:
+        yield from ((layer, None) for layer in layers)
+        return
+    recorded = record_moments(
+        pipeline,
+        architecture,
+        component,
+        layers,
+        sampling.prompts,
+        seed=sampling.seed,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        memory_budget=MEMORY_BUDGET,
+        max_rows_per_call=ROWS_PER_CALL,
+        progress=lambda done, total, _: progress(done, total),
+    )
+    for names, moments in recorded:
+        yield from ((name, moments.second_moment.cpu() if moments.rows else None) for name in names)
+
+
+def _full_name(architecture: Architecture, component: str, layer: str) -> str:
+    return layer if component == architecture.denoiser else f"{component}.{layer}"

@@ -1,0 +1,55 @@
+"""Give a compressed denoiser the very inputs that the original saw, and compare what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.calibration.denoiser_call import first_output
+from vqcompress.calibration.teacher import TeacherCall
+from vqcompress.metrics import Energies, energies_by_timestep
+
+
+def replay(
+    denoiser: nn.Module, calls: Sequence[TeacherCall], progress: Callable[[int, int], None]
+) -> dict[float, Energies]:
+    """Error and signal energies of ``denoiser`` on the recorded ``calls``, by timestep, from noise to image."""
+    energies = energies_by_timestep(_triples(denoiser, calls, progress))
+    return dict(sorted(energies.items(), reverse=_falls(calls)))
+
+
+def _triples(
+    denoiser: nn.Module, calls: Sequence[TeacherCall], progress: Callable[[int, int], None]
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    device = next(denoiser.parameters()).device
+    for index, call in enumerate(calls):
+        with torch.inference_mode():
+            output = first_output(denoiser(**to_device(call["kwargs"], device), return_dict=False))
+        yield timestep_of(call), output.cpu(), call["output"]
+        progress(index + 1, len(calls))
+
+
+def timestep_of(call: TeacherCall) -> float:
+    """The call's timestep; the samples of a batch share it. A denoiser without one is always at 0."""
+    return float(call["timestep"].flatten()[0].nan_to_num(0.0))
+
+
+def _falls(calls: Sequence[TeacherCall]) -> bool:
+    """Whether timesteps fall along the trajectory, as they do but for flow models that count up."""
+    times = [timestep_of(call) for call in calls]
+    return len(times) < 2 or next((a > b for a, b in pairwise(times) if a != b), True)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Every tensor in nested dicts, lists and tuples on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(item, device) for item in value)
+    return value
