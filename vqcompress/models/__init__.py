@@ -24,7 +24,10 @@ FAMILIES: dict[str, str] = {
     "mdt_v2": "vqcompress.models.mdt:mdt_v2_from_official",
     "dit_moe": "vqcompress.models.dit_moe:dit_moe_from_official",
     "diffit_latent": "vqcompress.models.diffit_latent:diffit_latent_from_official",
+    "flag_dit": "vqcompress.models.flag_dit:flag_dit_from_official",
+    "large_dit": "vqcompress.models.flag_dit:large_dit_from_official",
     "linfusion": "vqcompress.models.linfusion:linfusion_from_official",
+    "next_dit": "vqcompress.models.next_dit:next_dit_from_official",
     "pixart": "vqcompress.models.pixart:pixart_from_official",
 }
 

@@ -95,7 +95,11 @@ class LinFusionUNet2DConditionModel(UNet2DConditionModel):
         with torch.device("meta"):
             mounted = cls.from_config(unet.config, linfusion_modules=modules)
         weights = kept | {name: tensor.to(unet.device, unet.dtype) for name, tensor in adapter.items()}
-        return load_strictly(mounted, weights, assign=True).eval()
+        try:
+            mounted.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise ArchitectureError(f"{folder} does not fit this UNet: {error}") from error
+        return mounted.eval()
 
 
 def _named(number_and_rest: str, modules: list[dict]) -> str:

@@ -1,0 +1,225 @@
+"""Flag-DiT (Gao et al. 2024, arXiv 2405.05945): Lumina-T2I with text, Flag-DiT with labels; and Large-DiT.
+
+A picture is one row of tokens with one-dimensional rotary positions. With text, a learned ``eol_token`` closes each
+of its lines and a ``pad_token`` fills shorter rows, so sizes can be mixed; the label networks have neither. Time runs in [0, 1] for Flag-DiT and in [0, 1000) for Large-DiT, which
+is the same network trained as a DDPM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from vqcompress.models.flag_layers import (
+    FlagAttention,
+    FlagFeedForward,
+    Places,
+    Text,
+    flag_modulation,
+    proportional_scale,
+)
+from vqcompress.models.flag_trunk import FlagTrunk, TrunkShape
+from vqcompress.models.guidance import guided
+from vqcompress.models.official_weights import construct, load_strictly
+from vqcompress.models.rotary import RotaryScaling, row_table
+from vqcompress.models.token_rows import Images, TokenRows, batched
+
+
+class FlagBlock(nn.Module):
+    """Shift, scale and gate around attention, then around the feed-forward."""
+
+    def __init__(self, shape: TrunkShape) -> None:
+        super().__init__()
+        heads, kv_heads, text = shape.n_heads, shape.n_kv_heads, shape.cap_feat_dim
+        self.attention = FlagAttention(shape.dim, heads, kv_heads, shape.qk_norm, text)
+        self.feed_forward = FlagFeedForward(shape.dim, shape.hidden)
+        self.attention_norm = nn.RMSNorm(shape.dim, shape.norm_eps)
+        self.ffn_norm = nn.RMSNorm(shape.dim, shape.norm_eps)
+        self.adaLN_modulation = flag_modulation(shape.dim, 6)
+        if text is not None:
+            self.attention_y_norm = nn.RMSNorm(text, shape.norm_eps)
+
+    def forward(self, x: Tensor, condition: Tensor, places: Places, text: Text | None) -> Tensor:
+        parts = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=-1)
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = parts
+        text = text and Text(self.attention_y_norm(text.features), text.mask)
+        x = x + gate_attn * self.attention(self.attention_norm(x) * (1 + scale_attn) + shift_attn, places, text)
+        return x + gate_ffn * self.feed_forward(self.ffn_norm(x) * (1 + scale_ffn) + shift_ffn)
+
+
+class _FlagNetwork(FlagTrunk):
+    def _build_flag(self, shape: TrunkShape) -> None:
+        self._build(shape, FlagBlock, final_parts=2)
+        for name in ("eol_token", "pad_token"):
+            self._build_token(name, wanted=shape.cap_feat_dim is not None)
+
+    def _closed(self, lines: Tensor) -> Tensor:
+        """``[rows, columns, dim]`` to one row of tokens; the end-of-line token, if there is one, closes each line."""
+        if self.eol_token is not None:
+            lines = torch.cat([lines, self.eol_token.to(lines.dtype).expand(len(lines), 1, -1)], dim=1)
+        return lines.flatten(0, 1)
+
+    def _rows(self, x: Images) -> TokenRows:
+        cells = self._patches(x)
+        grids = [(len(lines), lines.shape[1]) for lines in cells]
+        return batched([self._closed(lines) for lines in cells], grids, self.pad_token)
+
+    def _places(self, rows: TokenRows, scaling: RotaryScaling, base_seqlen: int | None) -> Places:
+        length = rows.tokens.shape[1]
+        table = row_table(length, self.shape.head_width, scaling, rows.tokens.device)
+        scale = None if base_seqlen is None else proportional_scale(length, base_seqlen, self.shape.head_width)
+        return Places(table, rows.present, scale)
+
+    def _without_ends(self, row: Tensor, height: int, width: int) -> Tensor:
+        """Output tokens of one image ``[rows·columns, …]``; padding and end-of-line tokens dropped."""
+        line = width + (self.eol_token is not None)
+        return row[: height * line].unflatten(0, (height, line))[:, :width].flatten(0, 1)
+
+    def _predict(
+        self, x: Images, rows: TokenRows, condition: Tensor, places: Places, text: Text | None, channels: int
+    ) -> Images:
+        tokens = self._run(rows, condition, places, text)
+        real = [self._without_ends(row, *grid) for row, grid in zip(tokens, rows.grids, strict=True)]
+        return self._images(real, rows, x, channels)
+
+
+class FlagDiT(_FlagNetwork):
+    """Lumina-T2I's text-to-image Flag-DiT; argument names and parameter names of the official ``DiT_Llama``."""
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        dim: int = 4096,
+        n_layers: int = 32,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        multiple_of: int = 256,
+        ffn_dim_multiplier: float | None = None,
+        norm_eps: float = 1e-5,
+        learn_sigma: bool = True,
+        qk_norm: bool = False,
+        cap_feat_dim: int = 5120,
+        rope_scaling_factor: float = 1.0,
+        ntk_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        trunk = (patch_size, in_channels, dim, n_layers, n_heads, n_kv_heads, multiple_of, ffn_dim_multiplier)
+        self._build_flag(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm, cap_feat_dim))
+        self._build_caption(cap_feat_dim)
+        self.scaling = RotaryScaling(rope_scaling_factor, ntk_factor)
+
+    def _velocity(
+        self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor, scaling: RotaryScaling, base_seqlen: int | None
+    ) -> Images:
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
+        text = Text(cap_feats, cap_mask.bool())
+        return self._predict(x, rows, condition, self._places(rows, scaling, base_seqlen), text, self.shape.in_channels)
+
+    def forward(self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> Images:
+        """Velocity of the flow at time ``t``.
+
+        ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
+        at 0; ``cap_feats`` ``[batch, length, cap_feat_dim]``; ``cap_mask`` ``[batch, length]``, 1 where text.
+        Returns what ``x`` is.
+        """
+        return self._velocity(x, t, cap_feats, cap_mask, self.scaling, None)
+
+    def forward_with_cfg(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cap_feats: Tensor,
+        cap_mask: Tensor,
+        cfg_scale: float,
+        rope_scaling_factor: float | None = None,
+        ntk_factor: float | None = None,
+        base_seqlen: int | None = None,
+        proportional_attn: bool = False,
+    ) -> Tensor:
+        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels.
+
+        The last four arguments adapt to resolutions above the trained one (see RotaryScaling, proportional_scale).
+        """
+        scaling = RotaryScaling(rope_scaling_factor or self.scaling.linear, ntk_factor or self.scaling.ntk)
+        base = base_seqlen if proportional_attn else None
+        return guided(lambda both: self._velocity(both, t, cap_feats, cap_mask, scaling, base), x, cfg_scale)
+
+
+class FlagDiTLabels(_FlagNetwork):
+    """Class-conditional Flag-DiT (ImageNet): a flow like FlagDiT, label ``num_classes`` is the null label."""
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        dim: int = 512,
+        n_layers: int = 5,
+        n_heads: int = 16,
+        n_kv_heads: int | None = None,
+        multiple_of: int = 32,
+        ffn_dim_multiplier: float | None = None,
+        norm_eps: float = 1e-5,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        trunk = (patch_size, in_channels, dim, n_layers, n_heads, n_kv_heads, multiple_of, ffn_dim_multiplier)
+        self._build_flag(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm))
+        self._build_labels(num_classes, class_dropout_prob)
+
+    @property
+    def _channels(self) -> int:
+        return self.shape.in_channels
+
+    def forward(self, x: Images, t: Tensor, y: Tensor) -> Images:
+        """``x`` as in FlagDiT; ``t`` ``[batch]``; labels ``y`` ``[batch]``. Returns ``[batch, channels, h, w]``."""
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
+        return self._predict(x, rows, condition, self._places(rows, RotaryScaling(), None), None, self._channels)
+
+    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
+        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels."""
+        return guided(lambda both: self(both, t, y), x, cfg_scale)
+
+
+class LargeDiT(FlagDiTLabels):
+    """Large-DiT: Flag-DiT's network trained as a DDPM, so ``t`` is in [0, 1000) and the variance is returned too."""
+
+    @property
+    def _channels(self) -> int:
+        return self.shape.out_channels
+
+
+def flag_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+    """FlagDiT, or FlagDiTLabels for weights with a label table."""
+    labels = "y_embedder.embedding_table.weight" in state_dict or "num_classes" in config
+    return load_strictly(construct(FlagDiTLabels if labels else FlagDiT, config), state_dict)
+
+
+def large_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+    """LargeDiT."""
+    return load_strictly(construct(LargeDiT, config), state_dict)
+
+
+_LABELS_3B = {"dim": 3072, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "qk_norm": True}
+_LABELS_7B = {"dim": 4096, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "qk_norm": True}
+
+# Arguments of FlagDiT ("lumina-t2i"), FlagDiTLabels ("flag-dit-…") and LargeDiT ("large-dit-…").
+FLAG_DIT_PRESETS: dict[str, dict[str, Any]] = {
+    "lumina-t2i": {"dim": 3072, "n_layers": 32, "n_heads": 32, "qk_norm": True, "cap_feat_dim": 4096},
+    "flag-dit-3b": _LABELS_3B,
+    "large-dit-600m": {"dim": 1536, "n_layers": 16, "n_heads": 32, "multiple_of": 256, "qk_norm": True},
+    "large-dit-3b": _LABELS_3B,
+    "large-dit-7b": _LABELS_7B,
+}

@@ -1,0 +1,98 @@
+"""What Flag-DiT, Large-DiT and Next-DiT share: patches in, conditioned blocks, patches out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor, nn
+
+from vqcompress.errors import ArchitectureError
+from vqcompress.models.embeddings import LabelEmbedder, TimestepEmbedder
+from vqcompress.models.flag_layers import FlagFinalLayer, Places, Text, condition_width, hidden_width
+from vqcompress.models.token_rows import Images, TokenRows, image_of, patches
+
+
+@dataclass(frozen=True)
+class TrunkShape:
+    """Constructor arguments under their official names, those that every variant has."""
+
+    patch_size: int
+    in_channels: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int | None
+    multiple_of: int
+    ffn_dim_multiplier: float | None
+    norm_eps: float
+    learn_sigma: bool
+    qk_norm: bool
+    cap_feat_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        kv_heads = self.n_kv_heads or self.n_heads
+        if self.dim % self.n_heads or self.n_heads % kv_heads or (self.dim // self.n_heads) % 4:
+            raise ArchitectureError(
+                f"dim={self.dim}, n_heads={self.n_heads}, n_kv_heads={kv_heads} do not fit together: n_heads must "
+                "divide dim into heads of a multiple of 4 channels (rotary pairs), and n_kv_heads must divide n_heads."
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def out_channels(self) -> int:
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def hidden(self) -> int:
+        return hidden_width(self.dim, self.multiple_of, self.ffn_dim_multiplier)
+
+
+class FlagTrunk(ModelMixin, ConfigMixin):
+    """Base of the networks; a subclass says how blocks are made and how images become token rows."""
+
+    def _build(self, shape: TrunkShape, block: Callable[[TrunkShape], nn.Module], final_parts: int) -> None:
+        self.shape = shape
+        self.x_embedder = nn.Linear(shape.patch_size**2 * shape.in_channels, shape.dim)
+        self.t_embedder = TimestepEmbedder(condition_width(shape.dim))
+        self.layers = nn.ModuleList(block(shape) for _ in range(shape.n_layers))
+        outputs = shape.patch_size**2 * shape.out_channels
+        self.final_layer = FlagFinalLayer(shape.dim, outputs, final_parts)
+
+    def _build_caption(self, width: int) -> None:
+        self.cap_embedder = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, condition_width(self.shape.dim)))
+
+    def _build_labels(self, classes: int, dropout: float) -> None:
+        self.y_embedder = LabelEmbedder(classes, condition_width(self.shape.dim), dropout)
+
+    def _build_token(self, name: str, wanted: bool = True) -> None:
+        token = torch.empty(self.shape.dim).normal_(std=0.02)
+        self.register_parameter(name, nn.Parameter(token) if wanted else None)
+
+    def _patches(self, x: Images) -> list[Tensor]:
+        """Embedded patches of each image, ``[rows, columns, dim]``."""
+        return [self.x_embedder(patches(image, self.shape.patch_size)) for image in x]
+
+    def _caption(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Mean of the caption's real tokens, embedded: ``[batch, condition width]``."""
+        weight = mask.to(features.dtype).unsqueeze(-1)
+        return self.cap_embedder((features * weight).sum(1) / weight.sum(1).clamp(min=1))
+
+    def _run(self, rows: TokenRows, condition: Tensor, places: Places, text: Text | None) -> Tensor:
+        """All blocks and the final layer: ``[batch, tokens, patch·patch·out_channels]``."""
+        x = rows.tokens
+        for layer in self.layers:
+            x = layer(x, condition, places, text)
+        return self.final_layer(x, condition)
+
+    def _images(self, tokens: list[Tensor], rows: TokenRows, like: Images, channels: int) -> Images:
+        """The first ``channels`` output channels, stacked if the input was."""
+        images = [
+            image_of(row, grid, self.shape.patch_size)[:channels] for row, grid in zip(tokens, rows.grids, strict=True)
+        ]
+        return torch.stack(images) if isinstance(like, Tensor) else images

@@ -1,0 +1,208 @@
+"""Next-DiT (Zhuo et al. 2024, arXiv 2406.18583): Lumina-Next with text, Next-DiT with labels.
+
+Flag-DiT with rotary positions on the grid instead of the row, RMSNorm before and after each sub-layer, and gates
+kept in (-1, 1) by tanh. Time runs in [0, 1], noise at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from vqcompress.models.flag_layers import (
+    FlagAttention,
+    FlagFeedForward,
+    Places,
+    Text,
+    flag_modulation,
+    proportional_scale,
+)
+from vqcompress.models.flag_trunk import FlagTrunk, TrunkShape
+from vqcompress.models.guidance import guided
+from vqcompress.models.official_weights import construct, load_strictly
+from vqcompress.models.rotary import RotaryScaling, Table, grid_table, time_aware_scaling
+from vqcompress.models.token_rows import Images, TokenRows, batched
+
+
+class NextBlock(nn.Module):
+    """Scale before, norm and tanh gate after, around attention and then around the feed-forward."""
+
+    def __init__(self, shape: TrunkShape) -> None:
+        super().__init__()
+        heads, kv_heads, text = shape.n_heads, shape.n_kv_heads, shape.cap_feat_dim
+        self.attention = FlagAttention(shape.dim, heads, kv_heads, shape.qk_norm, text)
+        self.feed_forward = FlagFeedForward(shape.dim, shape.hidden)
+        self.attention_norm1, self.attention_norm2 = (nn.RMSNorm(shape.dim, shape.norm_eps) for _ in range(2))
+        self.ffn_norm1, self.ffn_norm2 = (nn.RMSNorm(shape.dim, shape.norm_eps) for _ in range(2))
+        self.adaLN_modulation = flag_modulation(shape.dim, 4)
+        if text is not None:
+            self.attention_y_norm = nn.RMSNorm(text, shape.norm_eps)
+
+    def forward(self, x: Tensor, condition: Tensor, places: Places, text: Text | None) -> Tensor:
+        parts = self.adaLN_modulation(condition).unsqueeze(1).chunk(4, dim=-1)
+        scale_attn, gate_attn, scale_ffn, gate_ffn = parts
+        text = text and Text(self.attention_y_norm(text.features), text.mask)
+        attended = self.attention(self.attention_norm1(x) * (1 + scale_attn), places, text)
+        x = x + gate_attn.tanh() * self.attention_norm2(attended)
+        fed = self.feed_forward(self.ffn_norm1(x) * (1 + scale_ffn))
+        return x + gate_ffn.tanh() * self.ffn_norm2(fed)
+
+
+class _NextNetwork(FlagTrunk):
+    def _build_next(self, shape: TrunkShape, padded: bool) -> None:
+        self._build(shape, NextBlock, final_parts=1)
+        self._build_token("pad_token", padded)
+
+    def _rows(self, x: Images) -> TokenRows:
+        cells = self._patches(x)
+        grids = [(len(lines), lines.shape[1]) for lines in cells]
+        return batched([lines.flatten(0, 1) for lines in cells], grids, self.pad_token)
+
+    def _table(self, rows: TokenRows, scaling: RotaryScaling) -> Table:
+        width, device = self.shape.head_width, rows.tokens.device
+        if rows.present is None and len(set(rows.grids)) == 1:
+            return grid_table(*rows.grids[0], width, scaling, device)
+        tables = [grid_table(*grid, width, scaling, device) for grid in rows.grids]
+        cos, sin = (pad_sequence(entries, batch_first=True) for entries in map(list, zip(*tables, strict=True)))
+        return cos, sin
+
+    def _places(self, rows: TokenRows, scaling: RotaryScaling, base_seqlen: int | None) -> Places:
+        length, width = rows.tokens.shape[1], self.shape.head_width
+        scale = None if base_seqlen is None else proportional_scale(length, base_seqlen, width)
+        return Places(self._table(rows, scaling), rows.present, scale)
+
+    def _predict(self, x: Images, rows: TokenRows, condition: Tensor, places: Places, text: Text | None) -> Images:
+        tokens = self._run(rows, condition, places, text)
+        real = [row[: height * width] for row, (height, width) in zip(tokens, rows.grids, strict=True)]
+        return self._images(real, rows, x, self.shape.in_channels)
+
+
+class NextDiT(_NextNetwork):
+    """Lumina-Next's text-to-image Next-DiT; argument and parameter names of the official ``NextDiT``."""
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        dim: int = 4096,
+        n_layers: int = 32,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        multiple_of: int = 256,
+        ffn_dim_multiplier: float | None = None,
+        norm_eps: float = 1e-5,
+        learn_sigma: bool = True,
+        qk_norm: bool = False,
+        cap_feat_dim: int = 5120,
+        use_flash_attn: bool = True,
+        scale_factor: float = 1.0,
+    ) -> None:
+        """``use_flash_attn`` chose a kernel in the official code; the result is the same and it is not read here."""
+        super().__init__()
+        trunk = (patch_size, in_channels, dim, n_layers, n_heads, n_kv_heads, multiple_of, ffn_dim_multiplier)
+        self._build_next(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm, cap_feat_dim), padded=True)
+        self._build_caption(cap_feat_dim)
+        self.scaling = RotaryScaling(linear=scale_factor)
+
+    def _velocity(
+        self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor, scaling: RotaryScaling, base_seqlen: int | None
+    ) -> Images:
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
+        text = Text(cap_feats, cap_mask.bool())
+        return self._predict(x, rows, condition, self._places(rows, scaling, base_seqlen), text)
+
+    def forward(self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> Images:
+        """Velocity of the flow at time ``t``.
+
+        ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
+        at 0; ``cap_feats`` ``[batch, length, cap_feat_dim]``; ``cap_mask`` ``[batch, length]``, 1 where text.
+        Returns what ``x`` is.
+        """
+        return self._velocity(x, t, cap_feats, cap_mask, self.scaling, None)
+
+    def forward_with_cfg(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cap_feats: Tensor,
+        cap_mask: Tensor,
+        cfg_scale: float,
+        scale_factor: float = 1.0,
+        scale_watershed: float = 1.0,
+        base_seqlen: int | None = None,
+        proportional_attn: bool = False,
+    ) -> Tensor:
+        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels.
+
+        The last four arguments adapt to resolutions above the trained one: rotary tables are rebuilt at each step
+        from ``t[0]`` (see time_aware_scaling), and attention is kept as sharp as at ``base_seqlen`` tokens.
+        """
+        scaling = time_aware_scaling(scale_factor, scale_watershed, float(t[0]))
+        base = base_seqlen if proportional_attn else None
+        return guided(lambda both: self._velocity(both, t, cap_feats, cap_mask, scaling, base), x, cfg_scale)
+
+
+class NextDiTLabels(_NextNetwork):
+    """Class-conditional Next-DiT (ImageNet); label ``num_classes`` is the null label."""
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        dim: int = 512,
+        n_layers: int = 5,
+        n_heads: int = 16,
+        n_kv_heads: int | None = None,
+        multiple_of: int = 32,
+        ffn_dim_multiplier: float | None = None,
+        norm_eps: float = 1e-5,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        qk_norm: bool = False,
+        has_pad_token: bool = False,
+    ) -> None:
+        """``has_pad_token`` (ours): whether the weights hold a ``pad_token``, so that sizes can be mixed."""
+        super().__init__()
+        trunk = (patch_size, in_channels, dim, n_layers, n_heads, n_kv_heads, multiple_of, ffn_dim_multiplier)
+        self._build_next(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm), padded=has_pad_token)
+        self._build_labels(num_classes, class_dropout_prob)
+
+    def forward(self, x: Images, t: Tensor, y: Tensor) -> Images:
+        """``x`` and ``t`` as in NextDiT; labels ``y`` ``[batch]``. Returns what ``x`` is."""
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
+        return self._predict(x, rows, condition, self._places(rows, RotaryScaling(), None), None)
+
+    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
+        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels."""
+        return guided(lambda both: self(both, t, y), x, cfg_scale)
+
+
+def next_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+    """NextDiT, or NextDiTLabels for weights with a label table."""
+    if "y_embedder.embedding_table.weight" not in state_dict and "num_classes" not in config:
+        return load_strictly(construct(NextDiT, config), state_dict)
+    config = {"has_pad_token": "pad_token" in state_dict} | dict(config)
+    return load_strictly(construct(NextDiTLabels, config), state_dict)
+
+
+_NEXT_2B = {
+    "dim": 2304,
+    "n_layers": 24,
+    "n_heads": 32,
+    "n_kv_heads": 8,
+    "qk_norm": True,
+    "cap_feat_dim": 2048,
+}
+
+# Arguments of NextDiT for the published models (cards of Alpha-VLLM); both have 1,627,386,400 parameters.
+NEXT_DIT_PRESETS: dict[str, dict[str, Any]] = {"lumina-next-t2i": _NEXT_2B, "lumina-next-sft": _NEXT_2B}
