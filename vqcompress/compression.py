@@ -7,8 +7,11 @@ keeps its results in a run folder beside the output, so a run that was stopped g
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +21,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from vqcompress.architectures import Architecture, LayerPlan, architecture_of, open_pipeline
+from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.calibration.importance import layer_importance
 from vqcompress.calibration.moments import Moments
 from vqcompress.calibration.prompts import PromptSet, choose_diverse, load_prompts
-from vqcompress.calibration.record import record_moments, record_teacher
+from vqcompress.calibration.record import record_moments
+from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import save_pipeline
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.formats import spec_from_dict, spec_to_dict
@@ -55,15 +59,6 @@ class Run:
     def component(self, name: str) -> nn.Module:
         """A part of the pipeline by its name."""
         return getattr(self.pipeline, name)
-
-    def layers(self, component: str) -> list[str]:
-        """Layers of ``component`` that the recipe quantizes, in execution order."""
-        return [plan.name for plan in self.plans(component) if plan.kept is None]
-
-    def plans(self, component: str) -> list[LayerPlan]:
-        """Every layer of ``component`` with the reason why it stays dense, if it does."""
-        keep = self.recipe.keep
-        return self.architecture.layers(self.pipeline, component, keep=None if keep is None else list(keep.items()))
 
     def weight(self, component: str, layer: str) -> Tensor:
         """A layer's dense weight."""
@@ -98,11 +93,12 @@ def quantize(
     pipeline = open_pipeline(model) if isinstance(model, str) else model
     architecture = architecture_of(pipeline)
     prompts = named or load_prompts(architecture.prompt_set)
+    layers = _plan(recipe, pipeline, architecture)
     work = output.with_name(output.name + ".partial")
     with RunStore(work, signature=_signature(recipe, prompts, pipeline, architecture)) as store:
         run = Run(recipe, pipeline, architecture, store, prompts, progress or _silent)
-        for component in recipe.components or (architecture.denoiser,):
-            _compress_component(run, component)
+        for component, names in layers.items():
+            _compress_component(run, component, names)
         written = save_pipeline(pipeline, output, recipe=recipe.to_dict(), overwrite=overwrite)
     shutil.rmtree(work)
     return written
@@ -136,17 +132,23 @@ def _fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _compress_component(run: Run, component: str) -> None:
-    layers = run.layers(component)
-    if not layers:
-        raise ArchitectureError(f"{component} has no layer to quantize under this recipe; see its 'keep' patterns")
+def _plan(recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architecture) -> dict[str, list[str]]:
+    """Component -> layers to quantize, in execution order."""
+    keep = None if recipe.keep is None else list(recipe.keep.items())
+    layers = {}
+    for component in recipe.components or (architecture.denoiser,):
+        plans = architecture.layers(pipeline, component, keep=keep)
+        layers[component] = [plan.name for plan in plans if plan.kept is None]
+        if not layers[component]:
+            raise ArchitectureError(f"{component} has no layer to quantize under this recipe; see its 'keep' patterns")
+    return layers
+
+
+def _compress_component(run: Run, component: str, layers: list[str]) -> None:
     groups = _record(run, component, layers) if METHODS[run.recipe.method].calibrated else {}
     bits = _allocate(run, component, layers, groups)
     codebooks = _shared_codebooks(run, component, layers)
-    quantized = {}
-    for index, layer in enumerate(layers):
-        quantized[layer] = _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
-        run.progress(f"encode {component}", index + 1, len(layers), layer)
+    quantized = _encode_all(run, component, layers, bits, groups, codebooks)
     swap(run.component(component), quantized)
 
 
@@ -200,7 +202,14 @@ def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str
 
     def make() -> dict[str, float]:
         importance = _importance(run, component, layers)
-        costs = {layer: _cost(run, component, layer, groups.get(layer), importance[layer]) for layer in layers}
+        keys = dict.fromkeys(groups.get(layer) for layer in layers)
+        sensitivities = {key: _sensitivity(run, component, key) for key in keys}
+        costs = {}
+        for layer in layers:
+            weight = to_matrix(run.weight(component, layer)).float()
+            sensitivity = sensitivities[groups.get(layer)]
+            sensitivity = torch.ones(weight.shape[1]) if sensitivity is None else sensitivity
+            costs[layer] = LayerCost(len(weight), sensitivity, float(weight.square().mean()), importance[layer])
         return allocate_bits(costs, recipe.bits)
 
     return run.store.load_or_make_json(f"{component}.bits", "all", make)
@@ -223,17 +232,15 @@ def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]
     return layer_importance(
         run.component(component),
         layers,
-        [call.kwargs for call in calls],
+        [call["kwargs"] for call in calls],
         seed=run.recipe.seed,
         progress=lambda done, total, what: run.progress(f"importance {component}", done, total, what),
     )
 
 
-def _cost(run: Run, component: str, layer: str, group: str | None, importance: float) -> LayerCost:
-    weight = to_matrix(run.weight(component, layer))
+def _sensitivity(run: Run, component: str, group: str | None) -> Tensor | None:
     moment = _moments(run, component, group)
-    sensitivity = torch.ones(weight.shape[1]) if moment is None else prepare_feedback(moment).sensitivity
-    return LayerCost(weight.shape[0], sensitivity, float(weight.float().square().mean()), importance)
+    return None if moment is None else prepare_feedback(moment).sensitivity
 
 
 def _shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | None:
@@ -251,6 +258,38 @@ def _shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | N
         return {"codebooks": learned}
 
     return run.store.load_or_make(f"{component}.codebooks", "shared", make)["codebooks"]
+
+
+def _encode_all(
+    run: Run,
+    component: str,
+    layers: list[str],
+    bits: dict[str, float],
+    groups: dict[str, str],
+    codebooks: Tensor | None,
+) -> dict[str, QuantizedWeight]:
+    """Encode all layers, one a core: the searches let go of the interpreter, and layers do not depend on each other."""
+
+    def encode(layer: str) -> QuantizedWeight:
+        return _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
+
+    quantized = {}
+    with one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, (layer, weight) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
+            quantized[layer] = weight
+            run.progress(f"encode {component}", index + 1, len(layers), layer)
+    return quantized
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Torch's own threads off while layers are spread over cores; it also keeps sums in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _encode(
