@@ -46,17 +46,23 @@ def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str
     return sorted(f"{name} is {there}, the model needs {here}" for name, there, here in shapes if there != here)
 
 
+def _altered(rebuilt: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    return sorted(
+        name for name in rebuilt.keys() & given.keys() if not rebuilt[name].equal(given[name].to(rebuilt[name]))
+    )
+
+
 def load_strictly(
     module: Module, state_dict: Mapping[str, Tensor], *, rebuilt: Mapping[str, Tensor] | None = None
 ) -> Module:
     """Load ``state_dict`` into ``module`` and return it; nothing may be left over on either side.
 
-    ``rebuilt``: buffers that official files store and the module computes instead, by official name; a file may
-    hold them or not, but if it does, their shapes must be the computed ones. Raises ArchitectureError.
+    ``rebuilt``: index buffers that official files store and the module computes instead, by official name; a file
+    may hold them or not, but if it does, their values must be the computed ones. Raises ArchitectureError.
     """
     rebuilt, own, model = rebuilt or {}, module.state_dict(), type(module).__name__
     stored = {name: tensor for name, tensor in state_dict.items() if name not in rebuilt}
     check_names(model, own.keys(), stored.keys())
-    _refuse(model, {"shapes": _misfits({**own, **rebuilt}, state_dict)})
+    _refuse(model, {"shapes": _misfits(own, stored), "other values than computed": _altered(rebuilt, state_dict)})
     module.load_state_dict(stored)
     return module

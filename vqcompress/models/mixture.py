@@ -1,0 +1,73 @@
+"""A mixture of experts behind a softmax router (arXiv 2407.11633, section 3), every expert a module that is called."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, one_hot
+
+from vqcompress.models.feed_forward import SwiGLU
+
+
+class Routing(NamedTuple):
+    """Where each row goes: ``index`` int64 [rows, k], ``weight`` [rows, k], and the balance loss in training."""
+
+    index: Tensor
+    weight: Tensor
+    balance_loss: Tensor | None
+
+
+def balance_loss(probabilities: Tensor, index: Tensor) -> Tensor:
+    """Scalar, 1 when rows and probability spread evenly over the experts (arXiv 2101.03961, equation 4)."""
+    experts = probabilities.shape[1]
+    share = one_hot(index, experts).to(probabilities.dtype).mean(dim=(0, 1))
+    return experts * (share * probabilities.mean(dim=0)).sum()
+
+
+class Router(nn.Module):
+    """Softmax over all experts, the best ``chosen`` kept, their weights not renormalised.
+
+    ``weight`` [experts, width] is a raw parameter that stays float: the margins between experts can be 1e-4.
+    """
+
+    def __init__(self, width: int, experts: int, chosen: int):
+        super().__init__()
+        self.chosen = chosen
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, rows: Tensor) -> Routing:
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        probabilities = linear(rows.to(dtype), self.weight.to(dtype)).softmax(dim=-1)
+        weight, index = probabilities.topk(self.chosen, dim=-1, sorted=False)
+        return Routing(index, weight, balance_loss(probabilities, index) if self.training else None)
+
+
+class Mixture(nn.Module):
+    """Routed SwiGLU experts, plus an always-on shared one, added without a weight.
+
+    Rows are handed to each expert as one differentiable call, so hooks see exactly the rows of that expert; an
+    expert without rows is not called.
+    """
+
+    def __init__(self, width: int, hidden: int, shared_hidden: int, experts: int, chosen: int):
+        super().__init__()
+        self.gate = Router(width, experts, chosen)
+        self.experts = nn.ModuleList(SwiGLU(width, hidden) for _ in range(experts))
+        self.shared_experts = SwiGLU(width, shared_hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        routing = self.gate(rows)
+        return (self._routed(rows, routing) + self.shared_experts(rows)).view_as(x)
+
+    def _routed(self, rows: Tensor, routing: Routing) -> Tensor:
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            row, choice = (routing.index == number).nonzero(as_tuple=True)
+            if len(row):
+                weight = routing.weight[row, choice, None].to(rows.dtype)
+                out = out.index_add(0, row, expert(rows[row]) * weight)
+        return out
