@@ -129,3 +129,136 @@ def check_spec() -> Callable[[QuantizedWeight], FormatSpec]:
         return weight.spec
 
     return check
+
+
+def tiny_unet():
+    """A UNet of two blocks with attention, random weights from one seed."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        use_linear_projection=True,
+    ).eval()
+
+
+def tiny_clip():
+    """A CLIP text model of two layers."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(1)
+    config = CLIPTextConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=100,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def tiny_tokenizer():
+    """A CLIP tokenizer that knows letters only."""
+    import string
+
+    from transformers import CLIPTokenizer
+
+    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters]
+    return CLIPTokenizer({token: i for i, token in enumerate(vocabulary)}, merges=[], model_max_length=16)
+
+
+def tiny_stable_diffusion():
+    """A Stable Diffusion pipeline of tiny random networks."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+    torch.manual_seed(2)
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval()
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=tiny_clip(),
+        tokenizer=tiny_tokenizer(),
+        unet=tiny_unet(),
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def random_codes_for(component, keep: tuple[str, ...] = ("conv_in", "conv_out")) -> dict[str, QuantizedWeight]:
+    """Random codes for every layer that can be packed, the formats in turn, additive codes from one shared codebook."""
+    from vqcompress.matrix_view import is_quantizable
+
+    names = [name for name, layer in component.named_modules() if is_quantizable(layer) and name not in keep]
+    makers = (random_trellis, lambda shape, seed: random_additive(shape, seed=seed, shared="book"), random_scalar)
+    makers += (random_additive,)
+    shapes = {name: tuple(component.get_submodule(name).weight.shape) for name in names}
+    return {name: makers[i % 4](shapes[name], seed=i) for i, name in enumerate(names)}
+
+
+def compressed_stable_diffusion():
+    """`tiny_stable_diffusion` with unet and text encoder packed."""
+    from vqcompress.layers import swap
+
+    pipeline = tiny_stable_diffusion()
+    swap(pipeline.unet, random_codes_for(pipeline.unet))
+    swap(pipeline.text_encoder, random_codes_for(pipeline.text_encoder))
+    return pipeline
+
+
+def run_unet(unet, dtype: torch.dtype | None = None) -> Tensor:
+    """One call with fixed inputs."""
+    generator = torch.Generator().manual_seed(5)
+    dtype = dtype or unet.dtype
+    sample = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
+    states = torch.randn(2, 5, 32, generator=generator).to(dtype)
+    with torch.no_grad():
+        return unet(sample, 3, states).sample
+
+
+def draw(pipeline) -> Tensor:
+    """An image of the pipeline with a fixed seed, as a tensor."""
+    generator = torch.Generator().manual_seed(3)
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 8, "width": 8, "output_type": "pt"}
+    return pipeline("a cat", generator=generator, **options).images
+
+
+@pytest.fixture
+def compressed_pipeline():
+    """A fresh `compressed_stable_diffusion`."""
+    return compressed_stable_diffusion()
+
+
+@pytest.fixture(scope="session")
+def compressed_folder(tmp_path_factory):
+    """A saved `compressed_stable_diffusion`; read only, copy it before changing anything."""
+    from vqcompress.checkpoint import save_pipeline
+
+    folder = tmp_path_factory.mktemp("saved") / "compressed"
+    return save_pipeline(compressed_stable_diffusion(), folder, recipe={"model": "tests/tiny", "bits": 3.0})
+
+
+@pytest.fixture(name="run_unet")
+def run_unet_fixture():
+    """`run_unet`."""
+    return run_unet
+
+
+@pytest.fixture(name="draw")
+def draw_fixture():
+    """`draw`."""
+    return draw

@@ -1,0 +1,10 @@
+"""Compressed pipelines as folders: saved at once or not at all, checked, looked into, made dense again."""
+
+from vqcompress.checkpoint.dequantization import dequantize
+from vqcompress.checkpoint.inspection import inspect
+from vqcompress.checkpoint.loading import load
+from vqcompress.checkpoint.manifest import MANIFEST_NAME
+from vqcompress.checkpoint.saving import RECIPE_NAME, save_pipeline
+from vqcompress.checkpoint.verification import verify
+
+__all__ = ["MANIFEST_NAME", "RECIPE_NAME", "dequantize", "inspect", "load", "save_pipeline", "verify"]

@@ -1,5 +1,5 @@
-"""Registration of the packed formats with diffusers and transformers."""
+"""Registration with diffusers, transformers and peft; lazy, so that importing this costs nothing."""
 
+from vqcompress.integrations.registration import register
 
-def register() -> None:
-    """Make diffusers and transformers read compressed folders; safe to call more than once."""
+__all__ = ["register"]

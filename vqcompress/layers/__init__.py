@@ -1,6 +1,7 @@
 """Layers that hold the packed form only, and how they take the place of dense ones."""
 
 from vqcompress.layers.conv2d import VQConv2d
+from vqcompress.layers.dense import make_dense
 from vqcompress.layers.description import FORMAT_VERSION, QUANT_METHOD, check_description, describe, empty_layers
 from vqcompress.layers.linear import VQLinear
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
@@ -16,6 +17,7 @@ __all__ = [
     "check_description",
     "describe",
     "empty_layers",
+    "make_dense",
     "swap",
     "vq_layers",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, FormatSpec, spec_from_dict, spec_to_dict
+from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.replace import replace_layer
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
@@ -33,12 +34,21 @@ def describe(component: nn.Module) -> dict[str, Any]:
     }
 
 
-def write_description(component: nn.Module, description: Mapping[str, Any]) -> None:
-    """Put ``description`` into the component's config, if it has one: diffusers and transformers both save it from there."""
+def write_description(component: nn.Module, description: Mapping[str, Any] | None) -> None:
+    """Put ``description`` into the component's config, if it has one: diffusers and transformers save it from there.
+
+    ``None`` takes it out again.
+    """
+    data = None if description is None else dict(description)
     if hasattr(component, "register_to_config"):
-        component.register_to_config(quantization_config=dict(description))
+        component.register_to_config(quantization_config=data)
+        if data is None:
+            kept = {key: value for key, value in component.config.items() if key != "quantization_config"}
+            component._internal_dict = type(component.config)(kept)
     elif hasattr(component, "config"):
-        component.config.quantization_config = dict(description)
+        component.config.quantization_config = data
+        if data is None:
+            del component.config.quantization_config
 
 
 def check_description(description: Mapping[str, Any], where: str = "this model") -> None:
@@ -86,6 +96,7 @@ def empty_layers(
         component.add_module(SHARED_NAME, SharedCodebooks(books))
     for name, (spec, shape) in specs.items():
         replace_layer(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype))
+    refuse_fusing(component)
 
 
 def _empty_tensors(spec: FormatSpec, shape: tuple[int, ...], companion_dtype: torch.dtype) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqcompress.errors import ArchitectureError
 from vqcompress.formats import AdditiveSpec
 from vqcompress.layers.description import describe, write_description
+from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.replace import find_layer, replace_layer
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
@@ -30,6 +31,7 @@ def swap(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
         replace_layer(component, name, weight.spec, weight.shape, tensors)
     write_description(component, describe(component))
+    refuse_fusing(component)
 
 
 def vq_layers(component: nn.Module) -> dict[str, PackedLayer]:

@@ -1,0 +1,95 @@
+"""What a pipeline folder holds: bits a weight, bytes on disk, and a row per packed layer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components, read_json
+from vqcompress.errors import CheckpointError
+from vqcompress.layers import SHARED_NAME, check_description
+from vqcompress.layers.description import layer_specs
+from vqcompress.matrix_view import matrix_shape
+
+
+def inspect(folder: str | Path) -> dict[str, Any]:
+    """Sizes of a compressed (or dense) pipeline folder, read from headers only.
+
+    ``bits_per_weight`` is everything stored for the packed layers (codes, scales, rates, codebooks; shared codebooks
+    once), in bits, over the number of weights they stand for; ``None`` where nothing is packed. ``bytes`` is the whole
+    folder on disk. ``components`` adds ``component_bits_per_weight``, dense tensors included; ``layers`` has one row per
+    packed layer. Raises `CheckpointError` when ``folder`` is no pipeline or a file cannot be read.
+    """
+    folder = Path(folder)
+    parts = {part.name: _component(part) for part in components(folder)}
+    layers = [row for part in parts.values() for row in part.pop("layers")]
+    return {
+        "folder": str(folder),
+        "pipeline": read_json(folder / "model_index.json").get("_class_name"),
+        "bits_per_weight": _bits(
+            sum(p["packed_bytes"] for p in parts.values()), sum(p["packed_weights"] for p in parts.values())
+        ),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "components": parts,
+        "layers": layers,
+    }
+
+
+def _component(part: ComponentFiles) -> dict[str, Any]:
+    tensors = part.tensors()
+    rows = _layer_rows(part, tensors)
+    shared = sum(tensor.nbytes for key, tensor in tensors.items() if key.startswith(f"{SHARED_NAME}."))
+    packed_bytes = sum(row["bytes"] for row in rows) + shared
+    packed_weights = sum(math.prod(row["shape"]) for row in rows)
+    stored_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    dense = _dense_elements(tensors, rows)
+    return {
+        "class": part.class_name,
+        "bytes": part.nbytes,
+        "bits_per_weight": _bits(packed_bytes, packed_weights),
+        "component_bits_per_weight": _bits(stored_bytes, packed_weights + dense),
+        "weights": packed_weights + dense,
+        "packed_weights": packed_weights,
+        "packed_bytes": packed_bytes,
+        "shared_codebook_bytes": shared,
+        "packed_layers": len(rows),
+        "layers": rows,
+    }
+
+
+def _layer_rows(part: ComponentFiles, tensors: dict[str, StoredTensor]) -> list[dict[str, Any]]:
+    if part.description is None:
+        return []
+    check_description(part.description, str(part.folder))
+    rows = []
+    for name, (spec, shape) in layer_specs(part.description).items():
+        keys = [f"{name}.{key}" for key in spec.tensor_shapes(*matrix_shape(shape))]
+        if missing := [key for key in keys if key not in tensors]:
+            raise CheckpointError(
+                f"{part.folder}: {missing[0]} is missing from the weight files; run `vqcompress verify`"
+            )
+        size = sum(tensors[key].nbytes for key in keys)
+        bits = _bits(size, math.prod(shape))
+        rows.append(
+            {
+                "component": part.name,
+                "name": name,
+                "format": spec.format,
+                "shape": list(shape),
+                "bits": bits,
+                "bytes": size,
+            }
+        )
+    return rows
+
+
+def _dense_elements(tensors: dict[str, StoredTensor], rows: list[dict[str, Any]]) -> int:
+    packed = {row["name"] for row in rows} | {SHARED_NAME}
+    return sum(
+        t.elements for key, t in tensors.items() if key.rpartition(".")[0] not in packed or key.endswith(".bias")
+    )
+
+
+def _bits(nbytes: int, weights: int) -> float | None:
+    return 8 * nbytes / weights if weights else None

@@ -1,0 +1,41 @@
+"""Write a compressed pipeline: an ordinary diffusers folder with recipe, card and manifest beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers import DiffusionPipeline
+
+from vqcompress.checkpoint.card import model_card
+from vqcompress.checkpoint.inspection import inspect
+from vqcompress.checkpoint.manifest import write_manifest
+from vqcompress.checkpoint.publication import publish
+
+RECIPE_NAME = "vqcompress_recipe.yaml"
+
+
+def save_pipeline(
+    pipeline: DiffusionPipeline,
+    folder: str | Path,
+    *,
+    recipe: Mapping[str, Any],
+    card: str | None = None,
+    overwrite: bool = False,
+    max_shard_size: str = "10GB",
+) -> Path:
+    """Write ``pipeline`` to ``folder``, complete or not at all, and return the folder.
+
+    ``recipe`` is the effective recipe as plain data, ``card`` the text of ``README.md`` (``None``: one is made from recipe
+    and sizes). Raises `CheckpointError` when the folder exists and ``overwrite`` is off.
+    """
+    folder = Path(folder)
+    with publish(folder, overwrite) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size)
+        (partial / RECIPE_NAME).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+        text = model_card(folder.name, recipe, inspect(partial)) if card is None else card
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        write_manifest(partial)
+    return folder

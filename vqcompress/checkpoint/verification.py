@@ -1,0 +1,97 @@
+"""Is a compressed folder what was written, and can it be what its configs say?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components
+from vqcompress.checkpoint.manifest import manifest_problems
+from vqcompress.checkpoint.packed_codes import code_problem
+from vqcompress.errors import CheckpointError
+from vqcompress.layers import SHARED_NAME, check_description
+from vqcompress.layers.description import layer_specs
+from vqcompress.matrix_view import matrix_shape, stored_shape
+
+DTYPES = {torch.int8: "I8", torch.float16: "F16"}
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Everything wrong with a compressed folder, one line each; an empty list means it is sound.
+
+    Checked: every file against the manifest; format version; every tensor of every packed layer against the config (name,
+    shape, dtype); column rates against the formats and the length of the codes; every floating-point number finite.
+    """
+    folder = Path(folder)
+    try:
+        problems = manifest_problems(folder)
+        parts = components(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    for part in parts:
+        problems += _component_problems(part)
+    if not any(part.description for part in parts):
+        problems.append(f"{folder}: no component is packed by vqcompress")
+    return problems
+
+
+def _component_problems(part: ComponentFiles) -> list[str]:
+    try:
+        tensors = part.tensors()
+        problems = list(_packed_problems(part, tensors)) if part.description else []
+    except CheckpointError as error:
+        return [f"{part.name}: {error}"]
+    return problems + [f"{part.name}/{key}: holds values that are not finite" for key in _not_finite(part)]
+
+
+def _packed_problems(part: ComponentFiles, tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
+    description: dict[str, Any] = part.description or {}
+    check_description(description, str(part.folder))
+    for name, shape in description["shared"].items():
+        yield from _tensor_problems(part, tensors, f"{SHARED_NAME}.{name}", tuple(shape), torch.float16)
+    for layer, (spec, shape) in layer_specs(description).items():
+        found = list(_layer_problems(part, tensors, layer, spec, shape))
+        yield from found
+        if not found and (problem := code_problem(spec, shape, _read(tensors, layer, spec, shape))):
+            yield f"{part.name}/{layer}: {problem}"
+
+
+def _layer_problems(
+    part: ComponentFiles, tensors: Mapping[str, StoredTensor], layer: str, spec: Any, shape: Any
+) -> Iterator[str]:
+    for name, (size, dtype) in spec.tensor_shapes(*matrix_shape(shape)).items():
+        size = stored_shape(len(shape), size) if name == "weight" else size
+        yield from _tensor_problems(part, tensors, f"{layer}.{name}", size, dtype)
+
+
+def _tensor_problems(
+    part: ComponentFiles, tensors: Mapping[str, StoredTensor], key: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Iterator[str]:
+    tensor = tensors.get(key)
+    if tensor is None:
+        yield f"{part.name}/{key}: is missing"
+    elif (tensor.shape, tensor.dtype) != (shape, DTYPES[dtype]):
+        yield f"{part.name}/{key}: is {tensor.dtype} {tensor.shape}, the config says {DTYPES[dtype]} {shape}"
+
+
+def _read(tensors: Mapping[str, StoredTensor], layer: str, spec: Any, shape: Any) -> dict[str, Tensor]:
+    names = [name for name in spec.tensor_shapes(*matrix_shape(shape)) if name == "rates"]
+    found = {}
+    for name in names:
+        with safe_open(tensors[f"{layer}.{name}"].file, framework="pt") as file:
+            found[name] = file.get_tensor(f"{layer}.{name}")
+    return found
+
+
+def _not_finite(part: ComponentFiles) -> Iterator[str]:
+    for path in part.weight_files():
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensor = file.get_tensor(key)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    yield key

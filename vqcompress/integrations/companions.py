@@ -1,0 +1,78 @@
+"""Which tensors of a packed component are float16 companions, and how they pass a loader that casts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.errors import CheckpointError
+from vqcompress.layers import SHARED_NAME, SharedCodebooks, vq_layers
+from vqcompress.layers.description import layer_specs
+from vqcompress.matrix_view import matrix_shape
+
+
+def companion_keys(description: Mapping[str, Any]) -> set[str]:
+    """State-dict keys of all float16 companions."""
+    keys = {f"{SHARED_NAME}.{name}" for name in description["shared"]}
+    for layer, (spec, shape) in layer_specs(description).items():
+        shapes = spec.tensor_shapes(*matrix_shape(shape))
+        keys |= {f"{layer}.{name}" for name, (_, dtype) in shapes.items() if dtype == torch.float16}
+    return keys
+
+
+def packed_keys(component: nn.Module) -> set[str]:
+    """State-dict keys of everything that packed layers hold, codes, companions and biases, and of shared codebooks."""
+    modules = dict(vq_layers(component))
+    if (shared := getattr(component, SHARED_NAME, None)) is not None:
+        modules[SHARED_NAME] = shared
+    return {f"{name}.{key}" for name, module in modules.items() for key in module.state_dict()}
+
+
+def to_bits(state: dict[str, Tensor], companions: set[str]) -> dict[str, Tensor]:
+    """A state dict whose companions are int16 bits. Raises `CheckpointError` for one that is not float16."""
+    return {key: _bits(key, tensor) if key in companions else tensor for key, tensor in state.items()}
+
+
+def _bits(key: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.float16:
+        raise CheckpointError(
+            f"{key} is stored as {tensor.dtype}, the format says float16; the file was changed by another program"
+        )
+    return tensor.view(torch.int16)
+
+
+def from_bits(state: dict[str, Tensor], companions: set[str]) -> dict[str, Tensor]:
+    """The inverse of `to_bits`; what is not int16 stays."""
+    return {
+        key: tensor.view(torch.float16) if key in companions and tensor.dtype == torch.int16 else tensor
+        for key, tensor in state.items()
+    }
+
+
+def settle(component: nn.Module) -> None:
+    """After loading: every companion in memory is a frozen float16 parameter. What an offloader holds stays as it is."""
+    modules = [*vq_layers(component).values()]
+    modules += [module for module in component.children() if isinstance(module, SharedCodebooks)]
+    for module in modules:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if name != "bias" and parameter.device.type != "meta":
+                setattr(module, name, nn.Parameter(_float16(parameter.data), requires_grad=False))
+
+
+def _float16(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.int16:
+        return tensor.view(torch.float16)
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
+def refuse_missing(missing: set[str], where: str) -> None:
+    """Raise `CheckpointError` when tensors of packed layers are not in the files."""
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors of packed layers are missing from the weight files ({some}, …); the model would "
+            "run on random weights. Copy or download the folder again; `vqcompress verify` says which file differs"
+        )

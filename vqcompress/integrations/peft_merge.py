@@ -1,0 +1,30 @@
+"""LoRA adapters cannot be merged into packed weights; say so before PEFT adds a dense delta to codes."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+from vqcompress.errors import UnsupportedError
+from vqcompress.layers.guards import MERGE_REFUSED
+from vqcompress.layers.packed import PackedLayer
+
+
+def attach(layer: ModuleType) -> None:
+    """Guard ``merge`` of PEFT's LoRA layers for Linear and convolutions."""
+    for name in ("Linear", "_ConvNd"):
+        kind = getattr(layer, name, None)
+        if kind is not None and not getattr(kind.merge, "guards_packed", False):
+            kind.merge = _guarded(kind.merge)
+
+
+def _guarded(merge: Any) -> Any:
+    @functools.wraps(merge)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.get_base_layer(), PackedLayer):
+            raise UnsupportedError(MERGE_REFUSED)
+        return merge(self, *args, **kwargs)
+
+    guarded.guards_packed = True
+    return guarded

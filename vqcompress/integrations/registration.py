@@ -1,0 +1,64 @@
+"""Hook our classes in when diffusers, transformers or peft is imported, or at once where one already is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+# The upstream module that holds what we hang on -> our module whose `attach(upstream)` hooks in.
+ATTACHMENTS = {
+    "diffusers.quantizers.auto": "vqcompress.integrations.diffusers_quantizer",
+    "transformers.quantizers.auto": "vqcompress.integrations.transformers_quantizer",
+    "peft.tuners.lora.layer": "vqcompress.integrations.peft_merge",
+}
+
+
+def register() -> None:
+    """Make ``quant_method: vqcompress`` known to diffusers and transformers, whichever is imported first.
+
+    Imports none of them. Calling it again changes nothing.
+    """
+    for upstream in ATTACHMENTS:
+        if upstream in sys.modules:
+            _attach(sys.modules[upstream])
+    if not any(isinstance(finder, _PostImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _PostImport())
+
+
+def _attach(upstream: ModuleType) -> None:
+    import_module(ATTACHMENTS[upstream.__name__]).attach(upstream)
+
+
+class _PostImport(MetaPathFinder):
+    """Finds the modules of `ATTACHMENTS` as the other finders do, and attaches right after one has been executed."""
+
+    def __init__(self) -> None:
+        self._searching: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of a watched module with its loader extended; ``None`` for all others."""
+        if fullname not in ATTACHMENTS or fullname in self._searching:
+            return None
+        self._searching.add(fullname)
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._searching.discard(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = _then_attach(spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+
+def _then_attach(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        _attach(module)
+
+    return exec_module
