@@ -20,7 +20,9 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     yield f"{escape(summary(comparison))}\n"
     table = variants_table(comparison)
     yield from _table(table.headings, table.lines)
-    yield "\n![original and variants under the same seeds](grid.png)\n"
+    yield ""
+    if comparison.pictures:
+        yield "![original and variants under the same seeds](grid.png)\n"
     if comparison.verdicts:
         yield "## At equal bytes\n"
         lines = verdict_lines(comparison.verdicts)

@@ -1,0 +1,28 @@
+import re
+
+from vqcompress.report import to_markdown
+from vqcompress.report.markdown import escape
+
+
+def test_table_has_one_line_a_variant_and_equal_columns(comparison):
+    lines = [line for line in to_markdown(comparison).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 1 + len(comparison.rows)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert lines[1].startswith("| :--- | ---: |")
+
+
+def test_table_says_the_numbers(comparison):
+    text = to_markdown(comparison)
+    line = next(line for line in text.splitlines() if line.startswith("| trellis 3-bit"))
+    assert [part.strip() for part in line.split("|")][2:5] == ["3.04", "6.07", "0.66\N{NO-BREAK SPACE}%"]
+
+
+def test_verdicts_and_conditions_are_there(comparison):
+    text = to_markdown(comparison)
+    assert text.count("- better: **") == 6
+    assert "![" in text
+    assert "seed 0 + i" in text
+
+
+def test_markup_in_text_is_escaped():
+    assert escape("a | b\n*c* <d> [e] `f` g_h") == "a \\| b \\*c\\* \\<d> \\[e] \\`f\\` g\\_h"

@@ -1,0 +1,53 @@
+from dataclasses import replace
+
+import pytest
+
+from vqcompress.report import plots
+from vqcompress.report.comparison import FAMILIES
+from vqcompress.report.palette import STYLES
+
+
+def test_every_method_has_a_style_and_families_differ_in_more_than_colour():
+    assert STYLES.keys() == FAMILIES.keys()
+    assert {method for method, style in STYLES.items() if style.dashed} == {
+        method for method, family in FAMILIES.items() if family == "scalar"
+    }
+    assert len({style.marker for style in STYLES.values()}) == len(STYLES)
+
+
+@pytest.mark.parametrize(
+    ("layer", "block"),
+    [
+        ("down_blocks.1.attentions.0.proj_in", "down 1"),
+        ("mid_block.resnets.0.conv1", "mid"),
+        ("transformer_blocks.12.ff.net.2", "transformer 12"),
+        ("conv_out", "conv out"),
+        ("text_encoder.text_model.encoder.layers.0.fc1", "text encoder"),
+    ],
+)
+def test_blocks_have_short_names(layer, block):
+    assert plots.block_of(layer) == block
+
+
+def test_peers_are_one_a_method_nearest_in_size(comparison):
+    assert [row.label for row in plots.peers(comparison)] == [
+        "trellis 3-bit", "additive 3-bit", "gptq 3-bit", "rtn 3-bit",
+    ]  # fmt: skip
+
+
+def test_trajectories_that_count_up_are_not_mirrored(comparison):
+    up = replace(comparison.rows[0], error_by_timestep={0.0: 0.01, 0.5: 0.02, 1.0: 0.03})
+    svg = plots.error_by_timestep(replace(comparison, rows=(up,)))
+    positions = {text: float(x) for x, text in _texts(svg)}
+    assert positions["0.0"] < positions["1.0"]
+
+
+def test_a_single_point_is_drawn(comparison):
+    one = replace(comparison.rows[0], error_by_timestep={999.0: 0.01})
+    assert "<svg" in plots.error_by_timestep(replace(comparison, rows=(one,)))
+
+
+def _texts(svg: str) -> list[tuple[str, str]]:
+    import re
+
+    return re.findall(r'<text[^>]* x="([\d.]+)"[^>]*>([^<]*)</text>', svg)
