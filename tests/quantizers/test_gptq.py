@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from vqcompress.errors import CalibrationError, RecipeError
+from vqcompress.quantizers import quantize_weight
 from vqcompress.quantizers.error_feedback import prepare_feedback
-from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
+from vqcompress.quantizers.gptq import GPTQSettings
 from vqcompress.quantizers.layer_error import relative_error
-from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
+from vqcompress.quantizers.rtn import RTNSettings
 from vqcompress.quantizers.scalar_grid import scalar_spec, search_grid
 
 
@@ -38,22 +39,28 @@ def textbook(weight: torch.Tensor, moment: torch.Tensor, bits: int, settings: GP
 
 def test_feedback_pays_on_correlated_inputs() -> None:
     weight, moment = problem(64, 192, 512)
-    plain = relative_error(weight, quantize_rtn(weight, None, 3, 0, RTNSettings()).decode(), moment)
-    fed_back = relative_error(weight, quantize_gptq(weight, moment, 3, 0, GPTQSettings()).decode(), moment)
+    plain = relative_error(
+        weight, quantize_weight(weight, None, method="rtn", bits=3, settings=RTNSettings()).decode(), moment
+    )
+    fed_back = relative_error(
+        weight, quantize_weight(weight, moment, method="gptq", bits=3, settings=GPTQSettings()).decode(), moment
+    )
     assert fed_back < 0.1 * plain
 
 
 def test_equals_the_textbook_sweep() -> None:
     weight, moment = problem(8, 24, 200)
     settings = GPTQSettings(group_size=8, damping=1e-2)
-    decoded = quantize_gptq(weight, moment, 3, 0, settings).decode()
+    decoded = quantize_weight(weight, moment, method="gptq", bits=3, settings=settings).decode()
     torch.testing.assert_close(decoded, textbook(weight, moment, 3, settings), rtol=1e-5, atol=1e-5)
 
 
 def test_identity_is_round_to_nearest() -> None:
     weight, _ = problem(16, 130, 4)
-    quantized = quantize_gptq(weight, None, 3, 0, GPTQSettings())
-    assert torch.equal(quantized.decode(), quantize_rtn(weight, None, 3, 0, RTNSettings()).decode())
+    quantized = quantize_weight(weight, None, method="gptq", bits=3, settings=GPTQSettings())
+    assert torch.equal(
+        quantized.decode(), quantize_weight(weight, None, method="rtn", bits=3, settings=RTNSettings()).decode()
+    )
     assert set(quantized.state_dict()) == {"weight", "group_scale", "group_zero"}
 
 
@@ -61,7 +68,7 @@ def test_identity_is_round_to_nearest() -> None:
 def test_rank_deficient_moments(samples: int) -> None:
     weight, moment = problem(16, 96, samples)
     moment[5], moment[:, 5] = 0, 0
-    decoded = quantize_gptq(weight, moment, 3, 0, GPTQSettings()).decode()
+    decoded = quantize_weight(weight, moment, method="gptq", bits=3, settings=GPTQSettings()).decode()
     assert decoded.isfinite().all()
     assert relative_error(weight, decoded, moment) < 0.05
 
@@ -69,10 +76,10 @@ def test_rank_deficient_moments(samples: int) -> None:
 def test_zero_moment_zero_rows_and_single_column() -> None:
     weight, _ = problem(16, 64, 4)
     weight[3] = 0
-    decoded = quantize_gptq(weight, torch.zeros(64, 64), 3, 0, GPTQSettings()).decode()
+    decoded = quantize_weight(weight, torch.zeros(64, 64), method="gptq", bits=3, settings=GPTQSettings()).decode()
     assert relative_error(weight, decoded) < 0.05
     assert (decoded[3] == 0).all()
-    single = quantize_gptq(weight[:, :1], torch.ones(1, 1), 3, 0, GPTQSettings()).decode()
+    single = quantize_weight(weight[:, :1], torch.ones(1, 1), method="gptq", bits=3, settings=GPTQSettings()).decode()
     assert relative_error(weight[:, :1], single) < 1e-6
 
 
@@ -80,7 +87,7 @@ def test_moments_that_are_not_finite_are_refused() -> None:
     weight, moment = problem(8, 16, 40)
     moment[0, 0] = float("nan")
     with pytest.raises(CalibrationError, match="NaN"):
-        quantize_gptq(weight, moment, 3, 0, GPTQSettings())
+        quantize_weight(weight, moment, method="gptq", bits=3, settings=GPTQSettings())
 
 
 @pytest.mark.parametrize("damping", [0, -1, 2, float("nan")])
@@ -91,4 +98,4 @@ def test_damping_is_checked(damping: float) -> None:
 
 def test_fractional_bits_are_refused() -> None:
     with pytest.raises(RecipeError, match="whole bits"):
-        quantize_gptq(*problem(4, 4, 8), 2.5, 0, GPTQSettings())
+        quantize_weight(*problem(4, 4, 8), method="gptq", bits=2.5)

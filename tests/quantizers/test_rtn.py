@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vqcompress.errors import RecipeError
+from vqcompress.quantizers import quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
-from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
+from vqcompress.quantizers.rtn import RTNSettings
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,7 +32,9 @@ def minmax_reference(weight: torch.Tensor, bits: int, group: int) -> torch.Tenso
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_clip_search_beats_min_max(bits: int) -> None:
     weight = gaussian(32, 128)
-    error = relative_error(weight, quantize_rtn(weight, None, bits, 0, RTNSettings(32)).decode())
+    error = relative_error(
+        weight, quantize_weight(weight, None, method="rtn", bits=bits, settings=RTNSettings(32)).decode()
+    )
     reference = relative_error(weight, minmax_reference(weight, bits, 32))
     assert error < 0.95 * reference
 
@@ -41,22 +44,27 @@ def test_weights_on_a_grid_survive_exactly(bits: int) -> None:
     codes = torch.randint(0, 2**bits, (16, 64), generator=torch.Generator().manual_seed(bits))
     codes[:, 0], codes[:, 1] = 0, 2**bits - 1
     weight = (codes - 1).float() * 0.25
-    assert torch.equal(quantize_rtn(weight, None, bits, 0, RTNSettings(64)).decode(), weight)
+    assert torch.equal(
+        quantize_weight(weight, None, method="rtn", bits=bits, settings=RTNSettings(64)).decode(), weight
+    )
 
 
 def test_error_of_gaussian_weights_at_three_bits() -> None:
     weight = gaussian(256, 256)
-    assert relative_error(weight, quantize_rtn(weight, None, 3, 0, RTNSettings()).decode()) < 0.0313
+    assert (
+        relative_error(weight, quantize_weight(weight, None, method="rtn", bits=3, settings=RTNSettings()).decode())
+        < 0.0313
+    )
 
 
 def test_bits_count_scales_and_zeros() -> None:
-    quantized = quantize_rtn(gaussian(64, 128), None, 3, 0, RTNSettings(64))
+    quantized = quantize_weight(gaussian(64, 128), None, method="rtn", bits=3, settings=RTNSettings(64))
     assert quantized.bits_per_weight == 3 + (16 + 3) / 64
 
 
 def test_convolutions_and_short_last_groups() -> None:
     weight = gaussian(10, 3, 3, 3)
-    decoded = quantize_rtn(weight, None, 4, 0, RTNSettings(16)).decode()
+    decoded = quantize_weight(weight, None, method="rtn", bits=4, settings=RTNSettings(16)).decode()
     assert decoded.shape == weight.shape
     assert relative_error(weight, decoded) < 0.01
 
@@ -64,7 +72,7 @@ def test_convolutions_and_short_last_groups() -> None:
 def test_zero_rows_and_one_sided_rows() -> None:
     weight = gaussian(4, 64)
     weight[0], weight[1], weight[2] = 0, weight[1].abs() + 1, -weight[2].abs() - 1
-    decoded = quantize_rtn(weight, None, 4, 0, RTNSettings()).decode()
+    decoded = quantize_weight(weight, None, method="rtn", bits=4, settings=RTNSettings()).decode()
     assert (decoded[0] == 0).all()
     for row in (1, 2):
         assert relative_error(weight[row : row + 1], decoded[row : row + 1]) < 0.005
@@ -72,18 +80,21 @@ def test_zero_rows_and_one_sided_rows() -> None:
 
 def test_single_column() -> None:
     weight = gaussian(40, 1)
-    assert relative_error(weight, quantize_rtn(weight, None, 3, 0, RTNSettings()).decode()) < 1e-6
+    assert (
+        relative_error(weight, quantize_weight(weight, None, method="rtn", bits=3, settings=RTNSettings()).decode())
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("bits", [1, 7, 3.5, 0, float("nan")])
 def test_other_widths_are_refused(bits: float) -> None:
     with pytest.raises(RecipeError, match="2 to 6 whole bits"):
-        quantize_rtn(gaussian(4, 4), None, bits, 0, RTNSettings())
+        quantize_weight(gaussian(4, 4), None, method="rtn", bits=bits, settings=RTNSettings())
 
 
 def test_values_beyond_float16_scales_are_refused() -> None:
     with pytest.raises(RecipeError, match="range of float16"):
-        quantize_rtn(gaussian(4, 64) * 1e7, None, 3, 0, RTNSettings())
+        quantize_weight(gaussian(4, 64) * 1e7, None, method="rtn", bits=3, settings=RTNSettings())
 
 
 @pytest.mark.parametrize("group_size", [0, -64, 2.5])

@@ -13,6 +13,8 @@ from vqcompress.errors import CalibrationError, RecipeError
 from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
+from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
 from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
@@ -39,6 +41,8 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False),
+    "gptq": Method(quantize_gptq, GPTQSettings, whole_bits=True),
+    "rtn": Method(quantize_rtn, RTNSettings, whole_bits=True, calibrated=False),
 }
 
 
@@ -122,4 +126,12 @@ def _checked_moment(second_moment: Tensor, columns: int) -> Tensor:
     return second_moment.detach()
 
 
-__all__ = ["METHODS", "Method", "TrellisSettings", "quantize_weight", "settings_for"]
+__all__ = [
+    "METHODS",
+    "GPTQSettings",
+    "Method",
+    "RTNSettings",
+    "TrellisSettings",
+    "quantize_weight",
+    "settings_for",
+]

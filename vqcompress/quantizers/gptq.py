@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.errors import RecipeError
-from vqcompress.matrix_view import to_matrix
-from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.formats import ScalarSpec
 from vqcompress.quantizers.error_feedback import prepare_feedback, sweep
 from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, search_grid
 
@@ -32,16 +31,16 @@ class GPTQSettings:
 
 
 def quantize_gptq(
-    weight: Tensor, second_moment: Tensor | None, bits: float, seed: int, settings: GPTQSettings
-) -> QuantizedWeight:
-    """Quantize ``weight`` (``[out, in]`` or ``[out, in, kh, kw]``, float) with ``bits`` (2 to 6, whole) a code.
+    weight: Tensor, second_moment: Tensor | None, settings: GPTQSettings, bits: float, seed: int
+) -> tuple[ScalarSpec, dict[str, Tensor]]:
+    """Quantize ``weight [rows, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
 
     ``second_moment [columns, columns]`` is E[x xᵀ], ``None`` the identity (which makes this `quantize_rtn`). Nothing is
     random, so ``seed`` has no influence. Raises `RecipeError` for other ``bits`` and for weights beyond the range of
     float16 scales, `CalibrationError` for a second moment that is not finite.
     """
     spec = scalar_spec(bits, settings.group_size)
-    columns = to_matrix(weight).detach().t().float()
+    columns = weight.t().float()
     moment = torch.eye(len(columns), device=columns.device) if second_moment is None else second_moment
     feedback = prepare_feedback(moment, settings.damping)
     grid = search_grid(columns, spec, feedback.sensitivity)
@@ -52,4 +51,4 @@ def quantize_gptq(
         return grid.decode(column, codes[column])
 
     sweep(columns, feedback, encode)
-    return QuantizedWeight(spec, tuple(weight.shape), grid.tensors(codes))
+    return spec, grid.tensors(codes)

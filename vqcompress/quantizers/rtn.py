@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqcompress.matrix_view import to_matrix
-from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.formats import ScalarSpec
 from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, search_grid
 
 
@@ -23,15 +22,15 @@ class RTNSettings:
 
 
 def quantize_rtn(
-    weight: Tensor, second_moment: Tensor | None, bits: float, seed: int, settings: RTNSettings
-) -> QuantizedWeight:
-    """Quantize ``weight`` (``[out, in]`` or ``[out, in, kh, kw]``, float) with ``bits`` (2 to 6, whole) a code.
+    weight: Tensor, second_moment: Tensor | None, settings: RTNSettings, bits: float, seed: int
+) -> tuple[ScalarSpec, dict[str, Tensor]]:
+    """Quantize ``weight [rows, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
 
     Neither ``second_moment`` nor ``seed`` has any influence: this is the baseline without data. Raises `RecipeError`
     for other ``bits`` and for weights beyond the range of float16 scales.
     """
     spec = scalar_spec(bits, settings.group_size)
-    columns = to_matrix(weight).detach().t().float()
+    columns = weight.t().float()
     grid = search_grid(columns, spec, columns.new_ones(len(columns)))
     codes = torch.stack([grid.encode(j, column) for j, column in enumerate(columns)])
-    return QuantizedWeight(spec, tuple(weight.shape), grid.tensors(codes))
+    return spec, grid.tensors(codes)
