@@ -26,7 +26,7 @@ def test_official_outputs_and_routing(official_run, tolerance: float, call: int)
     assert run.calls[call].deviation(model) <= tolerance
     assert len(routings) == run.config["depth"]
     for name, routing in routings.items():
-        assert routing.index.equal(run.auxiliary[f"call{call}.aux.{name}.topk_idx"])
+        assert routing.expert.equal(run.auxiliary[f"call{call}.aux.{name}.topk_idx"])
         assert torch.allclose(routing.weight, run.auxiliary[f"call{call}.aux.{name}.topk_weight"], atol=2e-5)
 
 

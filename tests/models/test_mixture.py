@@ -27,7 +27,7 @@ def test_hooks_see_each_experts_rows() -> None:
     for number, expert in enumerate(mixture.experts):
         expert.gate_proj.register_forward_pre_hook(lambda _, args, n=number: rows.__setitem__(n, len(args[0])))
     mixture(x)
-    assert rows == {n: c for n, c in enumerate(mixture.gate(x.flatten(0, 1)).index.flatten().bincount().tolist()) if c}
+    assert rows == {n: c for n, c in enumerate(mixture.gate(x.flatten(0, 1)).expert.flatten().bincount().tolist()) if c}
 
 
 def test_expert_without_rows_is_not_called() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
@@ -15,6 +14,7 @@ from vqcompress.models.embeddings import LabelEmbedder, PatchEmbedder, TimestepE
 from vqcompress.models.feed_forward import Mlp
 from vqcompress.models.guidance import guided, power_cosine
 from vqcompress.models.modulation import plain_norm
+from vqcompress.models.network import Network
 from vqcompress.models.official_weights import construct, load_strictly
 from vqcompress.models.relative_positions import relative_bias, relative_position_index, table_rows
 
@@ -67,7 +67,7 @@ class PlainFinalLayer(nn.Module):
         return self.linear(silu(self.norm_final(x)))
 
 
-class DiffiTLatent(ModelMixin, ConfigMixin):
+class DiffiTLatent(Network):
     """Class-conditional DiffiT on latents; attention spans the whole grid (16² tokens at 256 px, 32² at 512).
 
     The released 256 and 512 models have depth 28; the official class's own default, kept here, is 30.
@@ -103,7 +103,7 @@ class DiffiTLatent(ModelMixin, ConfigMixin):
         tokens = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens, condition)
-        return unpatchify(self.final_layer(tokens), self.config.patch_size)
+        return unpatchify(self.final_layer(tokens), self.config["patch_size"])
 
     def forward_with_cfg(
         self,
@@ -115,7 +115,7 @@ class DiffiTLatent(ModelMixin, ConfigMixin):
         scale_pow: float = 4.0,
     ) -> Tensor:
         """Guided output for a batch of [conditional, null] halves; constant guidance for latents above 32."""
-        ramped = self.config.input_size <= _RAMPED_SIZE
+        ramped = self.config["input_size"] <= _RAMPED_SIZE
         scale = power_cosine(t, cfg_scale, diffusion_steps, scale_pow) if ramped else cfg_scale
         return guided(lambda both: self(both, t, y), x, scale)
 
@@ -123,6 +123,6 @@ class DiffiTLatent(ModelMixin, ConfigMixin):
 def diffit_latent_from_official(config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> DiffiTLatent:
     """DiffiT with the weights of an nvidia/DiffiT checkpoint; its stored position indices are checked and dropped."""
     model = construct(DiffiTLatent, config)
-    index = relative_position_index(model.config.input_size // model.config.patch_size)
+    index = relative_position_index(model.config["input_size"] // model.config["patch_size"])
     places = (n for n, part in model.named_modules() if isinstance(part, TimeSelfAttention))
     return load_strictly(model, state_dict, rebuilt={f"{place}.relative_position_index": index for place in places})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from vqcompress.models.embeddings import LabelEmbedder, PatchEmbedder, TimestepE
 from vqcompress.models.feed_forward import Mlp
 from vqcompress.models.guidance import guided
 from vqcompress.models.modulation import FinalLayer, modulate, modulation, plain_norm
+from vqcompress.models.network import Network
 from vqcompress.models.official_weights import construct, load_strictly
 
 
@@ -37,7 +37,7 @@ class DiTBlock(nn.Module):
         return x + mlp_gate.unsqueeze(1) * self.mlp(modulate(self.norm2(x), mlp_shift, mlp_scale))
 
 
-class DiT(ModelMixin, ConfigMixin):
+class DiT(Network):
     """Class-conditional diffusion transformer; constructor arguments as in the official class.
 
     ``forward(x [n, in_channels, s, s], t [n] in [0, 1000), y [n] labels)`` gives [n, C, s, s], where C is twice
@@ -72,7 +72,7 @@ class DiT(ModelMixin, ConfigMixin):
         tokens = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens, condition)
-        return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
+        return unpatchify(self.final_layer(tokens, condition), self.config["patch_size"])
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
         """Guided output for a batch of [conditional, null] halves; see ``guidance.guided``."""
@@ -84,7 +84,7 @@ class SiT(DiT):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         out = super().forward(x, t, y)
-        return out.chunk(2, dim=1)[0] if self.config.learn_sigma else out
+        return out.chunk(2, dim=1)[0] if self.config["learn_sigma"] else out
 
 
 def dit_from_official(config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> DiT:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from vqcompress.models.embeddings import LabelEmbedder, PatchEmbedder, TimestepE
 from vqcompress.models.guidance import guided
 from vqcompress.models.mixture import Mixture
 from vqcompress.models.modulation import FinalLayer, modulate, modulation, plain_norm
+from vqcompress.models.network import Network
 from vqcompress.models.official_weights import construct, load_strictly
 
 # The shared expert's hidden width is that of two experts as wide as the model.
@@ -36,7 +36,7 @@ class MoEBlock(nn.Module):
         return x + moe_gate.unsqueeze(1) * self.moe(modulate(self.norm2(x), moe_shift, moe_scale))
 
 
-class DiTMoE(ModelMixin, ConfigMixin):
+class DiTMoE(Network):
     """Class-conditional mixture-of-experts transformer; constructor arguments as in the official class.
 
     ``use_flash_attn`` names the attention layout of the XL and G checkpoints (``Wqkv``, normed heads), not a kernel.
@@ -77,23 +77,23 @@ class DiTMoE(ModelMixin, ConfigMixin):
 
     def _block(self) -> MoEBlock:
         args = self.config
-        width = args.hidden_size
-        attention = NormedSelfAttention if args.use_flash_attn else SelfAttention
+        width = args["hidden_size"]
+        attention = NormedSelfAttention if args["use_flash_attn"] else SelfAttention
         mixture = Mixture(
             width,
-            hidden=int(width * args.mlp_ratio),
+            hidden=int(width * args["mlp_ratio"]),
             shared_hidden=_SHARED_EXPERTS * width,
-            experts=args.num_experts,
-            chosen=args.num_experts_per_tok,
+            experts=args["num_experts"],
+            chosen=args["num_experts_per_tok"],
         )
-        return MoEBlock(width, attention(width, args.num_heads), mixture)
+        return MoEBlock(width, attention(width, args["num_heads"]), mixture)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         condition = self.t_embedder(t, x.dtype) + self.y_embedder(y)
         tokens = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens, condition)
-        return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
+        return unpatchify(self.final_layer(tokens, condition), self.config["patch_size"])
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
         """Guided output for a batch of [conditional, null] halves; see ``guidance.guided``."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,6 +16,7 @@ from vqcompress.models.embeddings import LabelEmbedder, PatchEmbedder, TimestepE
 from vqcompress.models.feed_forward import Mlp
 from vqcompress.models.guidance import guided, power_cosine
 from vqcompress.models.modulation import FinalLayer, modulate, modulation, plain_norm
+from vqcompress.models.network import Network
 from vqcompress.models.official_weights import construct, load_strictly
 from vqcompress.models.relative_positions import relative_bias, relative_position_index, table_rows
 
@@ -64,35 +64,35 @@ class MDTBlock(nn.Module):
         self.skip_linear = nn.Linear(2 * width, width) if skips else None
 
     def forward(self, x: Tensor, condition: Tensor, skip: Tensor | None = None) -> Tensor:
-        if self.skip_linear is not None:
+        if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition).chunk(6, dim=1)
         x = x + gate.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift, scale))
         return x + mlp_gate.unsqueeze(1) * self.mlp(modulate(self.norm2(x), mlp_shift, mlp_scale))
 
 
-class MDT(ModelMixin, ConfigMixin):
+class MDT(Network):
     """What both versions share: embeddings, final layer, forward; a version adds its blocks and ``_blocks``."""
 
     def _build_ends(self) -> None:
         args = self.config
-        grid = args.input_size // args.patch_size
-        self.x_embedder = PatchEmbedder(args.patch_size, args.in_channels, args.hidden_size)
-        self.t_embedder = TimestepEmbedder(args.hidden_size)
-        self.y_embedder = LabelEmbedder(args.num_classes, args.hidden_size, args.class_dropout_prob)
-        self.pos_embed = nn.Parameter(sincos_grid(args.hidden_size, grid).unsqueeze(0))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, grid**2, args.hidden_size))
+        grid = args["input_size"] // args["patch_size"]
+        self.x_embedder = PatchEmbedder(args["patch_size"], args["in_channels"], args["hidden_size"])
+        self.t_embedder = TimestepEmbedder(args["hidden_size"])
+        self.y_embedder = LabelEmbedder(args["num_classes"], args["hidden_size"], args["class_dropout_prob"])
+        self.pos_embed = nn.Parameter(sincos_grid(args["hidden_size"], grid).unsqueeze(0))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, grid**2, args["hidden_size"]))
         # Training alone fills masked places with this token and the side blocks; both are kept for strict loading.
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, args.hidden_size), requires_grad=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, args["hidden_size"]), requires_grad=False)
         self.sideblocks = self._stack(1)
-        channels = args.in_channels * (2 if args.learn_sigma else 1)
-        self.final_layer = FinalLayer(args.hidden_size, args.patch_size, channels)
+        channels = args["in_channels"] * (2 if args["learn_sigma"] else 1)
+        self.final_layer = FinalLayer(args["hidden_size"], args["patch_size"], channels)
 
     def _stack(self, count: int, skips: bool = False) -> nn.ModuleList:
         args = self.config
-        window = args.input_size // args.patch_size
+        window = args["input_size"] // args["patch_size"]
         return nn.ModuleList(
-            MDTBlock(args.hidden_size, args.num_heads, args.mlp_ratio, window, skips) for _ in range(count)
+            MDTBlock(args["hidden_size"], args["num_heads"], args["mlp_ratio"], window, skips) for _ in range(count)
         )
 
     def _blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class MDT(ModelMixin, ConfigMixin):
             raise UnsupportedError("MDT runs here without masks (inference); leave enable_mask=False.")
         condition = self.t_embedder(t, x.dtype) + self.y_embedder(y)
         tokens = self._blocks(self.x_embedder(x) + self.pos_embed, condition)
-        return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
+        return unpatchify(self.final_layer(tokens, condition), self.config["patch_size"])
 
     def forward_with_cfg(
         self,
@@ -149,7 +149,7 @@ class MDTv1(MDT):
 
     def _blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
         for index, block in enumerate(self.blocks):
-            if index == len(self.blocks) - self.config.decode_layer:
+            if index == len(self.blocks) - self.config["decode_layer"]:
                 tokens = tokens + self.decoder_pos_embed
             tokens = block(tokens, condition)
         return tokens
@@ -197,7 +197,7 @@ class MDTv2(MDT):
 
 
 def _loaded(model: Version, state_dict: Mapping[str, Tensor]) -> Version:
-    index = relative_position_index(model.config.input_size // model.config.patch_size)
+    index = relative_position_index(model.config["input_size"] // model.config["patch_size"])
     places = (n for n, part in model.named_modules() if isinstance(part, RelativePositionBias))
     return load_strictly(model, state_dict, rebuilt={f"{place}.relative_position_index": index for place in places})
 

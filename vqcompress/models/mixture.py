@@ -12,9 +12,9 @@ from vqcompress.models.feed_forward import SwiGLU
 
 
 class Routing(NamedTuple):
-    """Where each row goes: ``index`` int64 [rows, k], ``weight`` [rows, k], and the balance loss in training."""
+    """Where each row goes: ``expert`` int64 [rows, k], ``weight`` [rows, k], and the balance loss in training."""
 
-    index: Tensor
+    expert: Tensor
     weight: Tensor
     balance_loss: Tensor | None
 
@@ -66,7 +66,7 @@ class Mixture(nn.Module):
     def _routed(self, rows: Tensor, routing: Routing) -> Tensor:
         out = torch.zeros_like(rows)
         for number, expert in enumerate(self.experts):
-            row, choice = (routing.index == number).nonzero(as_tuple=True)
+            row, choice = (routing.expert == number).nonzero(as_tuple=True)
             if len(row):
                 weight = routing.weight[row, choice, None].to(rows.dtype)
                 out = out.index_add(0, row, expert(rows[row]) * weight)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from diffusers import PixArtTransformer2DModel
 from diffusers.models.attention import FeedForward
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
