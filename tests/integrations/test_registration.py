@@ -24,7 +24,8 @@ def _run(code: str) -> subprocess.CompletedProcess:
     "code",
     [
         "import vqcompress" + CHECK,
-        "import diffusers, transformers\nimport diffusers.quantizers, transformers.quantizers\nimport vqcompress" + CHECK,
+        "import diffusers, transformers\nimport diffusers.quantizers, transformers.quantizers\nimport vqcompress"
+        + CHECK,
         "import transformers.quantizers\nimport vqcompress\nimport diffusers" + CHECK,
     ],
     ids=["ours first", "ours last", "ours between"],

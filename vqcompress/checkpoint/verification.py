@@ -13,7 +13,8 @@ from torch import Tensor
 from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components
 from vqcompress.checkpoint.manifest import manifest_problems
 from vqcompress.checkpoint.packed_codes import code_problem
-from vqcompress.errors import CheckpointError
+from vqcompress.checkpoint.skeleton import packed_skeleton
+from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.layers import SHARED_NAME, check_description
 from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape, stored_shape
@@ -44,7 +45,8 @@ def _component_problems(part: ComponentFiles) -> list[str]:
     try:
         tensors = part.tensors()
         problems = list(_packed_problems(part, tensors)) if part.description else []
-    except CheckpointError as error:
+        packed_skeleton(part)
+    except (ArchitectureError, CheckpointError) as error:
         return [f"{part.name}: {error}"]
     return problems + [f"{part.name}/{key}: holds values that are not finite" for key in _not_finite(part)]
 

@@ -1,0 +1,68 @@
+"""Folders appear complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from vqcompress.checkpoint import MANIFEST_NAME, RECIPE_NAME, save_pipeline
+from vqcompress.checkpoint.publication import publish
+from vqcompress.errors import CheckpointError
+
+
+def test_folder_holds_recipe_card_and_manifest(compressed_folder):
+    assert yaml.safe_load((compressed_folder / RECIPE_NAME).read_text()) == {"model": "tests/tiny", "bits": 3.0}
+    manifest = json.loads((compressed_folder / MANIFEST_NAME).read_text())
+    files = {p.relative_to(compressed_folder).as_posix() for p in compressed_folder.rglob("*") if p.is_file()}
+    assert set(manifest) == files - {MANIFEST_NAME}
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    assert not list(compressed_folder.parent.glob(".*"))
+
+
+def test_card_is_valid_for_the_hub(compressed_folder):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(compressed_folder / "README.md")
+    assert card.data.base_model == "tests/tiny"
+    assert card.data.library_name == "diffusers"
+    assert "import vqcompress" in card.text
+
+
+def test_nothing_is_left_after_an_error(tmp_path):
+    class Broken:
+        def save_pretrained(self, folder, **options):
+            (folder / "half").write_text("written")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_pipeline(Broken(), tmp_path / "out", recipe={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_folders_are_kept(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="--overwrite"), publish(folder):
+        pass
+    with pytest.raises(CheckpointError, match="no pipeline"), publish(folder, overwrite=True):
+        pass
+    assert (folder / "mine.txt").read_text() == "precious"
+
+
+def test_overwriting_replaces_a_pipeline(compressed_folder, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(compressed_folder, folder)
+    with publish(folder, overwrite=True) as partial:
+        (partial / "model_index.json").write_text("{}")
+    assert [path.name for path in folder.iterdir()] == ["model_index.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_saving_twice_gives_the_same_bytes(compressed_folder, compressed_pipeline, tmp_path):
+    again = save_pipeline(compressed_pipeline, tmp_path / "compressed", recipe={"model": "tests/tiny", "bits": 3.0})
+    manifests = [json.loads((folder / MANIFEST_NAME).read_text()) for folder in (compressed_folder, again)]
+    assert manifests[0] == manifests[1]
