@@ -28,6 +28,7 @@ FAMILIES: dict[str, str] = {
     "large_dit": "vqcompress.models.flag_dit:large_dit_from_official",
     "linfusion": "vqcompress.models.linfusion:linfusion_from_official",
     "next_dit": "vqcompress.models.next_dit:next_dit_from_official",
+    "pt_dit": "vqcompress.models.pt_dit:pt_dit_from_official",
     "pixart": "vqcompress.models.pixart:pixart_from_official",
 }
 

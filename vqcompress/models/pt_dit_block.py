@@ -1,0 +1,133 @@
+"""One block of PT-DiT (Wang et al. 2024, arXiv 2409.04005, section 3): proxy tokens, windows, text, feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from vqcompress.models.windows import Windows, strided_means
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths and switches of a block; ``text_width``: of the text attention's keys; ``proxies``: in one window."""
+
+    width: int
+    heads: int
+    text_width: int
+    bias: bool
+    activation: str
+    eps: float
+    proxies: int
+    shift_window: bool
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What all blocks of one call see.
+
+    ``modulation`` ``[batch, 6, width]`` shift, scale, gate for attention, then for the feed-forward; ``text``
+    ``[batch, length, text_width]``; ``text_mask`` ``[batch, 1, 1, length]`` added to scores, or None; ``shift_mask``
+    ``[batch·windows, 1, volume, volume]`` bool.
+    """
+
+    windows: Windows
+    modulation: Tensor
+    text: Tensor
+    text_mask: Tensor | None
+    shift_mask: Tensor
+
+
+class PTAttention(nn.Module):
+    """Softmax attention of ``x`` on ``context``; names as in diffusers."""
+
+    def __init__(self, width: int, heads: int, context_width: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k, self.to_v = (nn.Linear(context_width, width, bias=bias) for _ in range(2))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[n, tokens, width]`` and ``[n, keys, context_width]`` to ``[n, tokens, width]``."""
+        query, key, value = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
+        out = scaled_dot_product_attention(query, key, value, mask)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def tiled(parts: Tensor, windows: int) -> tuple[Tensor, ...]:
+    """``[batch, n, width]`` to n tensors ``[batch·windows, 1, width]``, in the order of the official network.
+
+    Row r gets the modulation of sample ``r % batch``, while its tokens are those of sample ``r // windows``. So the
+    samples of a batch must share their timestep: with two timesteps in a batch the published network mixes them,
+    which changes its output by 25–33 %. Reproduced, because the weights were released with this network.
+    """
+    return parts.repeat(windows, 1, 1).split(1, dim=1)
+
+
+class PTDiTBlock(nn.Module):
+    """The six steps of a block on rows of windows ``[batch·windows, volume, width]``."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width, heads, bias = shape.width, shape.heads, shape.bias
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=shape.eps)
+        self.proxy_attn1 = PTAttention(width, heads, width, bias)
+        self.pvisual_attn2 = PTAttention(width, heads, width, bias)
+        self.linear_1_visual = nn.Linear(width, width)
+        self.attn1 = PTAttention(width, heads, width, bias)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        if shape.shift_window:
+            self.attn3 = PTAttention(width, heads, width, bias)
+            self.linear_2 = nn.Linear(width, width)
+            self.proxy_scale_shift_table = nn.Parameter(torch.randn(3, width) / width**0.5)
+        self.attn2 = PTAttention(width, heads, shape.text_width, bias)
+        self.ff = FeedForward(width, activation_fn=shape.activation)
+
+    def _global(self, rows: Tensor, windows: Windows) -> Tensor:
+        """Steps 1 and 2: proxies attend to each other, then all tokens read the proxies.
+
+        Neither step depends on the order of the proxies.
+        """
+        proxies = strided_means(rows, self.shape.proxies)
+        tokens, proxies = (part.reshape(-1, windows.count * part.shape[1], part.shape[2]) for part in (rows, proxies))
+        normed = self.norm(proxies)
+        proxies = self.norm(proxies + self.proxy_attn1(normed, normed))
+        read = self.pvisual_attn2(self.norm(tokens), proxies)
+        return rows + self.linear_1_visual(read).view_as(rows)
+
+    def _windowed(self, rows: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """Step 3."""
+        x = self.norm(rows) * (1 + scale) + shift
+        return rows + gate * self.attn1(x, x)
+
+    def _shifted(self, rows: Tensor, context: BlockContext) -> Tensor:
+        """Step 4: windows moved by half, so that neighbours in different windows meet."""
+        windows = context.windows
+        parts = self.proxy_scale_shift_table.to(rows.dtype) + context.modulation[:, :3]
+        shift, scale, gate = tiled(parts, windows.count)
+        x = windows.shifted(self.norm(rows)) * (1 + scale) + shift
+        x = windows.unshifted(self.attn3(x, x, context.shift_mask))
+        return rows + self.linear_2(gate * x)
+
+    def _text(self, rows: Tensor, context: BlockContext) -> Tensor:
+        """Step 5: the stream itself, without norm, reads the text."""
+        tokens = rows.reshape(len(context.text), -1, rows.shape[-1])
+        return rows + self.attn2(tokens, context.text, context.text_mask).view_as(rows)
+
+    def forward(self, rows: Tensor, context: BlockContext) -> Tensor:
+        parts = self.scale_shift_table.to(rows.dtype) + context.modulation
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = tiled(parts, context.windows.count)
+        rows = self._windowed(self._global(rows, context.windows), shift, scale, gate)
+        if self.shape.shift_window:
+            rows = self._shifted(rows, context)
+        rows = self._text(rows, context)
+        return rows + gate_ff * self.ff(self.norm(rows) * (1 + scale_ff) + shift_ff)
