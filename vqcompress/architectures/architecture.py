@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -113,7 +114,7 @@ class Architecture:
         if len(seeds) != len(prompts):
             raise ArchitectureError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
         size = (height or self.defaults.height, width or self.defaults.width)
-        with quiet(pipeline), own_randomness(seeds), evaluating(self.module(pipeline, self.denoiser)):
+        with quiet(pipeline), own_randomness(seeds), evaluating(pipeline):
             return self.run(
                 pipeline,
                 list(prompts),
@@ -148,17 +149,35 @@ class Architecture:
 
     def encode(self, pipeline: DiffusionPipeline, prompts: Sequence[str], *, guidance: float) -> None:
         """Run only the text encoders, as `sample` would, for statistics of their layers."""
-        with torch.no_grad():
-            pipeline.encode_prompt(
-                prompt=list(prompts),
-                device=pipeline._execution_device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=guidance > 1,
-            )
+        offered = {
+            "prompt": list(prompts),
+            "device": pipeline._execution_device,
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": guidance > 1,
+        }
+        with torch.no_grad(), evaluating(pipeline):
+            pipeline.encode_prompt(**_accepted(pipeline.encode_prompt, offered))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
-        """Which text tokens are real, bool ``[batch, tokens]``, in a denoiser call's keyword arguments; None: all."""
+        """Which text tokens are real, bool ``[batch, tokens]``, by the arguments of a call of the denoiser or of a text
+        encoder; None: all of them are."""
         return None
+
+
+def token_mask(call: dict[str, Any], *names: str) -> Tensor | None:
+    """The first of these arguments that is a mask over tokens ``[batch, tokens]``, as bool."""
+    found = (call.get(name) for name in names)
+    return next((mask.bool() for mask in found if isinstance(mask, Tensor) and mask.ndim == 2), None)
+
+
+def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """What of ``offered`` the function takes, and None for whatever else it insists on."""
+    parameters = inspect.signature(function).parameters
+    given = {name: value for name, value in offered.items() if name in parameters}
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            given.setdefault(name, None)
+    return given
 
 
 def present_text_encoders(pipeline: DiffusionPipeline) -> tuple[str, ...]:
@@ -184,6 +203,11 @@ def latent_factor(pipeline: DiffusionPipeline) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
+def generator_arguments(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
+    """``{"generator": …}`` for schedulers whose ``step`` draws noise from it."""
+    return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+
+
 @contextmanager
 def quiet(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Without the pipeline's own progress bars, which are put back afterwards."""
@@ -204,11 +228,13 @@ def own_randomness(seeds: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout, whatever mode ``module`` is in."""
-    training = module.training
-    module.eval()
+def evaluating(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Without dropout anywhere, whatever mode the pipeline's networks are in."""
+    training = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
+    for part in training:
+        part.eval()
     try:
         yield
     finally:
-        module.train(training)
+        for part in training:
+            part.train()

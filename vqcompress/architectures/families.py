@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vqcompress.architectures.architecture import Architecture
+from vqcompress.architectures.dit import DiTArchitecture
+from vqcompress.architectures.generic import GenericArchitecture
+from vqcompress.architectures.lumina import LuminaArchitecture
+from vqcompress.architectures.pixart import PixArtArchitecture
 from vqcompress.architectures.unet import UNetArchitecture
 from vqcompress.errors import ArchitectureError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-FAMILIES: tuple[type[Architecture], ...] = (UNetArchitecture,)
+FAMILIES: tuple[type[Architecture], ...] = (
+    UNetArchitecture,
+    DiTArchitecture,
+    PixArtArchitecture,
+    LuminaArchitecture,
+    GenericArchitecture,  # last: it takes whatever has a prompt and a denoiser
+)
 
 
 def architecture_of(pipeline: DiffusionPipeline) -> Architecture:

@@ -6,16 +6,13 @@ import re
 from typing import TYPE_CHECKING, ClassVar
 
 from vqcompress.architectures.architecture import Architecture, SamplingDefaults, image_size, present_text_encoders
+from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules, LayerPlan
 from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-ONE_ROW_PER_TIMESTEP = (
-    "sees one row per image and timestep, not one per position: its input's second moment has as few "
-    "directions as there are timesteps"
-)
 FEW_STEP_NAMES = ("turbo", "lightning", "lcm")
 TOP_ORDER = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
 LAST = 1 << 20
@@ -25,8 +22,8 @@ class UNetArchitecture(Architecture):
     """Pipelines called with a text prompt around a `UNet2DConditionModel`."""
 
     keep: ClassVar[KeepRules] = {
-        r"^conv_in$": "reads the bare latents through few columns; small, and every later layer depends on it",
-        r"^conv_out$": "writes the noise estimate itself: nothing after it can absorb an error; small",
+        r"^conv_in$": LATENT_INPUT,
+        r"^conv_out$": FINAL,
         r"^(time|add|class)_embedding\.|^time_cond_proj$|\.time_emb_proj$": ONE_ROW_PER_TIMESTEP,
         r"^encoder_hid_proj": "a small projection that all cross-attention reads",
     }

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from vqcompress.errors import CalibrationError
 
+BLOCK = 512  # columns summed at once: half the product is the other half's mirror image
+BUFFERED_ROWS = 256
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -50,10 +53,11 @@ class Moments:
 
 
 class MomentAccumulator:
-    """Sums ``x xᵀ`` in float32 on the device where ``x`` comes from; one ``[columns, columns]`` matrix, no rows kept.
+    """Sums ``x xᵀ`` in float32 on the device where ``x`` comes from, in one ``[columns, columns]`` matrix.
 
     With ``max_rows_per_call`` a call with more rows contributes that many of them, drawn uniformly without replacement
     from a generator seeded with ``seed``, each weighted by rows / drawn rows: the sum's expectation is the full sum.
+    Fewer than `BUFFERED_ROWS` rows are held back until there are enough for an efficient product.
     """
 
     def __init__(self, columns: int, *, max_rows_per_call: int | None = None, seed: int = 0) -> None:
@@ -62,28 +66,32 @@ class MomentAccumulator:
         self.used_rows = 0
         self._max_rows = max_rows_per_call
         self._generator = torch.Generator().manual_seed(seed)
-        self._sum: Tensor | None = None
+        self._pending: list[Tensor] = []
+        self._upper: Tensor | None = None  # only the blocks on and above the diagonal are summed
 
     def add(self, rows: Tensor) -> None:
         """Add the rows of ``rows [n, columns]``, any float dtype."""
         total = rows.shape[0]
         if total == 0:
             return
-        drawn = self._draw(rows).float()
-        if self._sum is None:
-            self._sum = torch.zeros(self.columns, self.columns, device=rows.device)
-        self._sum.addmm_(drawn.t(), drawn, alpha=total / drawn.shape[0])
+        drawn = self._draw(rows)
+        self._pending.append(drawn.float() * (total / drawn.shape[0]) ** 0.5)
         self.rows += total
         self.used_rows += drawn.shape[0]
+        if sum(len(held) for held in self._pending) >= BUFFERED_ROWS:
+            self._multiply()
 
     def is_finite(self) -> bool:
         """Whether all that was added so far was finite: an infinity or NaN in a row stays on the diagonal."""
-        return self._sum is None or bool(torch.isfinite(self._sum.diagonal()).all())
+        self._multiply()
+        return self._upper is None or bool(torch.isfinite(self._upper.diagonal()).all())
 
     def finish(self) -> Moments:
         """The mean over all rows. The sum is reused, so that only one matrix exists: add nothing afterwards."""
-        total = self._sum if self._sum is not None else torch.zeros(self.columns, self.columns)
-        self._sum = None
+        self._multiply()
+        total = self._upper if self._upper is not None else torch.zeros(self.columns, self.columns)
+        self._upper = None
+        _mirror(total)
         return Moments(total.div_(max(self.rows, 1)), self.rows, self.used_rows)
 
     def _draw(self, rows: Tensor) -> Tensor:
@@ -91,3 +99,25 @@ class MomentAccumulator:
             return rows
         chosen = torch.randperm(rows.shape[0], generator=self._generator)[: self._max_rows]
         return rows[chosen.to(rows.device)]
+
+    def _multiply(self) -> None:
+        if not self._pending:
+            return
+        x = torch.cat(self._pending)
+        self._pending.clear()
+        if self._upper is None:
+            self._upper = torch.zeros(self.columns, self.columns, device=x.device)
+        for block in _blocks(self.columns):
+            self._upper[block, block.start :].addmm_(x[:, block].t(), x[:, block.start :])
+
+
+def _blocks(columns: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, columns)) for start in range(0, columns, BLOCK)]
+
+
+def _mirror(upper: Tensor) -> None:
+    """Copy what is above the diagonal below it, in place."""
+    for block in _blocks(upper.shape[0]):
+        upper[block.stop :, block] = upper[block, block.stop :].t()
+        square = upper[block, block]
+        square.copy_(square.triu() + square.triu(1).t())

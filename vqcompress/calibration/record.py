@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture
-from vqcompress.calibration.denoiser_call import call_arguments
+from vqcompress.calibration.denoiser_call import call_arguments, first_output
 from vqcompress.calibration.moments import MomentAccumulator, Moments
 from vqcompress.calibration.passes import plan_passes
 from vqcompress.calibration.sampling_run import SamplingRun
@@ -89,8 +90,8 @@ class _Recorder:
         """Run all prompts; yields the number of finished batches."""
         module = self.architecture.module(pipeline, self.component)
         with ExitStack() as hooks:
-            handle = module.register_forward_pre_hook(self._note_mask, with_kwargs=True)
-            hooks.callback(handle.remove)
+            hooks.callback(module.register_forward_pre_hook(self._note_mask, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(self._check_output).remove)
             for group in groups:
                 layer = module.get_submodule(group.layers[0])
                 hooks.callback(layer.register_forward_pre_hook(self._feed(group), with_kwargs=True).remove)
@@ -110,8 +111,7 @@ class _Recorder:
             group.columns, max_rows_per_call=self.max_rows_per_call, seed=_layer_seed(self.seed, name)
         )
         self.accumulators[name] = accumulator
-        masked = self.architecture.masked_layers
-        is_masked = self.component == self.architecture.denoiser and bool(masked and re.search(masked, name))
+        is_masked = self._reads_padding(name)
 
         def feed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = layer_input(args, kwargs).detach()
@@ -119,17 +119,32 @@ class _Recorder:
 
         return feed
 
+    def _reads_padding(self, name: str) -> bool:
+        """Whether the layer is given padded tokens that nothing reads: where the denoiser masks them, all text layers."""
+        pattern = self.architecture.masked_layers
+        return pattern is not None and (self.component != self.architecture.denoiser or bool(re.search(pattern, name)))
+
     def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.architecture.masked_layers and self.component == self.architecture.denoiser:
+        if self.architecture.masked_layers is not None:
             self.text_mask = self.architecture.text_mask(call_arguments(module, args, kwargs))
+
+    def _check_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Stop at the first call that goes wrong: afterwards every layer sees infinities."""
+        if not bool(torch.isfinite(first_output(output)).all()):
+            self._check_finite()
+            raise _not_finite(f"the output of {self.component}")
 
     def _check_finite(self) -> None:
         for name, accumulator in self.accumulators.items():
             if not accumulator.is_finite():
-                raise CalibrationError(
-                    f"the input of {self.component}.{name} became infinite or NaN while sampling; open the model in "
-                    "float32 or bfloat16 instead of float16, and check that its images are not black"
-                )
+                raise _not_finite(f"the input of {self.component}.{name}")
+
+
+def _not_finite(what: str) -> CalibrationError:
+    return CalibrationError(
+        f"{what} became infinite or NaN while sampling; open the model in float32 or bfloat16 instead of float16, "
+        "and check that its images are not black"
+    )
 
 
 def _real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:

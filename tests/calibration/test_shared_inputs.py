@@ -1,0 +1,65 @@
+import gc
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.calibration.shared_inputs import shared_inputs
+
+
+class Toy(nn.Module):
+    """Layers that read the same tensor always, sometimes, as a copy, after a change, or never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("always", "too", "sometimes", "copied", "changed", "never", "named"):
+            setattr(self, name, nn.Linear(8, 8))
+        self.conv, self.same, self.wide = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> None:
+        image = x.reshape(2, 8, 5, 5)
+        self.conv(image), self.same(image), self.wide(image)
+        x = x.reshape(-1, 8)
+        self.always(x), self.too(x), self.named(input=x)
+        self.sometimes(x if self.calls else x + 1)
+        self.copied(x.clone())
+        x += 1
+        self.changed(x)
+        self.calls += 1
+
+
+NAMES = ["always", "too", "sometimes", "copied", "changed", "never", "named", "conv", "same", "wide"]
+
+
+def test_only_the_very_same_input_is_shared() -> None:
+    toy = Toy()
+
+    def run() -> None:
+        with torch.no_grad():
+            toy(torch.randn(2, 200))
+            toy(torch.randn(2, 200))
+
+    groups = shared_inputs(toy, NAMES, run)
+    assert [group.layers for group in groups] == [
+        ("always", "too", "named"), ("sometimes",), ("copied",), ("changed",), ("never",), ("conv", "same"), ("wide",),
+    ]  # fmt: skip
+    assert [group.columns for group in groups] == [8, 8, 8, 8, 8, 8, 72]
+    assert [group.ran for group in groups] == [True, True, True, True, False, True, True]
+
+
+def test_inputs_are_not_kept_alive() -> None:
+    toy = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    references: list[weakref.ref] = []
+
+    def run() -> None:
+        with torch.no_grad():
+            for layer in toy:
+                x = torch.randn(3, 4)
+                references.append(weakref.ref(x))
+                layer(x)
+                del x
+                gc.collect()
+                assert references[-1]() is None
+
+    assert len(shared_inputs(toy, ["0", "1"], run)) == 2

@@ -1,0 +1,132 @@
+"""DiT (Peebles and Xie 2023, arXiv 2212.09748) as diffusers has it: class-conditional, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vqcompress.architectures.architecture import (
+    Architecture,
+    OutputType,
+    SamplingDefaults,
+    generator_arguments,
+    image_size,
+)
+from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
+from vqcompress.architectures.layer_plan import KeepRules
+from vqcompress.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+CLASS_NAMES = "imagenet.txt"
+
+
+class DiTArchitecture(Architecture):
+    """`DiTPipeline`: "prompts" are class ids (``"207"``) or class names of the ``imagenet`` prompt set.
+
+    Modulation (``norm1.linear``) is a third of all weights, so it is quantized although it sees one row per image and step.
+    """
+
+    keep: ClassVar[KeepRules] = {
+        r"^pos_embed\.proj$": LATENT_INPUT,
+        r"\.norm1\.emb\.": ONE_ROW_PER_TIMESTEP,
+        r"^proj_out_[12]$": FINAL,
+    }
+
+    @classmethod
+    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+        from diffusers import DiTPipeline
+
+        return isinstance(pipeline, DiTPipeline)
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> DiTArchitecture:
+        height, width = image_size(pipeline, pipeline.transformer)
+        return cls("dit", "transformer", ("transformer",), SamplingDefaults(50, 4.0, height, width), "imagenet")
+
+    def run(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: list[str],
+        *,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        output_type: OutputType,
+    ) -> Any:
+        """`DiTPipeline.__call__` step by step, because that always decodes and never passes its generator to the scheduler."""
+        if size != (self.defaults.height, self.defaults.width):
+            raise ArchitectureError(
+                f"DiT generates {self.defaults.height}x{self.defaults.width} images only (its position table is fixed); "
+                "leave height and width out"
+            )
+        labels = class_ids(pipeline, prompts)
+        with torch.no_grad():
+            latents = _denoise(pipeline, labels, generators, steps, guidance)
+            return latents if output_type == "latent" else _images(pipeline, latents, output_type)
+
+
+def class_ids(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> list[int]:
+    """Class ids from decimal ids, names of the ``imagenet`` prompt set, or the pipeline's own label words.
+
+    Raises `ArchitectureError` for anything else.
+    """
+    known = {**pipeline.labels, **_class_names()}
+    classes = pipeline.transformer.config.num_embeds_ada_norm
+    ids = [int(prompt) if prompt.isdecimal() else known.get(prompt, -1) for prompt in prompts]
+    for prompt, index in zip(prompts, ids, strict=True):
+        if not 0 <= index < classes:
+            raise ArchitectureError(
+                f"{prompt!r} is no class of this model: give an id from 0 to {classes - 1} or a name of the prompt set imagenet"
+            )
+    return ids
+
+
+def _class_names() -> dict[str, int]:
+    lines = files("vqcompress.calib_prompts").joinpath(CLASS_NAMES).read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("\t", 1) for line in lines if line.strip())
+    return {name.strip(): int(index) for index, name in pairs}
+
+
+def _denoise(
+    pipeline: DiffusionPipeline, labels: list[int], generators: list[torch.Generator], steps: int, guidance: float
+) -> Tensor:
+    """Final latents ``[n, channels, side, side]``."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    model, scheduler = pipeline.transformer, pipeline.scheduler
+    device, channels, side = pipeline._execution_device, model.config.in_channels, model.config.sample_size
+    shape = (len(labels), channels, side, side)
+    latents = randn_tensor(shape, generator=generators, device=device, dtype=model.dtype)
+    classes = torch.tensor(labels, device=device)
+    scheduler.set_timesteps(steps)
+    extra = generator_arguments(scheduler, generators)
+    for t in scheduler.timesteps:
+        noise = _guided(model, scheduler.scale_model_input(latents, t), t, classes, guidance)
+        latents = scheduler.step(noise[:, :channels], t, latents, **extra).prev_sample
+    return latents
+
+
+def _guided(model: torch.nn.Module, x: Tensor, t: Tensor, classes: Tensor, guidance: float) -> Tensor:
+    """The denoiser's estimate, with classifier-free guidance on the latent channels when ``guidance`` > 1."""
+    if guidance <= 1:
+        return model(x, timestep=torch.as_tensor(t, device=x.device).expand(len(x)), class_labels=classes).sample
+    null = torch.full_like(classes, model.config.num_embeds_ada_norm)
+    steps = torch.as_tensor(t, device=x.device).expand(2 * len(x))
+    both = model(torch.cat([x, x]), timestep=steps, class_labels=torch.cat([classes, null])).sample
+    conditional, unconditional = both.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def _images(pipeline: DiffusionPipeline, latents: Tensor, output_type: OutputType) -> Any:
+    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    images = (decoded / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return images
+    return pipeline.numpy_to_pil(images.cpu().permute(0, 2, 3, 1).float().numpy())

@@ -1,0 +1,112 @@
+"""Any other diffusers text-to-image or text-to-video pipeline around a `transformer` or a `unet`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from vqcompress.architectures.architecture import (
+    Architecture,
+    OutputType,
+    SamplingDefaults,
+    latent_factor,
+    present_text_encoders,
+)
+from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
+from vqcompress.architectures.layer_plan import KeepRules
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+DENOISERS = ("transformer", "unet")
+
+
+class GenericArchitecture(Architecture):
+    """Described by names that diffusers models share; the call is made from what the pipeline's signature accepts.
+
+    Modulation inside the blocks is quantized (a quarter of FLUX), embedders of time and pooled conditions are not.
+    """
+
+    keep: ClassVar[KeepRules] = {
+        r"^(pos_embed|patch_embed\w*|patchify_proj|x_embedder|img_in|conv_in|proj_in)(\.|$)": LATENT_INPUT,
+        r"(^|[._])(time|timestep|guidance|class|label|pooled|aspect_ratio|resolution)\w*_?(embed\w*|proj\w*)(\.|$)|"
+        r"^(time_text_embed|adaln_single|add_embedding)\.": ONE_ROW_PER_TIMESTEP,
+        r"^(proj_out\w*|final_layer|norm_out|conv_out)(\.|$)": FINAL,
+    }
+
+    @classmethod
+    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+        parameters = _parameters(pipeline.__call__)
+        return _denoiser(pipeline) is not None and "prompt" in parameters and not _needs_more(parameters)
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> GenericArchitecture:
+        denoiser = _denoiser(pipeline) or ""
+        name = type(getattr(pipeline, denoiser)).__name__
+        return cls(name, denoiser, (denoiser, *present_text_encoders(pipeline)), _defaults(pipeline, denoiser))
+
+    def run(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: list[str],
+        *,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        output_type: OutputType,
+    ) -> Any:
+        offered = {
+            "prompt": prompts,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "height": size[0],
+            "width": size[1],
+            "generator": generators,
+            "output_type": output_type,
+            "clean_caption": False,
+            "use_resolution_binning": False,
+        }
+        accepted = _parameters(pipeline.__call__)
+        result = pipeline(**{name: value for name, value in offered.items() if name in accepted})
+        return result[0]
+
+
+def _denoiser(pipeline: DiffusionPipeline) -> str | None:
+    return next((name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)), None)
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function).parameters)
+
+
+def _needs_more(parameters: dict[str, inspect.Parameter]) -> bool:
+    """Whether the pipeline wants an input that prompts cannot give, such as an image."""
+    wanted = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    return bool(wanted - {"prompt", "args", "kwargs"}) or "image" in parameters or "video" in parameters
+
+
+def _defaults(pipeline: DiffusionPipeline, denoiser: str) -> SamplingDefaults:
+    """From the defaults in the pipeline's own signature, sizes from the denoiser where that says None."""
+    parameters = _parameters(pipeline.__call__)
+
+    def default(name: str, otherwise: Any) -> Any:
+        value = parameters[name].default if name in parameters else None
+        return otherwise if value is None or value is inspect.Parameter.empty else value
+
+    side = _latent_side(pipeline, getattr(pipeline, denoiser)) * latent_factor(pipeline)
+    return SamplingDefaults(
+        int(default("num_inference_steps", 50)),
+        float(default("guidance_scale", 1.0)),
+        int(default("height", side)),
+        int(default("width", side)),
+    )
+
+
+def _latent_side(pipeline: DiffusionPipeline, denoiser: nn.Module) -> int:
+    sample_size = getattr(pipeline, "default_sample_size", None) or denoiser.config.get("sample_size") or 64
+    return sample_size if isinstance(sample_size, int) else tuple(sample_size)[-1]

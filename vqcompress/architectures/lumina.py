@@ -1,0 +1,71 @@
+"""Lumina-Next (Zhuo et al. 2024, arXiv 2406.18583): Next-DiT conditioned on Gemma's hidden states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vqcompress.architectures.architecture import (
+    Architecture,
+    OutputType,
+    SamplingDefaults,
+    image_size,
+    present_text_encoders,
+    token_mask,
+)
+from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
+from vqcompress.architectures.layer_plan import KeepRules
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class LuminaArchitecture(Architecture):
+    """Padded text tokens are masked in ``attn2`` and not recorded. Block modulation, 14 % of the weights, is quantized."""
+
+    keep: ClassVar[KeepRules] = {
+        r"^patch_embedder\.": LATENT_INPUT,
+        r"^time_caption_embed\.": ONE_ROW_PER_TIMESTEP,
+        r"^norm_out\.": FINAL,
+    }
+    masked_layers: ClassVar[str | None] = r"\.attn2\.to_[kv]$"
+
+    @classmethod
+    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+        from diffusers import LuminaPipeline
+
+        return isinstance(pipeline, LuminaPipeline)
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> LuminaArchitecture:
+        height, width = image_size(pipeline, pipeline.transformer)
+        components = ("transformer", *present_text_encoders(pipeline))
+        return cls("lumina", "transformer", components, SamplingDefaults(30, 4.0, height, width))
+
+    def run(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: list[str],
+        *,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        output_type: OutputType,
+    ) -> Any:
+        """With prompts as they are: cleaning depends on what else is installed."""
+        return pipeline(
+            prompt=prompts,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=size[0],
+            width=size[1],
+            generator=generators,
+            output_type=output_type,
+            clean_caption=False,
+        ).images
+
+    def text_mask(self, call: dict[str, Any]) -> Tensor | None:
+        return token_mask(call, "encoder_mask", "attention_mask")

@@ -1,0 +1,72 @@
+"""PixArt-alpha and PixArt-Sigma (Chen et al. 2023, arXiv 2310.00426): a DiT trunk with cross-attention on T5 tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vqcompress.architectures.architecture import (
+    Architecture,
+    OutputType,
+    SamplingDefaults,
+    image_size,
+    present_text_encoders,
+    token_mask,
+)
+from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
+from vqcompress.architectures.layer_plan import KeepRules
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class PixArtArchitecture(Architecture):
+    """Padded text tokens reach ``caption_projection`` and ``attn2.to_k/to_v`` but are masked in attention: not recorded."""
+
+    keep: ClassVar[KeepRules] = {
+        r"^pos_embed\.proj$": LATENT_INPUT,
+        r"^adaln_single\.": ONE_ROW_PER_TIMESTEP,
+        r"^proj_out$": FINAL,
+    }
+    masked_layers: ClassVar[str | None] = r"^caption_projection\.|\.attn2\.to_[kv]$"
+
+    @classmethod
+    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+        from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
+
+        return isinstance(pipeline, PixArtAlphaPipeline | PixArtSigmaPipeline)
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> PixArtArchitecture:
+        height, width = image_size(pipeline, pipeline.transformer)
+        components = ("transformer", *present_text_encoders(pipeline))
+        return cls("pixart", "transformer", components, SamplingDefaults(20, 4.5, height, width))
+
+    def run(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: list[str],
+        *,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        output_type: OutputType,
+    ) -> Any:
+        """At exactly ``size``, and with prompts as they are: cleaning depends on what else is installed."""
+        return pipeline(
+            prompt=prompts,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=size[0],
+            width=size[1],
+            generator=generators,
+            output_type=output_type,
+            clean_caption=False,
+            use_resolution_binning=False,
+        ).images
+
+    def text_mask(self, call: dict[str, Any]) -> Tensor | None:
+        return token_mask(call, "encoder_attention_mask", "attention_mask")
