@@ -1,7 +1,8 @@
 """Every published configuration by name, with official constructor arguments; built on the meta device, it costs nothing.
 
 Sizes: DiT table 1 (arXiv 2212.09748; SiT has the same), MDT (2303.14389), DiffiT's released factory (2312.02139),
-PixArt-α (2310.00426), DiT-MoE table 1 (2407.11633).
+PixArt-α (2310.00426), DiT-MoE table 1 (2407.11633), Lumina-T2I (2405.05945) and Lumina-Next (2406.18583), Large-DiT's
+model zoo, Qihoo-T2I (2409.04005; its video and multi-view configurations are not published), LinFusion (2409.02097).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from vqcompress.errors import ArchitectureError
+from vqcompress.models.linfusion_presets import LINFUSION_PRESETS
 
 # Where a family's network is; named, not imported, so that a look at the names costs no imports.
 NETWORKS: dict[str, str] = {
@@ -23,13 +25,19 @@ NETWORKS: dict[str, str] = {
     "mdt_v2": "vqcompress.models.mdt:MDTv2",
     "dit_moe": "vqcompress.models.dit_moe:DiTMoE",
     "diffit_latent": "vqcompress.models.diffit_latent:DiffiTLatent",
+    "diffit_image": "vqcompress.models.diffit_image:DiffiTImage",
     "pixart": "vqcompress.models.pixart:PixArt",
+    "flag_dit": "vqcompress.models.flag_dit:flag_dit_network",
+    "large_dit": "vqcompress.models.flag_dit:LargeDiT",
+    "next_dit": "vqcompress.models.next_dit:next_dit_network",
+    "pt_dit": "vqcompress.models.pt_dit:PTDiT",
+    "linfusion": "vqcompress.models.linfusion:LinFusionUNet2DConditionModel",
 }
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published configuration: a family of `vqcompress.models` and its constructor arguments."""
+    """A published configuration: a family (a key of `NETWORKS`) and its constructor arguments."""
 
     family: str
     arguments: Mapping[str, object]
@@ -56,6 +64,23 @@ _MOE_SIZES = {
 _XL = _DIT_SIZES["xl"]
 
 
+def _llama(width: int, depth: int, heads: int = 32, **more: object) -> dict[str, object]:
+    return {"dim": width, "n_layers": depth, "n_heads": heads, "multiple_of": 256, "qk_norm": True, **more}
+
+
+_NEXT_2B = _llama(2304, 24, n_kv_heads=8, cap_feat_dim=2048)
+_LABELS_3B = _llama(3072, 32, num_classes=1000)
+_QIHOO = {
+    "num_heads": 16,
+    "head_dim": 72,
+    "num_layers": 28,
+    "cross_attention_dim": 1152,
+    "caption_channels": 4096,
+    "compress_ratios": (1, 8, 8),
+    "proxy_compress_ratios": (1, 8, 8),
+}
+
+
 def _dits() -> Iterator[tuple[str, Preset]]:
     for family in ("dit", "sit"):
         for name, size in _DIT_SIZES.items():
@@ -70,10 +95,23 @@ PRESETS: dict[str, Preset] = {
     "mdt-v2-xl-2": Preset("mdt_v2", _XL | {"decode_layer": 4}),
     "diffit-256": Preset("diffit_latent", _XL | {"input_size": 32}),
     "diffit-512": Preset("diffit_latent", _XL | {"input_size": 64}),
+    "diffit-image-64": Preset("diffit_image", {"image_size": 64}),
+    "diffit-image-cifar10": Preset(
+        "diffit_image", {"image_size": 32, "widths": (128, 256, 256), "blocks": (4, 4, 4), "num_classes": 10}
+    ),
     "pixart-alpha-256": Preset("pixart", _XL | {"input_size": 32, "lewei_scale": 0.5}),
     "pixart-alpha-512": Preset("pixart", _XL | {"input_size": 64, "lewei_scale": 1.0}),
     "pixart-alpha": Preset("pixart", _XL | {"input_size": 128, "lewei_scale": 2.0, "sizes": True}),
     **{f"dit-moe-{name}": Preset("dit_moe", size) for name, size in _MOE_SIZES.items()},
+    "lumina-t2i": Preset("flag_dit", _llama(3072, 32, cap_feat_dim=4096)),
+    "flag-dit-3b": Preset("flag_dit", _LABELS_3B),
+    "large-dit-600m": Preset("large_dit", _llama(1536, 16, num_classes=1000)),
+    "large-dit-3b": Preset("large_dit", _LABELS_3B),
+    "large-dit-7b": Preset("large_dit", _llama(4096, 32, num_classes=1000)),
+    "lumina-next-t2i": Preset("next_dit", _NEXT_2B),
+    "lumina-next-sft": Preset("next_dit", _NEXT_2B),
+    "qihoo-t2i": Preset("pt_dit", _QIHOO),
+    **{name: Preset("linfusion", arguments) for name, arguments in LINFUSION_PRESETS.items()},
 }
 
 
