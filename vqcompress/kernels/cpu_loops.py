@@ -1,4 +1,7 @@
-"""The numba loops behind `vqcompress.kernels.cpu_numba`: plain arrays in, one output array filled.
+"""The numba loops behind `vqcompress.kernels.cpu_numba`: plain arrays in, some columns of one output array filled.
+
+They release the interpreter lock, so that threads can share the columns of a large weight. (numba's own parallel loops keep a
+pool that spins beside torch's, and do not survive a fork.)
 
 No fast-math: products and sums round as in the reference, so the results are equal bit for bit.
 """
@@ -24,11 +27,6 @@ def _compiled(**options: Any) -> Callable[[Callable], Any]:
     return decorate
 
 
-def use_threads(count: int) -> None:
-    """Let the parallel loops use as many threads as torch does."""
-    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))
-
-
 @_compiled(inline="always")
 def _read_bits(stream, start, count):
     """``count`` bits from bit ``start`` on, most significant first."""
@@ -48,7 +46,7 @@ def unpack_rates(packed, columns, min_rate, rate_bits):
 
 
 @_compiled()
-def _column_starts(rates, column_bits):
+def column_starts(rates, column_bits):
     """First byte of each column; columns lie in order of rate, then of index. ``column_bits[rate]`` is a column's length."""
     starts = np.empty(len(rates), np.int64)
     at = 0
@@ -61,12 +59,10 @@ def _column_starts(rates, column_bits):
     return starts
 
 
-@_compiled(parallel=True)
-def decode_trellis(codes, rates, tables, state_bits, scale, values):
-    """Fill ``values [columns, rows]``; ``tables[k - 1]`` holds the values of rate ``k``'s states, ``scale [rows]``."""
-    columns, rows = values.shape
-    starts = _column_starts(rates, rows * np.arange(rates.max() + 1))
-    for column in numba.prange(columns):
+@_compiled(nogil=True)
+def decode_trellis(first, last, values, codes, starts, rates, tables, state_bits, scale):
+    """Fill columns ``first … last`` of ``values [columns, rows]``; ``tables[k - 1]`` are rate ``k``'s, ``scale [rows]``."""
+    for column in range(first, last):
         rate = rates[column]
         if rate == 0:
             values[column] = np.float32(0) * scale
@@ -104,16 +100,13 @@ def _wrapped_window(stream, stop, bits, count):
     return value
 
 
-@_compiled(parallel=True)
-def decode_additive(codes, rates, codebooks, code_bits, scale, values):
-    """Fill ``values [columns, rows]`` with sums of codewords from ``codebooks [M, 2**code_bits, dimension]``."""
-    columns, rows = values.shape
+@_compiled(nogil=True)
+def decode_additive(first, last, values, codes, starts, rates, codebooks, code_bits, scale):
+    """Fill columns ``first … last`` of ``values`` with sums of codewords of ``codebooks [M, 2**code_bits, dimension]``."""
     dimension = codebooks.shape[2]
-    vectors = -(-rows // dimension)
-    starts = _column_starts(rates, vectors * code_bits * np.arange(rates.max() + 1))
-    for column in numba.prange(columns):
+    for column in range(first, last):
         stream = codes[starts[column] :]
-        for vector in range(vectors):
+        for vector in range(-(-values.shape[1] // dimension)):
             row = vector * dimension
             _sum_codewords(
                 stream, vector * rates[column], rates[column], codebooks, code_bits, scale[row:], values[column, row:]
@@ -137,12 +130,12 @@ def _sum_codewords(stream, code, rate, codebooks, code_bits, scale, out):
         out[place] *= scale[place]
 
 
-@_compiled(parallel=True)
-def decode_scalar(codes, zeros, scales, bits, group_size, values):
-    """Fill ``values [columns, rows]`` from codes and zeros of ``bits`` bits and ``scales [groups, rows]``."""
-    columns, rows = values.shape
+@_compiled(nogil=True)
+def decode_scalar(first, last, values, codes, zeros, scales, bits, group_size):
+    """Fill columns ``first … last`` of ``values`` from codes and zeros of ``bits`` bits and ``scales [groups, rows]``."""
+    rows = values.shape[1]
     width = (rows * bits + 7) // 8
-    for column in numba.prange(columns):
+    for column in range(first, last):
         group = column // group_size
         own, zero = codes[column * width :], zeros[group * width :]
         for row in range(rows):

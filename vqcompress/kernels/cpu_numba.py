@@ -5,9 +5,12 @@ The loops are in `vqcompress.kernels.cpu_loops`, imported at the first call: num
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,9 @@ from torch import Tensor
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.trellis_table import max_rate, value_table
 from vqcompress.matrix_view import matrix_shape
+
+# Starting a thread costs about as much as decoding this many weights saves.
+WEIGHTS_PER_THREAD = 1 << 18
 
 
 @lru_cache(maxsize=1)
@@ -34,52 +40,51 @@ def decode_transposed(spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping
 
     rows, columns = matrix_shape(shape)
     values = torch.empty(columns, rows)
-    cpu_loops.use_threads(torch.get_num_threads())
     if isinstance(spec, TrellisSpec):
-        _decode_trellis(cpu_loops, spec, tensors, values)
+        _share(cpu_loops.decode_trellis, values, *_trellis_arguments(cpu_loops, spec, tensors, rows, columns))
     elif isinstance(spec, AdditiveSpec):
-        _decode_additive(cpu_loops, spec, tensors, values)
+        _share(cpu_loops.decode_additive, values, *_additive_arguments(cpu_loops, spec, tensors, rows, columns))
     else:
-        _decode_scalar(cpu_loops, spec, tensors, values)
+        _share(cpu_loops.decode_scalar, values, *_scalar_arguments(spec, tensors))
     return values
 
 
-def _decode_trellis(loops, spec: TrellisSpec, tensors: Mapping[str, Tensor], values: Tensor) -> None:
-    rates = _rates(loops, spec, tensors, values.shape[0])
-    loops.decode_trellis(
-        _bytes(tensors["weight"]),
-        rates,
-        _value_tables(spec.state_bits, spec.tail),
-        spec.state_bits,
-        _row_scale(tensors["scale"], values.shape[1]),
-        values.numpy(),
-    )
+def _share(loop: Callable, values: Tensor, *arguments: Any) -> None:
+    """Run ``loop(first, last, values, …)`` over all columns, in threads when the weight is large."""
+    columns = len(values)
+    threads = min(torch.get_num_threads(), values.numel() // WEIGHTS_PER_THREAD, columns)
+    if threads <= 1:
+        loop(0, columns, values.numpy(), *arguments)
+        return
+    bounds = [columns * thread // threads for thread in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        runs = [pool.submit(loop, *pair, values.numpy(), *arguments) for pair in pairwise(bounds)]
+    for run in runs:
+        run.result()
 
 
-def _decode_additive(loops, spec: AdditiveSpec, tensors: Mapping[str, Tensor], values: Tensor) -> None:
-    rates = _rates(loops, spec, tensors, values.shape[0])
-    loops.decode_additive(
-        _bytes(tensors["weight"]),
-        rates,
-        _floats(tensors["codebooks"]),
-        spec.code_bits,
-        _row_scale(tensors["scale"], values.shape[1]),
-        values.numpy(),
-    )
+def _trellis_arguments(loops: Any, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
+    rates = _rates(loops, spec, tensors, columns)
+    starts = loops.column_starts(rates, rows * np.arange(rates.max() + 1))
+    scale = _row_scale(tensors["scale"], rows)
+    return _bytes(tensors["weight"]), starts, rates, _value_tables(spec.state_bits, spec.tail), spec.state_bits, scale
 
 
-def _decode_scalar(loops, spec: ScalarSpec, tensors: Mapping[str, Tensor], values: Tensor) -> None:
-    loops.decode_scalar(
-        _bytes(tensors["weight"]),
-        _bytes(tensors["group_zero"]),
-        _floats(tensors["group_scale"]),
-        spec.bits,
-        spec.group_size,
-        values.numpy(),
-    )
+def _additive_arguments(
+    loops: Any, spec: AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int
+) -> tuple:
+    rates = _rates(loops, spec, tensors, columns)
+    starts = loops.column_starts(rates, spec.vectors(rows) * spec.code_bits * np.arange(rates.max() + 1))
+    scale = _row_scale(tensors["scale"], rows)
+    return _bytes(tensors["weight"]), starts, rates, _floats(tensors["codebooks"]), spec.code_bits, scale
 
 
-def _rates(loops, spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, Tensor], columns: int) -> np.ndarray:
+def _scalar_arguments(spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> tuple:
+    scales = _floats(tensors["group_scale"])
+    return _bytes(tensors["weight"]), _bytes(tensors["group_zero"]), scales, spec.bits, spec.group_size
+
+
+def _rates(loops: Any, spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, Tensor], columns: int) -> np.ndarray:
     if "rates" not in tensors:
         return np.full(columns, spec.min_rate, dtype=np.int64)
     return loops.unpack_rates(_bytes(tensors["rates"]), columns, spec.min_rate, spec.rate_bits)
