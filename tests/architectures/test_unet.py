@@ -43,6 +43,7 @@ def test_recipe_can_replace_the_rules(sdxl: DiffusionPipeline) -> None:
     plans = architecture_of(sdxl).layers(sdxl, "unet", keep={r"^mid_block\.": "for a test"})
     assert {p.name.split(".")[0] for p in plans if p.kept == "for a test"} == {"mid_block"}
     assert {p.name: p.kept for p in plans}["conv_out"] is None
+    assert plans == architecture_of(sdxl).layers(sdxl, "unet", keep=[(r"^mid_block\.", "for a test")])
     assert {p.name: p.kept for p in plans}["time_embedding.linear_1"] is None
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from vqcompress.architectures.layer_plan import KeepRules, LayerPlan, plan_layers
 from vqcompress.errors import ArchitectureError
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
 OutputType = Literal["latent", "pil", "pt"]
+
+Pipeline = Any
+"""A `diffusers.DiffusionPipeline`. Its parts are attributes that only the instance knows, so no type describes it."""
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -58,12 +58,12 @@ class Architecture:
     prompt_set: str = "general"
 
     @classmethod
-    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+    def supports(cls, pipeline: Pipeline) -> bool:
         """Whether ``pipeline`` belongs to this family."""
         raise NotImplementedError
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> Architecture:
+    def of(cls, pipeline: Pipeline) -> Architecture:
         """The family's description of ``pipeline``."""
         raise NotImplementedError
 
@@ -71,10 +71,12 @@ class Architecture:
         """The rules that `layers` uses when none are given."""
         return self.keep if component == self.denoiser else TEXT_KEEP
 
-    def layers(self, pipeline: DiffusionPipeline, component: str, keep: KeepRules | None = None) -> list[LayerPlan]:
+    def layers(
+        self, pipeline: Pipeline, component: str, keep: KeepRules | Sequence[tuple[str, str]] | None = None
+    ) -> list[LayerPlan]:
         """Every matrix of ``component`` in execution order, with the reason where it stays dense.
 
-        ``keep`` replaces `keep_rules`. What cannot be quantized at all (tables, grouped convolutions, tiny or tied
+        ``keep``, a mapping or (pattern, reason) pairs, replaces `keep_rules`. What cannot be quantized at all (tables, grouped convolutions, tiny or tied
         weights) stays dense under any rules. Raises `ArchitectureError` for a component the pipeline lacks.
         """
         if component not in self.components:
@@ -82,10 +84,12 @@ class Architecture:
                 f"this {self.name} pipeline has no component {component!r} to quantize; "
                 f"it has {', '.join(self.components)}"
             )
-        plans = plan_layers(self.module(pipeline, component), self.keep_rules(component) if keep is None else keep)
+        plans = plan_layers(
+            self.module(pipeline, component), self.keep_rules(component) if keep is None else dict(keep)
+        )
         return self.execution_order(plans) if component == self.denoiser else plans
 
-    def module(self, pipeline: DiffusionPipeline, component: str) -> nn.Module:
+    def module(self, pipeline: Pipeline, component: str) -> nn.Module:
         """The network called ``component``."""
         return getattr(pipeline, component)
 
@@ -95,7 +99,7 @@ class Architecture:
 
     def sample(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Pipeline,
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
@@ -127,7 +131,7 @@ class Architecture:
 
     def run(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Pipeline,
         prompts: list[str],
         *,
         generators: list[torch.Generator],
@@ -147,7 +151,7 @@ class Architecture:
             output_type=output_type,
         ).images
 
-    def encode(self, pipeline: DiffusionPipeline, prompts: Sequence[str], *, guidance: float) -> None:
+    def encode(self, pipeline: Pipeline, prompts: Sequence[str], *, guidance: float) -> None:
         """Run only the text encoders, as `sample` would, for statistics of their layers."""
         offered = {
             "prompt": list(prompts),
@@ -180,12 +184,12 @@ def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str
     return given
 
 
-def present_text_encoders(pipeline: DiffusionPipeline) -> tuple[str, ...]:
+def present_text_encoders(pipeline: Pipeline) -> tuple[str, ...]:
     """Names of the text encoders that ``pipeline`` has."""
     return tuple(name for name in TEXT_ENCODERS if isinstance(getattr(pipeline, name, None), nn.Module))
 
 
-def image_size(pipeline: DiffusionPipeline, denoiser: nn.Module, *, default: int = 64) -> tuple[int, int]:
+def image_size(pipeline: Pipeline, denoiser: Any, *, default: int = 64) -> tuple[int, int]:
     """(height, width) in pixels that the denoiser was trained for, from its ``sample_size`` in latent units."""
     sample_size = denoiser.config.get("sample_size") or default
     sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)[-2:]
@@ -193,7 +197,7 @@ def image_size(pipeline: DiffusionPipeline, denoiser: nn.Module, *, default: int
     return sides[0] * factor, sides[1] * factor
 
 
-def latent_factor(pipeline: DiffusionPipeline) -> int:
+def latent_factor(pipeline: Pipeline) -> int:
     """Pixels per latent along one side."""
     vae = getattr(pipeline, "vae", None)
     if vae is None:
@@ -209,7 +213,7 @@ def generator_arguments(scheduler: Any, generators: list[torch.Generator]) -> di
 
 
 @contextmanager
-def quiet(pipeline: DiffusionPipeline) -> Iterator[None]:
+def quiet(pipeline: Pipeline) -> Iterator[None]:
     """Without the pipeline's own progress bars, which are put back afterwards."""
     before = getattr(pipeline, "_progress_bar_config", {})
     pipeline.set_progress_bar_config(**{**before, "disable": True})
@@ -228,7 +232,7 @@ def own_randomness(seeds: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(pipeline: DiffusionPipeline) -> Iterator[None]:
+def evaluating(pipeline: Pipeline) -> Iterator[None]:
     """Without dropout anywhere, whatever mode the pipeline's networks are in."""
     training = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
     for part in training:

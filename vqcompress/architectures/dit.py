@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from vqcompress.architectures.architecture import (
     Architecture,
     OutputType,
+    Pipeline,
     SamplingDefaults,
     generator_arguments,
     image_size,
@@ -19,9 +20,6 @@ from vqcompress.architectures.architecture import (
 from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules
 from vqcompress.errors import ArchitectureError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 CLASS_NAMES = "imagenet.txt"
 
@@ -39,19 +37,19 @@ class DiTArchitecture(Architecture):
     }
 
     @classmethod
-    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+    def supports(cls, pipeline: Pipeline) -> bool:
         from diffusers import DiTPipeline
 
         return isinstance(pipeline, DiTPipeline)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> DiTArchitecture:
+    def of(cls, pipeline: Pipeline) -> DiTArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
         return cls("dit", "transformer", ("transformer",), SamplingDefaults(50, 4.0, height, width), "imagenet")
 
     def run(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Pipeline,
         prompts: list[str],
         *,
         generators: list[torch.Generator],
@@ -72,7 +70,7 @@ class DiTArchitecture(Architecture):
             return latents if output_type == "latent" else _images(pipeline, latents, output_type)
 
 
-def class_ids(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> list[int]:
+def class_ids(pipeline: Pipeline, prompts: Sequence[str]) -> list[int]:
     """Class ids from decimal ids, names of the ``imagenet`` prompt set, or the pipeline's own label words.
 
     Raises `ArchitectureError` for anything else.
@@ -95,7 +93,7 @@ def _class_names() -> dict[str, int]:
 
 
 def _denoise(
-    pipeline: DiffusionPipeline, labels: list[int], generators: list[torch.Generator], steps: int, guidance: float
+    pipeline: Pipeline, labels: list[int], generators: list[torch.Generator], steps: int, guidance: float
 ) -> Tensor:
     """Final latents ``[n, channels, side, side]``."""
     from diffusers.utils.torch_utils import randn_tensor
@@ -113,7 +111,7 @@ def _denoise(
     return latents
 
 
-def _guided(model: torch.nn.Module, x: Tensor, t: Tensor, classes: Tensor, guidance: float) -> Tensor:
+def _guided(model: Any, x: Tensor, t: Tensor, classes: Tensor, guidance: float) -> Tensor:
     """The denoiser's estimate, with classifier-free guidance on the latent channels when ``guidance`` > 1."""
     if guidance <= 1:
         return model(x, timestep=torch.as_tensor(t, device=x.device).expand(len(x)), class_labels=classes).sample
@@ -124,7 +122,7 @@ def _guided(model: torch.nn.Module, x: Tensor, t: Tensor, classes: Tensor, guida
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _images(pipeline: DiffusionPipeline, latents: Tensor, output_type: OutputType) -> Any:
+def _images(pipeline: Pipeline, latents: Tensor, output_type: OutputType) -> Any:
     decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     images = (decoded / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from vqcompress.architectures.architecture import Architecture
+from vqcompress.architectures.architecture import Architecture, Pipeline
 from vqcompress.architectures.dit import DiTArchitecture
 from vqcompress.architectures.generic import GenericArchitecture
 from vqcompress.architectures.lumina import LuminaArchitecture
 from vqcompress.architectures.pixart import PixArtArchitecture
 from vqcompress.architectures.unet import UNetArchitecture
 from vqcompress.errors import ArchitectureError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 FAMILIES: tuple[type[Architecture], ...] = (
     UNetArchitecture,
@@ -24,7 +19,7 @@ FAMILIES: tuple[type[Architecture], ...] = (
 )
 
 
-def architecture_of(pipeline: DiffusionPipeline) -> Architecture:
+def architecture_of(pipeline: Pipeline) -> Architecture:
     """The description of ``pipeline``. Raises `ArchitectureError` when no family knows it."""
     for family in FAMILIES:
         if family.supports(pipeline):

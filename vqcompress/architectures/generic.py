@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,15 +12,13 @@ from torch import nn
 from vqcompress.architectures.architecture import (
     Architecture,
     OutputType,
+    Pipeline,
     SamplingDefaults,
     latent_factor,
     present_text_encoders,
 )
 from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 DENOISERS = ("transformer", "unet")
 
@@ -39,19 +37,19 @@ class GenericArchitecture(Architecture):
     }
 
     @classmethod
-    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+    def supports(cls, pipeline: Pipeline) -> bool:
         parameters = _parameters(pipeline.__call__)
         return _denoiser(pipeline) is not None and "prompt" in parameters and not _needs_more(parameters)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> GenericArchitecture:
+    def of(cls, pipeline: Pipeline) -> GenericArchitecture:
         denoiser = _denoiser(pipeline) or ""
         name = type(getattr(pipeline, denoiser)).__name__
         return cls(name, denoiser, (denoiser, *present_text_encoders(pipeline)), _defaults(pipeline, denoiser))
 
     def run(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Pipeline,
         prompts: list[str],
         *,
         generators: list[torch.Generator],
@@ -76,7 +74,7 @@ class GenericArchitecture(Architecture):
         return result[0]
 
 
-def _denoiser(pipeline: DiffusionPipeline) -> str | None:
+def _denoiser(pipeline: Pipeline) -> str | None:
     return next((name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)), None)
 
 
@@ -90,7 +88,7 @@ def _needs_more(parameters: dict[str, inspect.Parameter]) -> bool:
     return bool(wanted - {"prompt", "args", "kwargs"}) or "image" in parameters or "video" in parameters
 
 
-def _defaults(pipeline: DiffusionPipeline, denoiser: str) -> SamplingDefaults:
+def _defaults(pipeline: Pipeline, denoiser: str) -> SamplingDefaults:
     """From the defaults in the pipeline's own signature, sizes from the denoiser where that says None."""
     parameters = _parameters(pipeline.__call__)
 
@@ -107,6 +105,6 @@ def _defaults(pipeline: DiffusionPipeline, denoiser: str) -> SamplingDefaults:
     )
 
 
-def _latent_side(pipeline: DiffusionPipeline, denoiser: nn.Module) -> int:
+def _latent_side(pipeline: Pipeline, denoiser: Any) -> int:
     sample_size = getattr(pipeline, "default_sample_size", None) or denoiser.config.get("sample_size") or 64
     return sample_size if isinstance(sample_size, int) else tuple(sample_size)[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from vqcompress.architectures.architecture import (
     Architecture,
     OutputType,
+    Pipeline,
     SamplingDefaults,
     image_size,
     present_text_encoders,
@@ -17,9 +18,6 @@ from vqcompress.architectures.architecture import (
 )
 from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 class LuminaArchitecture(Architecture):
@@ -33,20 +31,20 @@ class LuminaArchitecture(Architecture):
     masked_layers: ClassVar[str | None] = r"\.attn2\.to_[kv]$"
 
     @classmethod
-    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+    def supports(cls, pipeline: Pipeline) -> bool:
         from diffusers import LuminaPipeline
 
         return isinstance(pipeline, LuminaPipeline)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> LuminaArchitecture:
+    def of(cls, pipeline: Pipeline) -> LuminaArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
         components = ("transformer", *present_text_encoders(pipeline))
         return cls("lumina", "transformer", components, SamplingDefaults(30, 4.0, height, width))
 
     def run(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Pipeline,
         prompts: list[str],
         *,
         generators: list[torch.Generator],

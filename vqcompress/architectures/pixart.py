@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from vqcompress.architectures.architecture import (
     Architecture,
     OutputType,
+    Pipeline,
     SamplingDefaults,
     image_size,
     present_text_encoders,
@@ -17,9 +18,6 @@ from vqcompress.architectures.architecture import (
 )
 from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 class PixArtArchitecture(Architecture):
@@ -33,20 +31,20 @@ class PixArtArchitecture(Architecture):
     masked_layers: ClassVar[str | None] = r"^caption_projection\.|\.attn2\.to_[kv]$"
 
     @classmethod
-    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+    def supports(cls, pipeline: Pipeline) -> bool:
         from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 
         return isinstance(pipeline, PixArtAlphaPipeline | PixArtSigmaPipeline)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> PixArtArchitecture:
+    def of(cls, pipeline: Pipeline) -> PixArtArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
         components = ("transformer", *present_text_encoders(pipeline))
         return cls("pixart", "transformer", components, SamplingDefaults(20, 4.5, height, width))
 
     def run(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Pipeline,
         prompts: list[str],
         *,
         generators: list[torch.Generator],

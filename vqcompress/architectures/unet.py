@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from vqcompress.architectures.architecture import Architecture, SamplingDefaults, image_size, present_text_encoders
+from vqcompress.architectures.architecture import (
+    Architecture,
+    Pipeline,
+    SamplingDefaults,
+    image_size,
+    present_text_encoders,
+)
 from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules, LayerPlan
 from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 FEW_STEP_NAMES = ("turbo", "lightning", "lcm")
 TOP_ORDER = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
@@ -29,13 +32,13 @@ class UNetArchitecture(Architecture):
     }
 
     @classmethod
-    def supports(cls, pipeline: DiffusionPipeline) -> bool:
+    def supports(cls, pipeline: Pipeline) -> bool:
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
         return isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline)
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline) -> UNetArchitecture:
+    def of(cls, pipeline: Pipeline) -> UNetArchitecture:
         name = _name(pipeline)
         return cls(
             name=name,
@@ -49,7 +52,7 @@ class UNetArchitecture(Architecture):
         return sorted(plans, key=lambda plan: _rank(plan.name))
 
 
-def _name(pipeline: DiffusionPipeline) -> str:
+def _name(pipeline: Pipeline) -> str:
     config = pipeline.unet.config
     if config.addition_embed_type != "text_time":
         return "sd21" if pipeline.text_encoder.config.hidden_size == 1024 else "sd15"
@@ -58,7 +61,7 @@ def _name(pipeline: DiffusionPipeline) -> str:
     return "sdxl-turbo" if _is_few_step(pipeline) else "sdxl"
 
 
-def _is_few_step(pipeline: DiffusionPipeline) -> bool:
+def _is_few_step(pipeline: Pipeline) -> bool:
     """By the model's name, or by the ancestral sampler with trailing steps that SDXL-Turbo is published with."""
     scheduler = pipeline.scheduler
     called = str(pipeline.config.get("_name_or_path", "")).lower()
@@ -67,7 +70,7 @@ def _is_few_step(pipeline: DiffusionPipeline) -> bool:
     return any(name in called for name in FEW_STEP_NAMES) or (ancestral and trailing)
 
 
-def _defaults(name: str, pipeline: DiffusionPipeline) -> SamplingDefaults:
+def _defaults(name: str, pipeline: Pipeline) -> SamplingDefaults:
     height, width = image_size(pipeline, pipeline.unet)
     if name == "shapes":
         return SamplingDefaults(DEFAULT_STEPS, DEFAULT_GUIDANCE, height, width)

@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqcompress.architectures import Architecture
+from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.calibration.denoiser_call import call_arguments, first_output
 from vqcompress.calibration.moments import MomentAccumulator, Moments
 from vqcompress.calibration.passes import plan_passes
@@ -21,9 +21,6 @@ from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared
 from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import unfold_input
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
 Progress = Callable[[int, int, str], None]
 """``(done, total, what)``"""
 
@@ -31,7 +28,7 @@ PROBE_STEPS = 2
 
 
 def record_moments(
-    pipeline: DiffusionPipeline,
+    pipeline: Pipeline,
     architecture: Architecture,
     component: str,
     layers: Sequence[str],
@@ -86,7 +83,7 @@ class _Recorder:
     accumulators: dict[str, MomentAccumulator] = field(default_factory=dict)
     text_mask: Tensor | None = None
 
-    def record(self, pipeline: DiffusionPipeline, groups: Sequence[InputGroup], run: SamplingRun) -> Iterator[int]:
+    def record(self, pipeline: Pipeline, groups: Sequence[InputGroup], run: SamplingRun) -> Iterator[int]:
         """Run all prompts; yields the number of finished batches."""
         module = self.architecture.module(pipeline, self.component)
         with ExitStack() as hooks:

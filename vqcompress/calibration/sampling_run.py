@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from vqcompress.architectures import Architecture
+from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.errors import CalibrationError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
 class SamplingRun:
     """``prompts[i]`` always starts from noise seeded with ``seed + i``. With ``encode_only`` just the text encoders run."""
 
-    pipeline: DiffusionPipeline
+    pipeline: Pipeline
     architecture: Architecture
     prompts: tuple[str, ...]
     seed: int

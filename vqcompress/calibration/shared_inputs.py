@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import matrix_shape
 
 
@@ -63,7 +64,9 @@ def dense_columns(layer: nn.Module) -> int:
     """Columns of the layer's matrix, from its geometry: packed weights have another shape."""
     if isinstance(layer, nn.Conv2d):
         return matrix_shape((layer.out_channels, layer.in_channels, *layer.kernel_size))[1]
-    return layer.in_features
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    raise CalibrationError(f"the input of a {type(layer).__name__} cannot be recorded, only that of Linear and Conv2d")
 
 
 def _layout(layer: nn.Module) -> Hashable:

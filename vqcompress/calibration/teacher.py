@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from vqcompress.architectures import Architecture
+from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.calibration.denoiser_call import call_arguments, first_output, timestep_of, to_cpu
 from vqcompress.calibration.sampling_run import SamplingRun
 from vqcompress.errors import CalibrationError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 Progress = Callable[[int, int, str], None]
 Listener = Callable[[dict[str, Any], Tensor], None]
@@ -35,7 +32,7 @@ class TeacherCall(TypedDict):
 
 
 def record_teacher(
-    pipeline: DiffusionPipeline,
+    pipeline: Pipeline,
     architecture: Architecture,
     prompts: Sequence[str],
     *,
