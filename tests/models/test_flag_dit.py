@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models import from_official
-from vqcompress.models.flag_dit import FLAG_DIT_PRESETS, FlagDiT, FlagDiTLabels, LargeDiT
-from vqcompress.models.next_dit import NEXT_DIT_PRESETS, NextDiT, NextDiTLabels
+from vqcompress.models.flag_dit import FlagDiT, FlagDiTLabels, LargeDiT
+from vqcompress.models.next_dit import NextDiT, NextDiTLabels
+from vqcompress.models.presets import preset
 
 FIXTURES = {"flag_dit_t2i": "flag_dit", "lumina_next": "next_dit"}
 SMALL = {"dim": 48, "n_layers": 2, "n_heads": 4, "multiple_of": 16}
 TEXT_NETWORKS = (FlagDiT, NextDiT)
 LABEL_NETWORKS = (FlagDiTLabels, LargeDiT, NextDiTLabels)
 PUBLISHED = [
-    (FlagDiT, FLAG_DIT_PRESETS["lumina-t2i"], 5_046_643_744, 326),
-    (FlagDiTLabels, FLAG_DIT_PRESETS["flag-dit-3b"], 4_237_824_032, 261),
-    (LargeDiT, FLAG_DIT_PRESETS["large-dit-600m"], 609_836_576, 133),
-    (LargeDiT, FLAG_DIT_PRESETS["large-dit-3b"], 4_237_824_032, 261),
-    (LargeDiT, FLAG_DIT_PRESETS["large-dit-7b"], 7_293_819_936, 261),
-    (NextDiT, NEXT_DIT_PRESETS["lumina-next-t2i"], 1_627_386_400, 246),
-    (NextDiT, NEXT_DIT_PRESETS["lumina-next-sft"], 1_627_386_400, 246),
+    ("lumina-t2i", FlagDiT, 5_046_643_744, 326),
+    ("flag-dit-3b", FlagDiTLabels, 4_237_824_032, 261),
+    ("large-dit-600m", LargeDiT, 609_836_576, 133),
+    ("large-dit-3b", LargeDiT, 4_237_824_032, 261),
+    ("large-dit-7b", LargeDiT, 7_293_819_936, 261),
+    ("lumina-next-t2i", NextDiT, 1_627_386_400, 246),
+    ("lumina-next-sft", NextDiT, 1_627_386_400, 246),
 ]
 
 
@@ -55,10 +56,10 @@ def test_official_outputs(official_run, tolerance: float, name: str, call: int) 
     assert run.calls[call].deviation(network) <= tolerance
 
 
-@pytest.mark.parametrize(("network", "config", "parameters", "linears"), PUBLISHED)
-def test_published_sizes(network: type, config: dict, parameters: int, linears: int) -> None:
-    with torch.device("meta"):
-        built = network(**config)
+@pytest.mark.parametrize(("name", "network", "parameters", "linears"), PUBLISHED)
+def test_published_sizes(name: str, network: type, parameters: int, linears: int) -> None:
+    built = preset(name).build()
+    assert type(built) is network
     assert sum(p.numel() for p in built.parameters()) == parameters
     assert sum(isinstance(m, nn.Linear) for m in built.modules()) == linears
 

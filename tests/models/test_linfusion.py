@@ -15,7 +15,7 @@ from vqcompress.errors import ArchitectureError, UnsupportedError
 from vqcompress.models import from_official
 from vqcompress.models.linear_attention import DENOMINATOR_FLOOR, LinearAttention, linear_attention
 from vqcompress.models.linfusion import LinFusionUNet2DConditionModel
-from vqcompress.models.linfusion_presets import LINFUSION_PRESETS
+from vqcompress.models.presets import preset
 
 FIXTURES = ("linfusion_sd15", "linfusion_sdxl")
 PARAMETERS = {"linfusion-sd15": 909_182_404, "linfusion-sd21": 915_572_164, "linfusion-sdxl": 2_977_729_284}
@@ -85,12 +85,11 @@ def test_saved_model_loads_bit_for_bit(official_run, tmp_path: Path) -> None:
         assert unet(**run.calls[0].inputs).sample.equal(loaded(**run.calls[0].inputs).sample)
 
 
-@pytest.mark.parametrize("preset", LINFUSION_PRESETS)
-def test_published_sizes(preset: str) -> None:
-    with torch.device("meta"):
-        unet = LinFusionUNet2DConditionModel(**LINFUSION_PRESETS[preset])
-    assert sum(p.numel() for p in unet.parameters()) == PARAMETERS[preset]
-    assert sum(isinstance(m, LinearAttention) for m in unet.modules()) == MODULES[preset]
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_sizes(name: str) -> None:
+    unet = preset(name).build()
+    assert sum(p.numel() for p in unet.parameters()) == PARAMETERS[name]
+    assert sum(isinstance(m, LinearAttention) for m in unet.modules()) == MODULES[name]
 
 
 def test_every_matrix_of_the_attention_is_called(official_run) -> None:

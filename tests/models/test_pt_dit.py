@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models import from_official
-from vqcompress.models.pt_dit import PT_DIT_PRESETS, PTDiT
+from vqcompress.models.presets import preset
+from vqcompress.models.pt_dit import PTDiT
 
 FIXTURES = ("pt_dit_t2i", "pt_dit_video")
 SMALL = {
@@ -72,8 +73,7 @@ def test_position_table_is_the_stored_one(official_run, name: str) -> None:
 
 
 def test_published_size() -> None:
-    with torch.device("meta"):
-        network = PTDiT(**PT_DIT_PRESETS["qihoo-t2i"])
+    network = preset("qihoo-t2i").build()
     assert sum(p.numel() for p in network.parameters()) == 1_131_629_216
     assert sum(isinstance(m, nn.Linear) for m in network.modules()) == 678
     assert sum(isinstance(m, nn.Conv2d) for m in network.modules()) == 1

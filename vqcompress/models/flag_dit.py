@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from vqcompress.models.flag_trunk import FlagTrunk, TrunkShape
 from vqcompress.models.guidance import guided
 from vqcompress.models.official_weights import construct, load_strictly
 from vqcompress.models.rotary import RotaryScaling, row_table
-from vqcompress.models.token_rows import Images, TokenRows, batched
+from vqcompress.models.token_rows import Images, SameImages, TokenRows, batched
 
 
 class FlagBlock(nn.Module):
@@ -81,8 +80,8 @@ class _FlagNetwork(FlagTrunk):
         return row[: height * line].unflatten(0, (height, line))[:, :width].flatten(0, 1)
 
     def _predict(
-        self, x: Images, rows: TokenRows, condition: Tensor, places: Places, text: Text | None, channels: int
-    ) -> Images:
+        self, x: SameImages, rows: TokenRows, condition: Tensor, places: Places, text: Text | None, channels: int
+    ) -> SameImages:
         tokens = self._run(rows, condition, places, text)
         real = [self._without_ends(row, *grid) for row, grid in zip(tokens, rows.grids, strict=True)]
         return self._images(real, rows, x, channels)
@@ -116,14 +115,20 @@ class FlagDiT(_FlagNetwork):
         self.scaling = RotaryScaling(rope_scaling_factor, ntk_factor)
 
     def _velocity(
-        self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor, scaling: RotaryScaling, base_seqlen: int | None
-    ) -> Images:
+        self,
+        x: SameImages,
+        t: Tensor,
+        cap_feats: Tensor,
+        cap_mask: Tensor,
+        scaling: RotaryScaling,
+        base_seqlen: int | None,
+    ) -> SameImages:
         rows = self._rows(x)
         condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
         text = Text(cap_feats, cap_mask.bool())
         return self._predict(x, rows, condition, self._places(rows, scaling, base_seqlen), text, self.shape.in_channels)
 
-    def forward(self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> Images:
+    def forward(self, x: SameImages, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> SameImages:
         """Velocity of the flow at time ``t``.
 
         ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
@@ -182,7 +187,7 @@ class FlagDiTLabels(_FlagNetwork):
     def _channels(self) -> int:
         return self.shape.in_channels
 
-    def forward(self, x: Images, t: Tensor, y: Tensor) -> Images:
+    def forward(self, x: SameImages, t: Tensor, y: Tensor) -> SameImages:
         """``x`` as in FlagDiT; ``t`` ``[batch]``; labels ``y`` ``[batch]``. Returns ``[batch, channels, h, w]``."""
         rows = self._rows(x)
         condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
@@ -201,25 +206,18 @@ class LargeDiT(FlagDiTLabels):
         return self.shape.out_channels
 
 
-def flag_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+def flag_dit_network(**arguments: Any) -> FlagDiT | FlagDiTLabels:
+    """The class that has these arguments: FlagDiTLabels where they give ``num_classes``."""
+    return FlagDiTLabels(**arguments) if "num_classes" in arguments else FlagDiT(**arguments)
+
+
+def flag_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> FlagDiT | FlagDiTLabels:
     """FlagDiT, or FlagDiTLabels for weights with a label table."""
-    labels = "y_embedder.embedding_table.weight" in state_dict or "num_classes" in config
-    return load_strictly(construct(FlagDiTLabels if labels else FlagDiT, config), state_dict)
+    if "y_embedder.embedding_table.weight" in state_dict:
+        return load_strictly(construct(FlagDiTLabels, config), state_dict)
+    return load_strictly(construct(flag_dit_network, config), state_dict)
 
 
-def large_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+def large_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> LargeDiT:
     """LargeDiT."""
     return load_strictly(construct(LargeDiT, config), state_dict)
-
-
-_LABELS_3B = {"dim": 3072, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "qk_norm": True}
-_LABELS_7B = {"dim": 4096, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "qk_norm": True}
-
-# Arguments of FlagDiT ("lumina-t2i"), FlagDiTLabels ("flag-dit-…") and LargeDiT ("large-dit-…").
-FLAG_DIT_PRESETS: dict[str, dict[str, Any]] = {
-    "lumina-t2i": {"dim": 3072, "n_layers": 32, "n_heads": 32, "qk_norm": True, "cap_feat_dim": 4096},
-    "flag-dit-3b": _LABELS_3B,
-    "large-dit-600m": {"dim": 1536, "n_layers": 16, "n_heads": 32, "multiple_of": 256, "qk_norm": True},
-    "large-dit-3b": _LABELS_3B,
-    "large-dit-7b": _LABELS_7B,
-}

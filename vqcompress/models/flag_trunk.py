@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.embeddings import LabelEmbedder, TimestepEmbedder
 from vqcompress.models.flag_layers import FlagFinalLayer, Places, Text, condition_width, hidden_width
-from vqcompress.models.token_rows import Images, TokenRows, image_of, patches
+from vqcompress.models.network import Network
+from vqcompress.models.token_rows import Images, SameImages, TokenRows, image_of, patches
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TrunkShape:
         return hidden_width(self.dim, self.multiple_of, self.ffn_dim_multiplier)
 
 
-class FlagTrunk(ModelMixin, ConfigMixin):
+class FlagTrunk(Network):
     """Base of the networks; a subclass says how blocks are made and how images become token rows."""
 
     def _build(self, shape: TrunkShape, block: Callable[[TrunkShape], nn.Module], final_parts: int) -> None:
@@ -90,9 +91,9 @@ class FlagTrunk(ModelMixin, ConfigMixin):
             x = layer(x, condition, places, text)
         return self.final_layer(x, condition)
 
-    def _images(self, tokens: list[Tensor], rows: TokenRows, like: Images, channels: int) -> Images:
+    def _images(self, tokens: list[Tensor], rows: TokenRows, like: SameImages, channels: int) -> SameImages:
         """The first ``channels`` output channels, stacked if the input was."""
         images = [
             image_of(row, grid, self.shape.patch_size)[:channels] for row, grid in zip(tokens, rows.grids, strict=True)
         ]
-        return torch.stack(images) if isinstance(like, Tensor) else images
+        return cast(SameImages, torch.stack(images) if isinstance(like, Tensor) else images)

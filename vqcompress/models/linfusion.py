@@ -10,10 +10,11 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -34,12 +35,12 @@ def self_attentions(unet: nn.Module) -> dict[str, Attention]:
     }
 
 
-def _described(name: str, attention: Attention) -> dict[str, object]:
+def _described(name: str, attention: Attention) -> dict[str, Any]:
     width = attention.to_q.in_features
     return {"module_name": name, "dim_n": width, "heads": attention.heads, "projection_mid_dim": None}
 
 
-def _checked(entry: Mapping[str, object], attentions: Mapping[str, Attention]) -> Attention:
+def _checked(entry: Mapping[str, Any], attentions: Mapping[str, Attention]) -> Attention:
     name = entry["module_name"]
     if name not in attentions:
         raise ArchitectureError(f"LinFusion's module list names {name}, and this UNet has no such self-attention.")
@@ -75,7 +76,7 @@ class LinFusionUNet2DConditionModel(UNet2DConditionModel):
         self.register_to_config(linfusion_modules=[dict(entry) for entry in linfusion_modules])
 
     # diffusers reads the arguments that a config may hold from the signature.
-    __init__.__signature__ = inspect.Signature(
+    __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *inspect.signature(UNet2DConditionModel.__init__).parameters.values(),
             inspect.Parameter("linfusion_modules", inspect.Parameter.KEYWORD_ONLY, default=None),
@@ -93,7 +94,7 @@ class LinFusionUNet2DConditionModel(UNet2DConditionModel):
         replaced = tuple(f"{entry['module_name']}." for entry in modules)
         kept = {name: tensor for name, tensor in unet.state_dict().items() if not name.startswith(replaced)}
         with torch.device("meta"):
-            mounted = cls.from_config(unet.config, linfusion_modules=modules)
+            mounted: Any = cls.from_config(unet.config, linfusion_modules=modules)
         weights = kept | {name: tensor.to(unet.device, unet.dtype) for name, tensor in adapter.items()}
         try:
             mounted.load_state_dict(weights, assign=True)
@@ -126,6 +127,8 @@ def read_checkpoint(folder: str | Path) -> tuple[list[dict], dict[str, Tensor]]:
     return modules, {_named(name, modules): tensor for name, tensor in load_file(weights).items()}
 
 
-def linfusion_from_official(config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+def linfusion_from_official(
+    config: Mapping[str, object], state_dict: Mapping[str, Tensor]
+) -> LinFusionUNet2DConditionModel:
     """Arguments of ``UNet2DConditionModel`` (and ``linfusion_modules``), weights of the mounted UNet."""
     return load_strictly(construct(LinFusionUNet2DConditionModel, config), state_dict)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -26,7 +25,7 @@ from vqcompress.models.flag_trunk import FlagTrunk, TrunkShape
 from vqcompress.models.guidance import guided
 from vqcompress.models.official_weights import construct, load_strictly
 from vqcompress.models.rotary import RotaryScaling, Table, grid_table, time_aware_scaling
-from vqcompress.models.token_rows import Images, TokenRows, batched
+from vqcompress.models.token_rows import Images, SameImages, TokenRows, batched
 
 
 class NextBlock(nn.Module):
@@ -76,7 +75,9 @@ class _NextNetwork(FlagTrunk):
         scale = None if base_seqlen is None else proportional_scale(length, base_seqlen, width)
         return Places(self._table(rows, scaling), rows.present, scale)
 
-    def _predict(self, x: Images, rows: TokenRows, condition: Tensor, places: Places, text: Text | None) -> Images:
+    def _predict(
+        self, x: SameImages, rows: TokenRows, condition: Tensor, places: Places, text: Text | None
+    ) -> SameImages:
         tokens = self._run(rows, condition, places, text)
         real = [row[: height * width] for row, (height, width) in zip(tokens, rows.grids, strict=True)]
         return self._images(real, rows, x, self.shape.in_channels)
@@ -111,14 +112,20 @@ class NextDiT(_NextNetwork):
         self.scaling = RotaryScaling(linear=scale_factor)
 
     def _velocity(
-        self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor, scaling: RotaryScaling, base_seqlen: int | None
-    ) -> Images:
+        self,
+        x: SameImages,
+        t: Tensor,
+        cap_feats: Tensor,
+        cap_mask: Tensor,
+        scaling: RotaryScaling,
+        base_seqlen: int | None,
+    ) -> SameImages:
         rows = self._rows(x)
         condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
         text = Text(cap_feats, cap_mask.bool())
         return self._predict(x, rows, condition, self._places(rows, scaling, base_seqlen), text)
 
-    def forward(self, x: Images, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> Images:
+    def forward(self, x: SameImages, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> SameImages:
         """Velocity of the flow at time ``t``.
 
         ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
@@ -176,7 +183,7 @@ class NextDiTLabels(_NextNetwork):
         self._build_next(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm), padded=has_pad_token)
         self._build_labels(num_classes, class_dropout_prob)
 
-    def forward(self, x: Images, t: Tensor, y: Tensor) -> Images:
+    def forward(self, x: SameImages, t: Tensor, y: Tensor) -> SameImages:
         """``x`` and ``t`` as in NextDiT; labels ``y`` ``[batch]``. Returns what ``x`` is."""
         rows = self._rows(x)
         condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
@@ -187,22 +194,14 @@ class NextDiTLabels(_NextNetwork):
         return guided(lambda both: self(both, t, y), x, cfg_scale)
 
 
-def next_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+def next_dit_network(**arguments: Any) -> NextDiT | NextDiTLabels:
+    """The class that has these arguments: NextDiTLabels where they give ``num_classes``."""
+    return NextDiTLabels(**arguments) if "num_classes" in arguments else NextDiT(**arguments)
+
+
+def next_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> NextDiT | NextDiTLabels:
     """NextDiT, or NextDiTLabels for weights with a label table."""
-    if "y_embedder.embedding_table.weight" not in state_dict and "num_classes" not in config:
-        return load_strictly(construct(NextDiT, config), state_dict)
+    if "y_embedder.embedding_table.weight" not in state_dict:
+        return load_strictly(construct(next_dit_network, config), state_dict)
     config = {"has_pad_token": "pad_token" in state_dict} | dict(config)
     return load_strictly(construct(NextDiTLabels, config), state_dict)
-
-
-_NEXT_2B = {
-    "dim": 2304,
-    "n_layers": 24,
-    "n_heads": 32,
-    "n_kv_heads": 8,
-    "qk_norm": True,
-    "cap_feat_dim": 2048,
-}
-
-# Arguments of NextDiT for the published models (cards of Alpha-VLLM); both have 1,627,386,400 parameters.
-NEXT_DIT_PRESETS: dict[str, dict[str, Any]] = {"lumina-next-t2i": _NEXT_2B, "lumina-next-sft": _NEXT_2B}

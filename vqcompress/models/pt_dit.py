@@ -10,13 +10,13 @@ from math import prod
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.normalization import AdaLayerNormSingle
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
+from vqcompress.models.network import Network
 from vqcompress.models.official_weights import construct, load_strictly
 from vqcompress.models.pt_dit_block import BlockContext, BlockShape, PTDiTBlock
 from vqcompress.models.windows import Box, Windows
@@ -85,7 +85,7 @@ def _refuse_unknown(**given: object) -> None:
             )
 
 
-class PTDiT(ModelMixin, ConfigMixin):
+class PTDiT(Network):
     """The denoiser; argument and parameter names of the official ``PTDiTDiffuser``.
 
     ``compress_ratios``: tokens of a window along frames, rows, columns; ``proxy_compress_ratios``: how many tokens
@@ -144,14 +144,14 @@ class PTDiT(ModelMixin, ConfigMixin):
 
     def rebuilt_buffers(self) -> dict[str, Tensor]:
         """The position table that official files store, for the constructor's size: ``[1, frame, tokens, width]``."""
-        side, width = self.config.sample_size // self.config.patch_size, self.pos_embed.width
-        size = (self.config.frame, side, side)
+        side, width = self.config["sample_size"] // self.config["patch_size"], self.pos_embed.width
+        size = (self.config["frame"], side, side)
         table = video_positions(size, width, self.pos_embed.scale, torch.device("cpu"))
         return {"pos_embed.pos_embed": table.flatten(1, 2)[None]}
 
     def _context(self, windows: Windows, modulation: Tensor, text: Tensor, mask: Tensor | None) -> BlockContext:
         """Everything is computed for this call's size: a kept shift mask would be wrong at the next one."""
-        if self.config.caption_channels is not None:
+        if self.config["caption_channels"] is not None:
             text = self.caption_projection(text)
         if mask is not None:
             mask = ((1 - mask.to(text.dtype)) * ABSENT)[:, None, None, :]
@@ -162,7 +162,7 @@ class PTDiT(ModelMixin, ConfigMixin):
         """``[batch, F, h, w, width]`` to ``[batch, channels, F, H, W]``."""
         parts = self.scale_shift_table.to(video.dtype) + embedded_time[:, None]
         shift, scale = (part[:, :, None, None] for part in parts.split(1, dim=1))
-        patch = self.config.patch_size
+        patch = self.config["patch_size"]
         cells = self.proj_out(self.norm_out(video) * (1 + scale) + shift).unflatten(-1, (patch, patch, -1))
         return cells.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
@@ -190,21 +190,7 @@ class PTDiT(ModelMixin, ConfigMixin):
         return self._finish(windows.join(rows), embedded)
 
 
-def pt_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ModelMixin:
+def pt_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> PTDiT:
     """PTDiT; the stored position table is checked for its shape and computed instead."""
     network = construct(PTDiT, config)
     return load_strictly(network, state_dict, rebuilt=network.rebuilt_buffers())
-
-
-# Qihoo-T2I, the released configuration: 1,131,629,216 parameters. Those of T2V and T2MV were not released.
-PT_DIT_PRESETS: dict[str, dict[str, Any]] = {
-    "qihoo-t2i": {
-        "num_heads": 16,
-        "head_dim": 72,
-        "num_layers": 28,
-        "cross_attention_dim": 1152,
-        "caption_channels": 4096,
-        "compress_ratios": (1, 8, 8),
-        "proxy_compress_ratios": (1, 8, 8),
-    },
-}
