@@ -123,3 +123,16 @@ def test_save_and_load(tmp_path: Path, cls: type[MDT]) -> None:
     model = random_model(cls)
     model.save_pretrained(tmp_path)
     assert cls.from_pretrained(tmp_path)(*latents(model)).equal(model(*latents(model)))
+
+
+@pytest.mark.parametrize("cls", [MDTv1, MDTv2])
+def test_matrices_are_registered_in_the_order_they_run(cls: type[MDT]) -> None:
+    model, order = random_model(cls), []
+    matrices = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    for name, part in matrices.items():
+        part.register_forward_hook(lambda *_, name=name: order.append(name))
+    model(*latents(model))
+    embedders = ("x_embedder", "t_embedder")
+    assert [n for n in order if not n.startswith(embedders)] == [
+        n for n in matrices if not n.startswith((*embedders, "sideblocks"))
+    ]

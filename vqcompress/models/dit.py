@@ -25,11 +25,11 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
+        self.adaLN_modulation = modulation(width, 6)
         self.norm1 = plain_norm(width)
         self.attn = SelfAttention(width, heads)
         self.norm2 = plain_norm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.adaLN_modulation = modulation(width, 6)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition).chunk(6, dim=1)

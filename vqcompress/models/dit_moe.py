@@ -24,11 +24,11 @@ class MoEBlock(nn.Module):
 
     def __init__(self, width: int, attention: nn.Module, mixture: Mixture):
         super().__init__()
+        self.adaLN_modulation = modulation(width, 6)
         self.norm1 = plain_norm(width)
         self.attn = attention
         self.norm2 = plain_norm(width)
         self.moe = mixture
-        self.adaLN_modulation = modulation(width, 6)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate, moe_shift, moe_scale, moe_gate = self.adaLN_modulation(condition).chunk(6, dim=1)

@@ -56,12 +56,12 @@ class MDTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, window: int, skips: bool = False):
         super().__init__()
+        self.skip_linear = nn.Linear(2 * width, width) if skips else None
+        self.adaLN_modulation = modulation(width, 6)
         self.norm1 = plain_norm(width)
         self.attn = BiasedSelfAttention(width, heads, window)
         self.norm2 = plain_norm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.adaLN_modulation = modulation(width, 6)
-        self.skip_linear = nn.Linear(2 * width, width) if skips else None
 
     def forward(self, x: Tensor, condition: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.skip_linear is not None and skip is not None:
@@ -74,7 +74,8 @@ class MDTBlock(nn.Module):
 class MDT(Network):
     """What both versions share: embeddings, final layer, forward; a version adds its blocks and ``_blocks``."""
 
-    def _build_ends(self) -> None:
+    # Layers are registered in the order in which they run, since that is the order in which they are compressed.
+    def _build_start(self) -> None:
         args = self.config
         grid = args["input_size"] // args["patch_size"]
         self.x_embedder = PatchEmbedder(args["patch_size"], args["in_channels"], args["hidden_size"])
@@ -82,11 +83,14 @@ class MDT(Network):
         self.y_embedder = LabelEmbedder(args["num_classes"], args["hidden_size"], args["class_dropout_prob"])
         self.pos_embed = nn.Parameter(sincos_grid(args["hidden_size"], grid).unsqueeze(0))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, grid**2, args["hidden_size"]))
+
+    def _build_end(self) -> None:
+        args = self.config
+        channels = args["in_channels"] * (2 if args["learn_sigma"] else 1)
+        self.final_layer = FinalLayer(args["hidden_size"], args["patch_size"], channels)
         # Training alone fills masked places with this token and the side blocks; both are kept for strict loading.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, args["hidden_size"]), requires_grad=False)
         self.sideblocks = self._stack(1)
-        channels = args["in_channels"] * (2 if args["learn_sigma"] else 1)
-        self.final_layer = FinalLayer(args["hidden_size"], args["patch_size"], channels)
 
     def _stack(self, count: int, skips: bool = False) -> nn.ModuleList:
         args = self.config
@@ -144,8 +148,9 @@ class MDTv1(MDT):
         decode_layer: int = 2,
     ):
         super().__init__()
-        self._build_ends()
+        self._build_start()
         self.blocks = self._stack(depth)
+        self._build_end()
 
     def _blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
         for index, block in enumerate(self.blocks):
@@ -178,10 +183,11 @@ class MDTv2(MDT):
         decode_layer: int = 4,
     ):
         super().__init__()
-        self._build_ends()
+        self._build_start()
         self.en_inblocks = self._stack((depth - decode_layer) // 2)
         self.en_outblocks = self._stack((depth - decode_layer) // 2, skips=True)
         self.de_blocks = self._stack(decode_layer, skips=True)
+        self._build_end()
 
     def _blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
         embedded, skips = tokens, []

@@ -25,9 +25,9 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
+        self.adaLN_modulation = modulation(width, 2)
         self.norm_final = plain_norm(width)
         self.linear = nn.Linear(width, patch * patch * channels)
-        self.adaLN_modulation = modulation(width, 2)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
