@@ -21,6 +21,7 @@ from torch import Tensor
 from vqcompress.errors import CalibrationError
 
 BLOCK = 128  # columns whose feedback is applied lazily to all later ones in one matrix product
+LEAST_DAMPING = 1e-8  # where the search for a damping that works starts, if it was none
 
 EncodeColumn = Callable[[int, Tensor], Tensor]
 """``(column, target [rows])`` -> decoded column ``[rows]``; keeps its codes to itself."""
@@ -69,7 +70,7 @@ def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex((moment + damping * unit * eye).flip(0, 1))
         if not failed:
             return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
-        damping *= 10
+        damping = max(10 * damping, LEAST_DAMPING)
 
 
 def sweep(weight: Tensor, feedback: Feedback, encode: EncodeColumn) -> Tensor:

@@ -1,0 +1,197 @@
+"""Output error of every quantizer on single layers: ``tr(E H Eᵀ) / tr(W H Wᵀ)`` against everything that is stored.
+
+``python benchmarks/layer_error.py --layers FILE`` reads layers ``NAME.W [out, in]`` and inputs ``NAME.X [n, in]`` from a
+safetensors file; without it, three such layers are made from a seed: a, Gaussian weights and independent inputs; b, the same
+weights with correlated inputs (singular values 1/i); c, heavy-tailed weights (Student, 4 degrees of freedom) with
+correlated inputs. Each method runs on one thread. "held-out" learns from the even rows of X and is scored on the odd ones.
+A Markdown table goes to standard output, and the numbers to ``--json``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vqcompress.quantizers import METHODS, GPTQSettings, RTNSettings, TrellisSettings, quantize_weight
+from vqcompress.quantizers.layer_error import relative_error
+
+Quantize = Callable[[Tensor, Tensor | None], tuple[Tensor, float]]
+"""``(weight [rows, columns], second moment) -> (decoded weight, bits a weight)``."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``weight [rows, columns]`` and inputs ``[n, columns]``."""
+
+    name: str
+    weight: Tensor
+    inputs: Tensor
+
+    @property
+    def can_hold_out(self) -> bool:
+        """Whether half of the rows still determine a second moment."""
+        return len(self.inputs) >= 4 * self.inputs.shape[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one layer; ``held_out`` is ``None`` where the layer has too few inputs."""
+
+    method: str
+    layer: str
+    bits: float
+    error: float
+    held_out: float | None
+    seconds: float
+
+
+@click.command(help=__doc__)
+@click.option("--layers", type=click.Path(exists=True, dir_okay=False), help="safetensors file with NAME.W and NAME.X.")
+@click.option("--bits", default="2,3,4", show_default=True, help="Bit budgets, comma-separated.")
+@click.option("--only", default="", help="Run the methods whose name contains one of these words, comma-separated.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write all results here as well.")
+@click.option("--seed", default=0, show_default=True)
+def main(layers: str | None, bits: str, only: str, json_path: str | None, seed: int) -> None:
+    torch.set_num_threads(1)
+    data = read_layers(layers) if layers else make_layers(seed)
+    results = []
+    for name, quantize in methods([int(b) for b in bits.split(",")], seed).items():
+        if any(word in name for word in only.split(",")):
+            warm_up(quantize)
+            results += [measure(name, quantize, layer) for layer in data]
+            click.echo(f"{name}: done", err=True)
+    click.echo(markdown(results, [layer.name for layer in data]))
+    if json_path:
+        Path(json_path).write_text(json.dumps([asdict(result) for result in results], indent=1))
+
+
+def methods(budgets: list[int], seed: int) -> dict[str, Quantize]:
+    """Everything that is compared, by the name it has in the table."""
+    table: dict[str, Quantize] = {}
+    for bits in budgets:
+        table[f"rtn {bits}-bit g64"] = ours("rtn", bits, seed, RTNSettings(group_size=64))
+        table[f"gptq {bits}-bit g64"] = ours("gptq", bits, seed, GPTQSettings(group_size=64))
+        table[f"faiss residual {bits}x8"] = faiss_residual(bits)
+        table |= {f"{name} {bits}": ours(name, bits, seed) for name in ("kmeans", "additive") if name in METHODS}
+        table[f"trellis {bits}, fast"] = ours("trellis", bits, seed, TrellisSettings(state_bits=10, polish=0))
+        table[f"trellis {bits}"] = ours("trellis", bits, seed)
+        table[f"trellis {bits}, best"] = ours("trellis", bits, seed, TrellisSettings(state_bits=16, polish=2))
+    return table
+
+
+def ours(method: str, bits: float, seed: int, settings: object | None = None) -> Quantize:
+    """A method of `quantize_weight`."""
+
+    def run(weight: Tensor, moment: Tensor | None) -> tuple[Tensor, float]:
+        quantized = quantize_weight(weight, moment, method=method, bits=bits, seed=seed, settings=settings)
+        return quantized.decode(), quantized.bits_per_weight
+
+    return run
+
+
+def faiss_residual(codebooks: int, dimension: int = 8) -> Quantize:
+    """faiss' ResidualQuantizer: vectors along the inputs, rows of unit RMS, beam 16, refined codebooks, no second moment."""
+
+    def run(weight: Tensor, moment: Tensor | None) -> tuple[Tensor, float]:
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        scale = weight.square().mean(1, keepdim=True).sqrt().half().float()
+        vectors = (weight / scale).reshape(-1, dimension).numpy()
+        quantizer = faiss.ResidualQuantizer(dimension, codebooks, 8)
+        quantizer.max_beam_size = 16
+        quantizer.train_type = faiss.ResidualQuantizer.Train_refine_codebook
+        quantizer.train(vectors)
+        codes = quantizer.compute_codes(vectors)
+        books = faiss.vector_to_array(quantizer.codebooks)
+        rounded = torch.from_numpy(books).half()
+        faiss.copy_array_to_vector(rounded.float().numpy(), quantizer.codebooks)
+        decoded = torch.from_numpy(quantizer.decode(codes)).reshape(weight.shape) * scale
+        stored_bits = 8 * codes.size + 16 * rounded.numel() + 16 * len(scale)
+        return decoded, stored_bits / weight.numel()
+
+    return run
+
+
+def measure(name: str, quantize: Quantize, layer: Layer) -> Result:
+    """CPU seconds of one run, its bits and errors."""
+    moment = second_moment(layer.inputs)
+    start = time.process_time()
+    decoded, bits = quantize(layer.weight, moment)
+    seconds = time.process_time() - start
+    held_out = None
+    if layer.can_hold_out:
+        learned, _ = quantize(layer.weight, second_moment(layer.inputs[::2]))
+        held_out = relative_error(layer.weight, learned, second_moment(layer.inputs[1::2]))
+    return Result(name, layer.name, bits, relative_error(layer.weight, decoded, moment), held_out, seconds)
+
+
+def warm_up(quantize: Quantize) -> None:
+    """Compile what is compiled on first use, outside the clock."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(600, 64, generator=generator) / torch.arange(1, 65)
+    quantize(torch.randn(512, 64, generator=generator), second_moment(inputs))
+
+
+def second_moment(inputs: Tensor) -> Tensor:
+    """``E[x xᵀ] [columns, columns]``, float32 as recorded."""
+    return (inputs.double().t() @ inputs.double() / len(inputs)).float()
+
+
+def read_layers(path: str) -> list[Layer]:
+    """Layers ``NAME.W`` with inputs ``NAME.X``."""
+    tensors = load_file(path)
+    names = sorted(key[:-2] for key in tensors if key.endswith(".W"))
+    return [Layer(name, tensors[f"{name}.W"], tensors[f"{name}.X"]) for name in names]
+
+
+def make_layers(seed: int) -> list[Layer]:
+    """The three layers of the docstring."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = 640
+    gaussian = torch.randn(640, columns, generator=generator)
+    chi = torch.randn(4, 1280, columns, generator=generator).square().mean(0).sqrt()
+    student = torch.randn(1280, columns, generator=generator) / chi
+    identity = torch.eye(columns) * columns**0.5
+    return [
+        Layer("a", gaussian, identity),
+        Layer("b", gaussian, correlated_inputs(4096, columns, generator)),
+        Layer("c", student, correlated_inputs(4096, columns, generator)),
+    ]
+
+
+def correlated_inputs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Inputs ``[rows, columns]`` with singular values 1, 1/2, 1/3, …"""
+    left, _ = torch.linalg.qr(torch.randn(rows, columns, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(columns, columns, generator=generator))
+    return rows**0.5 * left / torch.arange(1, columns + 1) @ right
+
+
+def markdown(results: list[Result], layers: list[str]) -> str:
+    """One row per method; errors, then held-out errors, then seconds, layer by layer."""
+    head = [
+        "method",
+        "bits " + " / ".join(layers),
+        *layers,
+        *(f"{x} held-out" for x in layers),
+        "CPU s " + " / ".join(layers),
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for method in dict.fromkeys(result.method for result in results):
+        row = [result for result in results if result.method == method]
+        held_out = ["–" if r.held_out is None else f"{r.held_out:.3g}" for r in row]
+        cells = [method, " / ".join(f"{r.bits:.3f}" for r in row), *(f"{r.error:.3g}" for r in row), *held_out]
+        lines.append("| " + " | ".join([*cells, " / ".join(f"{r.seconds:.2f}" for r in row)]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

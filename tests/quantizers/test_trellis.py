@@ -1,0 +1,202 @@
+"""The trellis quantizer through `quantize_weight`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqcompress.errors import ArchitectureError, CalibrationError, RecipeError
+from vqcompress.formats.trellis_table import gaussian_error
+from vqcompress.quantizers import TrellisSettings, quantize_weight
+from vqcompress.quantizers.layer_error import relative_error
+
+FAST = TrellisSettings(state_bits=8, polish=0, tail=0.0, row_scales=False)
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated_moment(columns: int, seed: int = 0, rows: int = 512) -> torch.Tensor:
+    """Second moment of inputs whose spectrum falls as 1 / i."""
+    x = gaussian(rows, columns, seed=seed) / torch.arange(1, columns + 1) @ gaussian(columns, columns, seed=seed + 1)
+    return x.t() @ x / rows
+
+
+def stored(weight) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in weight.state_dict().items()}
+
+
+def test_gaussian_weight_reaches_the_error_of_its_code():
+    weight = gaussian(256, 128)
+    quantized = quantize_weight(weight, bits=3.0)
+    error = relative_error(weight, quantized.decode())
+    assert quantized.bits_per_weight <= 3.0
+    assert error < 1.1 * gaussian_error(12, 3)
+    assert error < 1.15 * 2**-6 * 1.1  # Shannon's bound at 3 bits is 2**-6
+
+
+@pytest.mark.parametrize("bits", [1.0, 1.7, 2.0, 2.5, 3.0, 3.25, 4.0, 4.5])
+def test_bits_count_everything_and_are_used_up(bits, check_spec):
+    weight = gaussian(128, 96)
+    quantized = quantize_weight(
+        weight, correlated_moment(96), bits=bits, settings=dataclasses.replace(FAST, state_bits=12)
+    )
+    check_spec(quantized)
+    assert bits - 0.02 < quantized.bits_per_weight <= bits
+    assert quantized.bits_per_weight == 8 * sum(map(len, stored(quantized).values())) / weight.numel()
+
+
+def test_error_falls_with_bits():
+    weight, moment = gaussian(128, 64), correlated_moment(64)
+    errors = [
+        relative_error(weight, quantize_weight(weight, moment, bits=bits, settings=FAST).decode(), moment)
+        for bits in (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 20
+
+
+def test_second_moment_and_column_rates_pay():
+    weight, moment = gaussian(128, 96), correlated_moment(96)
+    blind = relative_error(weight, quantize_weight(weight, bits=3.0, settings=FAST).decode(), moment)
+    calibrated = relative_error(weight, quantize_weight(weight, moment, bits=3.0, settings=FAST).decode(), moment)
+    assert calibrated < blind / 10
+
+
+def test_polish_does_not_hurt():
+    weight, moment = gaussian(96, 64), correlated_moment(64, rows=4096)
+    errors = [
+        relative_error(
+            weight,
+            quantize_weight(weight, moment, bits=2.0, settings=dataclasses.replace(FAST, polish=p)).decode(),
+            moment,
+        )
+        for p in (0, 2)
+    ]
+    assert errors[1] <= errors[0]
+
+
+def test_heavy_tails_get_a_heavy_table():
+    student = gaussian(256, 64) / gaussian(4, 256, 64, seed=1).square().mean(0).sqrt()
+    auto = quantize_weight(student, bits=3.0)
+    plain = quantize_weight(student, bits=3.0, settings=TrellisSettings(tail=0.0))
+    assert auto.spec.tail >= 0.1
+    assert relative_error(student, auto.decode()) < 0.8 * relative_error(student, plain.decode())
+    assert quantize_weight(gaussian(256, 64), bits=3.0).spec.tail <= 0.05
+
+
+def test_row_scales_are_bought_where_rows_differ():
+    even = gaussian(64, 256)
+    uneven = even * torch.logspace(-1, 1, 64)[:, None]
+    assert not quantize_weight(even, bits=3.0).spec.row_scales
+    assert quantize_weight(uneven, bits=3.0).spec.row_scales
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes():
+    weight, moment = gaussian(64, 32), correlated_moment(32)
+    first, again, other = (quantize_weight(weight, moment, seed=seed) for seed in (0, 0, 1))
+    assert stored(first) == stored(again)
+    assert stored(first)["weight"] != stored(other)["weight"]
+    errors = [relative_error(weight, q.decode(), moment) for q in (first, other)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.2)
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (40, 1), (12, 5), (3, 200), (9, 4, 3, 3), (33, 7, 1, 1)])
+def test_odd_shapes(shape, check_spec):
+    weight = gaussian(*shape)
+    quantized = quantize_weight(weight, bits=6.0)
+    check_spec(quantized)
+    assert quantized.decode().shape == weight.shape
+    assert quantized.bits_per_weight <= 6.0
+    assert relative_error(weight, quantized.decode()) < 0.1
+
+
+@pytest.mark.parametrize("state_bits", [8, 10, 12, 14])
+def test_larger_states_code_better(state_bits):
+    weight = gaussian(256, 16)
+    settings_ = TrellisSettings(state_bits=state_bits, tail=0.0, row_scales=False)
+    quantized = quantize_weight(weight, bits=3.05, settings=settings_)
+    assert quantized.spec.state_bits == state_bits
+    assert relative_error(weight, quantized.decode()) < 1.05 * gaussian_error(state_bits, 3)
+    assert state_bits == 8 or gaussian_error(state_bits, 3) < gaussian_error(state_bits - 2, 3)
+
+
+def test_zero_weight_decodes_to_zero():
+    quantized = quantize_weight(torch.zeros(32, 16), bits=3.0)
+    assert torch.equal(quantized.decode(), torch.zeros(32, 16))
+
+
+def test_zero_row_stays_zero():
+    weight = gaussian(64, 256)
+    weight[5] = 0
+    settings_ = dataclasses.replace(FAST, row_scales=True)
+    assert torch.equal(quantize_weight(weight, bits=3.0, settings=settings_).decode()[5], torch.zeros(256))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_deficient_moments_work(rank):
+    weight, x = gaussian(64, 48), gaussian(max(rank, 1), 48, seed=3) * bool(rank)
+    moment = x.t() @ x
+    decoded = quantize_weight(weight, moment, bits=3.0, settings=FAST).decode()
+    assert torch.isfinite(decoded).all()
+    assert relative_error(weight, decoded) < 1.0
+    if rank:
+        assert relative_error(weight, decoded, moment) < 0.01
+
+
+def test_float16_and_non_contiguous_weights():
+    weight = gaussian(32, 64).half().t()
+    quantized = quantize_weight(weight, bits=3.0, settings=FAST)
+    assert relative_error(weight.float(), quantized.decode()) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"weight": torch.full((4, 4), float("nan"))}, RecipeError, "16 NaN"),
+        ({"weight": torch.full((40, 40), float("inf"))}, RecipeError, "infinite"),
+        ({"weight": torch.zeros(0, 8)}, RecipeError, "empty"),
+        ({"weight": torch.zeros(8)}, ArchitectureError, "matrix view"),
+        ({"weight": torch.full((40, 40), 1e9)}, RecipeError, "float16"),
+        ({"weight": torch.ones(1, 1)}, RecipeError, "too small"),
+        ({"second_moment": torch.eye(7)}, CalibrationError, "7, 7"),
+        ({"second_moment": torch.full((16, 16), float("nan"))}, CalibrationError, "NaN"),
+        ({"second_moment": -torch.eye(16)}, CalibrationError, "negative"),
+        ({"bits": 0.5}, RecipeError, "out of range"),
+        ({"bits": 9.0}, RecipeError, "out of range"),
+        ({"bits": float("nan")}, RecipeError, "out of range"),
+        ({"method": "magic"}, RecipeError, "unknown method"),
+        ({"settings": 3}, RecipeError, "TrellisSettings"),
+        ({"settings": TrellisSettings(state_bits=11)}, RecipeError, "state_bits"),
+    ],
+)
+def test_mistakes_have_one_clear_error(arguments, error, words):
+    with pytest.raises(error, match=words):
+        quantize_weight(**{"weight": gaussian(32, 16), **arguments})
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    rows=st.integers(8, 70),
+    columns=st.integers(1, 20),
+    bits=st.floats(2.5, 6.0),
+    seed=st.integers(0, 99),
+    row_scales=st.booleans(),
+)
+def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales):
+    """Codes that decoded to anything but what the search chose would leave an error above one."""
+    weight = gaussian(rows, columns, seed=seed)
+    settings_ = dataclasses.replace(FAST, row_scales=row_scales)
+    try:
+        quantized = quantize_weight(weight, bits=bits, seed=seed, settings=settings_)
+    except RecipeError:
+        assert rows * columns * bits < 8 * (2 * rows + rows + columns)
+        return
+    assert quantized.bits_per_weight <= bits
+    code_bits = 8 * quantized.tensors["weight"].numel() / weight.numel()
+    assert relative_error(weight, quantized.decode()) < 0.05 + 3.6 * 4.0**-code_bits
