@@ -28,7 +28,7 @@ from vqcompress.metrics import (
 )
 from vqcompress.report.candidate import Candidate, check_labels
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Row, Settings, Share
-from vqcompress.report.drawing import Sampling, draw
+from vqcompress.report.drawing import Sampling, batch_size, draw
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
 from vqcompress.report.pictures import to_picture, to_png
 from vqcompress.report.replay import replay
@@ -117,6 +117,7 @@ class _Bench:
             seed=self.sampling.seed,
             steps=self.sampling.steps,
             guidance=self.sampling.guidance,
+            batch_size=batch_size(self.architecture),
             progress=lambda done, total, _: self.progress("record denoiser", done, total, ORIGINAL),
         )
 

@@ -31,8 +31,7 @@ def draw(
     pipeline: DiffusionPipeline, architecture: Architecture, sampling: Sampling, progress: Callable[[int, int], None]
 ) -> tuple[Tensor, float]:
     """Images ``[n, 3, height, width]`` in 0..1, float32 on the CPU, and seconds an image."""
-    size = architecture.defaults
-    batch = max(1, min(MAX_BATCH, PIXELS_AT_ONCE // (size.height * size.width)))
+    batch = batch_size(architecture)
     _batch(pipeline, architecture, sampling, slice(0, 1), min(WARM_UP_STEPS, sampling.steps))
     images = []
     start = time.perf_counter()
@@ -40,6 +39,12 @@ def draw(
         images.append(_batch(pipeline, architecture, sampling, slice(first, first + batch), sampling.steps))
         progress(min(first + batch, len(sampling.prompts)), len(sampling.prompts))
     return torch.cat(images), (time.perf_counter() - start) / len(sampling.prompts)
+
+
+def batch_size(architecture: Architecture) -> int:
+    """Images drawn at once: about a megapixel."""
+    size = architecture.defaults
+    return max(1, min(MAX_BATCH, PIXELS_AT_ONCE // (size.height * size.width)))
 
 
 def _batch(

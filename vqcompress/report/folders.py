@@ -38,7 +38,7 @@ def compare_folders(
     candidates = with_own_labels([candidate_at(folder) for folder in folders])
     pipeline = open_pipeline(original)
     architecture = architecture_of(pipeline)
-    texts, source = _evaluation_prompts(architecture, prompts, count)
+    texts, source = evaluation_prompts(architecture, prompts, count)
     return compare(
         pipeline,
         architecture,
@@ -48,21 +48,22 @@ def compare_folders(
         count=count,
         steps=steps,
         guidance=guidance,
-        judge=_judge_for(architecture, texts),
+        judge=judge_for(architecture, texts),
         name=original if "/" not in original else Path(original).name,
         prompt_source=source,
         progress=progress,
     )
 
 
-def _evaluation_prompts(architecture: Architecture, prompts: str | None, count: int) -> tuple[tuple[str, ...], str]:
+def evaluation_prompts(architecture: Architecture, prompts: str | None, count: int) -> tuple[tuple[str, ...], str]:
+    """Prompts to draw, and in words where they come from; by default none that calibration sees."""
     if prompts is None and architecture.prompt_set == "shapes":
         return tuple(held_out_captions(count)), "held-out captions of the shapes world"
     found = load_prompts(prompts or HELD_OUT.get(architecture.prompt_set, architecture.prompt_set))
     return found.prompts, f"set {Path(found.name).name}, SHA-256 {found.sha256[:12]}"
 
 
-def _judge_for(architecture: Architecture, prompts: Sequence[str]) -> Judge | None:
+def judge_for(architecture: Architecture, prompts: Sequence[str]) -> Judge | None:
     """The judge of the shapes world, if it can read every prompt."""
     if architecture.prompt_set != "shapes":
         return None

@@ -18,7 +18,7 @@ from vqcompress.layers import vq_layers
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.report.comparison import LayerError
-from vqcompress.report.drawing import Sampling
+from vqcompress.report.drawing import Sampling, batch_size
 
 Packed = Mapping[str, Mapping[str, QuantizedWeight]]
 """Component -> layer -> packed weight."""
@@ -91,6 +91,7 @@ def _moments(
         seed=sampling.seed,
         steps=sampling.steps,
         guidance=sampling.guidance,
+        batch_size=batch_size(architecture),
         memory_budget=MEMORY_BUDGET,
         max_rows_per_call=ROWS_PER_CALL,
         progress=lambda done, total, _: progress(done, total),

@@ -81,7 +81,11 @@ def error_by_layer(comparison: Comparison) -> str:
         place = {name: index for index, name in enumerate(names)}
         for row in peers(comparison):
             points = [(place[each.layer], each.error) for each in row.layer_errors if each.layer in place]
-            style = {**_line(row, size=3.2), "linewidth": 0.6}
+            style = {
+                **_line(row, size=4),
+                "linestyle": "none",
+                "markeredgewidth": 1 if STYLES[row.method].dashed else 0,
+            }
             axes.plot(*zip(*points, strict=True), label=row.label, **style)
         _log_percent(axes)
         _block_axis(axes, names)

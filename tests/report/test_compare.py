@@ -1,0 +1,208 @@
+"""The whole comparison on a tiny random pipeline, quantized here on a plain grid of each row's range."""
+
+import importlib.util
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqcompress.architectures import architecture_of
+from vqcompress.bitpack import pack
+from vqcompress.calibration.prompts import load_prompts
+from vqcompress.checkpoint import save_pipeline
+from vqcompress.errors import VQCompressError
+from vqcompress.formats import ScalarSpec
+from vqcompress.layers import swap
+from vqcompress.matrix_view import to_matrix
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.report import ORIGINAL, Candidate, compare, compare_folders, write_report
+from vqcompress.report.folders import evaluation_prompts, judge_for
+
+PROMPTS = ("a red fox", "two blue cups", "an old door")
+TINY = Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
+
+
+def tiny_sdxl():
+    spec = importlib.util.spec_from_file_location("tiny_pipelines_for_reports", TINY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.sdxl()
+
+
+def on_row_grid(weight: torch.Tensor, bits: int) -> QuantizedWeight:
+    matrix = to_matrix(weight.detach()).float()
+    low, high = matrix.amin(1), matrix.amax(1)
+    scale = ((high - low) / (2**bits - 1)).half()
+    zero = (-low / scale.float()).round().clamp(0, 2**bits - 1)
+    codes = (matrix / scale.float()[:, None] + zero[:, None]).round().clamp(0, 2**bits - 1)
+    tensors = {
+        "weight": pack(codes.t().int().contiguous(), bits).reshape(1, -1),
+        "group_scale": scale[None],
+        "group_zero": pack(zero[None].int(), bits),
+    }
+    return QuantizedWeight(ScalarSpec(bits, matrix.shape[1]), tuple(weight.shape), tensors)
+
+
+@pytest.fixture(scope="module")
+def original():
+    return tiny_sdxl()
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compressed")
+    return [written(root / f"bits{bits}", bits, method) for bits, method in ((4, "trellis"), (3, "rtn"), (6, "rtn"))]
+
+
+def written(folder: Path, bits: int, method: str) -> Candidate:
+    pipeline = tiny_sdxl()
+    plans = architecture_of(pipeline).layers(pipeline, "unet")
+    names = [plan.name for plan in plans if plan.kept is None]
+    swap(pipeline.unet, {name: on_row_grid(pipeline.unet.get_submodule(name).weight, bits) for name in names})
+    save_pipeline(pipeline, folder, recipe={"model": "tiny", "method": method, "bits": float(bits)})
+    return Candidate(f"{method} {bits}-bit", folder, method)
+
+
+def run(original, candidates, **changes):
+    settings = {"seed": 5, "count": 3, "steps": 3, "guidance": 4.0, "trajectory_prompts": 2, "layer_prompts": 1}
+    return compare(original, architecture_of(original), candidates, PROMPTS, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def found(original, candidates):
+    asked = []
+
+    def judge(image, prompt):
+        asked.append((image.size, image.mode, prompt))
+        return {"all": prompt != PROMPTS[1]}
+
+    comparison = run(original, candidates, judge=judge, name="tiny")
+    assert asked == [((16, 16), "RGB", prompt) for prompt in PROMPTS] * 4
+    return comparison
+
+
+def test_more_bits_mean_less_of_every_error(found):
+    rows = sorted(found.rows, key=lambda row: row.denoiser_bytes)
+    assert [row.label for row in rows] == ["rtn 3-bit", "trellis 4-bit", "rtn 6-bit"]
+    for worse, better in pairwise(rows):
+        assert better.denoiser_error < worse.denoiser_error / 2
+        assert better.layer_error_mean < worse.layer_error_mean / 2
+        assert better.psnr > worse.psnr
+        assert better.ssim > worse.ssim
+
+
+def test_sizes_are_those_of_the_files(found, candidates):
+    row = found.rows[0]
+    files = [path for path in candidates[0].folder.rglob("*") if path.is_file()]
+    assert row.folder_bytes == sum(path.stat().st_size for path in files)
+    assert row.denoiser_bytes == sum(path.stat().st_size for path in files if path.match("unet/*.safetensors"))
+    assert 4 < row.bits_per_weight < 5
+    assert row.denoiser_bits > row.bits_per_weight
+
+
+def test_original_without_a_folder_is_counted_at_16_bits(found, original):
+    weights = sum(parameter.numel() for parameter in original.unet.parameters())
+    assert (found.original.denoiser_bytes, found.original.folder_bytes) == (2 * weights, 0)
+
+
+def test_timesteps_run_from_noise_to_image(found):
+    times = list(found.rows[0].error_by_timestep)
+    assert len(times) == 3
+    assert times == sorted(times, reverse=True)
+
+
+def test_layers_come_in_execution_order(found, original):
+    planned = [p.name for p in architecture_of(original).layers(original, "unet") if p.kept is None]
+    assert [each.layer for each in found.rows[0].layer_errors] == planned
+
+
+def test_judge_counts_prompts(found):
+    assert {row.alignment["all"].share for row in found.rows} == {2 / 3}
+    assert found.original.alignment["all"].count == 3
+
+
+def test_equal_bytes_are_read_off_the_scalar_curve(found):
+    verdict = found.verdicts[0]
+    assert (verdict.label, verdict.basis, verdict.rival) == ("trellis 4-bit", "curve", "rtn")
+
+
+def test_it_can_be_written(found, tmp_path):
+    assert list(found.pictures) == [ORIGINAL, *(row.label for row in found.rows)]
+    text = write_report(found, tmp_path).read_text()
+    assert "tiny at" in text
+
+
+def test_the_same_run_again_finds_the_same(found, original, candidates):
+    again = run(original, candidates[:1], layer_prompts=1)
+    mine = {**vars(again.rows[0]), "time_ratio": 0, "alignment": 0}
+    assert mine == {**vars(found.rows[0]), "time_ratio": 0, "alignment": 0}
+
+
+def test_plain_layer_errors_need_no_activations(original, candidates):
+    row = run(original, candidates[:1], count=1, trajectory_prompts=1, layer_prompts=0)
+    weight = original.unet.get_submodule(row.rows[0].layer_errors[0].layer).weight.detach()
+    lost = weight - on_row_grid(weight, 4).decode()
+    expected = float(lost.square().sum() / weight.square().sum())
+    assert row.rows[0].layer_errors[0].error == pytest.approx(expected, rel=1e-4)
+    assert "independent" in row.settings.layer_inputs
+
+
+def test_mistakes_are_named(original, candidates, tmp_path):
+    with pytest.raises(VQCompressError, match="at least one prompt"):
+        compare(original, architecture_of(original), candidates, [])
+    with pytest.raises(VQCompressError, match="labels of their own"):
+        run(original, [candidates[0], replace(candidates[1], label=candidates[0].label)])
+    original.save_pretrained(tmp_path / "dense")
+    with pytest.raises(VQCompressError, match="no quantized layers"):
+        run(original, [Candidate("dense", tmp_path / "dense", "rtn")], count=1, steps=2)
+
+
+def test_all_numbers_are_finite(found):
+    for row in found.rows:
+        assert all(math.isfinite(value) for value in vars(row).values() if isinstance(value, float))
+
+
+def test_names_alone_are_enough(original, candidates, tmp_path):
+    original.save_pretrained(tmp_path / "dense")
+    (tmp_path / "prompts.txt").write_text("a red fox\na blue cup\n")
+    stages = []
+    comparison = compare_folders(
+        str(tmp_path / "dense"),
+        [candidates[0].folder],
+        prompts=str(tmp_path / "prompts.txt"),
+        count=2,
+        steps=2,
+        progress=lambda stage, done, total, detail: stages.append((stage, done == total)),
+    )
+    assert comparison.model == "dense"
+    assert [row.label for row in comparison.rows] == ["trellis 4-bit"]
+    assert comparison.settings.prompt_source.startswith("set prompts.txt, SHA-256 ")
+    assert comparison.original.denoiser_bytes > 4 * comparison.original.denoiser_weights
+    assert comparison.original.alignment == {}
+    assert dict(stages).keys() >= {"draw", "record denoiser", "draw trellis 4-bit", "layer errors"}
+    assert all(dict(stages).values())
+
+
+@pytest.mark.parametrize(
+    ("prompt_set", "prompts", "judged"),
+    [
+        ("shapes", ["a red circle on a black background"], True),
+        ("shapes", ["a red circle on a black background", "a fox"], False),
+        ("general", ["a red circle on a black background"], False),
+    ],
+)
+def test_judge_is_taken_where_it_understands_all_prompts(prompt_set, prompts, judged):
+    architecture = replace(architecture_of(tiny_sdxl()), prompt_set=prompt_set)
+    assert (judge_for(architecture, prompts) is not None) == judged
+
+
+def test_evaluation_prompts_are_not_those_of_calibration():
+    tiny = architecture_of(tiny_sdxl())
+    assert not set(load_prompts("general").prompts) & set(evaluation_prompts(tiny, None, 8)[0])
+    shapes, source = evaluation_prompts(replace(tiny, prompt_set="shapes"), None, 8)
+    assert len(shapes) == 8
+    assert "held-out" in source
+    assert not set(load_prompts("shapes").prompts) & set(shapes)
