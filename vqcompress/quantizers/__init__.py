@@ -13,7 +13,9 @@ from vqcompress.errors import CalibrationError, RecipeError
 from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.quantizers.additive import AdditiveSettings, learn_shared_codebooks, quantize_additive
 from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
+from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans
 from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
 from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
 
@@ -41,6 +43,8 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False),
+    "additive": Method(quantize_additive, AdditiveSettings, whole_bits=False, learn_codebooks=learn_shared_codebooks),
+    "kmeans": Method(quantize_kmeans, KMeansSettings, whole_bits=False, learn_codebooks=learn_shared_kmeans),
     "gptq": Method(quantize_gptq, GPTQSettings, whole_bits=True),
     "rtn": Method(quantize_rtn, RTNSettings, whole_bits=True, calibrated=False),
 }
@@ -128,7 +132,9 @@ def _checked_moment(second_moment: Tensor, columns: int) -> Tensor:
 
 __all__ = [
     "METHODS",
+    "AdditiveSettings",
     "GPTQSettings",
+    "KMeansSettings",
     "Method",
     "RTNSettings",
     "TrellisSettings",

@@ -1,0 +1,115 @@
+"""Learning additive codebooks from sample vectors.
+
+Start: residual k-means (one codebook after another, on what the ones before leave over), by faiss. Then rounds of beam search
+and least squares on the codewords given the codes (Babenko & Lempitsky 2014, Additive Quantization for Extreme Vector
+Compression), which recovers most of what a greedy start loses. Vectors have rates: one of rate ``r`` uses the first ``r``
+codebooks only, so every prefix of the codebooks is a good code too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqcompress.quantizers.additive_beam import BeamSearch, sum_codewords
+
+KMEANS_ROUNDS = 6
+REFIT_SWEEPS = 3  # codebooks are refitted in turn; more turns change nothing that the next search would not
+
+
+def residual_codebooks(
+    vectors: Tensor, count: int, size: int, beam: int, seed: int, weights: Tensor | None = None
+) -> Tensor:
+    """``count`` codebooks of ``size`` codewords by residual k-means: float32 ``[count, size, d]``.
+
+    ``vectors [n, d]`` count by ``weights [n]``, or all alike.
+    """
+    codebooks = vectors.new_zeros(0, size, vectors.shape[1])
+    residual = vectors
+    for level in range(count):
+        codebooks = torch.cat([codebooks, kmeans(residual, size, seed + level, weights)[None]])
+        codes = BeamSearch(codebooks, beam)(vectors, level + 1)
+        residual = vectors - sum_codewords(codes, codebooks)
+    return codebooks
+
+
+def kmeans(vectors: Tensor, size: int, seed: int, weights: Tensor | None = None) -> Tensor:
+    """Centroids, float32 ``[size, d]``, of ``vectors [n, d]`` with ``weights [n]``; the vectors themselves when they are few."""
+    if len(vectors) <= size:
+        return torch.cat([vectors, vectors.new_zeros(size - len(vectors), vectors.shape[1])])
+    import faiss
+
+    with single_thread(faiss):
+        clustering = faiss.Kmeans(
+            vectors.shape[1],
+            size,
+            niter=KMEANS_ROUNDS,
+            seed=seed % (1 << 31),
+            min_points_per_centroid=1,
+            max_points_per_centroid=1 << 20,
+        )
+        clustering.train(vectors.contiguous().numpy(), weights=None if weights is None else weights.numpy())
+    return torch.from_numpy(clustering.centroids.copy())
+
+
+@contextmanager
+def single_thread(faiss: Any) -> Iterator[None]:
+    """faiss on one thread: its parallel sums depend on the number of threads, the codes that come out must not."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def refine_codebooks(codebooks: Tensor, vectors: Tensor, rates: Tensor, beam: int, rounds: int) -> Tensor:
+    """``rounds`` of search and least squares on ``vectors [n, d]``, of which each uses its own rate, int64 ``[n]``."""
+    for _ in range(rounds):
+        codebooks = _least_squares(codebooks, vectors, rates, search_rates(codebooks, vectors, rates, beam))
+    return codebooks
+
+
+def search_rates(codebooks: Tensor, vectors: Tensor, rates: Tensor, beam: int) -> Tensor:
+    """Codes int32 ``[n, M]``; columns at and beyond a vector's rate are 0 and mean nothing."""
+    search = BeamSearch(codebooks, beam)
+    codes = torch.zeros(len(vectors), len(codebooks), dtype=torch.int32)
+    for rate in torch.unique(rates).tolist():
+        chosen = torch.nonzero(rates == rate).flatten()
+        codes[chosen, :rate] = search(vectors[chosen], rate)
+    return codes
+
+
+def _least_squares(codebooks: Tensor, vectors: Tensor, rates: Tensor, codes: Tensor) -> Tensor:
+    """Codewords of least squared error for given codes, by block coordinate descent over codebooks."""
+    codebooks, residual = codebooks.clone(), vectors.clone()
+    users = [torch.nonzero(rates > level).flatten() for level in range(len(codebooks))]
+    words = [codes[chosen, level].long() for level, chosen in enumerate(users)]
+    for level, chosen in enumerate(users):
+        residual[chosen] -= codebooks[level][words[level]]
+    for _ in range(REFIT_SWEEPS):
+        for level, chosen in enumerate(users):
+            change = _class_means(residual[chosen], words[level], codebooks.shape[1])
+            codebooks[level] += change
+            residual[chosen] -= change[words[level]]
+    return codebooks
+
+
+def _class_means(vectors: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Mean of the ``vectors [n, d]`` of each class, ``[count, d]``; zero for empty classes."""
+    sums = vectors.new_zeros(count, vectors.shape[1]).index_add_(0, classes, vectors)
+    return sums / torch.bincount(classes, minlength=count).clamp(min=1)[:, None]
+
+
+def prefix_errors(codebooks: Tensor, vectors: Tensor, beam: int) -> dict[int, float]:
+    """Mean squared error per weight of the first ``r`` codebooks, relative to the vectors' power, for r = 0 .. M."""
+    power = float(vectors.square().mean()) or 1.0
+    search, errors = BeamSearch(codebooks, beam), {0: 1.0}
+    for rate in range(1, len(codebooks) + 1):
+        decoded = sum_codewords(search(vectors, rate), codebooks)
+        errors[rate] = float((vectors - decoded).square().mean()) / power
+    return errors

@@ -1,0 +1,90 @@
+"""Residual k-means: the plain vector quantizer of the field, a baseline.
+
+Codebooks one after another by k-means on what the ones before leave over (faiss), vectors weighted by the power of their
+input, codes chosen greedily, no error feedback. Stored in the same format as `vqcompress.quantizers.additive`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vqcompress.formats import AdditiveSpec
+from vqcompress.quantizers.additive_columns import AdditiveColumns
+from vqcompress.quantizers.additive_source import RateBudget, sample_layers, sample_vectors
+from vqcompress.quantizers.codebooks import prefix_errors, residual_codebooks
+from vqcompress.quantizers.unit_scale import choose_scale
+from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry
+
+SAMPLE = 65536  # vectors that k-means sees: 256 a centroid of the usual codebook
+GREEDY = 1  # beam
+
+
+@dataclass(frozen=True)
+class KMeansSettings:
+    """``dimension`` (4, 8, 16): outputs a vector; ``code_bits`` (4 to 12): bits a code; ``codebooks``: how many, ``None`` derives
+    it from ``bits``; ``row_scales``: a scale per row, or one for all, ``"auto"`` decides by what the rows' spread costs.
+    """
+
+    dimension: int = 8
+    code_bits: int = 8
+    codebooks: int | None = None
+    row_scales: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_geometry("kmeans", self.dimension, self.code_bits, self.codebooks, self.row_scales)
+
+
+def quantize_kmeans(
+    weight: Tensor,
+    second_moment: Tensor | None,
+    settings: KMeansSettings,
+    bits: float,
+    seed: int,
+    shared_codebooks: Tensor | None = None,
+) -> tuple[AdditiveSpec, dict[str, Tensor]]:
+    """Encode ``weight [rows, columns]`` (float32, finite) in at most ``bits`` bits a weight of codes, row scales and rates.
+
+    Of ``second_moment [columns, columns]`` only the diagonal is used. Where ``bits * dimension / code_bits`` is no whole number
+    of codes, columns of more power get one code more than others. A layer's own codebooks come on top of ``bits``;
+    ``shared_codebooks [M, 2**b, d]`` fix the geometry and are not stored. Raises `RecipeError` when no code fits.
+    """
+    power = torch.ones(weight.shape[1]) if second_moment is None else second_moment.diagonal().double().clamp(min=0)
+    scale, per_row = choose_scale(weight, settings.row_scales)
+    dimension = settings.dimension if shared_codebooks is None else shared_codebooks.shape[2]
+    vectors, columns = sample_vectors(weight, scale, dimension, SAMPLE, seed)
+    if shared_codebooks is None:
+        codebooks = _learn(vectors, power[columns].float(), settings, bits, seed)
+    else:
+        codebooks = shared_codebooks.float()
+    budget = RateBudget(len(weight), power, bits, per_row)
+    plan = budget.plan(_adjacent_rates(codebooks, vectors, bits), dimension, (codebooks.shape[1] - 1).bit_length())
+    if shared_codebooks is None:
+        codebooks = codebooks[: int(plan.rates.max())]
+    coded = AdditiveColumns(weight, scale, per_row, codebooks, plan, GREEDY)
+    coded.sweep(None)
+    return coded.packed(None if shared_codebooks is None else SHARED_NAME)
+
+
+def learn_shared_kmeans(weights: Iterable[Tensor], settings: KMeansSettings, seed: int, bits: float = 3.0) -> Tensor:
+    """Codebooks float16 ``[M, 2**b, d]`` for all ``weights`` (``[out, in]`` or ``[out, in, kh, kw]``) of a component."""
+    vectors = sample_layers(weights, settings.dimension, settings.row_scales, seed)
+    return _learn(vectors, None, settings, bits, seed).half()
+
+
+def _learn(vectors: Tensor, weights: Tensor | None, settings: KMeansSettings, bits: float, seed: int) -> Tensor:
+    count = settings.codebooks or max(1, math.ceil(bits * settings.dimension / settings.code_bits))
+    return residual_codebooks(vectors, count, 1 << settings.code_bits, GREEDY, seed, weights)
+
+
+def _adjacent_rates(codebooks: Tensor, vectors: Tensor, bits: float) -> dict[int, float]:
+    """Errors of the two rates around the mean: the plain baseline deals out no more than the remainder."""
+    count, size, dimension = codebooks.shape
+    mean = bits * dimension / (size - 1).bit_length()
+    errors = prefix_errors(codebooks, vectors, GREEDY)
+    return {rate: error for rate, error in errors.items() if min(count, math.floor(mean)) <= rate <= math.ceil(mean)}

@@ -1,0 +1,50 @@
+"""Row scales of vector codes: rows are brought to unit RMS, so that one set of codebooks fits them all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqcompress.errors import RecipeError
+
+SCALE_BITS = 16
+
+
+def choose_scale(weight: Tensor, row_scales: bool | str) -> tuple[Tensor, bool]:
+    """`unit_scale` of ``weight [rows, columns]``, and whether each row has its own; ``"auto"`` asks `row_scales_pay`."""
+    per_row = row_scales_pay(weight) if row_scales == "auto" else bool(row_scales)
+    return unit_scale(weight, per_row), per_row
+
+
+def unit_scale(weight: Tensor, per_row: bool) -> Tensor:
+    """RMS of each row of ``weight [rows, columns]``, or of all, rounded to float16 as stored: float32 ``[rows]``.
+
+    Raises `RecipeError` when float16 cannot hold it.
+    """
+    power = weight.double().square().mean(1)
+    scale = (power if per_row else power.mean().expand(len(weight))).sqrt().half().float()
+    if not torch.isfinite(scale).all():
+        raise RecipeError(
+            f"weights as large as {float(weight.abs().max()):.3g} leave the range of float16 scales; keep this layer dense "
+            "or rescale it"
+        )
+    return scale
+
+
+def row_scales_pay(weight: Tensor) -> bool:
+    """Whether the rows of ``weight [rows, columns]`` differ enough in power to be worth a scale each.
+
+    Without scales, a fixed-rate code must span the mean power; with them, each row's own. At high rate that is worth half the
+    logarithm of the ratio of the arithmetic to the geometric mean (Jayant & Noll, Digital Coding of Waveforms, the coding
+    gain), in bits a weight, against ``16 / columns`` for storing them.
+    """
+    power = weight.double().square().mean(1)
+    if (power == 0).any():
+        return bool((power > 0).any())
+    gain = (power.mean().log2() - power.log2().mean()) / 2
+    return bool(gain > SCALE_BITS / weight.shape[1])
+
+
+def divide_by_scale(weight: Tensor, scale: Tensor) -> Tensor:
+    """``weight [rows, columns] / scale [rows]``; rows of scale zero, which decode to zero whatever their codes, become zero."""
+    return torch.where(scale > 0, 1 / scale, 0)[:, None] * weight
