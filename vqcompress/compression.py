@@ -34,7 +34,7 @@ from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
-from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits
+from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, allocate_whole_bits
 from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
@@ -42,6 +42,7 @@ from vqcompress.run_store import RunStore
 Progress = Callable[[str, int, int, str], None]
 """``(stage, done, total, detail)``"""
 
+SCALAR_BITS = (2, 6)  # widths that scalar codes may have
 IMPORTANCE_CALLS = 16  # recorded denoiser calls from which layer importance is estimated
 
 
@@ -145,7 +146,8 @@ def _plan(recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architectur
 
 
 def _compress_component(run: Run, component: str, layers: list[str]) -> None:
-    groups = _record(run, component, layers) if METHODS[run.recipe.method].calibrated else {}
+    needs_moments = METHODS[run.recipe.method].calibrated or run.recipe.shares_budget
+    groups = _record(run, component, layers) if needs_moments else {}
     bits = _allocate(run, component, layers, groups)
     codebooks = _shared_codebooks(run, component, layers)
     quantized = _encode_all(run, component, layers, bits, groups, codebooks)
@@ -197,7 +199,7 @@ def _moments(run: Run, component: str, key: str | None) -> Tensor | None:
 def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
     """Bits for each layer: the same for all, or a model-wide budget dealt out by what each layer's error costs."""
     recipe = run.recipe
-    if recipe.budget == "layer" or not METHODS[recipe.method].calibrated or METHODS[recipe.method].whole_bits:
+    if not recipe.shares_budget:
         return dict.fromkeys(layers, recipe.bits)
 
     def make() -> dict[str, float]:
@@ -210,6 +212,8 @@ def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str
             sensitivity = sensitivities[groups.get(layer)]
             sensitivity = torch.ones(weight.shape[1]) if sensitivity is None else sensitivity
             costs[layer] = LayerCost(len(weight), sensitivity, float(weight.square().mean()), importance[layer])
+        if METHODS[recipe.method].whole_bits:
+            return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
         return allocate_bits(costs, recipe.bits)
 
     return run.store.load_or_make_json(f"{component}.bits", "all", make)

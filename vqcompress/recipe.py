@@ -6,6 +6,7 @@ misspelt setting that is silently ignored is a wrong result that looks right.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,8 @@ class Recipe(_Section):
 
     ``bits`` counts everything stored with the quantized layers (codes, codebooks, scales, rates) for the vector methods; for
     the scalar baselines, ``rtn`` and ``gptq``, it is the width of a code, as their users know it, and scales come on top.
+    ``budget`` says whether every layer gets that many bits ("layer") or all together on average ("model"): ``None`` means the
+    model's budget for vector methods, and the same width everywhere for the scalar baselines, which is how they are used.
     ``settings`` are passed to the method's settings class in `vqcompress.quantizers`; ``keep`` maps regular expressions
     on layer names to the reason why these layers stay dense (``None``: the architecture's list).
     """
@@ -48,7 +51,7 @@ class Recipe(_Section):
     model: str
     method: Method = "trellis"
     bits: float = Field(default=3.0, ge=1.0, le=8.0)
-    budget: Literal["layer", "model"] = "model"
+    budget: Literal["layer", "model"] | None = None
     components: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     settings: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
@@ -56,10 +59,15 @@ class Recipe(_Section):
     keep: dict[str, str] | None = None
     calibration: Calibration = Calibration()
 
+    @property
+    def shares_budget(self) -> bool:
+        """Whether bits are dealt out over the whole model."""
+        return self.budget == "model" or (self.budget is None and self.method in ("trellis", "additive"))
+
     @field_validator("bits")
     @classmethod
     def _whole_bits_for_scalar(cls, bits: float, info: Any) -> float:
-        if info.data.get("method") in SCALAR_METHODS and bits != int(bits):
+        if info.data.get("method") in SCALAR_METHODS and math.isfinite(bits) and bits != int(bits):
             raise ValueError(f"{info.data['method']} codes have a whole number of bits, got {bits}")
         return bits
 
