@@ -114,28 +114,28 @@ class FlagDiT(_FlagNetwork):
         self._build_caption(cap_feat_dim)
         self.scaling = RotaryScaling(rope_scaling_factor, ntk_factor)
 
-    def _velocity(
+    def forward(
         self,
         x: SameImages,
         t: Tensor,
         cap_feats: Tensor,
         cap_mask: Tensor,
-        scaling: RotaryScaling,
-        base_seqlen: int | None,
+        rope_scaling_factor: float | None = None,
+        ntk_factor: float | None = None,
+        base_seqlen: int | None = None,
     ) -> SameImages:
-        rows = self._rows(x)
-        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
-        text = Text(cap_feats, cap_mask.bool())
-        return self._predict(x, rows, condition, self._places(rows, scaling, base_seqlen), text, self.shape.in_channels)
-
-    def forward(self, x: SameImages, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> SameImages:
         """Velocity of the flow at time ``t``.
 
         ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
         at 0; ``cap_feats`` ``[batch, length, cap_feat_dim]``; ``cap_mask`` ``[batch, length]``, 1 where text.
-        Returns what ``x`` is.
+        Returns what ``x`` is. The rest adapts to resolutions above the trained one: see RotaryScaling, and
+        proportional_scale for ``base_seqlen``, the trained number of tokens.
         """
-        return self._velocity(x, t, cap_feats, cap_mask, self.scaling, None)
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
+        scaling = RotaryScaling(rope_scaling_factor or self.scaling.linear, ntk_factor or self.scaling.ntk)
+        places, text = self._places(rows, scaling, base_seqlen), Text(cap_feats, cap_mask.bool())
+        return self._predict(x, rows, condition, places, text, self.shape.in_channels)
 
     def forward_with_cfg(
         self,
@@ -151,11 +151,10 @@ class FlagDiT(_FlagNetwork):
     ) -> Tensor:
         """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels.
 
-        The last four arguments adapt to resolutions above the trained one (see RotaryScaling, proportional_scale).
+        ``base_seqlen`` counts only with ``proportional_attn``.
         """
-        scaling = RotaryScaling(rope_scaling_factor or self.scaling.linear, ntk_factor or self.scaling.ntk)
-        base = base_seqlen if proportional_attn else None
-        return guided(lambda both: self._velocity(both, t, cap_feats, cap_mask, scaling, base), x, cfg_scale)
+        adapted = (rope_scaling_factor, ntk_factor, base_seqlen if proportional_attn else None)
+        return guided(lambda both: self(both, t, cap_feats, cap_mask, *adapted), x, cfg_scale)
 
 
 class FlagDiTLabels(_FlagNetwork):

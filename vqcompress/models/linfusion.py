@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  for pipeline folders, see network.py
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -101,6 +103,11 @@ class LinFusionUNet2DConditionModel(UNet2DConditionModel):
         except RuntimeError as error:
             raise ArchitectureError(f"{folder} does not fit this UNet: {error}") from error
         return mounted.eval()
+
+
+def mount(pipeline: DiffusionPipeline, folder: str | Path) -> None:
+    """Give a Stable Diffusion pipeline the linear attention of a LinFusion checkpoint folder; see ``from_base``."""
+    pipeline.register_modules(unet=LinFusionUNet2DConditionModel.from_base(pipeline.unet, folder))
 
 
 def _named(number_and_rest: str, modules: list[dict]) -> str:

@@ -111,28 +111,30 @@ class NextDiT(_NextNetwork):
         self._build_caption(cap_feat_dim)
         self.scaling = RotaryScaling(linear=scale_factor)
 
-    def _velocity(
+    def forward(
         self,
         x: SameImages,
         t: Tensor,
         cap_feats: Tensor,
         cap_mask: Tensor,
-        scaling: RotaryScaling,
-        base_seqlen: int | None,
+        scale_factor: float | None = None,
+        scale_watershed: float = 1.0,
+        base_seqlen: int | None = None,
     ) -> SameImages:
-        rows = self._rows(x)
-        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
-        text = Text(cap_feats, cap_mask.bool())
-        return self._predict(x, rows, condition, self._places(rows, scaling, base_seqlen), text)
-
-    def forward(self, x: SameImages, t: Tensor, cap_feats: Tensor, cap_mask: Tensor) -> SameImages:
         """Velocity of the flow at time ``t``.
 
         ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
         at 0; ``cap_feats`` ``[batch, length, cap_feat_dim]``; ``cap_mask`` ``[batch, length]``, 1 where text.
-        Returns what ``x`` is.
+        Returns what ``x`` is. The rest adapts to resolutions above the trained one: rotary tables are rebuilt at each
+        call from ``t[0]`` (see time_aware_scaling), and attention is kept as sharp as at ``base_seqlen`` tokens.
         """
-        return self._velocity(x, t, cap_feats, cap_mask, self.scaling, None)
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
+        scaling = (
+            self.scaling if scale_factor is None else time_aware_scaling(scale_factor, scale_watershed, float(t[0]))
+        )
+        places = self._places(rows, scaling, base_seqlen)
+        return self._predict(x, rows, condition, places, Text(cap_feats, cap_mask.bool()))
 
     def forward_with_cfg(
         self,
@@ -141,19 +143,17 @@ class NextDiT(_NextNetwork):
         cap_feats: Tensor,
         cap_mask: Tensor,
         cfg_scale: float,
-        scale_factor: float = 1.0,
+        scale_factor: float | None = None,
         scale_watershed: float = 1.0,
         base_seqlen: int | None = None,
         proportional_attn: bool = False,
     ) -> Tensor:
         """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels.
 
-        The last four arguments adapt to resolutions above the trained one: rotary tables are rebuilt at each step
-        from ``t[0]`` (see time_aware_scaling), and attention is kept as sharp as at ``base_seqlen`` tokens.
+        ``base_seqlen`` counts only with ``proportional_attn``.
         """
-        scaling = time_aware_scaling(scale_factor, scale_watershed, float(t[0]))
-        base = base_seqlen if proportional_attn else None
-        return guided(lambda both: self._velocity(both, t, cap_feats, cap_mask, scaling, base), x, cfg_scale)
+        adapted = (scale_factor, scale_watershed, base_seqlen if proportional_attn else None)
+        return guided(lambda both: self(both, t, cap_feats, cap_mask, *adapted), x, cfg_scale)
 
 
 class NextDiTLabels(_NextNetwork):
