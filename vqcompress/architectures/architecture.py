@@ -202,9 +202,11 @@ def latent_factor(pipeline: Pipeline) -> int:
     vae = getattr(pipeline, "vae", None)
     if vae is None:
         return 1
-    if (factor := getattr(pipeline, "vae_scale_factor", None)) is not None:
-        return factor
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+    for name in ("vae_scale_factor", "vae_scale_factor_spatial"):
+        if (factor := getattr(pipeline, name, None)) is not None:
+            return factor
+    widths = vae.config.get("block_out_channels")
+    return 2 ** (len(widths) - 1) if widths else 8
 
 
 def generator_arguments(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_P
 from vqcompress.architectures.layer_plan import KeepRules
 
 DENOISERS = ("transformer", "unet")
+EDITING = re.compile(
+    r"Img2Img|Image2Image|ImageToVideo|Image2Video|VideoToVideo|Inpaint|Edit|Fill|Control|Adapter|Pix2Pix|Upscale"
+)
 
 
 class GenericArchitecture(Architecture):
@@ -31,7 +35,7 @@ class GenericArchitecture(Architecture):
 
     keep: ClassVar[KeepRules] = {
         r"^(pos_embed|patch_embed\w*|patchify_proj|x_embedder|img_in|conv_in|proj_in)(\.|$)": LATENT_INPUT,
-        r"(^|[._])(time|timestep|guidance|class|label|pooled|aspect_ratio|resolution)\w*_?(embed\w*|proj\w*)(\.|$)|"
+        r"(^|[._])(time|timestep|guidance|class|label|pooled|aspect_ratio|resolution)\w*_?(emb\w*|proj\w*)(\.|$)|"
         r"^(time_text_embed|adaln_single|add_embedding)\.": ONE_ROW_PER_TIMESTEP,
         r"^(proj_out\w*|final_layer|norm_out|conv_out)(\.|$)": FINAL,
     }
@@ -39,7 +43,7 @@ class GenericArchitecture(Architecture):
     @classmethod
     def supports(cls, pipeline: Pipeline) -> bool:
         parameters = _parameters(pipeline.__call__)
-        return _denoiser(pipeline) is not None and "prompt" in parameters and not _needs_more(parameters)
+        return _denoiser(pipeline) is not None and "prompt" in parameters and not _needs_more(pipeline, parameters)
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> GenericArchitecture:
@@ -82,10 +86,13 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(function).parameters)
 
 
-def _needs_more(parameters: dict[str, inspect.Parameter]) -> bool:
-    """Whether the pipeline wants an input that prompts cannot give, such as an image."""
+def _needs_more(pipeline: Pipeline, parameters: dict[str, inspect.Parameter]) -> bool:
+    """Whether the pipeline wants an input that prompts cannot give, such as an image.
+
+    Signatures often give that a default of None, so the class's name decides too.
+    """
     wanted = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
-    return bool(wanted - {"prompt", "args", "kwargs"}) or "image" in parameters or "video" in parameters
+    return bool(wanted - {"prompt", "args", "kwargs"}) or bool(EDITING.search(type(pipeline).__name__))
 
 
 def _defaults(pipeline: Pipeline, denoiser: str) -> SamplingDefaults:

