@@ -3,8 +3,9 @@
 =====================  =============================  ==========================================================
 scheduler              networks                       time, estimate, guidance
 =====================  =============================  ==========================================================
-DDIM, DDPM, …          DiT, MDT, DiffiT, DiT-MoE S/B  t in [0, 1000), noise; three channels, ramped in MDT, DiffiT
-FlowMatchEuler         SiT                            t from 0 to 1, data minus noise; three channels
+DDIM, DDPM, …          DiT, MDT, DiffiT, Large-DiT,   t in [0, 1000), noise; three channels, ramped in MDT, DiffiT
+                       DiT-MoE S/B
+FlowMatchEuler         SiT, Flag-DiT, Next-DiT        t from 0 to 1, data minus noise; three channels
 FlowMatchEuler         DiT-MoE XL/G                   t from 1 to 1/steps, noise minus data; all channels
 EDMEuler               image-space DiffiT             ln(sigma)/4, preconditioned; all channels
 =====================  =============================  ==========================================================
@@ -28,10 +29,16 @@ from torch import Tensor
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.diffit_image import DiffiTImage
 from vqcompress.models.dit import SiT
+from vqcompress.models.flag_dit import FlagDiTLabels
 from vqcompress.models.guidance import guided
+from vqcompress.models.next_dit import NextDiTLabels
 
 Generators = torch.Generator | list[torch.Generator] | None
 _FLOW = "FlowMatch"
+# Flows whose time runs from noise at 0 to data at 1.
+_TOWARDS_DATA = (SiT, FlagDiTLabels, NextDiTLabels)
+# Side of the latent for networks that were trained on many sizes and name none: 256 px.
+_LATENT_SIDE = 32
 _LEARNED = ("learned", "learned_range")
 
 
@@ -40,7 +47,7 @@ def default_scheduler(transformer: Any) -> Any:
     if isinstance(transformer, DiffiTImage):
         return EDMEulerScheduler()
     # DiT-MoE: the releases with this attention layout are the rectified flows.
-    if isinstance(transformer, SiT) or transformer.config.get("use_flash_attn"):
+    if isinstance(transformer, _TOWARDS_DATA) or transformer.config.get("use_flash_attn"):
         return FlowMatchEulerDiscreteScheduler()
     return DDIMScheduler(clip_sample=False)
 
@@ -51,7 +58,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     ``id2label`` maps class ids to names, comma-separated synonyms allowed.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq: Any = "transformer->vae"
     _optional_components = ["vae"]  # noqa: RUF012 (diffusers reads it so)
 
     def __init__(self, transformer: Any, scheduler: Any, vae: Any = None, id2label: dict[Any, str] | None = None):
@@ -74,7 +81,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def default_sample_size(self) -> int:
         """Side of the denoiser's input, in latents (in pixels for an image-space network)."""
         config = self.transformer.config
-        return config["image_size"] if "image_size" in config else config["input_size"]
+        return config["image_size"] if "image_size" in config else config.get("input_size", _LATENT_SIDE)
 
     @property
     def num_classes(self) -> int | None:
@@ -152,21 +159,23 @@ class ClassConditionalPipeline(DiffusionPipeline):
         time = torch.as_tensor(t, dtype=torch.float32, device=device)
         if self._flows:
             time = time / self.scheduler.config["num_train_timesteps"]
-            time = 1 - time if isinstance(self.transformer, SiT) else time
+            time = 1 - time if isinstance(self.transformer, _TOWARDS_DATA) else time
         return time.expand(count)
 
     def _estimate(self, x: Tensor, times: Tensor, labels: Tensor, guidance: float) -> Tensor:
         if self.num_classes is None or guidance <= 1:
             return self.transformer(x, times, labels)
         both, times = torch.cat([labels, torch.full_like(labels, self.num_classes)]), times.repeat(2)
-        if hasattr(self.transformer, "forward_with_cfg") and (not self._flows or isinstance(self.transformer, SiT)):
+        if hasattr(self.transformer, "forward_with_cfg") and (
+            not self._flows or isinstance(self.transformer, _TOWARDS_DATA)
+        ):
             return self.transformer.forward_with_cfg(torch.cat([x, x]), times, both, guidance)[: len(x)]
         out = guided(lambda x: self.transformer(x, times, both), torch.cat([x, x]), guidance, channels=x.shape[1])
         return out[: len(x)]
 
     def _oriented(self, out: Tensor, channels: int) -> Tensor:
         """What the scheduler wants: noise (with its variance if learned), or the velocity from data to noise."""
-        if isinstance(self.transformer, SiT):
+        if isinstance(self.transformer, _TOWARDS_DATA):
             return -out
         learned = self.scheduler.config.get("variance_type") in _LEARNED
         return out if learned else out[:, :channels]

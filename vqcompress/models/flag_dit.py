@@ -157,8 +157,8 @@ class FlagDiT(_FlagNetwork):
         return guided(lambda both: self(both, t, cap_feats, cap_mask, *adapted), x, cfg_scale)
 
 
-class FlagDiTLabels(_FlagNetwork):
-    """Class-conditional Flag-DiT (ImageNet): a flow like FlagDiT, label ``num_classes`` is the null label."""
+class _FlagLabels(_FlagNetwork):
+    """What FlagDiTLabels and LargeDiT share: all but the number of channels that they return."""
 
     @register_to_config
     def __init__(
@@ -184,7 +184,7 @@ class FlagDiTLabels(_FlagNetwork):
 
     @property
     def _channels(self) -> int:
-        return self.shape.in_channels
+        raise NotImplementedError
 
     def forward(self, x: SameImages, t: Tensor, y: Tensor) -> SameImages:
         """``x`` as in FlagDiT; ``t`` ``[batch]``; labels ``y`` ``[batch]``. Returns ``[batch, channels, h, w]``."""
@@ -197,7 +197,15 @@ class FlagDiTLabels(_FlagNetwork):
         return guided(lambda both: self(both, t, y), x, cfg_scale)
 
 
-class LargeDiT(FlagDiTLabels):
+class FlagDiTLabels(_FlagLabels):
+    """Class-conditional Flag-DiT (ImageNet): a flow like FlagDiT, label ``num_classes`` is the null label."""
+
+    @property
+    def _channels(self) -> int:
+        return self.shape.in_channels
+
+
+class LargeDiT(_FlagLabels):
     """Large-DiT: Flag-DiT's network trained as a DDPM, so ``t`` is in [0, 1000) and the variance is returned too."""
 
     @property
