@@ -75,20 +75,22 @@ def _remember(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple:
     grad_x = grad_bias = None
+    tensors = list(ctx.saved_tensors)  # once only: gradient checkpointing allows no second look
     if ctx.needs_input_grad[0]:
-        grad_x = multiply_back(grad, list(ctx.saved_tensors), ctx.layout)
+        grad_x = multiply_back(grad, tensors, ctx.layout)
     if ctx.needs_input_grad[2]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
-    return grad_x, [None] * len(ctx.saved_tensors), grad_bias, None
+    return grad_x, [None] * len(tensors), grad_bias, None
 
 
 def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple:
     grad_x = grad_bias = None
+    tensors = list(ctx.saved_tensors)
     if ctx.needs_input_grad[0]:
-        grad_x = convolve_back(grad, list(ctx.saved_tensors), ctx.layout, list(ctx.x_shape), *ctx.geometry)
+        grad_x = convolve_back(grad, tensors, ctx.layout, list(ctx.x_shape), *ctx.geometry)
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
-    return grad_x, [None] * len(ctx.saved_tensors), grad_bias, None, None, None, None
+    return grad_x, [None] * len(tensors), grad_bias, None, None, None, None
 
 
 linear.register_autograd(_linear_backward, setup_context=_remember)
