@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -71,10 +71,13 @@ class MomentAccumulator:
 
     def add(self, rows: Tensor) -> None:
         """Add the rows of ``rows [n, columns]``, any float dtype."""
-        total = rows.shape[0]
+        self.add_from(rows.shape[0], lambda chosen: rows if chosen is None else rows[chosen.to(rows.device)])
+
+    def add_from(self, total: int, rows_at: Callable[[Tensor | None], Tensor]) -> None:
+        """Add ``total`` rows, of which ``rows_at`` makes those at the given int64 positions (None: all, in any order)."""
         if total == 0:
             return
-        drawn = self._draw(rows)
+        drawn = rows_at(self._draw(total))
         self._pending.append(drawn.float() * (total / drawn.shape[0]) ** 0.5)
         self.rows += total
         self.used_rows += drawn.shape[0]
@@ -94,11 +97,11 @@ class MomentAccumulator:
         _mirror(total)
         return Moments(total.div_(max(self.rows, 1)), self.rows, self.used_rows)
 
-    def _draw(self, rows: Tensor) -> Tensor:
-        if self._max_rows is None or rows.shape[0] <= self._max_rows:
-            return rows
-        chosen = torch.randperm(rows.shape[0], generator=self._generator)[: self._max_rows]
-        return rows[chosen.to(rows.device)]
+    def _draw(self, total: int) -> Tensor | None:
+        """Positions to use of ``total`` rows; None for all."""
+        if self._max_rows is None or total <= self._max_rows:
+            return None
+        return torch.randperm(total, generator=self._generator)[: self._max_rows]
 
     def _multiply(self) -> None:
         if not self._pending:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.calibration.denoiser_call import call_arguments, first_output
+from vqcompress.calibration.input_rows import input_rows, row_count
 from vqcompress.calibration.moments import MomentAccumulator, Moments
 from vqcompress.calibration.passes import plan_passes
 from vqcompress.calibration.sampling_run import SamplingRun
 from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared_inputs
 from vqcompress.errors import CalibrationError
-from vqcompress.matrix_view import unfold_input
 
 Progress = Callable[[int, int, str], None]
 """``(done, total, what)``"""
@@ -112,7 +112,11 @@ class _Recorder:
 
         def feed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = layer_input(args, kwargs).detach()
-            accumulator.add(unfold_input(_real_tokens(x, self.text_mask) if is_masked else x, layer))
+            x = _real_tokens(x, self.text_mask) if is_masked else x
+            accumulator.add_from(
+                row_count(x, layer),
+                lambda chosen: input_rows(x, layer, None if chosen is None else chosen.to(x.device)),
+            )
 
         return feed
 
