@@ -13,6 +13,7 @@ from types import ModuleType
 # The upstream module that holds what we hang on -> our module whose `attach(upstream)` hooks in.
 ATTACHMENTS = {
     "diffusers.quantizers.auto": "vqcompress.integrations.diffusers_quantizer",
+    "diffusers.pipelines.pipeline_utils": "vqcompress.integrations.diffusers_pipelines",
     "transformers.quantizers.auto": "vqcompress.integrations.transformers_quantizer",
     "peft.tuners.lora.layer": "vqcompress.integrations.peft_merge",
 }

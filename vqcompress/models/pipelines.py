@@ -13,7 +13,6 @@ from vqcompress.models.presets import NETWORKS
 # Class name in model_index.json: module.
 PIPELINES: dict[str, str] = {
     "ClassConditionalPipeline": "vqcompress.models.class_pipeline",
-    "ClassConditionalPipeline": "vqcompress.models.class_pipeline",
     "LuminaTextPipeline": "vqcompress.models.lumina_pipeline",
     "PTDiTPipeline": "vqcompress.models.pt_dit_pipeline",
 }

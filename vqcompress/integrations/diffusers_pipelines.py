@@ -1,0 +1,50 @@
+"""Lets ``DiffusionPipeline.from_pretrained`` open folders whose pipeline or networks are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from vqcompress.errors import UnsupportedError
+
+_CHOICE = "_get_pipeline_class"
+
+
+def attach(pipeline_utils: ModuleType) -> None:
+    """Put our choice before that of ``diffusers.pipelines.pipeline_utils``. Doing it again changes nothing."""
+    upstream = getattr(pipeline_utils, _CHOICE, None)
+    if upstream is None:
+        raise UnsupportedError(
+            f"{pipeline_utils.__name__}.{_CHOICE} is gone, so vqcompress cannot open its own pipelines through diffusers; "
+            "install a version in the range that pyproject.toml declares"
+        )
+    if not isinstance(upstream, OursFirst):
+        setattr(pipeline_utils, _CHOICE, OursFirst(upstream))
+
+
+class OursFirst:
+    """The class for a pipeline's index: ours where the index names one of ours, else what upstream says."""
+
+    def __init__(self, upstream: Callable[..., type]) -> None:
+        self.upstream = upstream
+
+    def __call__(self, asked: type, config: Mapping[str, Any] | None = None, **options: Any) -> type:
+        from vqcompress.models.pipelines import PIPELINES
+
+        index = config or {}
+        _import_networks(index)
+        name = index.get("_class_name")
+        if asked.__name__ == "DiffusionPipeline" and name in PIPELINES:
+            return getattr(import_module(PIPELINES[name]), name)
+        return self.upstream(asked, config=config, **options)
+
+
+def _import_networks(index: Mapping[str, Any]) -> None:
+    """Import our networks that ``index`` names: diffusers takes components only from modules already imported."""
+    from vqcompress.models.presets import NETWORKS
+
+    named = {part[0] for part in index.values() if isinstance(part, list | tuple) and part}
+    for module in {network.split(":")[0] for network in NETWORKS.values()} & named:
+        import_module(module)
