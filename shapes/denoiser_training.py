@@ -1,4 +1,4 @@
-"""Train the UNet and both text encoders together: v-prediction, min-SNR weights, EMA."""
+"""Train the UNet and both text encoders together: v-prediction, min-SNR odds, EMA."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vqcompress.shapes.schedule import Schedule
 BATCH = 64
 CAPTION_DROP = 0.1
 SNR_CAP = 5.0
+WEIGHT_FLOOR = 0.2  # min-SNR alone all but ignores the noisiest steps, where it is decided what goes where
 EMA_DECAY = 0.999
 
 
@@ -38,6 +39,8 @@ class DenoiserTraining:
 
     def __init__(self, model: Denoiser, data: LatentSet, alphas: torch.Tensor, schedule: Schedule, seed: int) -> None:
         self.model, self.data, self.alphas, self.schedule, self.seed = model.train(), data, alphas, schedule, seed
+        # Noise levels are drawn as often as they weigh: half of a uniform batch would hardly count.
+        self.odds = min_snr_weight(alphas) + WEIGHT_FLOOR
         self.parameters = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -97,14 +100,14 @@ class DenoiserTraining:
 
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
         clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator)
-        steps = torch.randint(len(self.alphas), (BATCH,), generator=generator)
+        steps = torch.multinomial(self.odds, BATCH, replacement=True, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         signal = self.alphas[steps].sqrt()[:, None, None, None]
         sigma = (1 - self.alphas[steps]).sqrt()[:, None, None, None]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             v = self.model(signal * clean + sigma * noise, steps, tokens)
-        error = (v.float() - (signal * noise - sigma * clean)).square().mean((1, 2, 3))
-        return (error * min_snr_weight(self.alphas[steps])).mean()
+        error = (v.float() - (signal * noise - sigma * clean)).square().mean()
+        return error * self.odds.mean()
 
     @torch.no_grad()
     def _move_average(self) -> None:

@@ -49,12 +49,12 @@ class Workshop:
         save_pipeline(self.out, self.vae, model.unet, encoders, self.tokenizer, build_scheduler())
 
 
-def run_decoder_stage(shop: Workshop, minutes: float) -> None:
+def run_decoder_stage(shop: Workshop, steps: int) -> None:
     """Train the decoder and keep it in the work folder."""
     from safetensors.torch import save_file
 
     images = training_images(DECODER_IMAGES, shop.seed + 1)
-    schedule = Schedule(peak=1.5e-3, warmup=100, seconds=60 * minutes)
+    schedule = Schedule(peak=1.5e-3, warmup=100, steps=steps)
     train_decoder(shop.vae, images, shop.code, schedule, shop.seed, _teller("decoder", schedule))
     save_file(shop.vae.decoder.state_dict(), shop.work / "decoder.safetensors")
     click.echo(f"decoder: {reconstruction_psnr(shop.vae, training_images(500, shop.seed + 9)):.2f} dB on fresh scenes")
@@ -111,25 +111,25 @@ def _teller(stage: str, schedule: Schedule):
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Pipeline folder to write.")
 @click.option("--work", type=click.Path(path_type=Path), help="Checkpoints [OUT.work]; an unfinished run goes on.")
 @click.option("--stage", type=click.Choice(["all", "decoder", "denoiser", "untrained"]), default="all")
-@click.option("--decoder-minutes", default=10.0, show_default=True)
-@click.option("--minutes", default=95.0, show_default=True, help="Training time of the denoiser.")
-@click.option("--steps", type=int, help="Denoiser steps, in place of --minutes.")
+@click.option("--decoder-steps", default=1330, show_default=True)
+@click.option("--steps", default=11_000, show_default=True, help="Denoiser steps.")
+@click.option("--minutes", type=float, help="End the denoiser's training by the clock, in place of --steps.")
 @click.option("--scenes", default=200_000, show_default=True, help="Training scenes held in memory.")
 @click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate of the denoiser.")
 @click.option("--snapshot-minutes", default=10.0, show_default=True)
 @click.option("--renew", is_flag=True, help="Start a new schedule from the last checkpoint's weights.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(out, work, stage, decoder_minutes, minutes, steps, scenes, rate, snapshot_minutes, renew, threads, seed):
+def main(out, work, stage, decoder_steps, steps, minutes, scenes, rate, snapshot_minutes, renew, threads, seed):
     """Train the embedded model and write it as a diffusers folder."""
     torch.set_num_threads(threads)
     shop = Workshop(out, work or out.with_name(out.name + ".work"), seed)
     if stage == "untrained":
         shop.export(shop.model)
     if stage in ("all", "decoder"):
-        run_decoder_stage(shop, decoder_minutes)
+        run_decoder_stage(shop, decoder_steps)
     if stage in ("all", "denoiser"):
-        schedule = Schedule(peak=rate, steps=steps, seconds=60 * minutes)
+        schedule = Schedule(rate, seconds=60 * minutes) if minutes else Schedule(rate, steps=steps)
         run_denoiser_stage(shop, schedule, scenes, snapshot_minutes, renew)
 
 
