@@ -83,7 +83,7 @@ def _plan(weight: Tensor, sensitivity: Tensor, state_bits: int, source: SourceMo
     distortion = {rate: gaussian_error(state_bits, rate) for rate in usable}
     budget = int(bits * rows * columns / 8) - 2 * (rows if source.row_scales else 1)
     plan = plan_rates(sensitivity, distortion, lambda rate: packed_bytes(rows, rate), budget) if distortion else None
-    if plan is None:
+    if plan is None or not plan.rates.any():
         raise RecipeError(
             f"a weight of {rows} x {columns} is too small for a trellis code within {bits} bits a weight; keep it dense, or "
             "use method='rtn'"
