@@ -48,6 +48,11 @@ def test_losses_are_said(row, scalars):
     assert "less" in line.text
 
 
+def test_large_ratios_are_not_percentages(row, scalars):
+    (line,) = verdict_lines(verdicts([row("kmeans 3-bit", 6 * MB, 1.3, 5.0), *scalars]))
+    assert "65 times as high" in line.text
+
+
 def test_measures_that_disagree_are_mixed(row, scalars):
     (line,) = verdict_lines(verdicts([row("additive 3-bit", 6 * MB, 0.01, 25.0), *scalars]))
     assert line.outcome == "mixed"

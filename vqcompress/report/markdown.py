@@ -20,6 +20,7 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     yield f"{escape(summary(comparison))}\n"
     table = variants_table(comparison)
     yield from _table(table.headings, table.lines)
+    yield "\nSize and error are the denoiser's."
     yield ""
     if comparison.pictures:
         yield "![original and variants under the same seeds](grid.png)\n"

@@ -47,8 +47,8 @@ def error_by_timestep(comparison: Comparison) -> str:
     with _svg("error-by-timestep", SMALL) as (axes, text):
         for row in peers(comparison):
             axes.plot(*zip(*row.error_by_timestep.items(), strict=True), label=row.label, **_line(row, size=4))
-        first, *_, last = comparison.rows[0].error_by_timestep
-        if first > last:
+        times = list(comparison.rows[0].error_by_timestep)
+        if times[0] > times[-1]:
             axes.invert_xaxis()
         _log_percent(axes)
         axes.set_xlabel("timestep (noise on the left, image on the right)")

@@ -98,11 +98,11 @@ RIGHT = Column(
 COLUMNS = (
     Column(Heading("bits", "quantized"), lambda row, _: Cell(fixed(row.bits_per_weight, 2))),
     Column(
-        Heading("size", "denoiser, MB"),
+        Heading("size", "MB"),
         lambda row, _: Cell(megabytes(row.denoiser_bytes)),
         lambda original: Cell(megabytes(original.denoiser_bytes)),
     ),
-    Column(Heading("error", "denoiser"), lambda row, d: Cell(percent(row.denoiser_error, d.denoiser))),
+    Column(Heading("error", "relative"), lambda row, d: Cell(percent(row.denoiser_error, d.denoiser))),
     Column(Heading("PSNR", "dB"), lambda row, _: Cell(fixed(row.psnr, 1))),
     Column(Heading("SSIM"), lambda row, _: Cell(fixed(row.ssim, 3))),
     RIGHT,

@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import Literal
 
 from vqcompress.report.comparison import Verdict
-from vqcompress.report.formatting import SPACE, decibel, percent_short, size
+from vqcompress.report.formatting import SPACE, decibel, percent_short, significant, size
 
+MANIFOLD = 2.0  # from here on a ratio reads better than a percentage
 Outcome = Literal["better", "worse", "mixed", "open"]
 
 
@@ -63,8 +64,10 @@ def _clause(verdict: Verdict) -> str:
 def _gap(verdict: Verdict, rival: float) -> str:
     if verdict.measure == "psnr":
         return f"{verdict.value - rival:+.1f}{SPACE}dB"
-    change = 100 * (verdict.value / rival - 1)
-    return f"{abs(change):.0f}{SPACE}% {'lower' if change < 0 else 'higher'}"
+    ratio = verdict.value / rival
+    if ratio > MANIFOLD:
+        return f"{significant(ratio, 2)} times as high"
+    return f"{abs(100 * (ratio - 1)):.0f}{SPACE}% {'lower' if ratio < 1 else 'higher'}"
 
 
 def _equivalent(verdict: Verdict) -> str:
