@@ -113,3 +113,13 @@ def test_refine_reports_what_it_changed():
     new, accepted = refine(weight, old, moment, to_grid)
     assert torch.equal((new != old).any(1), accepted)
     assert accepted.any()
+
+
+def test_factor_of_a_large_moment():
+    """Beyond the size that is inverted in one piece: UᵀU is the inverse, U upper."""
+    moment = moment_of(700, rows=2000).double()
+    feedback = prepare_feedback(moment, damping=1e-2)
+    factor, ordered = feedback.factor.double(), moment[feedback.order][:, feedback.order]
+    damped = ordered + 1e-2 * moment.diagonal().mean() * torch.eye(700)
+    torch.testing.assert_close(factor.t() @ factor @ damped, torch.eye(700).double(), atol=1e-4, rtol=0)
+    assert torch.equal(factor, factor.triu())

@@ -46,31 +46,44 @@ def prepare_feedback(second_moment: Tensor, damping: float = 1e-3) -> Feedback:
     Rank-deficient moments (fewer rows than columns, dead inputs) are fine: damping is raised tenfold until the
     factorization succeeds. Raises `CalibrationError` when values are not finite or the diagonal is negative.
     """
-    moment = second_moment.double()
-    if not torch.isfinite(moment).all() or (moment.diagonal() < 0).any():
+    diagonal = second_moment.diagonal()
+    if not torch.isfinite(second_moment).all() or (diagonal < 0).any():
         raise CalibrationError(
             "a second moment holds NaN, infinite or negative diagonal values; the activations it was recorded from "
             "overflowed: record again in float32 or bfloat16"
         )
-    moment = (moment + moment.t()) / 2
-    order = torch.argsort(moment.diagonal(), descending=True, stable=True)
-    factor = _inverse_factor(moment[order][:, order], damping)
-    sensitivity = torch.empty_like(moment.diagonal())
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    factor = _inverse_factor(second_moment, order, damping)
+    sensitivity = torch.empty(len(order), dtype=factor.dtype, device=factor.device)
     sensitivity[order] = factor.diagonal().square().reciprocal()
     return Feedback(order, factor.float(), sensitivity)
 
 
-def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
-    """Upper U with ``(moment + damping)⁻¹ = Uᵀ U``, float64."""
-    unit = float(moment.diagonal().mean()) or 1.0
-    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+def _inverse_factor(moment: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Upper U with ``(H + damping)⁻¹ = Uᵀ U`` for H = ``moment`` in ``order``, float64; holds two such matrices at a time."""
+    # Reversing rows and columns turns the lower factor of H into the upper factor of its inverse: H = R Rᵀ with R upper,
+    # hence H⁻¹ = R⁻ᵀ R⁻¹ and U = R⁻¹ needs one triangular inverse, no explicit H⁻¹.
+    backward = order.flip(0)
+    reverse = moment[backward][:, backward].double()
+    unit, added = float(reverse.diagonal().mean()) or 1.0, 0.0
     while True:
-        # Reversing rows and columns turns the lower factor of H into the upper factor of its inverse:
-        # H = R Rᵀ with R upper, hence H⁻¹ = R⁻ᵀ R⁻¹ and U = R⁻¹ needs one triangular solve, no explicit inverse.
-        lower, failed = torch.linalg.cholesky_ex((moment + damping * unit * eye).flip(0, 1))
+        reverse.diagonal().add_((damping - added) * unit)
+        lower, failed = torch.linalg.cholesky_ex(reverse)
         if not failed:
-            return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
-        damping = max(10 * damping, LEAST_DAMPING)
+            del reverse
+            return _invert_upper(lower.flip(0, 1))
+        added, damping = damping, max(10 * damping, LEAST_DAMPING)
+
+
+def _invert_upper(matrix: Tensor) -> Tensor:
+    """Inverse of an upper triangular matrix, in its own memory, mostly by matrix products."""
+    if len(matrix) <= 256:
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return matrix.copy_(torch.linalg.solve_triangular(matrix, eye, upper=True))
+    half = len(matrix) // 2
+    first, last = _invert_upper(matrix[:half, :half]), _invert_upper(matrix[half:, half:])
+    matrix[:half, half:] = -(first @ matrix[:half, half:]) @ last
+    return matrix
 
 
 def sweep(weight: Tensor, feedback: Feedback, encode: EncodeColumn) -> Tensor:
