@@ -262,3 +262,27 @@ def run_unet_fixture():
 def draw_fixture():
     """`draw`."""
     return draw
+
+
+@pytest.fixture
+def pack_component():
+    """``pack_component(component, keep)`` packs every layer it can with random codes, in place, and gives it back."""
+    from vqcompress.layers import swap
+
+    def pack(component, keep: tuple[str, ...] = ("conv_in", "conv_out")):
+        swap(component, random_codes_for(component, keep))
+        return component
+
+    return pack
+
+
+@pytest.fixture
+def make_tiny_unet():
+    """`tiny_unet`."""
+    return tiny_unet
+
+
+@pytest.fixture
+def make_tiny_pipeline():
+    """`tiny_stable_diffusion`."""
+    return tiny_stable_diffusion

@@ -21,6 +21,8 @@ def test_bits_count_everything_stored_once(compressed_folder, compressed_pipelin
     assert found["bits_per_weight"] == pytest.approx(8 * (sum(layer.nbytes for layer in layers) + shared) / weights)
     assert found["bytes"] == sum(path.stat().st_size for path in compressed_folder.rglob("*") if path.is_file())
     assert len(found["layers"]) == len(layers)
+    assert found["layers"] == [row for part in found["components"].values() for row in part["layers"]]
+    assert set(found["components"]) == {"unet", "text_encoder"}
 
 
 def test_rows_are_the_layers(compressed_folder, compressed_pipeline):
@@ -28,15 +30,14 @@ def test_rows_are_the_layers(compressed_folder, compressed_pipeline):
     for name, layer in vq_layers(compressed_pipeline.unet).items():
         weight = layer.quantized_weight()
         assert rows[name]["bytes"] == weight.nbytes
-        assert rows[name]["bits"] == pytest.approx(weight.bits_per_weight)
+        assert rows[name]["bits_per_weight"] == pytest.approx(weight.bits_per_weight)
         assert rows[name]["shape"] == list(weight.shape)
         assert rows[name]["format"] == weight.spec.format
 
 
 def test_whole_component_counts_dense_tensors(compressed_folder):
-    part = inspect(compressed_folder)["components"]["vae"]
+    part = inspect(compressed_folder)["dense_components"]["vae"]
     stored = load_file(compressed_folder / "vae" / "diffusion_pytorch_model.safetensors").values()
-    assert part["bits_per_weight"] is None
     assert part["component_bits_per_weight"] == 32
     assert part["weights"] == sum(tensor.numel() for tensor in stored)
 

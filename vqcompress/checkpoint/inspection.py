@@ -18,22 +18,30 @@ def inspect(folder: str | Path) -> dict[str, Any]:
 
     ``bits_per_weight`` is everything stored for the packed layers (codes, scales, rates, codebooks; shared codebooks
     once), in bits, over the number of weights they stand for; ``None`` where nothing is packed. ``bytes`` is the whole
-    folder on disk. ``components`` adds ``component_bits_per_weight``, dense tensors included; ``layers`` has one row per
-    packed layer. Raises `CheckpointError` when ``folder`` is no pipeline or a file cannot be read.
+    folder on disk. ``components`` has those with packed layers, one row per layer under ``layers`` and, with their dense
+    tensors included, ``component_bits_per_weight``; ``layers`` has the rows of all; ``dense_components`` the rest. Raises
+    `CheckpointError` when ``folder`` is no pipeline or a file cannot be read.
     """
     folder = Path(folder)
     parts = {part.name: _component(part) for part in components(folder)}
-    layers = [row for part in parts.values() for row in part.pop("layers")]
+    packed = {name: part for name, part in parts.items() if part["packed_layers"]}
     return {
         "folder": str(folder),
         "pipeline": read_json(folder / "model_index.json").get("_class_name"),
-        "bits_per_weight": _bits(
-            sum(p["packed_bytes"] for p in parts.values()), sum(p["packed_weights"] for p in parts.values())
-        ),
+        "bits_per_weight": _bits(_total(packed, "packed_bytes"), _total(packed, "packed_weights")),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        "components": parts,
-        "layers": layers,
+        "components": packed,
+        "dense_components": {name: _dense(part) for name, part in parts.items() if name not in packed},
+        "layers": [row for part in packed.values() for row in part["layers"]],
     }
+
+
+def _total(parts: dict[str, dict[str, Any]], key: str) -> int:
+    return sum(part[key] for part in parts.values())
+
+
+def _dense(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: part[key] for key in ("class", "bytes", "weights", "component_bits_per_weight")}
 
 
 def _component(part: ComponentFiles) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def _layer_rows(part: ComponentFiles, tensors: dict[str, StoredTensor]) -> list[
                 "name": name,
                 "format": spec.format,
                 "shape": list(shape),
-                "bits": bits,
+                "bits_per_weight": bits,
                 "bytes": size,
             }
         )

@@ -22,7 +22,9 @@ class VQMethod(StrEnum):
 class VQCompressConfig(QuantizationConfigMixin):
     """What `vqcompress.layers.describe` says of a component: ``layers``, ``shared`` and ``format_version``.
 
-    Without layers it asks for quantization while loading, which needs no data: see ``bits`` and ``method``.
+    Without layers it asks to quantize while loading, without data: ``bits`` a weight, ``method`` and ``seed`` as in
+    `vqcompress.quantize_weight`; for example through ``PipelineQuantizationConfig(quant_backend="vqcompress",
+    quant_kwargs={"bits": 4})``.
     """
 
     def __init__(
@@ -31,23 +33,38 @@ class VQCompressConfig(QuantizationConfigMixin):
         shared: Mapping[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         quant_method: str = QUANT_METHOD,
+        bits: float = 3.0,
+        method: str = "trellis",
+        seed: int = 0,
         **unknown: Any,
     ) -> None:
         if unknown:
             raise CheckpointError(
-                f"the quantization_config has keys that this version does not know: {', '.join(unknown)}; update vqcompress"
+                f"a vqcompress quantization_config has no key {', '.join(unknown)} that this version knows; update vqcompress"
             )
         del quant_method
         self.quant_method = VQMethod.VQCOMPRESS
         self.format_version = format_version
         self.layers = dict(layers or {})
         self.shared = dict(shared or {})
+        self.bits, self.method, self.seed = bits, method, seed
         check_description(self.to_dict())
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The part that describes packed layers."""
+        return {
+            "quant_method": QUANT_METHOD,
+            "format_version": self.format_version,
+            "layers": copy.deepcopy(self.layers),
+            "shared": copy.deepcopy(self.shared),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, as it stands in ``config.json``."""
-        data = copy.deepcopy(self.__dict__)
-        return {**data, "quant_method": QUANT_METHOD}
+        if self.layers:
+            return self.description
+        return {**self.description, "bits": self.bits, "method": self.method, "seed": self.seed}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Nothing is left out."""

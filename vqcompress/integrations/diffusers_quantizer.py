@@ -18,8 +18,9 @@ from vqcompress.integrations.companions import (
     to_bits,
 )
 from vqcompress.integrations.config import VQCompressConfig
+from vqcompress.integrations.data_free import quantize_data_free
 from vqcompress.integrations.upstream import table
-from vqcompress.layers import QUANT_METHOD, empty_layers
+from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
 
 
 def attach(auto: ModuleType) -> None:
@@ -40,11 +41,16 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
 
     def __init__(self, quantization_config: VQCompressConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.description = quantization_config.to_dict()
+        self.description = quantization_config.description
         self.companions = companion_keys(self.description)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        empty_layers(model, self.description, companion_dtype=torch.int16)
+        if self.pre_quantized:
+            empty_layers(model, self.description, companion_dtype=torch.int16)
+            if (
+                state := kwargs.get("state_dict")
+            ) is not None:  # from_single_file, which asks nobody about missing keys
+                refuse_missing(packed_keys(model) - set(state), type(model).__name__)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Companions as bits, before diffusers casts."""
@@ -56,7 +62,11 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         return missing_keys
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        settle(model)
+        if self.pre_quantized:
+            settle(model)
+        else:
+            config = self.quantization_config
+            quantize_data_free(model, method=config.method, bits=config.bits, seed=config.seed)
         # Casting works on our layers, and diffusers refuses it for what it calls quantized.
         model.is_quantized = False
 
@@ -65,6 +75,10 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The state as it is stored: companions in float16."""
         return from_bits(state_dict, self.companions), {}
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        make_dense(model, model.dtype)
+        return model
 
     @property
     def is_serializable(self) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from vqcompress.integrations.companions import packed_keys, refuse_missing, settle
 from vqcompress.integrations.config import VQCompressConfig
+from vqcompress.integrations.data_free import quantize_data_free
 from vqcompress.integrations.upstream import table
-from vqcompress.layers import QUANT_METHOD, empty_layers
+from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense, vq_layers
 
 
 def attach(auto: ModuleType) -> None:
@@ -27,18 +30,36 @@ class VQTransformersQuantizer(HfQuantizer):
     quantization_config: VQCompressConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        empty_layers(model, fit_names(model, self.quantization_config.to_dict()))
+        if not self.pre_quantized:
+            return model
+        empty_layers(model, fit_names(model, self.quantization_config.description))
+        refuse_missing(_absent(packed_keys(model), kwargs.get("checkpoint_files")), type(model).__name__)
+        for layer in vq_layers(model).values():
+            # transformers draws random numbers for what it has not read, codes on the way to an offload folder included.
+            for tensor in (layer, *layer.parameters()):
+                tensor._is_hf_initialized = True
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        if self.pre_quantized:
+            self._check_and_settle(model)
+        else:
+            config = self.quantization_config
+            quantize_data_free(model, method=config.method, bits=config.bits, seed=config.seed)
+        # Casting works on our layers, and transformers refuses it for what it calls quantized.
+        model.is_quantized = False
+        return model
+
+    def _check_and_settle(self, model: nn.Module) -> None:
         state = model.state_dict(keep_vars=True)
         # transformers marks what it read; on the meta device lies what an offloader reads later.
         packed = (key for key in packed_keys(model) if state[key].device.type != "meta")
         missing = {key for key in packed if not getattr(state[key], "_is_hf_initialized", False)}
         refuse_missing(missing, type(model).__name__)
         settle(model)
-        # Casting works on our layers, and transformers refuses it for what it calls quantized.
-        model.is_quantized = False
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        make_dense(model, dtype or model.dtype)
         return model
 
     def is_serializable(self) -> bool:
@@ -54,6 +75,16 @@ class VQTransformersQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Packed layers are one opaque operator each."""
         return True
+
+
+def _absent(expected: set[str], files: Sequence[str] | None) -> set[str]:
+    """Keys that no file has, up to a leading level that transformers adds or drops on loading."""
+    stored: set[str] = set()
+    for file in files or ():
+        with safe_open(file, framework="pt") as opened:
+            stored |= set(opened.keys())
+    tails = stored | {key.partition(".")[2] for key in stored}
+    return {key for key in expected if key not in tails and key.partition(".")[2] not in stored} if stored else set()
 
 
 def fit_names(model: nn.Module, description: Mapping[str, Any]) -> dict[str, Any]:

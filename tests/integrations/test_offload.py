@@ -1,0 +1,85 @@
+"""Offloading, casting, copying and compiling: what users do to a component to make it fit or run fast."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+from accelerate.hooks import remove_hook_from_submodules
+
+from vqcompress.layers import vq_layers
+
+
+@pytest.fixture
+def unet(compressed_pipeline):
+    """A packed UNet with shared codebooks."""
+    return compressed_pipeline.unet
+
+
+@pytest.mark.parametrize("state", ["fresh", "reused"])
+def test_sequential_offload(state, unet, run_unet):
+    expected = run_unet(unet)
+    cpu_offload(unet, execution_device=torch.device("cpu"))
+    assert unet.vq_shared.book.device.type == "meta"
+    assert torch.equal(run_unet(unet, torch.float32), expected)
+    if state == "reused":
+        assert torch.equal(run_unet(unet, torch.float32), expected)
+    remove_hook_from_submodules(unet)
+
+
+def test_disk_offload(unet, run_unet, tmp_path):
+    expected = run_unet(unet)
+    disk_offload(unet, tmp_path, execution_device=torch.device("cpu"))
+    assert next(iter(vq_layers(unet).values())).weight.device.type == "meta"
+    assert torch.equal(run_unet(unet, torch.float32), expected)
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_group_offload(kind, unet, run_unet):
+    expected = run_unet(unet)
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    cpu = torch.device("cpu")
+    unet.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type=kind, **blocks)
+    assert torch.equal(run_unet(unet, torch.float32), expected)
+
+
+def test_layerwise_casting_keeps_packed_weights_exact(unet, run_unet):
+    weights = {name: layer.dense_weight() for name, layer in vq_layers(unet).items()}
+    unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert torch.isfinite(run_unet(unet, torch.float32)).all()
+    for name, layer in vq_layers(unet).items():
+        assert torch.equal(layer.dense_weight(), weights[name]), name
+
+
+def test_deepcopy(unet, run_unet):
+    twin = copy.deepcopy(unet)
+    expected = run_unet(unet)
+    unet.vq_shared.book.data.zero_()
+    assert torch.equal(run_unet(twin), expected)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(unet):
+    gradients = []
+    unet.train()
+    for enable in (unet.disable_gradient_checkpointing, unet.enable_gradient_checkpointing):
+        enable()
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1))
+        unet(sample, 3, states).sample.square().sum().backward()
+        gradients.append(sample.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.slow
+def test_one_graph_for_all_resolutions(unet, run_unet):
+    torch._dynamo.reset()
+    compiled = torch.compile(unet, fullgraph=True, dynamic=True, backend="aot_eager")
+    graphs = torch._dynamo.utils.counters["stats"]
+    for size in (8, 16, 12):
+        sample, states = torch.randn(2, 4, size, size), torch.randn(2, 5, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(sample, 3, states).sample, unet(sample, 3, states).sample)
+    assert graphs["unique_graphs"] == 1
+    torch._dynamo.reset()
