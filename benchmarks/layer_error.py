@@ -55,7 +55,7 @@ class Result:
 
 @click.command(help=__doc__)
 @click.option("--layers", type=click.Path(exists=True, dir_okay=False), help="safetensors file with NAME.W and NAME.X.")
-@click.option("--bits", default="2,3,4", show_default=True, help="Bit budgets, comma-separated.")
+@click.option("--bits", default="2,3,3.1,4", show_default=True, help="Bit budgets, comma-separated.")
 @click.option("--only", default="", help="Run the methods whose name contains one of these words, comma-separated.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write all results here as well.")
 @click.option("--seed", default=0, show_default=True)
@@ -63,8 +63,8 @@ def main(layers: str | None, bits: str, only: str, json_path: str | None, seed: 
     torch.set_num_threads(1)
     data = read_layers(layers) if layers else make_layers(seed)
     results = []
-    for name, quantize in methods([int(b) for b in bits.split(",")], seed).items():
-        if any(word in name for word in only.split(",")):
+    for name, quantize in methods([float(b) for b in bits.split(",")], seed).items():
+        if any(word.strip() in name for word in only.split(",")):
             warm_up(quantize)
             results += [measure(name, quantize, layer) for layer in data]
             click.echo(f"{name}: done", err=True)
@@ -73,18 +73,26 @@ def main(layers: str | None, bits: str, only: str, json_path: str | None, seed: 
         Path(json_path).write_text(json.dumps([asdict(result) for result in results], indent=1))
 
 
-def methods(budgets: list[int], seed: int) -> dict[str, Quantize]:
+def methods(budgets: list[float], seed: int) -> dict[str, Quantize]:
     """Everything that is compared, by the name it has in the table."""
     table: dict[str, Quantize] = {}
     for bits in budgets:
-        table[f"rtn {bits}-bit g64"] = ours("rtn", bits, seed, RTNSettings(group_size=64))
-        table[f"gptq {bits}-bit g64"] = ours("gptq", bits, seed, GPTQSettings(group_size=64))
-        table[f"faiss residual {bits}x8"] = faiss_residual(bits)
-        table |= {f"{name} {bits}": ours(name, bits, seed) for name in ("kmeans", "additive") if name in METHODS}
-        table[f"trellis {bits}, fast"] = ours("trellis", bits, seed, TrellisSettings(state_bits=10, polish=0))
-        table[f"trellis {bits}"] = ours("trellis", bits, seed)
-        table[f"trellis {bits}, best"] = ours("trellis", bits, seed, TrellisSettings(state_bits=16, polish=2))
+        if bits == int(bits):  # only the trellis has rates in between
+            table |= whole_bits(int(bits), seed)
+        table[f"trellis {bits:g}, fast"] = ours("trellis", bits, seed, TrellisSettings(state_bits=10, polish=0))
+        table[f"trellis {bits:g}, default"] = ours("trellis", bits, seed)
+        table[f"trellis {bits:g}, best"] = ours("trellis", bits, seed, TrellisSettings(state_bits=16, polish=2))
     return table
+
+
+def whole_bits(bits: int, seed: int) -> dict[str, Quantize]:
+    """Methods with ``bits`` a code (or as many codebooks of 8 bits for 8 weights), scales and codebooks on top."""
+    return {
+        f"rtn {bits}-bit g64": ours("rtn", bits, seed, RTNSettings(group_size=64)),
+        f"gptq {bits}-bit g64": ours("gptq", bits, seed, GPTQSettings(group_size=64)),
+        f"faiss residual {bits}x8": faiss_residual(bits),
+        **{f"{name} {bits}": ours(name, bits, seed) for name in ("kmeans", "additive") if name in METHODS},
+    }
 
 
 def ours(method: str, bits: float, seed: int, settings: object | None = None) -> Quantize:

@@ -15,6 +15,7 @@ from vqcompress.kernels.cpu_viterbi import CpuViterbi
 TAILS = (0.0, 0.1, 0.2, 0.3)
 TAIL_STEP = 0.05  # the second look, on either side of the best
 TRIAL_COLUMNS, TRIAL_ROWS = 16, 2048
+TRIAL_STATE_BITS = 12  # at most: larger states prefer the same tables, and take longer to say so
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class _Trial:
     def __init__(self, weight: Tensor, state_bits: int, rate: int, generator: torch.Generator) -> None:
         count = min(TRIAL_COLUMNS, max(4, weight.shape[1] // 16))
         columns = torch.randperm(weight.shape[1], generator=generator)[:count]
-        self.weight, self.state_bits = weight, state_bits
+        self.weight, self.state_bits = weight, min(state_bits, TRIAL_STATE_BITS)
         self.targets = weight[:TRIAL_ROWS, columns].t().contiguous()
-        lowest = -(-state_bits // self.targets.shape[1])
-        self.rate = min(max(rate, lowest), max_rate(state_bits))
+        lowest = -(-self.state_bits // self.targets.shape[1])
+        self.rate = min(max(rate, lowest), max_rate(self.state_bits))
         self._prices: dict[SourceModel, float] = {}
 
     def best(self, models: list[SourceModel]) -> SourceModel:
