@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +15,10 @@ from vqcompress.architectures.architecture import (
     generator_arguments,
     image_size,
 )
+from vqcompress.architectures.class_names import class_numbers
 from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules
 from vqcompress.errors import ArchitectureError
-
-CLASS_NAMES = "imagenet.txt"
 
 
 class DiTArchitecture(Architecture):
@@ -64,32 +61,10 @@ class DiTArchitecture(Architecture):
                 f"DiT generates {self.defaults.height}x{self.defaults.width} images only (its position table is fixed); "
                 "leave height and width out"
             )
-        labels = class_ids(pipeline, prompts)
+        labels = class_numbers(prompts, pipeline.labels, pipeline.transformer.config.num_embeds_ada_norm)
         with torch.no_grad():
             latents = _denoise(pipeline, labels, generators, steps, guidance)
             return latents if output_type == "latent" else _images(pipeline, latents, output_type)
-
-
-def class_ids(pipeline: Pipeline, prompts: Sequence[str]) -> list[int]:
-    """Class ids from decimal ids, names of the ``imagenet`` prompt set, or the pipeline's own label words.
-
-    Raises `ArchitectureError` for anything else.
-    """
-    known = {**pipeline.labels, **_class_names()}
-    classes = pipeline.transformer.config.num_embeds_ada_norm
-    ids = [int(prompt) if prompt.isdecimal() else known.get(prompt, -1) for prompt in prompts]
-    for prompt, index in zip(prompts, ids, strict=True):
-        if not 0 <= index < classes:
-            raise ArchitectureError(
-                f"{prompt!r} is no class of this model: give an id from 0 to {classes - 1} or a name of the prompt set imagenet"
-            )
-    return ids
-
-
-def _class_names() -> dict[str, int]:
-    lines = files("vqcompress.calib_prompts").joinpath(CLASS_NAMES).read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("\t", 1) for line in lines if line.strip())
-    return {name.strip(): int(index) for index, name in pairs}
 
 
 def _denoise(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from vqcompress.architectures.architecture import Architecture, Pipeline
+from vqcompress.architectures.class_conditional import ClassConditionalArchitecture
 from vqcompress.architectures.dit import DiTArchitecture
 from vqcompress.architectures.generic import GenericArchitecture
 from vqcompress.architectures.lumina import LuminaArchitecture
 from vqcompress.architectures.pixart import PixArtArchitecture
+from vqcompress.architectures.text_flow import TextFlowArchitecture
 from vqcompress.architectures.unet import UNetArchitecture
 from vqcompress.errors import ArchitectureError
 
 FAMILIES: tuple[type[Architecture], ...] = (
     UNetArchitecture,
     DiTArchitecture,
+    ClassConditionalArchitecture,
     PixArtArchitecture,
     LuminaArchitecture,
+    TextFlowArchitecture,
     GenericArchitecture,  # last: it takes whatever has a prompt and a denoiser
 )
 

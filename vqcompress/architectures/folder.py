@@ -20,12 +20,12 @@ HALF = "fp16"
 
 def open_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline in ``folder``, weights cast to ``dtype``. Raises `ArchitectureError` when it is none or incomplete."""
-    from diffusers import DiffusionPipeline
+    from vqcompress.models.pipelines import pipeline_class
 
     if problem := problem_of(folder):
         raise ArchitectureError(problem)
     try:
-        return DiffusionPipeline.from_pretrained(
+        return pipeline_class(folder).from_pretrained(
             str(folder), dtype=dtype, variant=_variant(folder), use_safetensors=True, local_files_only=True
         )
     except VQCompressError:

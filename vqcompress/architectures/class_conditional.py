@@ -1,0 +1,55 @@
+"""The class-conditional networks of `vqcompress.models`: SiT, MDT, DiT-MoE, DiffiT, Flag-DiT, Large-DiT and official DiT."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from vqcompress.architectures.architecture import Architecture, OutputType, Pipeline, SamplingDefaults
+from vqcompress.architectures.class_names import class_numbers
+from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
+from vqcompress.architectures.layer_plan import KeepRules
+from vqcompress.errors import ArchitectureError
+
+
+class ClassConditionalArchitecture(Architecture):
+    """`ClassConditionalPipeline`: "prompts" are class ids (``"207"``) or names. Modulation inside the blocks, up to a third
+    of the weights, is quantized; a mixture's gate is a bare parameter and stays in float."""
+
+    keep: ClassVar[KeepRules] = {
+        r"^(x_embedder|tokenizer)(\.|$)": LATENT_INPUT,
+        r"^[ty]_embedder\.": ONE_ROW_PER_TIMESTEP,
+        r"^(final_layer\.|head$)": FINAL,
+    }
+
+    @classmethod
+    def supports(cls, pipeline: Pipeline) -> bool:
+        from vqcompress.models.class_pipeline import ClassConditionalPipeline
+
+        return isinstance(pipeline, ClassConditionalPipeline)
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> ClassConditionalArchitecture:
+        side = pipeline.default_sample_size * pipeline.vae_scale_factor
+        name = type(pipeline.transformer).__name__
+        return cls(name, "transformer", ("transformer",), SamplingDefaults(50, 4.0, side, side), "imagenet")
+
+    def run(
+        self,
+        pipeline: Pipeline,
+        prompts: list[str],
+        *,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        output_type: OutputType,
+    ) -> Any:
+        if size != (self.defaults.height, self.defaults.width):
+            raise ArchitectureError(
+                f"{self.name} generates {self.defaults.height}x{self.defaults.width} images only; leave height and width out"
+            )
+        classes = pipeline.num_classes
+        labels = [0] * len(prompts) if classes is None else class_numbers(prompts, pipeline.labels, classes)
+        return pipeline(labels, guidance, steps, generators, output_type).images

@@ -1,0 +1,32 @@
+"""From what a user calls a class to its number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+from vqcompress.errors import ArchitectureError
+
+CLASS_NAMES = "imagenet.txt"
+
+
+def class_numbers(prompts: Sequence[str], labels: Mapping[str, int], classes: int) -> list[int]:
+    """Class numbers from decimal numbers, a pipeline's own ``labels``, or names of the ``imagenet`` prompt set.
+
+    Raises `ArchitectureError` for anything else, and for numbers of ``classes`` and more.
+    """
+    known = {**_imagenet(), **labels}
+    numbers = [int(prompt) if prompt.isdecimal() else known.get(prompt, -1) for prompt in prompts]
+    for prompt, number in zip(prompts, numbers, strict=True):
+        if not 0 <= number < classes:
+            raise ArchitectureError(
+                f"{prompt!r} is no class of this model: give an id from 0 to {classes - 1} or a class name, such as those "
+                "of the prompt set imagenet"
+            )
+    return numbers
+
+
+def _imagenet() -> dict[str, int]:
+    lines = files("vqcompress.calib_prompts").joinpath(CLASS_NAMES).read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("\t", 1) for line in lines if line.strip())
+    return {name.strip(): int(number) for number, name in pairs}
