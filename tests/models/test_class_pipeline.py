@@ -136,6 +136,21 @@ def test_default_schedulers(network, scheduler: type) -> None:
     assert type(ClassConditionalPipeline.with_defaults(network()).scheduler) is scheduler
 
 
+@pytest.mark.parametrize(
+    ("network", "guidance"),
+    [
+        (lambda: DiT(**TINY), 4.0),
+        (lambda: DiT(**TINY, class_dropout_prob=0.0), 1.0),
+        (lambda: DiTMoE(**TINY, use_flash_attn=True), 7.0),
+        (lambda: DiffiTLatent(**TINY), 4.4),
+        (lambda: DiffiTLatent(**TINY | {"input_size": 64, "patch_size": 8}), 1.49),
+        (lambda: DiffiTImage(**IMAGE), 1.0),
+    ],
+)
+def test_default_guidance(network, guidance: float) -> None:
+    assert ClassConditionalPipeline.with_defaults(network()).default_guidance == guidance
+
+
 def test_labels_and_guidance_are_checked() -> None:
     pipeline = pipeline_of(
         DiT(**TINY, class_dropout_prob=0.0), DDIMScheduler(), with_vae=False, id2label={0: "cat, puss"}

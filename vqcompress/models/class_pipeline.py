@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.diffit_image import DiffiTImage
+from vqcompress.models.diffit_latent import DiffiTLatent
 from vqcompress.models.dit import SiT
 from vqcompress.models.flag_dit import FlagDiTLabels
 from vqcompress.models.guidance import guided
@@ -84,6 +85,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return config["image_size"] if "image_size" in config else config.get("input_size", _LATENT_SIDE)
 
     @property
+    def default_guidance(self) -> float:
+        """The scale of the papers' own samples; 1, which is none, for a network that cannot be guided."""
+        config = self.transformer.config
+        if config["num_classes"] is None or config["class_dropout_prob"] == 0:
+            return 1.0
+        if isinstance(self.transformer, DiffiTLatent):
+            return 4.4 if config["input_size"] <= 32 else 1.49
+        return 7.0 if config.get("use_flash_attn") else 4.0
+
+    @property
     def num_classes(self) -> int | None:
         """How many classes the network knows; None when it is unconditional."""
         return self.transformer.config["num_classes"]
@@ -97,7 +108,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: Sequence[int],
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         num_inference_steps: int = 50,
         generator: Generators = None,
         output_type: str = "pil",
@@ -107,11 +118,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         ``generator``: one for all, or a list with one for each image. ``output_type``: "pil", "np", "pt" (float
         [n, 3, h, w] in 0..1) or "latent" ([n, channels, s, s], unscaled). ``guidance_scale`` of 1 or less runs the
-        conditional half alone. Raises ArchitectureError for labels the network does not know.
+        conditional half alone; None means `default_guidance`. Raises ArchitectureError for labels the network does not
+        know.
         """
-        labels = self._checked(class_labels, guidance_scale)
+        guidance = self.default_guidance if guidance_scale is None else guidance_scale
+        labels = self._checked(class_labels, guidance)
         with torch.no_grad():
-            x = self._denoise(labels, guidance_scale, num_inference_steps, generator)
+            x = self._denoise(labels, guidance, num_inference_steps, generator)
             images = x if output_type == "latent" else self._images(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
