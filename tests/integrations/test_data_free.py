@@ -16,6 +16,7 @@ def dense_folder(make_tiny_pipeline, tmp_path):
     return tmp_path / "dense"
 
 
+@pytest.mark.feature("`PipelineQuantizationConfig`, data-free while loading", "UNet", "text encoder")
 def test_named_components_are_packed_and_the_rest_is_not(dense_folder, tmp_path, run_unet):
     config = PipelineQuantizationConfig(
         quant_backend="vqcompress",

@@ -22,6 +22,7 @@ def _same_state(one: torch.nn.Module, two: torch.nn.Module) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.feature("`DiffusionPipeline.from_pretrained`, bit for bit", "UNet", "text encoder")
 def test_pipeline_comes_back_bit_for_bit(compressed_pipeline, compressed_folder, draw):
     loaded = DiffusionPipeline.from_pretrained(compressed_folder)
     loaded.set_progress_bar_config(disable=True)
@@ -31,6 +32,7 @@ def test_pipeline_comes_back_bit_for_bit(compressed_pipeline, compressed_folder,
     assert torch.equal(draw(loaded), draw(compressed_pipeline))
 
 
+@pytest.mark.feature("float32, float16, bfloat16", "UNet")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_are_exact_at_every_load_dtype(dtype, compressed_pipeline, compressed_folder, run_unet):
     unet = UNet2DConditionModel.from_pretrained(compressed_folder / "unet", torch_dtype=dtype)
@@ -41,6 +43,7 @@ def test_weights_are_exact_at_every_load_dtype(dtype, compressed_pipeline, compr
     assert torch.equal(run_unet(unet), run_unet(compressed_pipeline.unet.to(dtype)))
 
 
+@pytest.mark.feature("`pipe.to(dtype)`", "UNet", "text encoder")
 def test_casting_a_loaded_pipeline_equals_loading_in_that_dtype(compressed_folder, run_unet):
     pipeline = DiffusionPipeline.from_pretrained(compressed_folder).to(torch.bfloat16)
     direct = UNet2DConditionModel.from_pretrained(compressed_folder / "unet", torch_dtype=torch.bfloat16)
@@ -48,6 +51,7 @@ def test_casting_a_loaded_pipeline_equals_loading_in_that_dtype(compressed_folde
     assert pipeline.text_encoder.dtype == torch.bfloat16
 
 
+@pytest.mark.feature("`save_pretrained` writes the same format back", "UNet")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_pretrained_writes_the_same_format_back(dtype, compressed_folder, tmp_path, run_unet):
     unet = UNet2DConditionModel.from_pretrained(compressed_folder / "unet", torch_dtype=dtype)
@@ -63,6 +67,7 @@ def test_save_pretrained_writes_the_same_format_back(dtype, compressed_folder, t
     assert torch.equal(run_unet(again), run_unet(unet))
 
 
+@pytest.mark.feature("shards", "UNet")
 def test_shards(compressed_pipeline, tmp_path, run_unet):
     compressed_pipeline.unet.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -77,12 +82,14 @@ def test_a_swapped_component_saves_its_description(compressed_pipeline, tmp_path
     assert saved["quant_method"] == "vqcompress"
 
 
+@pytest.mark.feature("`device_map`", "UNet")
 @pytest.mark.parametrize("device_map", [{"": "cpu"}, "cpu", "auto"])
 def test_device_maps(device_map, compressed_pipeline, compressed_folder, run_unet):
     unet = UNet2DConditionModel.from_pretrained(compressed_folder / "unet", device_map=device_map)
     assert torch.equal(run_unet(unet), run_unet(compressed_pipeline.unet))
 
 
+@pytest.mark.feature("disk offload", "UNet")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_disk_offload(dtype, compressed_pipeline, compressed_folder, tmp_path, run_unet):
     away = ("mid_block", "up_blocks", "vq_shared")
@@ -97,6 +104,7 @@ def test_disk_offload(dtype, compressed_pipeline, compressed_folder, tmp_path, r
     assert torch.equal(run_unet(unet, dtype), run_unet(compressed_pipeline.unet.to(dtype)))
 
 
+@pytest.mark.feature("missing tensors are refused", "UNet")
 @pytest.mark.parametrize("lost", ["scale", "weight", "vq_shared.book", "rates"])
 def test_missing_tensors_are_refused(lost, compressed_folder, tmp_path):
     shutil.copytree(compressed_folder / "unet", tmp_path / "unet")
@@ -109,6 +117,7 @@ def test_missing_tensors_are_refused(lost, compressed_folder, tmp_path):
         UNet2DConditionModel.from_pretrained(tmp_path / "unet")
 
 
+@pytest.mark.feature("newer formats are refused", "UNet")
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"format_version": 2}, "update vqcompress"), ({"surprise": 1}, "surprise")],
@@ -123,6 +132,7 @@ def test_newer_configs_are_refused(change, message, compressed_folder, tmp_path)
         UNet2DConditionModel.from_pretrained(tmp_path / "unet")
 
 
+@pytest.mark.feature("fusing projections is refused with the way out", "UNet")
 def test_fusing_is_refused_with_the_way_out(compressed_folder):
     unet = UNet2DConditionModel.from_pretrained(compressed_folder / "unet")
     for fuse in (unet.fuse_qkv_projections, unet.fuse_lora):

@@ -18,6 +18,7 @@ def unet(compressed_pipeline):
     return compressed_pipeline.unet
 
 
+@pytest.mark.feature("sequential offload", "UNet")
 @pytest.mark.parametrize("state", ["fresh", "reused"])
 def test_sequential_offload(state, unet, run_unet):
     expected = run_unet(unet)
@@ -36,6 +37,7 @@ def test_disk_offload(unet, run_unet, tmp_path):
     assert torch.equal(run_unet(unet, torch.float32), expected)
 
 
+@pytest.mark.feature("group offload", "UNet")
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 def test_group_offload(kind, unet, run_unet):
     expected = run_unet(unet)
@@ -45,6 +47,7 @@ def test_group_offload(kind, unet, run_unet):
     assert torch.equal(run_unet(unet, torch.float32), expected)
 
 
+@pytest.mark.feature("layerwise casting", "UNet")
 def test_layerwise_casting_keeps_packed_weights_exact(unet, run_unet):
     weights = {name: layer.dense_weight() for name, layer in vq_layers(unet).items()}
     unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
@@ -53,6 +56,7 @@ def test_layerwise_casting_keeps_packed_weights_exact(unet, run_unet):
         assert torch.equal(layer.dense_weight(), weights[name]), name
 
 
+@pytest.mark.feature("`deepcopy`", "UNet")
 def test_deepcopy(unet, run_unet):
     twin = copy.deepcopy(unet)
     expected = run_unet(unet)
@@ -60,6 +64,7 @@ def test_deepcopy(unet, run_unet):
     assert torch.equal(run_unet(twin), expected)
 
 
+@pytest.mark.feature("gradient checkpointing", "UNet")
 def test_gradient_checkpointing_gives_the_same_gradient(unet):
     gradients = []
     unet.train()
@@ -72,6 +77,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(unet):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.feature("`torch.compile(fullgraph=True)`, one graph for all resolutions", "UNet")
 @pytest.mark.slow
 def test_one_graph_for_all_resolutions(unet, run_unet):
     torch._dynamo.reset()

@@ -24,6 +24,7 @@ def _adapter(unet: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return {f"unet.{key}": tensor for key, tensor in drawn.items()}
 
 
+@pytest.mark.feature("several LoRA adapters, switched and disabled without a trace", "UNet")
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_adapters_load_switch_and_leave_without_a_trace(compressed_pipeline, make_tiny_unet, run_unet):
     pipeline = compressed_pipeline
@@ -60,6 +61,7 @@ def test_an_adapter_adds_what_it_adds_to_the_dense_layer(random_weight):
         torch.testing.assert_close(ours, dense)
 
 
+@pytest.mark.feature("training a LoRA", "UNet")
 def test_training_an_adapter_moves_it_and_nothing_else(compressed_pipeline):
     unet = compressed_pipeline.unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, target_modules=TARGETS))
@@ -84,6 +86,7 @@ def test_training_an_adapter_moves_it_and_nothing_else(compressed_pipeline):
     assert any("conv1" in name for name in moved)
 
 
+@pytest.mark.feature("`fuse_lora` is refused with the way out", "UNet")
 def test_fusing_is_refused_with_the_way_out(compressed_pipeline, make_tiny_unet, run_unet):
     compressed_pipeline.load_lora_weights(_adapter(make_tiny_unet(), 1), adapter_name="one")
     before = run_unet(compressed_pipeline.unet)

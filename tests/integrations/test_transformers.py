@@ -48,6 +48,7 @@ def _run(model) -> torch.Tensor:
         return model(IDS).last_hidden_state
 
 
+@pytest.mark.feature("float32, float16, bfloat16", "text encoder")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_loaded_equals_saved(dtype, packed, tmp_path):
     packed.save_pretrained(tmp_path)
@@ -62,6 +63,7 @@ def test_loaded_equals_saved(dtype, packed, tmp_path):
     assert not any(parameter.requires_grad for parameter in frozen)
 
 
+@pytest.mark.feature("`save_pretrained` writes the same format back", "text encoder")
 def test_saving_again_writes_the_same(packed, tmp_path):
     packed.save_pretrained(tmp_path / "one")
     type(packed).from_pretrained(tmp_path / "one", dtype=torch.bfloat16).save_pretrained(tmp_path / "two")
@@ -85,6 +87,7 @@ def test_activations_of_t5_stay_floating(pack_component):
     torch.testing.assert_close(_run(packed), _run(twin))
 
 
+@pytest.mark.feature("missing tensors are refused", "text encoder")
 def test_missing_tensors_are_refused(packed, tmp_path):
     packed.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -110,6 +113,7 @@ def test_names_of_older_transformers_are_understood(pack_component, tmp_path):
     assert torch.equal(_run(CLIPTextModel.from_pretrained(tmp_path)), _run(packed))
 
 
+@pytest.mark.feature("disk offload", "text encoder")
 def test_disk_offload(packed, tmp_path):
     packed.save_pretrained(tmp_path / "model")
     children = dict(packed.named_children())

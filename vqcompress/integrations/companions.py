@@ -14,13 +14,13 @@ from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape
 
 
-def companion_keys(description: Mapping[str, Any]) -> set[str]:
-    """State-dict keys of all float16 companions."""
-    keys = {f"{SHARED_NAME}.{name}" for name in description["shared"]}
+def companion_keys(description: Mapping[str, Any], dtype: torch.dtype | None = None) -> set[str]:
+    """State-dict keys of everything packed but codes and biases; with a ``dtype``, of what has that dtype."""
+    found = {f"{SHARED_NAME}.{name}": torch.float16 for name in description["shared"]}
     for layer, (spec, shape) in layer_specs(description).items():
         shapes = spec.tensor_shapes(*matrix_shape(shape))
-        keys |= {f"{layer}.{name}" for name, (_, dtype) in shapes.items() if dtype == torch.float16}
-    return keys
+        found |= {f"{layer}.{name}": kind for name, (_, kind) in shapes.items() if name != "weight"}
+    return {key for key, kind in found.items() if dtype in (None, kind)}
 
 
 def packed_keys(component: nn.Module) -> set[str]:

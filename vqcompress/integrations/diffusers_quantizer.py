@@ -42,19 +42,33 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def __init__(self, quantization_config: VQCompressConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.description = quantization_config.description
-        self.companions = companion_keys(self.description)
+        self.companions = companion_keys(self.description, torch.float16)
+        self.layers_are_placed = False
+        self.set_aside: dict[str, Tensor] = {}
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        if self.pre_quantized:
-            empty_layers(model, self.description, companion_dtype=torch.int16)
-            if (
-                state := kwargs.get("state_dict")
-            ) is not None:  # from_single_file, which asks nobody about missing keys
-                refuse_missing(packed_keys(model) - set(state), type(model).__name__)
+        if not self.pre_quantized:
+            return
+        empty_layers(model, self.description, companion_dtype=torch.int16)
+        self.layers_are_placed = True
+        if (state := kwargs.get("state_dict")) is not None:
+            state.update(self.set_aside)
+            self.set_aside = {}
+            # from_single_file asks nobody about missing keys.
+            refuse_missing(packed_keys(model) - set(state), type(model).__name__)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Companions as bits, before diffusers casts."""
-        return to_bits(state_dict, self.companions)
+        """Companions as bits, before diffusers casts.
+
+        from_single_file calls this before it has a model, and then takes keys that a dense model lacks for those of another
+        layout: they are set aside until the packed layers are in place.
+        """
+        state = to_bits(state_dict, self.companions)
+        if self.layers_are_placed or not self.pre_quantized:
+            return state
+        extra = companion_keys(self.description)
+        self.set_aside = {key: tensor for key, tensor in state.items() if key in extra}
+        return {key: tensor for key, tensor in state.items() if key not in extra}
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Upstream only warns; a packed layer without its tensors must not run."""

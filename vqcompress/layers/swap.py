@@ -28,6 +28,8 @@ def swap(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None
     _share(component, quantized)
     for name, weight in quantized.items():
         device = find_layer(component, name).weight.device
+        if device.type == "meta":  # a skeleton takes the packed weights as they are
+            device = weight.tensors["weight"].device
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
         replace_layer(component, name, weight.spec, weight.shape, tensors)
     write_description(component, describe(component))
