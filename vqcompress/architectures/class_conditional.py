@@ -33,7 +33,13 @@ class ClassConditionalArchitecture(Architecture):
     def of(cls, pipeline: Pipeline) -> ClassConditionalArchitecture:
         side = pipeline.default_sample_size * pipeline.vae_scale_factor
         name = type(pipeline.transformer).__name__
-        return cls(name, "transformer", ("transformer",), SamplingDefaults(50, 4.0, side, side), "imagenet")
+        return cls(
+            name,
+            "transformer",
+            ("transformer",),
+            SamplingDefaults(50, pipeline.default_guidance, side, side),
+            "imagenet",
+        )
 
     def run(
         self,
