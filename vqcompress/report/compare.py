@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -159,7 +160,7 @@ class _Bench:
 
     def original_row(self) -> Original:
         """Sizes on disk where the original came from a folder, else those of its 16-bit weights."""
-        folder = Path(str(self.original.config.get("_name_or_path") or ""))
+        folder = Path(str(getattr(self.original, "name_or_path", None) or ""))
         weights = self._denoiser_weights()
         known = (folder / "model_index.json").is_file()
         return Original(
@@ -188,7 +189,8 @@ class _Bench:
 
     def _open(self, folder: Path) -> DiffusionPipeline:
         module = self._module(self.original)
-        return load(folder, dtype=module.dtype).to(module.device)
+        pipeline: Any = load(folder, dtype=module.dtype)
+        return pipeline.to(module.device)
 
     def _module(self, pipeline: DiffusionPipeline):
         return self.architecture.module(pipeline, self.architecture.denoiser)
@@ -209,7 +211,7 @@ class _Bench:
 
 
 def _name_of(pipeline: DiffusionPipeline) -> str:
-    return Path(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)).name
+    return Path(str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)).name
 
 
 def _silent(stage: str, done: int, total: int, detail: str) -> None:

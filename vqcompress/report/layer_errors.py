@@ -54,7 +54,7 @@ def layer_errors(
         layers = _layers_of(pipeline, architecture, component, variants)
         order += [_full_name(architecture, component, layer) for layer in layers]
         for layer, moment in _moments(pipeline, architecture, component, layers, sampling, progress):
-            dense = architecture.module(pipeline, component).get_submodule(layer).weight.detach().float().cpu()
+            dense = architecture.module(pipeline, component).get_parameter(f"{layer}.weight").detach().float().cpu()
             name = _full_name(architecture, component, layer)
             for label, packed in variants.items():
                 if (weight := packed.get(component, {}).get(layer)) is not None:

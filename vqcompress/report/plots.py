@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
+from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -121,7 +123,7 @@ def _bits_axis(axes: Axes, comparison: Comparison) -> None:
     axes.set_xlabel(f"{comparison.denoiser} on disk, MB")
     bits = 8e6 / comparison.original.denoiser_weights
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    above = axes.secondary_xaxis("top", functions=(lambda mb: mb * bits, lambda b: b / bits))
+    above = axes.secondary_xaxis("top", functions=(lambda mb: np.asarray(mb) * bits, lambda b: np.asarray(b) / bits))
     above.xaxis.set_major_locator(MaxNLocator(6))
     above.set_xlabel("bits a weight, whole file")
     above.spines["top"].set_visible(False)
@@ -219,7 +221,7 @@ def _svg(name: str, inches: tuple[float, float]) -> Iterator[tuple[Axes, io.Stri
 
 
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-RC = {
+RC: Any = {
     "svg.fonttype": "none",
     "font.size": 11,
     "text.color": INK,

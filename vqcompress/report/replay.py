@@ -28,7 +28,7 @@ def _triples(
     device = next(denoiser.parameters()).device
     for index, call in enumerate(calls):
         with torch.inference_mode():
-            output = first_output(denoiser(**to_device(call["kwargs"], device), return_dict=False))
+            output = first_output(denoiser(**to_device(call["kwargs"], device)))
         yield timestep_of(call), output.cpu(), call["output"]
         progress(index + 1, len(calls))
 
