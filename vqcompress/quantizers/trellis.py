@@ -52,7 +52,7 @@ def quantize_trellis(
     the circular streams are cut. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
     """
     generator = torch.Generator().manual_seed(seed)
-    state_bits = usable_state_bits(len(weight), settings.state_bits)
+    state_bits = usable_state_bits(len(weight), settings.state_bits, bits)
     source = choose_source(weight, settings.tail, settings.row_scales, state_bits, round(bits), generator)
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping)
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
@@ -69,11 +69,14 @@ def quantize_trellis(
     return columns.packed()
 
 
-def usable_state_bits(rows: int, wanted: int) -> int:
-    """The largest state that a circular column of one bit a weight can hold (the smallest there is, if none)."""
+def usable_state_bits(rows: int, wanted: int, bits: float) -> int:
+    """``wanted``, or what the layer asks for: more where the rate leaves no room for a column to exceed it (a state
+    must hold two symbols), no more than a circular column of one bit a weight can hold."""
     if wanted not in STATE_BITS:
         raise RecipeError(f"state_bits={wanted} is not one of {STATE_BITS}; 12 is the usual choice")
-    return max([bits for bits in STATE_BITS if bits <= min(rows, wanted)], default=STATE_BITS[0])
+    while max_rate(wanted) < bits + 1 and wanted < STATE_BITS[-1]:
+        wanted += 2
+    return max([size for size in STATE_BITS if size <= min(rows, wanted)], default=STATE_BITS[0])
 
 
 def _plan(weight: Tensor, sensitivity: Tensor, state_bits: int, source: SourceModel, bits: float) -> RatePlan:
