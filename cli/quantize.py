@@ -111,7 +111,7 @@ def _setting(item: str) -> tuple[str, Any]:
 
 
 def _dry_run(model: str, recipe: Recipe, as_json: bool) -> None:
-    from vqcompress.compression import estimate
+    from vqcompress.estimate import estimate
 
     expected = estimate(model, recipe)
     if as_json:

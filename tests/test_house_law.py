@@ -19,7 +19,7 @@ FLOORS = {
     5: {"calibration"},
     6: {"finetune", "checkpoint", "integrations"},
     7: {"report"},
-    8: {"compression"},
+    8: {"compression", "estimate"},
     9: {"cli", "shapes", "calib_prompts"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

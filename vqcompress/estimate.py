@@ -1,0 +1,76 @@
+"""What a run would do and need, without doing it: `vqcompress quantize --dry-run`."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from vqcompress.architectures import architecture_of, open_pipeline
+from vqcompress.matrix_view import matrix_shape
+from vqcompress.quantizers import METHODS, quantize_weight, settings_for
+from vqcompress.recipe import Recipe
+
+SAMPLE = (256, 256)  # weights that are really encoded to measure this machine's speed
+
+
+def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
+    """Layers, bytes, memory and time of a run of ``recipe`` on ``model``; the encoding speed is measured on a small sample.
+
+    Sizes are bytes; moments and passes are upper bounds, because layers that read one tensor share their moment.
+    """
+    pipeline = open_pipeline(model)
+    architecture = architecture_of(pipeline)
+    keep = None if recipe.keep is None else list(recipe.keep.items())
+    components = recipe.components or (architecture.denoiser,)
+    plans = [plan for name in components for plan in architecture.layers(pipeline, name, keep=keep)]
+    quantized = [plan for plan in plans if plan.kept is None]
+    weights = sum(p.numel() for name in components for p in getattr(pipeline, name).parameters())
+    packed = sum(math.prod(plan.shape) for plan in quantized)
+    moments = [4 * matrix_shape(plan.shape)[1] ** 2 for plan in quantized]
+    budget = recipe.calibration.memory_budget_gb * 1e9
+    needs_moments = METHODS[recipe.method].calibrated or recipe.shares_budget
+    return {
+        "model": model,
+        "method": recipe.method,
+        "bits": recipe.bits,
+        "quantized_layers": len(quantized),
+        "kept_layers": len(plans) - len(quantized),
+        "kept": {plan.name: plan.kept for plan in plans if plan.kept is not None},
+        "quantized_weights": packed,
+        "weights": weights,
+        "bytes_before": 2 * weights,
+        "bytes_after": int(2 * (weights - packed) + packed * _stored_bits(recipe) / 8),
+        "prompts": recipe.calibration.count if needs_moments else 0,
+        "passes": math.ceil(sum(moments) / budget) if needs_moments else 0,
+        "moment_bytes": sum(moments) if needs_moments else 0,
+        "peak_memory_bytes": int(_model_bytes(pipeline) + (min(sum(moments), budget) + 6 * max(moments))),
+        "encode_seconds": packed * _seconds_per_weight(recipe),
+    }
+
+
+def _stored_bits(recipe: Recipe) -> float:
+    """Bits a weight on disk: a scalar code's scale and zero come on top of its width."""
+    if not METHODS[recipe.method].whole_bits:
+        return recipe.bits
+    group = int(recipe.settings.get("group_size") or 64)
+    return recipe.bits + (16 + recipe.bits) / group
+
+
+def _model_bytes(pipeline: Any) -> int:
+    modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
+def _seconds_per_weight(recipe: Recipe) -> float:
+    """Measured here and now, after one call that pays for compilation."""
+    weight = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(recipe.seed))
+    settings = settings_for(recipe.method, recipe.settings)
+    taken = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        quantize_weight(weight, torch.eye(SAMPLE[1]), method=recipe.method, bits=recipe.bits, settings=settings)
+        taken = time.perf_counter() - start
+    return taken / weight.numel()
