@@ -1,0 +1,94 @@
+"""The trellis format against its description: windows of a circular bit string, and a table that must never change."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from vqcompress.bitpack import packed_bytes
+from vqcompress.formats.trellis import window_states
+from vqcompress.formats.trellis_table import GAUSSIAN_CODES, STATE_BITS, gaussian_error, max_rate, value_table
+
+
+def literal_decode(weight) -> torch.Tensor:
+    """The format in words: cut the stream into columns, write it as a bit string, look up windows that wrap around."""
+    spec, (rows, columns) = weight.spec, weight.shape
+    stream = "".join(f"{byte & 0xFF:08b}" for byte in weight.tensors["weight"].flatten().tolist())
+    rates = spec.rates(columns, weight.tensors).tolist()
+    decoded, start = torch.zeros(rows, columns), 0
+    for rate, column in sorted((rate, column) for column, rate in enumerate(rates)):
+        bits = stream[start : start + rows * rate]
+        start += 8 * packed_bytes(rows, rate)
+        for row in range(rows if rate else 0):
+            end = (row + 1) * rate
+            window = "".join(bits[i % len(bits)] for i in range(end - spec.state_bits, end))
+            decoded[row, column] = value_table(spec.state_bits, rate, spec.tail)[int(window, 2)].float()
+    assert start == len(stream)
+    return decoded * weight.tensors["scale"].float()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("state_bits", "min_rate", "rate_bits"), [(8, 2, 0), (8, 0, 2), (12, 2, 1), (10, 1, 2), (16, 3, 2)]
+)
+@pytest.mark.parametrize("rows", [16, 21])
+@pytest.mark.parametrize("row_scales", [True, False])
+def test_decode_is_the_description(random_weight, check_spec, state_bits, min_rate, rate_bits, rows, row_scales):
+    geometry = {"state_bits": state_bits, "min_rate": min_rate, "rate_bits": rate_bits, "row_scales": row_scales}
+    weight = random_weight("trellis", (rows, 9), **geometry, tail=0.1)
+    check_spec(weight)
+    assert torch.equal(weight.decode(), literal_decode(weight))
+
+
+def test_windows_wrap_around():
+    symbols = torch.tensor([0b01, 0b10, 0b11, 0b00])  # stream 01 10 11 00
+    assert window_states(symbols, 2, 4).tolist() == [0b0001, 0b0110, 0b1011, 0b1100]
+    assert window_states(symbols, 2, 3).tolist() == [0b001, 0b110, 0b011, 0b100]
+
+
+@pytest.mark.parametrize(("state_bits", "rate"), GAUSSIAN_CODES)
+def test_table_is_a_unit_source_times_its_gain(state_bits, rate):
+    multiplier, gain, _ = GAUSSIAN_CODES[state_bits, rate]
+    table = value_table(state_bits, rate, 0.0).double()
+    assert multiplier % 2 == 1
+    assert table.shape == (1 << state_bits,)
+    assert table.square().mean().sqrt() == pytest.approx(gain, rel=1e-3)
+    assert abs(table.mean()) < 1e-3
+
+
+def test_errors_fall_with_rate_and_with_state_bits():
+    for bits in STATE_BITS:
+        errors = [gaussian_error(bits, rate) for rate in range(max_rate(bits) + 1)]
+        assert errors == sorted(errors, reverse=True)
+        assert all(error > 4.0**-rate for rate, error in enumerate(errors[1:], 1))  # Shannon's bound
+    for rate in (1, 2, 3, 4):
+        errors = [gaussian_error(bits, rate) for bits in STATE_BITS]
+        assert errors == sorted(errors, reverse=True)
+
+
+def test_heavier_tables_reach_further():
+    reach = [float(value_table(12, 3, tail).max()) for tail in (0.0, 0.1, 0.2, 0.3)]
+    assert reach == sorted(reach)
+    assert reach[-1] > 2 * reach[0]
+
+
+def test_tables_are_golden():
+    """Files decode with these values for ever: a change here is a new format version."""
+    sums = {
+        (bits, rate): hashlib.sha256(value_table(bits, rate, 0.1).numpy().tobytes()).hexdigest()[:8]
+        for bits, rate in GOLDEN
+    }
+    assert sums == GOLDEN
+
+
+GOLDEN = {
+    (8, 2): "f12ce9de",
+    (10, 3): "4632d802",
+    (12, 1): "77ff939c",
+    (12, 2): "7858161e",
+    (12, 3): "d3dad7da",
+    (12, 4): "3a867a96",
+    (14, 3): "e03123d9",
+    (16, 3): "bfe20f6c",
+}
