@@ -89,7 +89,7 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
         "guidance": options["guidance"],
         "memory_budget_gb": options["memory_budget"],
     }
-    base = Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
+    base: dict[str, Any] = Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
     changes: dict[str, Any] = {key: options[key] for key in ("bits", "method", "seed") if options[key] is not None}
     if options["components"]:
         changes["components"] = [part.strip() for part in options["components"].split(",")]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vqcompress.compression import quantize
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
-    from vqcompress.report import compare
+    from vqcompress.report import compare  # type: ignore[no-redef]
 
 __version__ = version("vqcompress")
 

@@ -179,7 +179,7 @@ def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
     )
     for names, moments in recorded:
         run.store.load_or_make(stage, names[0], moments.state_dict)
-        run.store.load_or_make_json(f"{stage}.layers", names[0], lambda names=names: {"layers": names})
+        run.store.put_json(f"{stage}.layers", names[0], {"layers": names})
         groups.update(dict.fromkeys(names, names[0]))
     return groups
 

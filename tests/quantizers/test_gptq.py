@@ -97,5 +97,5 @@ def test_damping_is_checked(damping: float) -> None:
 
 
 def test_fractional_bits_are_refused() -> None:
-    with pytest.raises(RecipeError, match="whole number|out of range|whole bits"):
+    with pytest.raises(RecipeError, match=r"whole number|out of range|whole bits"):
         quantize_weight(*problem(4, 4, 8), method="gptq", bits=2.5)

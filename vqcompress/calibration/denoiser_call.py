@@ -37,5 +37,5 @@ def first_output(output: Any) -> Tensor:
 
 def timestep_of(arguments: dict[str, Any]) -> Tensor:
     """The call's timestep as float32 on the CPU, one value or one per sample; NaN where the denoiser takes none."""
-    value = arguments.get("timestep", float("nan"))
+    value = arguments.get("timestep", arguments.get("t", float("nan")))
     return torch.as_tensor(value).detach().to("cpu", torch.float32, copy=True)

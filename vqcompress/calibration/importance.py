@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqcompress.calibration.denoiser_call import first_output
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -51,7 +53,7 @@ def _squared_gradients(
         for name in layers:
             handle = denoiser.get_submodule(name).register_forward_hook(_watch(name, found))
             hooks.callback(handle.remove)
-        out = denoiser(**_with_gradients(call), return_dict=False)[0]
+        out = first_output(denoiser(**_with_gradients(call)))
         direction = torch.randn(out.shape, generator=generator).to(out)
         (out * direction).sum().div(out.detach().norm()).backward()
     return found

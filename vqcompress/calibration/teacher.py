@@ -54,7 +54,10 @@ def record_teacher(
         raise CalibrationError(f"at least one denoiser call must be kept, got {count}")
     run = SamplingRun(pipeline, architecture, tuple(prompts), seed, steps, guidance, height, width, batch_size)
     denoiser = architecture.module(pipeline, architecture.denoiser)
-    chosen = choose_calls(run.batches, _calls_per_batch(denoiser, run), count, seed)
+    calls = _calls_per_batch(denoiser, run)
+    if not calls:
+        raise CalibrationError(f"sampling never called {architecture.denoiser}; it has nothing to record")
+    chosen = choose_calls(run.batches, calls, count, seed)
     kept: list[TeacherCall] = []
     for done, (batch, positions) in enumerate(sorted(chosen.items())):
         with _listening(denoiser, _keep_at(positions, kept)):

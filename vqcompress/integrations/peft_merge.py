@@ -26,5 +26,5 @@ def _guarded(merge: Any) -> Any:
             raise UnsupportedError(MERGE_REFUSED)
         return merge(self, *args, **kwargs)
 
-    guarded.guards_packed = True
+    guarded.__dict__["guards_packed"] = True
     return guarded

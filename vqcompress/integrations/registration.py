@@ -53,7 +53,7 @@ class _PostImport(MetaPathFinder):
         finally:
             self._searching.discard(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = _then_attach(spec.loader.exec_module)  # type: ignore[method-assign]
+            spec.loader.exec_module = _then_attach(spec.loader.exec_module)  # type: ignore[method-assign,assignment]
         return spec
 
 

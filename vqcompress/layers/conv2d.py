@@ -13,7 +13,15 @@ from vqcompress.formats import FormatSpec
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.shared_codebooks import SharedCodebooks
 
-GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed")
+GEOMETRY: tuple[str, ...] = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "transposed",
+)
 GEOMETRY += ("output_padding", "groups", "padding_mode", "_reversed_padding_repeated_twice")
 
 

@@ -56,7 +56,7 @@ class PackedLayer(nn.Module):
         named = {"weight": self.weight.reshape(1, -1)}
         named |= {name: as_float16(getattr(self, name)) for name in self.companion_names}
         if (shared := self.__dict__["shared_codebooks"]) is not None:
-            named["codebooks"] = as_float16(shared(self.spec.codebook))
+            named["codebooks"] = as_float16(shared(self.spec.codebook))  # type: ignore[union-attr]
         return named
 
     def dense_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -14,8 +14,8 @@ from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.matrix_view import is_quantizable
 
 
-def find_layer(component: nn.Module, name: str) -> nn.Module:
-    """The dense layer of that name. Raises `ArchitectureError` when it is not there or cannot be replaced."""
+def find_layer(component: nn.Module, name: str, shape: tuple[int, ...]) -> nn.Module:
+    """The dense layer of that name, whose weight has ``shape``. Raises `ArchitectureError` when there is no such layer."""
     try:
         layer = component.get_submodule(name)
     except AttributeError:
@@ -26,6 +26,11 @@ def find_layer(component: nn.Module, name: str) -> nn.Module:
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear) or not is_quantizable(layer):
         raise ArchitectureError(
             f"layer {name!r} is a {type(layer).__name__}, which cannot hold packed codes; keep it dense"
+        )
+    if tuple(layer.weight.shape) != tuple(shape):
+        raise ArchitectureError(
+            f"layer {name!r} has a weight of shape {tuple(layer.weight.shape)}, its packed form stands for "
+            f"{tuple(shape)}; the packed weights belong to a model of another size"
         )
     return layer
 
@@ -41,12 +46,7 @@ def replace_layer(
 
     A spec with a shared codebook needs the component's `SharedCodebooks` to be registered before.
     """
-    dense = find_layer(component, name)
-    if tuple(dense.weight.shape) != tuple(shape):
-        raise ArchitectureError(
-            f"layer {name!r} has a weight of shape {tuple(dense.weight.shape)}, its packed form stands for {tuple(shape)}; "
-            "the packed weights belong to a model of another size"
-        )
+    dense = find_layer(component, name, shape)
     packed = VQConv2d if isinstance(dense, nn.Conv2d) else VQLinear
     parent, _, child = name.rpartition(".")
     setattr(component.get_submodule(parent), child, packed(dense, spec, tensors, _shared(component, spec)))

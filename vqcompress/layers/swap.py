@@ -23,13 +23,11 @@ def swap(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None
     The component's config then says how it is packed, so ``save_pretrained`` writes a folder that loads again.
     Raises `ArchitectureError` for a name or shape that is not there; the component is then left as it was.
     """
-    for name in quantized:
-        find_layer(component, name)
+    for name, weight in quantized.items():
+        find_layer(component, name, weight.shape)
     _share(component, quantized)
     for name, weight in quantized.items():
-        device = find_layer(component, name).weight.device
-        if device.type == "meta":  # a skeleton takes the packed weights as they are
-            device = weight.tensors["weight"].device
+        device = _device(component, name, weight)
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
         replace_layer(component, name, weight.spec, weight.shape, tensors)
     write_description(component, describe(component))
@@ -41,10 +39,19 @@ def vq_layers(component: nn.Module) -> dict[str, PackedLayer]:
     return {name: module for name, module in component.named_modules() if isinstance(module, PackedLayer)}
 
 
+def _device(component: nn.Module, name: str, weight: QuantizedWeight) -> torch.device:
+    """Where the layer is; a skeleton on the meta device takes the packed weights where they are."""
+    device = find_layer(component, name, weight.shape).weight.device
+    return weight.tensors["weight"].device if device.type == "meta" else device
+
+
 def _share(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None:
     books = _shared_codebooks(quantized)
     if not books:
         return
+    first = next(name for name, weight in quantized.items() if weight.shared)
+    device = _device(component, first, quantized[first])
+    books = {name: book.to(device) for name, book in books.items()}
     if (present := getattr(component, SHARED_NAME, None)) is not None:
         for name, book in books.items():
             present.register_parameter(name, nn.Parameter(book, requires_grad=False))

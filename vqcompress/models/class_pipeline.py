@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -34,7 +34,7 @@ from vqcompress.models.flag_dit import FlagDiTLabels
 from vqcompress.models.guidance import guided
 from vqcompress.models.next_dit import NextDiTLabels
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 _FLOW = "FlowMatch"
 # Flows whose time runs from noise at 0 to data at 1.
 _TOWARDS_DATA = (SiT, FlagDiTLabels, NextDiTLabels)
@@ -125,7 +125,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         labels = self._checked(class_labels, guidance)
         with torch.no_grad():
             x = self._denoise(labels, guidance, num_inference_steps, generator)
-            images = x if output_type == "latent" else self._images(x, output_type)
+            images: Any = x if output_type == "latent" else self._images(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

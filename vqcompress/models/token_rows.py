@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vqcompress.errors import ArchitectureError
 
-Images = Tensor | Sequence[Tensor]
+Images: TypeAlias = Tensor | Sequence[Tensor]
 # A network gives back the kind of batch that it was given.
 SameImages = TypeVar("SameImages", bound=Images)
 Grid = tuple[int, int]

@@ -82,7 +82,7 @@ def search(vectors, books, norms, beam, codes):  # type: ignore[no-untyped-def]
             kept, place, width = 0, 0, beam if m < count - 1 else 1
             for parent in range(live):
                 _extension_costs(costs, residuals[parent], books[m], norms[m], now[parent])
-                kept, place = _keep_best(costs, parent, kept, width, place, then, parents, words)
+                kept, place = _keep_best(costs, parent, kept, width, place, then, parents, words)  # type: ignore[misc]  # compiled by numba
             for q in range(kept):
                 for x in range(dimension):
                     next_residuals[q, x] = residuals[parents[q], x] - books[m, x, words[q]]

@@ -109,9 +109,8 @@ def learn_for_budget(
     """
     dimension = vectors.shape[1]
     codebooks = residual_codebooks(vectors, count, 1 << code_bits, START_BEAM, seed)
-    plan = None
     for part in (rounds // 2, rounds - rounds // 2):
         errors = prefix_errors(codebooks, vectors, START_BEAM)
-        plan = budget.plan(errors, dimension, code_bits, codebook_bytes)
+        plan: RatePlan = budget.plan(errors, dimension, code_bits, codebook_bytes)
         codebooks = refine_codebooks(codebooks, vectors, plan.rates[columns], beam, part)
     return codebooks[: int(plan.rates.max())], plan

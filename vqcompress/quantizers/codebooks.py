@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def kmeans(vectors: Tensor, size: int, seed: int, weights: Tensor | None = None)
             max_points_per_centroid=1 << 20,
         )
         clustering.train(vectors.contiguous().numpy(), weights=None if weights is None else weights.numpy())
-    return torch.from_numpy(clustering.centroids.copy())
+    return torch.from_numpy(np.array(clustering.centroids))
 
 
 @contextmanager
