@@ -36,6 +36,11 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. state_bits=14."
 )
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder that keeps what calibration recorded, for further runs with other methods or bits.",
+)
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="YAML recipe; options here override it.")
 @click.option("--report", is_flag=True, help="Also compare with the original and write OUTPUT-report.")
 @click.option(
@@ -64,7 +69,14 @@ def quantize(
     from vqcompress.compression import quantize as compress
 
     with StageProgress(quiet=as_json) as progress:
-        folder = compress(model, output, recipe=recipe, overwrite=overwrite, progress=progress)
+        folder = compress(
+            model,
+            output,
+            recipe=recipe,
+            overwrite=overwrite,
+            calibration=options["calibration"],
+            progress=progress,
+        )
     found = inspect(folder)
     if as_json:
         click.echo(
@@ -89,7 +101,9 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
         "guidance": options["guidance"],
         "memory_budget_gb": options["memory_budget"],
     }
-    base: dict[str, Any] = Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
+    base: dict[str, Any] = (
+        Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
+    )
     changes: dict[str, Any] = {key: options[key] for key in ("bits", "method", "seed") if options[key] is not None}
     if options["components"]:
         changes["components"] = [part.strip() for part in options["components"].split(",")]

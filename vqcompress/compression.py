@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +54,7 @@ class Run:
     pipeline: DiffusionPipeline
     architecture: Architecture
     store: RunStore
+    recordings: RunStore
     prompts: PromptSet
     progress: Progress
 
@@ -76,13 +77,15 @@ def quantize(
     *,
     recipe: Recipe | None = None,
     overwrite: bool = False,
+    calibration: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Path:
     """Compress ``model`` (alias, Hub id, folder, single file, or a loaded pipeline) into the folder ``output``.
 
     ``changes`` are `Recipe` keys, for example ``bits=3.0, method="trellis", seed=0``, that replace those of ``recipe``.
-    Returns the folder, which ``DiffusionPipeline.from_pretrained`` loads. A pipeline that is passed in ends up compressed
+    ``calibration`` is a folder in which what was recorded is kept, so that other methods and bit widths need not record it
+    again; without it, it goes with the run. Returns the folder, which ``DiffusionPipeline.from_pretrained`` loads. A pipeline that is passed in ends up compressed
     itself. Raises a `VQCompressError` for whatever a user can mend, before anything is written at ``output``.
     """
     output = Path(output)
@@ -96,8 +99,11 @@ def quantize(
     prompts = named or load_prompts(architecture.prompt_set)
     layers = _plan(recipe, pipeline, architecture)
     work = output.with_name(output.name + ".partial")
-    with RunStore(work, signature=_signature(recipe, prompts, pipeline, architecture)) as store:
-        run = Run(recipe, pipeline, architecture, store, prompts, progress or _silent)
+    recorded = _recording_signature(recipe, prompts, pipeline, architecture)
+    with ExitStack() as stores:
+        store = stores.enter_context(RunStore(work, signature={**recorded, "recipe": recipe.to_dict()}))
+        kept = stores.enter_context(RunStore(calibration, signature=recorded)) if calibration else store
+        run = Run(recipe, pipeline, architecture, store, kept, prompts, progress or _silent)
         for component, names in layers.items():
             _compress_component(run, component, names)
         written = save_pipeline(pipeline, output, recipe=recipe.to_dict(), overwrite=overwrite)
@@ -111,13 +117,15 @@ def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, chan
     return Recipe.parse({**(recipe.to_dict() if recipe else {}), "model": name, **changes})
 
 
-def _signature(
+def _recording_signature(
     recipe: Recipe, prompts: PromptSet, pipeline: DiffusionPipeline, architecture: Architecture
 ) -> dict[str, Any]:
-    """What a stopped run must agree on with the one that goes on from it."""
+    """What calibration depends on: a stopped run, or another one that reuses its recordings, must agree on it."""
     return {
         "version": version("vqcompress"),
-        "recipe": recipe.to_dict(),
+        "calibration": recipe.calibration.model_dump(mode="json"),
+        "keep": recipe.keep,
+        "seed": recipe.seed,
         "prompts": prompts.sha256,
         "base": {name: _fingerprint(getattr(pipeline, name)) for name in architecture.components},
     }
@@ -157,7 +165,7 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> None:
 def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
     """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
     stage, calibration = f"{component}.moments", run.recipe.calibration
-    groups = {layer: key for key in run.store.done(f"{stage}.layers") for layer in _group(run, stage, key)}
+    groups = {layer: key for key in run.recordings.done(f"{stage}.layers") for layer in _group(run, stage, key)}
     missing = [layer for layer in layers if layer not in groups]
     if not missing:
         return groups
@@ -178,21 +186,21 @@ def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
         progress=lambda done, total, what: run.progress(f"calibrate {component}", done, total, what),
     )
     for names, moments in recorded:
-        run.store.load_or_make(stage, names[0], moments.state_dict)
-        run.store.put_json(f"{stage}.layers", names[0], {"layers": names})
+        run.recordings.load_or_make(stage, names[0], moments.state_dict)
+        run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names})
         groups.update(dict.fromkeys(names, names[0]))
     return groups
 
 
 def _group(run: Run, stage: str, key: str) -> list[str]:
-    return run.store.load_or_make_json(f"{stage}.layers", key, dict)["layers"]
+    return run.recordings.load_or_make_json(f"{stage}.layers", key, dict)["layers"]
 
 
 def _moments(run: Run, component: str, key: str | None) -> Tensor | None:
     """The second moment of a group, or None where no row was seen (or none is needed): white inputs."""
     if key is None:
         return None
-    moments = Moments.from_state_dict(run.store.load_or_make(f"{component}.moments", key, dict))
+    moments = Moments.from_state_dict(run.recordings.load_or_make(f"{component}.moments", key, dict))
     return moments.second_moment if moments.rows else None
 
 
@@ -203,7 +211,9 @@ def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str
         return dict.fromkeys(layers, recipe.bits)
 
     def make() -> dict[str, float]:
-        importance = _importance(run, component, layers)
+        importance = run.recordings.load_or_make_json(
+            f"{component}.importance", "all", lambda: _importance(run, component, layers)
+        )
         keys = dict.fromkeys(groups.get(layer) for layer in layers)
         sensitivities = {key: _sensitivity(run, component, key) for key in keys}
         costs = {}

@@ -20,7 +20,11 @@ Progress = Callable[[int, int, str], None]
 
 
 def layer_importance(
-    denoiser: nn.Module, layers: Sequence[str], calls: Sequence[dict[str, Any]], seed: int, progress: Progress | None = None
+    denoiser: nn.Module,
+    layers: Sequence[str],
+    calls: Sequence[dict[str, Any]],
+    seed: int,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Relative squared error of the denoiser's output per squared error of each layer's output.
 

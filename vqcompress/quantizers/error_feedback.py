@@ -39,6 +39,10 @@ class Feedback:
     factor: Tensor
     sensitivity: Tensor
 
+    def to(self, device: torch.device | str) -> Feedback:
+        """The same on another device."""
+        return Feedback(self.order.to(device), self.factor.to(device), self.sensitivity.to(device))
+
 
 def prepare_feedback(second_moment: Tensor, damping: float = 1e-3) -> Feedback:
     """Factor ``second_moment [columns, columns]`` in float64 with ``damping`` times its mean diagonal added.

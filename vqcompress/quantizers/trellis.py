@@ -21,7 +21,7 @@ from vqcompress.formats.trellis import TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate, value_table
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
-from vqcompress.quantizers.error_feedback import prepare_feedback, refine, sweep
+from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback, refine, sweep
 from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
 
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
@@ -49,12 +49,15 @@ def quantize_trellis(
     """Encode ``weight [rows, columns]`` (float32, finite) so that all that is stored takes at most ``bits`` bits a weight.
 
     ``second_moment [columns, columns]``, or ``None`` for the identity. ``seed`` picks the trial's columns and the row where
-    the circular streams are cut. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
+    the circular streams are cut. A second moment on an accelerator is factored there; the search runs on the CPU, and the
+    stored tensors lie where ``weight`` was. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
     """
     generator = torch.Generator().manual_seed(seed)
+    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
+    home, weight = weight.device, weight.cpu()
+    second_moment = None if second_moment is None else second_moment.cpu()
     state_bits = usable_state_bits(len(weight), settings.state_bits, bits)
     source = choose_source(weight, settings.tail, settings.row_scales, state_bits, round(bits), generator)
-    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping)
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
     plan = _plan(weight, sensitivity, state_bits, source, bits)
     columns = _TrellisColumns(
@@ -66,7 +69,8 @@ def quantize_trellis(
             columns.refit_scale(second_moment)
             columns.polish(second_moment)
     columns.refit_scale(second_moment)
-    return columns.packed()
+    spec, tensors = columns.packed()
+    return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 
 def usable_state_bits(rows: int, wanted: int, bits: float) -> int:
@@ -107,7 +111,8 @@ class _TrellisColumns:
         tables = {rate: value_table(state_bits, rate, source.tail) for rate in set(self.rates) if rate}
         self.search = CpuViterbi(len(weight), state_bits, tables, phase)
 
-    def sweep(self, feedback) -> None:
+    def sweep(self, feedback: Feedback | None) -> None:
+        """Encode every column once."""
         if feedback is None:
             for column, target in enumerate(self.target):
                 self._encode(column, target)
