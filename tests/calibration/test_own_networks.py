@@ -1,0 +1,58 @@
+"""Recording on the networks of vqcompress.models: experts, silent blocks, padded text."""
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from vqcompress.architectures import architecture_of
+from vqcompress.calibration.moments import Moments
+from vqcompress.calibration.record import record_moments
+from vqcompress.calibration.teacher import record_teacher
+from vqcompress.models.class_pipeline import ClassConditionalPipeline
+from vqcompress.models.dit_moe import DiTMoE
+from vqcompress.models.mdt import MDTv2
+
+TINY = {"input_size": 8, "hidden_size": 32, "depth": 4, "num_heads": 2, "num_classes": 12}
+CLASSES = ("1", "5", "9")
+
+
+def pipeline_of(network: nn.Module) -> DiffusionPipeline:
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.1, generator=generator)
+    return ClassConditionalPipeline.with_defaults(network.eval())
+
+
+def recorded(pipeline: DiffusionPipeline) -> dict[str, Moments]:
+    family = architecture_of(pipeline)
+    layers = [plan.name for plan in family.layers(pipeline, "transformer") if plan.kept is None]
+    groups = record_moments(pipeline, family, "transformer", layers, CLASSES, steps=3, batch_size=2)
+    return {name: moments for names, moments in groups for name in names}
+
+
+def test_rows_of_all_experts_add_up() -> None:
+    pipeline = pipeline_of(DiTMoE(**TINY, num_experts=4))
+    found = recorded(pipeline)
+    rows = {name: moments.rows for name, moments in found.items() if name.startswith("blocks.1.moe.experts.")}
+    per_expert = [count for name, count in rows.items() if name.endswith("down_proj")]
+    tokens = len(CLASSES) * 3 * 2 * 16  # steps, guidance halves, tokens
+    assert len(per_expert) == 4
+    assert sum(per_expert) == 2 * tokens  # top two experts
+    assert len(set(per_expert)) > 1
+
+
+def test_blocks_that_never_run_do_not_block() -> None:
+    found = recorded(pipeline_of(MDTv2(**TINY, decode_layer=2)))
+    silent = [name for name, moments in found.items() if moments.rows == 0]
+    assert silent
+    assert all(name.startswith("sideblocks.") for name in silent)
+
+
+def test_teacher_calls_of_a_network_of_ours() -> None:
+    pipeline = pipeline_of(DiTMoE(**TINY, num_experts=4))
+    calls = record_teacher(pipeline, architecture_of(pipeline), CLASSES, count=3, steps=3)
+    for call in calls:
+        with torch.no_grad():
+            assert torch.equal(pipeline.transformer(**call["kwargs"]), call["output"])
+        assert torch.equal(call["timestep"], call["kwargs"]["t"].float())
