@@ -23,6 +23,11 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 )
 @click.option("--method", type=click.Choice(METHODS), help="Quantizer [default: trellis].")
 @click.option(
+    "--budget",
+    type=click.Choice(["model", "layer"]),
+    help="Bits on average over the model, dealt out by what errors cost, or in every layer [default: by method].",
+)
+@click.option(
     "--components", help="Parts to compress, comma-separated, e.g. unet,text_encoder [default: the denoiser]."
 )
 @click.option(
@@ -104,7 +109,9 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
     base: dict[str, Any] = (
         Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
     )
-    changes: dict[str, Any] = {key: options[key] for key in ("bits", "method", "seed") if options[key] is not None}
+    changes: dict[str, Any] = {
+        key: options[key] for key in ("bits", "method", "seed", "budget") if options[key] is not None
+    }
     if options["components"]:
         changes["components"] = [part.strip() for part in options["components"].split(",")]
     if options["settings"]:
