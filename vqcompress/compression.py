@@ -43,7 +43,7 @@ Progress = Callable[[str, int, int, str], None]
 """``(stage, done, total, detail)``"""
 
 SCALAR_BITS = (2, 6)  # widths that scalar codes may have
-IMPORTANCE_CALLS = 16  # recorded denoiser calls from which layer importance is estimated
+IMPORTANCE_CALLS, IMPORTANCE_PROMPTS = 16, 8  # recorded denoiser calls from which layer importance is estimated
 
 
 @dataclass(frozen=True)
@@ -237,10 +237,13 @@ def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]
     calls = record_teacher(
         run.pipeline,
         run.architecture,
-        run.chosen_prompts(IMPORTANCE_CALLS),
+        run.chosen_prompts(IMPORTANCE_PROMPTS),
         seed=run.recipe.seed,
         steps=calibration.steps,
         guidance=calibration.guidance,
+        height=calibration.height,
+        width=calibration.width,
+        batch_size=max(1, calibration.batch_size // 4),  # the backward pass keeps activations
         count=IMPORTANCE_CALLS,
     )
     return layer_importance(
