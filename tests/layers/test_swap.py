@@ -23,8 +23,10 @@ def test_unknown_layer_is_refused_before_anything_changes(random_weight):
 
 
 def test_wrong_shape_and_wrong_kind_are_refused(random_weight):
+    net, weight = _net(), random_weight("trellis", (24, 24))
     with pytest.raises(ArchitectureError, match="another size"):
-        swap(_net(), {"0": random_weight("trellis", (24, 24))})
+        swap(net, {"1.0": weight, "0": weight})
+    assert not vq_layers(net)
     with pytest.raises(ArchitectureError, match="LayerNorm"):
         swap(_net(), {"1.1": random_weight("trellis", (24, 24))})
 
