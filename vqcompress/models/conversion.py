@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models import from_official
-from vqcompress.models.presets import preset
+from vqcompress.models.presets import Preset, preset
+from vqcompress.models.shards import read_shards
 
 # Trainers save their weights under one of these; the averaged ones are those that the papers sample.
 _WRAPPERS = ("ema", "model", "state_dict")
@@ -50,6 +51,13 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _weights(chosen: Preset, checkpoint: Path) -> dict[str, Tensor]:
+    if not checkpoint.is_dir():
+        return read_official(checkpoint)
+    whole = {name: tensor.shape for name, tensor in chosen.build("meta").state_dict().items()}
+    return read_shards(checkpoint, whole, read_official)
+
+
 def convert_official(
     name: str,
     checkpoint: str | Path,
@@ -60,15 +68,16 @@ def convert_official(
 ) -> Path:
     """Write the class-conditional model ``name`` (a preset) with an official checkpoint's weights as a diffusers folder.
 
-    ``vae``: a diffusers AutoencoderKL for its latents; without one, only latents can be sampled. Returns the folder, which
-    `vqcompress quantize` and ``DiffusionPipeline.from_pretrained`` open. Raises ArchitectureError for an unknown name,
-    for one that needs text encoders, and for weights that do not fit.
+    ``checkpoint``: a file, or the folder of a sharded checkpoint (see `shards`). ``vae``: a diffusers AutoencoderKL for
+    its latents; without one, only latents can be sampled. Returns the folder, which `vqcompress quantize` and
+    ``DiffusionPipeline.from_pretrained`` open. Raises ArchitectureError for an unknown name, for one that needs text
+    encoders, and for weights that do not fit.
     """
     from vqcompress.models.class_pipeline import ClassConditionalPipeline
     from vqcompress.models.network import Network
 
     chosen = preset(name)
-    network = from_official(chosen.family, chosen.arguments, read_official(checkpoint))
+    network = from_official(chosen.family, chosen.arguments, _weights(chosen, Path(checkpoint)))
     if not isinstance(network, Network) or "num_classes" not in network.config:
         raise ArchitectureError(
             f"{name} is conditioned on text: a checkpoint of its denoiser alone makes no pipeline. Build one with its text "
