@@ -35,7 +35,7 @@ from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry, c
 
 SHARED_CODE_BITS = 8
 RATE_SHARES = {-1: 0.3, 0: 0.45, 1: 0.15, 2: 0.1}  # of columns around the mean rate, as water-filling deals them
-KEEP_POLISHING = 0.997  # a pass that leaves more than this share of the error is the last
+KEEP_POLISHING = 0.99  # a pass that leaves more than this share of the error is the last
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class AdditiveSettings:
     code_bits: int | None = None
     codebooks: int | None = None
     beam: int = 16
-    rounds: int = 10
-    polish: int = 6
+    rounds: int = 8
+    polish: int = 3
     row_scales: bool | Literal["auto"] = "auto"
     count_codebooks: bool = False
     damping: float = 1e-3

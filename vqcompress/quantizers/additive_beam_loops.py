@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 CHUNK = 16  # codewords whose least cost is compared with the worst kept one at once: a vector register of float32
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     compile_ = partial(numba.njit, nogil=True, fastmath={"contract", "reassoc", "nsz", "nnan"}, error_model="numpy")
     try:
         return compile_(cache=True)(function)

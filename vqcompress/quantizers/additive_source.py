@@ -20,15 +20,26 @@ START_BEAM = 4  # enough for a start, and for measuring what a rate is worth
 SPREAD = 2  # codebooks beyond the mean rate that the most sensitive columns may use
 FLAT = 1.5  # sensitivities within this ratio: all columns get one rate
 SAMPLE = 16384  # vectors that codebooks are learned from: 64 a codeword of the largest usual codebook
+EXTREMES = (
+    1 / 16
+)  # of a sample, the vectors of largest norm: 3 % less error on Gaussian weights, a quarter on heavy tails
 LAYER_SAMPLE = 4096  # vectors that one of many layers gives at most
 SHARED_SAMPLE = 65536
 
 
 def sample_vectors(weight: Tensor, scale: Tensor, dimension: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """At most ``count`` vectors ``[n, d]`` of the scaled ``weight [rows, columns]`` and their columns, int64 ``[n]``."""
+    """At most ``count`` vectors ``[n, d]`` of the scaled ``weight [rows, columns]`` and their columns, int64 ``[n]``.
+
+    A random sample, of which a share is given to the vectors of largest norm: codebooks that never saw the outliers of a
+    heavy-tailed weight miss them by so much that a hundred vectors make a fifth of the error.
+    """
     columns = F.pad(divide_by_scale(weight, scale).t(), (0, -len(weight) % dimension))
     vectors = columns.reshape(-1, dimension)
-    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
+    if len(vectors) > count:
+        extremes = int(count * EXTREMES)
+        longest = vectors.square().sum(1).topk(extremes).indices
+        chosen = torch.unique(torch.cat([chosen[: count - extremes], longest]))
     return vectors[chosen].contiguous(), chosen // (len(vectors) // len(columns))
 
 
