@@ -175,7 +175,7 @@ class PTDiT(Network):
     ) -> Tensor:
         """Velocity (and, if trained, variance) of the flow.
 
-        ``hidden_states`` ``[batch, in_channels, frames, height, width]``; ``timestep`` ``[batch]`` or a scalar, in
+        ``hidden_states`` ``[batch, in_channels, frames or views, height, width]``; ``timestep`` ``[batch]`` or a scalar, in
         [0, 1000], the same for the whole batch; ``encoder_hidden_states`` ``[batch, length, caption_channels]``;
         ``encoder_attention_mask`` ``[batch, length]``, 1 where text. Returns ``[batch, out_channels, …]``.
         """
