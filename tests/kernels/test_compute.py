@@ -68,6 +68,27 @@ def test_companions_learn_through_the_reference(random_weight):
     assert tensors["scale"].grad.abs().sum() > 0
 
 
+def test_autocast_is_that_of_the_dense_layer(random_weight):
+    weight = random_weight("trellis", (24, 40))
+    x = torch.randn(6, 40, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    bias = torch.zeros(24)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = linear(x, weight.spec, weight.shape, _all(weight), bias)
+        expected = F.linear(x, weight.decode(), bias)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(y, expected)
+    y.float().square().sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+def test_inference_mode(random_weight):
+    weight = random_weight("trellis", (24, 40))
+    with torch.inference_mode():
+        x = torch.randn(6, 40)
+        y = linear(x, weight.spec, weight.shape, _all(weight), None)
+        assert torch.equal(y, F.linear(x, weight.decode()))
+
+
 def test_no_dense_weight_is_kept_for_the_backward_pass(random_weight):
     weight = random_weight("trellis", (24, 40))
     saved = []

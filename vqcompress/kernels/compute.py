@@ -38,6 +38,7 @@ def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tens
 
 def laid_out_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """`linear` with the geometry as text, which a layer makes once."""
+    x = _autocast(x)
     if _learns(tensors):
         return F.linear(x, _decode_laid_out(layout, tensors, x.dtype), _as(bias, x))
     return operators.linear(x, list(tensors.values()), bias, layout)
@@ -67,6 +68,7 @@ def laid_out_conv2d(
     dilation: tuple[int, int],
 ) -> Tensor:
     """`conv2d` with the geometry as text, which a layer makes once."""
+    x = _autocast(x)
     if _learns(tensors):
         return F.conv2d(x, _decode_laid_out(layout, tensors, x.dtype), _as(bias, x), stride, padding, dilation)
     return operators.conv2d(x, list(tensors.values()), bias, layout, list(stride), list(padding), list(dilation))
@@ -75,6 +77,13 @@ def laid_out_conv2d(
 def _decode_laid_out(layout: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     parsed = layout_from_text(layout)
     return decode(parsed.spec, parsed.shape, tensors, dtype)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """``x`` as torch's own linear and convolution would take it under autocast, which does not see into our operators."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _learns(tensors: Mapping[str, Tensor]) -> bool:
