@@ -30,7 +30,7 @@ from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import save_pipeline
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.formats import spec_from_dict, spec_to_dict
-from vqcompress.layers import swap
+from vqcompress.layers import swap, vq_layers
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
@@ -77,14 +77,14 @@ def quantize(
     *,
     recipe: Recipe | None = None,
     overwrite: bool = False,
-    calibration: str | Path | None = None,
+    calibration_folder: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Path:
     """Compress ``model`` (alias, Hub id, folder, single file, or a loaded pipeline) into the folder ``output``.
 
     ``changes`` are `Recipe` keys, for example ``bits=3.0, method="trellis", seed=0``, that replace those of ``recipe``.
-    ``calibration`` is a folder in which what was recorded is kept, so that other methods and bit widths need not record it
+    ``calibration_folder`` is a folder in which what was recorded is kept, so that other methods and bit widths need not record it
     again; without it, it goes with the run. Returns the folder, which ``DiffusionPipeline.from_pretrained`` loads. A pipeline that is passed in ends up compressed
     itself. Raises a `VQCompressError` for whatever a user can mend, before anything is written at ``output``.
     """
@@ -102,7 +102,7 @@ def quantize(
     recorded = _recording_signature(recipe, prompts, pipeline, architecture)
     with ExitStack() as stores:
         store = stores.enter_context(RunStore(work, signature={**recorded, "recipe": recipe.to_dict()}))
-        kept = stores.enter_context(RunStore(calibration, signature=recorded)) if calibration else store
+        kept = stores.enter_context(RunStore(calibration_folder, signature=recorded)) if calibration_folder else store
         run = Run(recipe, pipeline, architecture, store, kept, prompts, progress or _silent)
         for component, names in layers.items():
             _compress_component(run, component, names)
@@ -113,7 +113,7 @@ def quantize(
 
 def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with ``changes`` applied and the model's name in it."""
-    name = model if isinstance(model, str) else (getattr(model, "name_or_path", "") or type(model).__name__)
+    name = model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or type(model).__name__)
     return Recipe.parse({**(recipe.to_dict() if recipe else {}), "model": name, **changes})
 
 
@@ -146,6 +146,10 @@ def _plan(recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architectur
     keep = None if recipe.keep is None else list(recipe.keep.items())
     layers = {}
     for component in recipe.components or (architecture.denoiser,):
+        if vq_layers(getattr(pipeline, component, None) or nn.Module()):
+            raise ArchitectureError(
+                f"{component} of {recipe.model} is already compressed; start from the original model, or dequantize it first"
+            )
         plans = architecture.layers(pipeline, component, keep=keep)
         layers[component] = [plan.name for plan in plans if plan.kept is None]
         if not layers[component]:

@@ -77,7 +77,7 @@ def test_compiled_equals_reference(state_bits, rate):
 
 
 def test_seam_boundary_is_nearly_the_best():
-    """The boundary is chosen by a heuristic: against all boundaries it loses less than one percent."""
+    """The boundary is chosen by a heuristic: against all boundaries it loses less than two percent."""
     state_bits, rate, rows = 8, 2, 64
     table = value_table(state_bits, rate, 0.0)
     columns, ones = torch.randn(20, rows, generator=torch.Generator().manual_seed(0)), torch.ones(rows)
@@ -90,7 +90,7 @@ def test_seam_boundary_is_nearly_the_best():
             path_cost(exact(x.numpy(), ones.numpy(), b), x.numpy(), 1, table.float().numpy()) for b in boundaries
         )
     assert best <= found * 1.000001
-    assert found <= best * 1.01
+    assert found <= best * 1.02
 
 
 @settings(deadline=None, max_examples=60)

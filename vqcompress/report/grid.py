@@ -17,7 +17,7 @@ GAP = 8
 CAPTION_WIDTH = 200
 TEXT_SIZE = 14
 LINE = 18
-PAPER, INK = (255, 255, 255), (32, 36, 42)
+PAPER, INK, HAIRLINE = (255, 255, 255), (32, 36, 42), (208, 208, 204)
 
 
 def image_grid(pictures: Mapping[str, Sequence[bytes]], prompts: Sequence[str]) -> Image.Image:
@@ -35,7 +35,7 @@ def image_grid(pictures: Mapping[str, Sequence[bytes]], prompts: Sequence[str]) 
         x = CAPTION_WIDTH + column * (width + GAP)
         _write(grid, (x, GAP // 2), headings[label])
         for row, image in enumerate(cells):
-            grid.paste(image, (x, top + row * (height + GAP)))
+            _frame(grid, image, (x, top + row * (height + GAP)))
     for row in range(count):
         _write(grid, (GAP, top + row * (height + GAP)), _lines(prompts[row], height))
     return grid
@@ -50,7 +50,7 @@ def tile(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     columns = min(columns, len(enlarged))
     sheet = Image.new("RGB", (columns * width + GAP, -(-len(enlarged) // columns) * height + GAP), PAPER)
     for index, picture in enumerate(enlarged):
-        sheet.paste(picture, (GAP + index % columns * width, GAP + index // columns * height))
+        _frame(sheet, picture, (GAP + index % columns * width, GAP + index // columns * height))
     return sheet
 
 
@@ -66,6 +66,14 @@ def _common_count(pictures: Mapping[str, Sequence[bytes]], prompts: Sequence[str
 def _enlarged(picture: Image.Image) -> Image.Image:
     factor = max(1, CELL // max(picture.size))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _frame(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int]) -> None:
+    """Paste with a hairline around it, without which a white picture has no edge."""
+    x, y = corner
+    outline = (x - 1, y - 1, x + picture.width, y + picture.height)
+    ImageDraw.Draw(sheet).rectangle(outline, outline=HAIRLINE)
+    sheet.paste(picture, corner)
 
 
 def _lines(prompt: str, height: int) -> list[str]:

@@ -1,0 +1,142 @@
+"""The whole story on a tiny random SDXL pipeline: resuming, reusing recordings, refusing what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import vqcompress
+from vqcompress import compression
+from vqcompress.errors import ArchitectureError, CheckpointError, RecipeError, VQCompressError
+
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "architectures" / "tiny_pipelines.py")
+assert _spec is not None
+assert _spec.loader is not None
+_tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_tiny)
+
+CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
+RECIPE: dict[str, Any] = {"method": "trellis", "bits": 4.0, "settings": {"state_bits": 8}, "calibration": CALIBRATION}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source") / "tiny"
+    _tiny.TINY["sdxl"]().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vqcompress.quantize(str(source), tmp_path_factory.mktemp("finished") / "out", **RECIPE)
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+
+
+class PowerCut(BaseException):
+    """Not an Exception, so nothing on the way may swallow it."""
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_run_that_stops_goes_on_to_the_same_bytes(
+    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    encoded = []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if len(encoded) == after:
+            raise PowerCut
+        encoded.append(1)
+        return original(*args, **kwargs)
+
+    original = compression.quantize_weight
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "quantize_weight", failing)
+        with pytest.raises(PowerCut):
+            vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / "out.partial" / "unet.layers").glob("*.safetensors"))) >= after
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        encoded.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(compression, "quantize_weight", counting)
+    monkeypatch.setattr(compression, "record_moments", lambda *a, **k: pytest.fail("recorded what was on disk"))
+    folder = vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+    assert weights(folder) == weights(finished)
+    layers = vqcompress.inspect(folder)["components"]["unet"]["layers"]
+    assert len(encoded) <= len(layers) + 1
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_changed_recipe_does_not_go_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "swap", lambda *a: (_ for _ in ()).throw(PowerCut))
+        with pytest.raises(PowerCut):
+            vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+    with pytest.raises(RecipeError, match=r"recipe\.bits"):
+        vqcompress.quantize(str(source), tmp_path / "out", **{**RECIPE, "bits": 3.5})
+
+
+def test_kept_recordings_serve_other_methods_with_the_same_result(
+    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    vqcompress.quantize(
+        str(source), tmp_path / "a", calibration_folder=kept, **{**RECIPE, "method": "gptq", "settings": {}}
+    )
+    monkeypatch.setattr(compression, "record_moments", lambda *a, **k: pytest.fail("recorded again"))
+    folder = vqcompress.quantize(str(source), tmp_path / "b", calibration_folder=kept, **RECIPE)
+    assert weights(folder) == weights(finished)
+
+
+def test_images_before_saving_and_after_loading_are_the_same(source: Path, tmp_path: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(source, use_safetensors=True)
+    architecture = compression.architecture_of(pipeline)
+    draw = {"seeds": [3], "steps": 2, "height": 16, "width": 16, "output_type": "pt"}
+    dense = architecture.sample(pipeline, ["a cat"], **draw)
+    folder = vqcompress.quantize(pipeline, tmp_path / "out", **RECIPE)
+    before = architecture.sample(pipeline, ["a cat"], **draw)
+    loaded = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    assert torch.equal(architecture.sample(loaded, ["a cat"], **draw), before)
+    assert not torch.equal(dense, before)
+
+
+def test_bits_are_a_budget_for_all_that_is_stored(finished: Path) -> None:
+    found = vqcompress.inspect(finished)
+    assert 3.5 < found["bits_per_weight"] <= 4.0
+    assert len({round(row["bits_per_weight"], 1) for row in found["components"]["unet"]["layers"]}) > 1
+
+
+def test_text_encoders_can_be_compressed_too(source: Path, tmp_path: Path) -> None:
+    folder = vqcompress.quantize(str(source), tmp_path / "out", components=["text_encoder", "unet"], **RECIPE)
+    assert set(vqcompress.inspect(folder)["components"]) == {"text_encoder", "unet"}
+    assert vqcompress.verify(folder) == []
+
+
+def test_an_existing_folder_is_kept(source: Path, finished: Path) -> None:
+    before = weights(finished)
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        vqcompress.quantize(str(source), finished, **RECIPE)
+    assert weights(finished) == before
+
+
+def test_a_compressed_pipeline_is_not_compressed_again(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(VQCompressError, match="already"):
+        vqcompress.quantize(str(finished), tmp_path / "twice", **RECIPE)
+
+
+def test_keep_patterns_of_the_recipe_replace_the_architectures(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArchitectureError, match="keep"):
+        vqcompress.quantize(str(source), tmp_path / "out", keep={".*": "a test"}, **RECIPE)
+    assert not list(tmp_path.iterdir())
