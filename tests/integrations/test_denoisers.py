@@ -64,7 +64,7 @@ def packed(request, pack_component):
 
 
 @pytest.mark.feature("float32, float16, bfloat16", "DiT")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_transformers_come_back_bit_for_bit(dtype, packed, tmp_path):
     packed.save_pretrained(tmp_path)
     loaded = type(packed).from_pretrained(tmp_path, torch_dtype=dtype)
