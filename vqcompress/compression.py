@@ -274,7 +274,7 @@ def _shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | N
     def make() -> dict[str, Tensor]:
         run.progress(f"codebooks {component}", 0, 1, "")
         weights = (run.weight(component, layer) for layer in layers)
-        learned = learn(weights, settings, run.recipe.seed)
+        learned = learn(weights, settings, run.recipe.seed, run.recipe.bits)
         run.progress(f"codebooks {component}", 1, 1, "")
         return {"codebooks": learned}
 

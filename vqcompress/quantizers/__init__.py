@@ -30,7 +30,7 @@ class Method:
     (spec, tensors)``.
 
     ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top. ``calibrated`` ones
-    use the second moment. Methods with ``learn_codebooks``, ``(weights, settings, seed) -> float16 [M, 2**b, d]``, may share
+    use the second moment. Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share
     codebooks between layers; their ``quantize`` takes such codebooks (or ``None``) as a last argument.
     """
 
@@ -38,7 +38,7 @@ class Method:
     settings: type
     whole_bits: bool
     calibrated: bool = True
-    learn_codebooks: Callable[[Iterable[Tensor], Any, int], Tensor] | None = None
+    learn_codebooks: Callable[[Iterable[Tensor], Any, int, float], Tensor] | None = None
 
 
 METHODS: dict[str, Method] = {

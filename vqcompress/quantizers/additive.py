@@ -33,8 +33,9 @@ from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.quantizers.unit_scale import choose_scale
 from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry, check_setting
 
-SHARED_CODE_BITS = 8
-RATE_SHARES = {-1: 0.3, 0: 0.45, 1: 0.15, 2: 0.1}  # of columns around the mean rate, as water-filling deals them
+SHARED_CODE_BITS = 6  # 8 code better for their bits, but column rates in steps of 6/8 bit are worth more
+# Of columns around the mean rate, as water-filling deals them; the highest for layers that are worth more than the mean.
+SHARED_RATES = {-2: 0.08, -1: 0.27, 0: 0.33, 1: 0.14, 2: 0.1, 3: 0.05, 4: 0.03}
 KEEP_POLISHING = 0.99  # a pass that leaves more than this share of the error is the last
 
 
@@ -108,10 +109,10 @@ def learn_shared_codebooks(
     """
     code_bits = settings.code_bits or SHARED_CODE_BITS
     mean = max(1, round(bits * settings.dimension / code_bits))
-    count = settings.codebooks or mean + SPREAD
+    count = settings.codebooks or mean + max(SHARED_RATES)
     vectors = sample_layers(weights, settings.dimension, settings.row_scales, seed)
     codebooks = residual_codebooks(vectors, count, 1 << code_bits, START_BEAM, seed)
-    shares = torch.tensor([RATE_SHARES.get(rate - mean, 0.0) for rate in range(count + 1)])
+    shares = torch.tensor([SHARED_RATES.get(rate - mean, 0.0) for rate in range(count + 1)])
     shares = shares if shares.sum() else torch.ones(count + 1)
     generator = torch.Generator().manual_seed(seed)
     rates = torch.multinomial(shares, len(vectors), replacement=True, generator=generator)
