@@ -79,7 +79,7 @@ def quantize(
             output,
             recipe=recipe,
             overwrite=overwrite,
-            calibration=options["calibration"],
+            calibration_folder=options["calibration"],
             progress=progress,
         )
     found = inspect(folder)

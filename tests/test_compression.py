@@ -140,3 +140,13 @@ def test_keep_patterns_of_the_recipe_replace_the_architectures(source: Path, tmp
     with pytest.raises(ArchitectureError, match="keep"):
         vqcompress.quantize(str(source), tmp_path / "out", keep={".*": "a test"}, **RECIPE)
     assert not list(tmp_path.iterdir())
+
+
+def test_dense_parts_of_a_16_bit_model_stay_16_bit(source: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    DiffusionPipeline.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float16).save_pretrained(half)
+    folder = vqcompress.quantize(str(half), tmp_path / "out", **{**RECIPE, "method": "rtn", "settings": {}})
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert (folder / vae).stat().st_size == (half / vae).stat().st_size
+    loaded = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+    assert loaded.unet.conv_in.weight.dtype == torch.float32

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from vqcompress.checkpoint.card import model_card
 from vqcompress.checkpoint.inspection import inspect
 from vqcompress.checkpoint.manifest import write_manifest
+from vqcompress.checkpoint.narrowing import narrow_folder
 from vqcompress.checkpoint.publication import publish
 
 RECIPE_NAME = "vqcompress_recipe.yaml"
@@ -34,6 +35,7 @@ def save_pipeline(
     folder = Path(folder)
     with publish(folder, overwrite) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size)
+        narrow_folder(partial)
         (partial / RECIPE_NAME).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
         text = model_card(folder.name, recipe, inspect(partial)) if card is None else card
         (partial / "README.md").write_text(text, encoding="utf-8")

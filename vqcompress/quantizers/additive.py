@@ -83,21 +83,25 @@ def quantize_additive(
 
     ``second_moment [columns, columns]``, or ``None`` for the identity. A layer's own codebooks come on top of ``bits`` (they
     are what sharing saves) unless ``settings.count_codebooks``; ``shared_codebooks [M, 2**b, d]`` fix the geometry and are not
-    stored. ``seed`` picks the sample and the start of codebook learning. Raises `RecipeError` when no code fits.
+    stored. ``seed`` picks the sample and the start of codebook learning. A second moment on an accelerator is factored
+    there; the search runs on the CPU, and the stored tensors lie where ``weight`` was. Raises `RecipeError` when no code fits.
     """
-    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping)
+    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
+    home, weight = weight.device, weight.cpu()
+    second_moment = None if second_moment is None else second_moment.cpu()
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
     scale, per_row = choose_scale(weight, settings.row_scales)
     budget = RateBudget(len(weight), sensitivity, bits, per_row)
     if shared_codebooks is None:
         codebooks, plan = _learn(weight, scale, budget, settings, bits, seed)
     else:
-        codebooks = shared_codebooks.float()
+        codebooks = shared_codebooks.cpu().float()
         plan = _plan_for(codebooks, weight, scale, budget, seed)
     columns = AdditiveColumns(weight, scale, per_row, codebooks, plan, settings.beam)
     columns.sweep(feedback)
     _polish(columns, second_moment, settings.polish, own=shared_codebooks is None)
-    return columns.packed(None if shared_codebooks is None else SHARED_NAME)
+    spec, tensors = columns.packed(None if shared_codebooks is None else SHARED_NAME)
+    return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 
 def learn_shared_codebooks(

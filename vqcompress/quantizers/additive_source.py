@@ -50,7 +50,7 @@ def sample_layers(weights: Iterable[Tensor], dimension: int, row_scales: bool | 
     """
     parts = []
     for index, weight in enumerate(weights):
-        matrix = to_matrix(weight).detach().float()
+        matrix = to_matrix(weight).detach().float().cpu()
         scale, _ = choose_scale(matrix, row_scales)
         parts.append(sample_vectors(matrix, scale, dimension, LAYER_SAMPLE, seed + index)[0])
     if not parts:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-MIN_RATE, MAX_RATE = 1.0, 7.5  # bits; outside, the exponential law of distortion no longer describes the codes
+MIN_RATE, MAX_RATE = 1.0, 6.75  # bits; outside, the exponential law of distortion no longer describes the codes
 
 
 @dataclass(frozen=True)

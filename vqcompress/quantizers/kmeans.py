@@ -54,21 +54,25 @@ def quantize_kmeans(
     of codes, columns of more power get one code more than others. A layer's own codebooks come on top of ``bits``;
     ``shared_codebooks [M, 2**b, d]`` fix the geometry and are not stored. Raises `RecipeError` when no code fits.
     """
-    power = torch.ones(weight.shape[1]) if second_moment is None else second_moment.diagonal().double().clamp(min=0)
+    home, weight = weight.device, weight.cpu()
+    power = (
+        torch.ones(weight.shape[1]) if second_moment is None else second_moment.diagonal().double().cpu().clamp(min=0)
+    )
     scale, per_row = choose_scale(weight, settings.row_scales)
     dimension = settings.dimension if shared_codebooks is None else shared_codebooks.shape[2]
     vectors, columns = sample_vectors(weight, scale, dimension, SAMPLE, seed)
     if shared_codebooks is None:
         codebooks = _learn(vectors, power[columns].float(), settings, bits, seed)
     else:
-        codebooks = shared_codebooks.float()
+        codebooks = shared_codebooks.cpu().float()
     budget = RateBudget(len(weight), power, bits, per_row)
     plan = budget.plan(_adjacent_rates(codebooks, vectors, bits), dimension, (codebooks.shape[1] - 1).bit_length())
     if shared_codebooks is None:
         codebooks = codebooks[: int(plan.rates.max())]
     coded = AdditiveColumns(weight, scale, per_row, codebooks, plan, GREEDY)
     coded.sweep(None)
-    return coded.packed(None if shared_codebooks is None else SHARED_NAME)
+    spec, tensors = coded.packed(None if shared_codebooks is None else SHARED_NAME)
+    return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 
 def learn_shared_kmeans(weights: Iterable[Tensor], settings: KMeansSettings, seed: int, bits: float = 3.0) -> Tensor:

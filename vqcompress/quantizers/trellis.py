@@ -78,7 +78,7 @@ def usable_state_bits(rows: int, wanted: int, bits: float) -> int:
     must hold two symbols), no more than a circular column of one bit a weight can hold."""
     if wanted not in STATE_BITS:
         raise RecipeError(f"state_bits={wanted} is not one of {STATE_BITS}; 12 is the usual choice")
-    while max_rate(wanted) < bits + 1 and wanted < STATE_BITS[-1]:
+    while max_rate(wanted) < bits + 0.25 and wanted < STATE_BITS[-1]:
         wanted += 2
     return max([size for size in STATE_BITS if size <= min(rows, wanted)], default=STATE_BITS[0])
 
