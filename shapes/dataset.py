@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vqcompress.shapes.autoencoder import PatchCode
+from vqcompress.shapes.lessons import KINDS, kind_of
 from vqcompress.shapes.render import render
 from vqcompress.shapes.scenes import Scene, caption, sample_scenes
 
@@ -17,18 +18,30 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class LatentSet:
-    """latents float16 [n, 8, 8, 8]; tokens int16 [n, MAX_TOKENS]; empty int64 [MAX_TOKENS], the empty caption."""
+    """latents float16 [n, 8, 8, 8]; tokens int16 [n, t]; kinds int64 [n] into KINDS; empty int64 [t], the empty caption."""
 
     latents: torch.Tensor
     tokens: torch.Tensor
+    kinds: torch.Tensor
     empty: torch.Tensor
 
-    def batch(self, size: int, drop: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random latents float32 [size, 8, 8, 8] and tokens int64; a share `drop` of captions is emptied."""
-        index = torch.randint(len(self.latents), (size,), generator=generator)
+    def batch(
+        self, size: int, drop: float, generator: torch.Generator, shares: tuple[float, ...] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random latents float32 [size, 8, 8, 8] and tokens int64; a share `drop` of captions is emptied.
+
+        `shares` gives each kind of caption its part of the batch, in the order of KINDS.
+        """
+        index = self._index(size, shares, generator)
         dropped = torch.rand(size, 1, generator=generator) < drop
         tokens = torch.where(dropped, self.empty, self.tokens[index].long())
         return self.latents[index].float(), tokens
+
+    def _index(self, size: int, shares: tuple[float, ...] | None, generator: torch.Generator) -> torch.Tensor:
+        if shares is None:
+            return torch.randint(len(self.latents), (size,), generator=generator)
+        odds = torch.tensor(shares) / torch.bincount(self.kinds, minlength=len(KINDS)).clamp(min=1)
+        return torch.multinomial(odds[self.kinds], size, replacement=True, generator=generator)
 
 
 def training_images(count: int, seed: int) -> np.ndarray:
@@ -43,12 +56,14 @@ def training_captions(count: int, seed: int) -> list[str]:
 
 def build_latent_set(count: int, seed: int, code: PatchCode, tokenizer) -> LatentSet:
     """Draw `count` training scenes and code pictures and captions."""
-    latents, tokens = [], []
+    latents, tokens, kinds = [], [], []
     for scenes in _chunks(sample_scenes(count, seed, "train")):
         images = np.stack([render(scene) for scene in scenes])
         latents.append(torch.from_numpy(code.encode(images)).half())
-        tokens.append(tokenize(tokenizer, [caption(scene) for scene in scenes]).short())
-    return LatentSet(torch.cat(latents), torch.cat(tokens), tokenize(tokenizer, [""])[0])
+        texts = [caption(scene) for scene in scenes]
+        tokens.append(tokenize(tokenizer, texts).short())
+        kinds += [kind_of(text) for text in texts]
+    return LatentSet(torch.cat(latents), torch.cat(tokens), torch.tensor(kinds), tokenize(tokenizer, [""])[0])
 
 
 def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from vqcompress.shapes.dataset import LatentSet
+from vqcompress.shapes.lessons import NOISY_FROM, lesson_at
 from vqcompress.shapes.networks import TIME_IDS
 from vqcompress.shapes.schedule import Schedule
 
@@ -99,15 +100,18 @@ class DenoiserTraining:
         return loss.item()
 
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
-        clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator)
-        steps = torch.multinomial(self.odds, BATCH, replacement=True, generator=generator)
+        lesson = lesson_at(self.schedule.progress)
+        clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator, lesson.shares)
+        odds = self.odds.clone()
+        odds[NOISY_FROM:] += lesson.noisy
+        steps = torch.multinomial(odds, BATCH, replacement=True, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         signal = self.alphas[steps].sqrt()[:, None, None, None]
         sigma = (1 - self.alphas[steps]).sqrt()[:, None, None, None]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             v = self.model(signal * clean + sigma * noise, steps, tokens)
         error = (v.float() - (signal * noise - sigma * clean)).square().mean()
-        return error * self.odds.mean()
+        return error * odds.mean()
 
     @torch.no_grad()
     def _move_average(self) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from vqcompress.shapes.autoencoder import build_autoencoder, fit_patch_code, set_encoder
 from vqcompress.shapes.dataset import LatentSet, build_latent_set, training_captions, training_images
 from vqcompress.shapes.denoiser_training import DenoiserTraining, min_snr_weight
+from vqcompress.shapes.lessons import KINDS, LESSONS, kind_of, lesson_at
 from vqcompress.shapes.networks import build_scheduler
 from vqcompress.shapes.schedule import Schedule
 from vqcompress.shapes.tokenizer import MAX_TOKENS, build_tokenizer, learn_vocabulary
@@ -52,11 +53,30 @@ def test_a_latent_set_pairs_pictures_with_their_captions() -> None:
 
 
 def test_dropped_captions_are_the_empty_caption() -> None:
-    data = LatentSet(torch.zeros(4, 8, 8, 8).half(), torch.ones(4, 5).short(), torch.full((5,), 7))
+    data = LatentSet(
+        torch.zeros(4, 8, 8, 8).half(), torch.ones(4, 5).short(), torch.zeros(4).long(), torch.full((5,), 7)
+    )
     _, tokens = data.batch(400, 0.25, torch.Generator().manual_seed(0))
     share = (tokens == 7).all(1).float().mean()
     assert share == pytest.approx(0.25, abs=0.06)
     assert set(tokens.unique().tolist()) == {1, 7}
+
+
+def test_a_lesson_gives_each_kind_its_share() -> None:
+    kinds = torch.arange(1000) % len(KINDS)
+    data = LatentSet(torch.zeros(1000, 8, 8, 8).half(), kinds[:, None].short(), kinds, torch.zeros(1).long())
+    _, tokens = data.batch(2000, 0.0, torch.Generator().manual_seed(0), (0.5, 0.5, 0.0, 0.0, 0.0))
+    counts = torch.bincount(tokens[:, 0], minlength=5)
+    assert counts[2:].sum() == 0
+    assert counts[0] / 2000 == pytest.approx(0.5, abs=0.05)
+
+
+def test_lessons_cover_the_run_and_end_with_the_world_as_drawn() -> None:
+    assert [lesson_at(p) for p in (0.0, 0.99, 1.0)] == [LESSONS[0], LESSONS[-1], LESSONS[-1]]
+    assert all(sum(lesson.shares) == pytest.approx(1.0) for lesson in LESSONS if lesson.shares)
+    assert LESSONS[-1].shares is None
+    texts = ["a red ring on a gray background", "a red ring to the left of a blue star on a gray background"]
+    assert [KINDS[kind_of(text)] for text in texts] == ["other", "left"]
 
 
 def test_the_rate_warms_up_and_ends_at_zero() -> None:
@@ -101,7 +121,8 @@ def tiny_training(steps: int) -> DenoiserTraining:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(32, 8, 8, 8, generator=generator).half()
-    data = LatentSet(latents, torch.randint(16, (32, 4), generator=generator).short(), torch.zeros(4).long())
+    tokens = torch.randint(16, (32, 4), generator=generator).short()
+    data = LatentSet(latents, tokens, torch.arange(32) % len(KINDS), torch.zeros(4).long())
     schedule = Schedule(peak=1e-2, warmup=2, steps=steps)
     return DenoiserTraining(TinyDenoiser(), data, build_scheduler().alphas_cumprod, schedule, seed=3)
 
