@@ -18,12 +18,18 @@ from torch import Tensor
 
 from vqcompress.quantizers.additive_beam import BeamSearch, sum_codewords
 
-KMEANS_ROUNDS = 6
+KMEANS_ROUNDS = 6  # for a start that is refined later
 REFIT_SWEEPS = 3  # codebooks are refitted in turn; more turns change nothing that the next search would not
 
 
 def residual_codebooks(
-    vectors: Tensor, count: int, size: int, beam: int, seed: int, weights: Tensor | None = None
+    vectors: Tensor,
+    count: int,
+    size: int,
+    beam: int,
+    seed: int,
+    weights: Tensor | None = None,
+    rounds: int = KMEANS_ROUNDS,
 ) -> Tensor:
     """``count`` codebooks of ``size`` codewords by residual k-means: float32 ``[count, size, d]``.
 
@@ -32,13 +38,13 @@ def residual_codebooks(
     codebooks = vectors.new_zeros(0, size, vectors.shape[1])
     residual = vectors
     for level in range(count):
-        codebooks = torch.cat([codebooks, kmeans(residual, size, seed + level, weights)[None]])
+        codebooks = torch.cat([codebooks, kmeans(residual, size, seed + level, weights, rounds)[None]])
         codes = BeamSearch(codebooks, beam)(vectors, level + 1)
         residual = vectors - sum_codewords(codes, codebooks)
     return codebooks
 
 
-def kmeans(vectors: Tensor, size: int, seed: int, weights: Tensor | None = None) -> Tensor:
+def kmeans(vectors: Tensor, size: int, seed: int, weights: Tensor | None = None, rounds: int = KMEANS_ROUNDS) -> Tensor:
     """Centroids, float32 ``[size, d]``, of ``vectors [n, d]`` with ``weights [n]``; the vectors themselves when they are few."""
     if len(vectors) <= size:
         return torch.cat([vectors, vectors.new_zeros(size - len(vectors), vectors.shape[1])])
@@ -48,7 +54,7 @@ def kmeans(vectors: Tensor, size: int, seed: int, weights: Tensor | None = None)
         clustering = faiss.Kmeans(
             vectors.shape[1],
             size,
-            niter=KMEANS_ROUNDS,
+            niter=rounds,
             seed=seed % (1 << 31),
             min_points_per_centroid=1,
             max_points_per_centroid=1 << 20,

@@ -23,6 +23,7 @@ from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry
 
 SAMPLE = 65536  # vectors that k-means sees: 256 a centroid of the usual codebook
 GREEDY = 1  # beam
+ROUNDS = 40  # of k-means a codebook; nothing refines them later
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def learn_shared_kmeans(weights: Iterable[Tensor], settings: KMeansSettings, see
 
 def _learn(vectors: Tensor, weights: Tensor | None, settings: KMeansSettings, bits: float, seed: int) -> Tensor:
     count = settings.codebooks or max(1, math.ceil(bits * settings.dimension / settings.code_bits))
-    return residual_codebooks(vectors, count, 1 << settings.code_bits, GREEDY, seed, weights)
+    return residual_codebooks(vectors, count, 1 << settings.code_bits, GREEDY, seed, weights, ROUNDS)
 
 
 def _adjacent_rates(codebooks: Tensor, vectors: Tensor, bits: float) -> dict[int, float]:
