@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vqcompress.shapes.dataset import LatentSet
-from vqcompress.shapes.lessons import NOISY_FROM, lesson_at
+from vqcompress.shapes.lessons import LESSONS, NOISY_FROM, lesson_at
 from vqcompress.shapes.networks import TIME_IDS
 from vqcompress.shapes.schedule import Schedule
 
@@ -40,6 +40,7 @@ class DenoiserTraining:
 
     def __init__(self, model: Denoiser, data: LatentSet, alphas: torch.Tensor, schedule: Schedule, seed: int) -> None:
         self.model, self.data, self.alphas, self.schedule, self.seed = model.train(), data, alphas, schedule, seed
+        self.lessons = LESSONS
         # Noise levels are drawn as often as they weigh: half of a uniform batch would hardly count.
         self.odds = min_snr_weight(alphas) + WEIGHT_FLOOR
         self.parameters = list(model.parameters())
@@ -71,13 +72,15 @@ class DenoiserTraining:
         part.replace(path)
 
     def restore(self, path: Path, keep_clock: bool = True) -> None:
-        """Go on from `save`'s file; without `keep_clock`, with its weights but a new schedule."""
+        """Go on from `save`'s file; without `keep_clock`, with its weights, a new schedule and the last lesson only."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         if keep_clock:
             self.schedule.step, self.schedule.spent = state["step"], state["spent"]
+        else:
+            self.lessons = LESSONS[-1:]  # the others have been learned
 
     @torch.no_grad()
     def averaged(self, model: Denoiser) -> Denoiser:
@@ -100,7 +103,7 @@ class DenoiserTraining:
         return loss.item()
 
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
-        lesson = lesson_at(self.schedule.progress)
+        lesson = lesson_at(self.schedule.progress, self.lessons)
         clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator, lesson.shares)
         odds = self.odds.clone()
         odds[NOISY_FROM:] += lesson.noisy

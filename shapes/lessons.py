@@ -33,9 +33,9 @@ LESSONS = (
 )
 
 
-def lesson_at(progress: float) -> Lesson:
+def lesson_at(progress: float, lessons: tuple[Lesson, ...] = LESSONS) -> Lesson:
     """The lesson for a run's progress in 0..1."""
-    return next((lesson for lesson in LESSONS if progress < lesson.until), LESSONS[-1])
+    return next((lesson for lesson in lessons if progress < lesson.until), lessons[-1])
 
 
 def kind_of(text: str) -> int:

@@ -164,6 +164,7 @@ def test_a_renewed_run_keeps_weights_and_starts_its_schedule_anew(tmp_path: Path
     renewed = tiny_training(2)
     renewed.restore(tmp_path / "run.pt", keep_clock=False)
     assert renewed.schedule.step == 0
+    assert renewed.lessons == LESSONS[-1:]
     assert torch.equal(renewed.parameters[0], first.parameters[0])
 
 
