@@ -27,7 +27,7 @@ results: install  ## the comparison in docs/results: every method at 2, 3 and 4 
 	    --method $${variant%-*} --bits $${variant#*-} $(CALIBRATION) || exit 1; done
 	$(BIN)/vqcompress quantize shapes -o $(OUT)/results/gptq-mixed-3 --method gptq --bits 3 --budget model $(CALIBRATION)
 	$(BIN)/vqcompress report shapes $(foreach variant,$(VECTOR) $(SCALAR) gptq-mixed-3,$(OUT)/results/$(variant)) \
-	  --count 200 -o $(OUT)/results/report
+	  --count 64 -o $(OUT)/results/report
 
 test: install-test lint  ## everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -52,11 +52,15 @@ def test_inspect_counts_everything(folder: Path) -> None:
 
 
 def test_another_seed_gives_other_bytes_and_the_same_seed_the_same(folder: Path, tmp_path: Path) -> None:
-    run("quantize", "shapes", "-o", str(tmp_path / "again"), "--json", *FEW)
-    assert hashes(tmp_path / "again") == hashes(folder)
-    run("quantize", "shapes", "-o", str(tmp_path / "other"), "--json", "--seed", "1", *FEW)
+    again, other = (
+        tmp_path / "again" / folder.name,
+        tmp_path / "other" / folder.name,
+    )  # the card bears the folder's name
+    run("quantize", "shapes", "-o", str(again), "--json", *FEW)
+    assert hashes(again) == hashes(folder)
+    run("quantize", "shapes", "-o", str(other), "--json", "--seed", "1", *FEW)
     weights = "unet/diffusion_pytorch_model.safetensors"
-    assert hashes(tmp_path / "other")[weights] != hashes(folder)[weights]
+    assert hashes(other)[weights] != hashes(folder)[weights]
 
 
 def test_generate_writes_a_grid(folder: Path, tmp_path: Path) -> None:
