@@ -46,11 +46,10 @@ def generate(
     from vqcompress.architectures import architecture_of, open_pipeline
     from vqcompress.report.grid import tile
 
-    pipeline = open_pipeline(model, dtype=getattr(torch, dtype))
     repeated = [prompt for prompt in prompts for _ in range(images)]
     seeds = list(range(seed, seed + len(repeated)))
     with StageProgress(quiet=as_json) as progress:
-        made = []
+        pipeline, made = open_pipeline(model, dtype=getattr(torch, dtype)), []
         for index, (prompt, one) in enumerate(zip(repeated, seeds, strict=True)):
             sample = architecture_of(pipeline).sample
             made += sample(pipeline, [prompt], seeds=[one], steps=steps, guidance=guidance, output_type="pil")

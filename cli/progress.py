@@ -23,6 +23,7 @@ class StageProgress:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> StageProgress:
+        _silence_other_bars()
         self._bars.start()
         return self
 
@@ -34,3 +35,13 @@ class StageProgress:
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
         self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)
+
+
+def _silence_other_bars() -> None:
+    """diffusers and transformers draw bars of their own across ours, and remark on packages that nothing here needs."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
