@@ -87,11 +87,13 @@ def run_python(code: str) -> str:
 
 
 def test_import_is_light() -> None:
-    heavy = run_python(
+    code = (
         "import sys, time; start = time.perf_counter(); import vqcompress; took = time.perf_counter() - start\n"
-        "print(sorted({'torch', 'diffusers', 'transformers', 'numba', 'sklearn'} & set(sys.modules)), took < 0.5)"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numba', 'sklearn'} & set(sys.modules)), took)"
     )
-    assert heavy == "[] True"
+    runs = [run_python(code).rsplit(" ", 1) for _ in range(3)]  # the best of three: other processes share the machine
+    assert {heavy for heavy, _ in runs} == {"[]"}
+    assert min(float(took) for _, took in runs) < 0.3
 
 
 def test_facade_names_resolve() -> None:
