@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vqcompress.formats import AdditiveSpec, FormatSpec
+from vqcompress.formats import FormatSpec, shared_codebook
 from vqcompress.matrix_view import from_transposed, matrix_shape, stored_shape
 
 
@@ -55,4 +55,4 @@ class QuantizedWeight:
     @property
     def uses_shared_codebook(self) -> bool:
         """Whether part of the code lies in the component's shared codebooks."""
-        return isinstance(self.spec, AdditiveSpec) and self.spec.codebook is not None
+        return shared_codebook(self.spec) is not None

@@ -35,9 +35,15 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
     """Name -> (spec, dense shape, column rates)."""
     three = torch.tensor([3, 2, 5, 2, 3, 4, 5, 3])
     mixed = torch.tensor([1, 0, 2, 3] * 3)
+    learned = torch.tensor([1, 3, 2, 3, 1, 4])
     return {
         "trellis_linear": (TrellisSpec(12, 2, 2, 0.0, True, _stream(13, three)), (13, 8), three),
         "trellis_conv": (TrellisSpec(16, 3, 0, 0.03125, False, 9 * packed_bytes(6, 3)), (6, 1, 3, 3), None),
+        "trellis_learned": (
+            TrellisSpec(8, 1, 2, 0.0, True, _stream(9, learned), "tables", (1, 3)),
+            (9, 6),
+            learned,
+        ),
         "additive_linear": (AdditiveSpec(4, 6, 3, 0, 2, None, True, _stream(3, mixed, 6)), (10, 12), mixed),
         "additive_shared": (AdditiveSpec(8, 8, 2, 2, 0, "book", False, 5 * 4), (16, 5), None),
         "scalar_linear": (ScalarSpec(3, 4), (7, 10), None),

@@ -75,11 +75,17 @@ class Page:
         L, weight = self.spec["state_bits"], np.zeros((self.rows, self.columns), np.float32)
         for column, (rate, data) in enumerate(self.column_bytes(lambda rate: math.ceil(self.rows * rate / 8))):
             size = self.rows * rate
-            circle, table = bits_of(data)[:size], page_table(L, rate, self.spec["tail"])
+            circle, table = bits_of(data)[:size], self.table(rate)
             for t in range(self.rows):
                 state = number([circle[b % size] for b in range((t + 1) * rate - L, (t + 1) * rate)])
                 weight[t, column] = table[state] * self.scale()[t]
         return weight
+
+    def table(self, rate: int) -> np.ndarray:
+        learned = self.spec.get("codebook_rates", [])
+        if rate in learned:
+            return self.half("codebooks")[learned.index(rate)]
+        return page_table(self.spec["state_bits"], rate, self.spec["tail"])
 
     def additive(self) -> np.ndarray:
         d, b, weight = self.spec["dimension"], self.spec["code_bits"], np.zeros((self.rows, self.columns), np.float32)

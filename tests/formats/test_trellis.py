@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vqcompress.bitpack import packed_bytes
+from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import GAUSSIAN_CODES, STATE_BITS, gaussian_error, max_rate, value_table
+from vqcompress.kernels import decode
 
 
 def literal_decode(weight) -> torch.Tensor:
@@ -92,3 +96,28 @@ GOLDEN = {
     (14, 3): "e03123d9",
     (16, 3): "bfe20f6c",
 }
+
+
+def with_learned_tables(weight, rates=(2, 3)):
+    """The same codes, read with tables of their own for ``rates``."""
+    spec = replace(weight.spec, codebook="tables", codebook_rates=rates)
+    tables = torch.randn(spec.codebook_shape, generator=torch.Generator().manual_seed(7)).half()
+    return replace(weight, spec=spec, shared={"codebooks": tables})
+
+
+def test_learned_tables_take_the_place_of_the_formula(random_weight):
+    plain = random_weight("trellis", (24, 20), min_rate=1, rate_bits=2)
+    learned = with_learned_tables(plain)
+    touched = torch.isin(plain.spec.rates(20, plain.tensors), torch.tensor([2, 3]))
+    assert torch.equal(plain.decode()[:, ~touched], learned.decode()[:, ~touched])
+    assert not (plain.decode() == learned.decode())[:, touched].any()
+    fast = decode(learned.spec, learned.shape, {**learned.tensors, **learned.shared}, torch.float32)
+    assert torch.equal(fast, learned.decode())
+
+
+def test_learned_tables_survive_json_and_are_absent_by_default(random_weight):
+    plain = random_weight("trellis", (24, 20))
+    assert "codebook" not in spec_to_dict(plain.spec)
+    learned = with_learned_tables(plain)
+    assert spec_from_dict(json.loads(json.dumps(spec_to_dict(learned.spec)))) == learned.spec
+    assert learned.uses_shared_codebook

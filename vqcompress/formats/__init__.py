@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from vqcompress.errors import CheckpointError
@@ -16,8 +16,16 @@ FORMATS: dict[str, type[FormatSpec]] = {spec.format: spec for spec in (ScalarSpe
 
 
 def spec_to_dict(spec: FormatSpec) -> dict[str, Any]:
-    """JSON form of a spec, ``{"format": name, ...fields}``."""
-    return {"format": spec.format, **asdict(spec)}
+    """JSON form of a spec, ``{"format": name, ...fields}``; a field that has its default is left out."""
+    values = {
+        field.name: getattr(spec, field.name) for field in fields(spec) if getattr(spec, field.name) != field.default
+    }
+    return {"format": spec.format, **{name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}}
+
+
+def shared_codebook(spec: FormatSpec) -> str | None:
+    """Name of the component's shared tensor that part of the code lies in, or ``None``."""
+    return None if isinstance(spec, ScalarSpec) else spec.codebook
 
 
 def spec_from_dict(data: dict[str, Any]) -> FormatSpec:
@@ -40,6 +48,7 @@ __all__ = [
     "FormatSpec",
     "ScalarSpec",
     "TrellisSpec",
+    "shared_codebook",
     "spec_from_dict",
     "spec_to_dict",
 ]

@@ -3,7 +3,8 @@
 A column of ``rows`` weights at rate ``k`` is a circular stream of ``rows * k`` bits. The ``L`` bits that end with weight
 ``t``'s own ``k`` bits are its state, and ``weight[t] = scale[t] * table_k[state]`` (the bit-shift trellis of QTIP, Tseng et
 al. 2024, arXiv 2406.11235). The stream is circular ("tail-biting"), so no start state is stored, and any weight decodes
-from one window. Columns choose their own rate, see `vqcompress.formats.rates`.
+from one window. Columns choose their own rate, see `vqcompress.formats.rates`. The tables are a formula
+(`vqcompress.formats.trellis_table`), unless the component stores learned ones for some rates.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class TrellisSpec:
 
     ``state_bits`` is L; ``rate_bits`` the width of a stored column rate (0: every column has ``min_rate``);
     ``tail`` Tukey's h of the value table; ``row_scales`` whether each row has its own scale or all share one;
-    ``code_bytes`` the length of the packed stream.
+    ``code_bytes`` the length of the packed stream. ``codebook`` names the component's shared tensor with learned tables,
+    one row for each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's.
     """
 
     format: ClassVar[str] = "trellis"
@@ -36,6 +38,11 @@ class TrellisSpec:
     tail: float
     row_scales: bool
     code_bytes: int
+    codebook: str | None = None
+    codebook_rates: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codebook_rates", tuple(self.codebook_rates))  # JSON has lists
 
     def tensor_shapes(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of every stored tensor; ``weight`` is the packed stream."""
@@ -47,20 +54,30 @@ class TrellisSpec:
             shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
         return shapes
 
+    @property
+    def codebook_shape(self) -> tuple[int, int]:
+        """Shape of the learned tables, ``[rates, 2**state_bits]``."""
+        return len(self.codebook_rates), 1 << self.state_bits
+
+    def table(self, rate: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Values of all states at ``rate``, float32 ``[2**state_bits]``: learned, or the formula's."""
+        if rate in self.codebook_rates:
+            return tensors["codebooks"][self.codebook_rates.index(rate)].float()
+        return value_table(self.state_bits, rate, self.tail).to(tensors["weight"].device).float()
+
     def rates(self, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """The rate of each column, int64 ``[columns]``."""
         return unpack_rates(tensors.get("rates"), columns, self.min_rate, self.rate_bits)
 
     def decode_transposed(self, rows: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``Wᵀ [columns, rows]`` in float32; differentiable in ``scale``."""
+        """``Wᵀ [columns, rows]`` in float32; differentiable in ``scale`` and learned tables."""
         codes = tensors["weight"]
         values = torch.zeros(columns, rows, device=codes.device)
         rates = self.rates(columns, tensors)
         for block in split_blocks(codes, rates, lambda rate: packed_bytes(rows, rate)):
             if block.rate:
                 states = window_states(unpack(block.codes, block.rate, rows), block.rate, self.state_bits)
-                table = value_table(self.state_bits, block.rate, self.tail).to(codes.device).float()
-                values[block.columns] = table[states]
+                values[block.columns] = self.table(block.rate, tensors)[states]
         return values * tensors["scale"].float()
 
 

@@ -67,7 +67,7 @@ def _trellis_arguments(loops: Any, spec: TrellisSpec, tensors: Mapping[str, Tens
     rates = _rates(loops, spec, tensors, columns)
     starts = loops.column_starts(rates, rows * np.arange(rates.max() + 1))
     scale = _row_scale(tensors["scale"], rows)
-    return _bytes(tensors["weight"]), starts, rates, _value_tables(spec.state_bits, spec.tail), spec.state_bits, scale
+    return _bytes(tensors["weight"]), starts, rates, trellis_tables(spec, tensors), spec.state_bits, scale
 
 
 def _additive_arguments(
@@ -88,6 +88,16 @@ def _rates(loops: Any, spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, T
     if "rates" not in tensors:
         return np.full(columns, spec.min_rate, dtype=np.int64)
     return loops.unpack_rates(_bytes(tensors["rates"]), columns, spec.min_rate, spec.rate_bits)
+
+
+def trellis_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    """Row ``k - 1`` is the value table of rate ``k``, learned or the formula's, float32 ``[max rate, 2**state_bits]``."""
+    tables = _value_tables(spec.state_bits, spec.tail)
+    if spec.codebook is None:
+        return tables
+    tables = tables.copy()
+    tables[np.array(spec.codebook_rates) - 1] = _floats(tensors["codebooks"])
+    return tables
 
 
 @lru_cache(maxsize=32)

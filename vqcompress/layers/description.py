@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import CheckpointError
-from vqcompress.formats import AdditiveSpec, FormatSpec, spec_from_dict, spec_to_dict
+from vqcompress.formats import FormatSpec, ScalarSpec, TrellisSpec, shared_codebook, spec_from_dict, spec_to_dict
+from vqcompress.formats.trellis_table import max_rate
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.replace import replace_layer
@@ -20,8 +21,13 @@ QUANT_METHOD = "vqcompress"
 FORMAT_VERSION = 1
 
 
-def describe(component: nn.Module) -> dict[str, Any]:
-    """The ``quantization_config`` of a component with packed layers (see ``docs/FORMAT.md``)."""
+def describe(
+    component: nn.Module, dense: Mapping[str, str] | None = None, kept: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The ``quantization_config`` of a component with packed layers (see ``docs/FORMAT.md``).
+
+    ``dense`` and ``kept`` map layers that are not packed to the reason; they are listed for the reader.
+    """
     layers = {name: module for name, module in component.named_modules() if isinstance(module, PackedLayer)}
     shared = getattr(component, SHARED_NAME, None)
     return {
@@ -31,6 +37,8 @@ def describe(component: nn.Module) -> dict[str, Any]:
             name: {**spec_to_dict(layer.spec), "shape": list(layer.dense_shape)} for name, layer in layers.items()
         },
         "shared": {} if shared is None else {name: list(book.shape) for name, book in shared.named_parameters()},
+        **({"dense": dict(dense)} if dense else {}),
+        **({"kept": dict(kept)} if kept else {}),
     }
 
 
@@ -74,12 +82,24 @@ def layer_specs(description: Mapping[str, Any]) -> dict[str, tuple[FormatSpec, t
         fields = dict(entry)
         shape = tuple(fields.pop("shape", ()))
         spec = spec_from_dict(fields)
-        if isinstance(spec, AdditiveSpec) and spec.codebook is not None and spec.codebook not in description["shared"]:
-            raise CheckpointError(
-                f"layer {name!r} uses the shared codebook {spec.codebook!r}, which the config does not list"
-            )
+        _check_codebook(name, spec, description["shared"])
         specs[name] = spec, shape
     return specs
+
+
+def _check_codebook(layer: str, spec: FormatSpec, shared: Mapping[str, Any]) -> None:
+    if (book := shared_codebook(spec)) is None or isinstance(spec, ScalarSpec):
+        return
+    if book not in shared:
+        raise CheckpointError(f"layer {layer!r} uses the shared codebook {book!r}, which the config does not list")
+    if isinstance(spec, TrellisSpec) and not all(1 <= r <= max_rate(spec.state_bits) for r in spec.codebook_rates):
+        raise CheckpointError(
+            f"layer {layer!r} has learned tables for rates {spec.codebook_rates}, which the code lacks"
+        )
+    if tuple(shared[book]) != spec.codebook_shape:
+        raise CheckpointError(
+            f"layer {layer!r} needs the shared codebook {book!r} in the shape {spec.codebook_shape}, the config lists {shared[book]}"
+        )
 
 
 def empty_layers(

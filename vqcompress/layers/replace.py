@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.formats import AdditiveSpec, FormatSpec
+from vqcompress.formats import FormatSpec, shared_codebook
 from vqcompress.layers.conv2d import VQConv2d
 from vqcompress.layers.linear import VQLinear
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
@@ -53,6 +53,4 @@ def replace_layer(
 
 
 def _shared(component: nn.Module, spec: FormatSpec) -> SharedCodebooks | None:
-    if isinstance(spec, AdditiveSpec) and spec.codebook is not None:
-        return component.get_submodule(SHARED_NAME)
-    return None
+    return None if shared_codebook(spec) is None else component.get_submodule(SHARED_NAME)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.formats import AdditiveSpec
+from vqcompress.formats import shared_codebook
 from vqcompress.layers.description import describe, write_description
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
@@ -17,9 +17,17 @@ from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.quantized_weight import QuantizedWeight
 
 
-def swap(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None:
+def swap(
+    component: nn.Module,
+    quantized: Mapping[str, QuantizedWeight],
+    *,
+    dense: Mapping[str, str] | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> None:
     """Replace each named layer of ``component`` by a packed one, in place; tensors go to the layer's device.
 
+    ``dense`` and ``kept`` go into the description: layers that stay as they are, and why. The bytes of ``dense`` ones are
+    part of what the bits of a weight are counted from, ``kept`` ones were never asked to shrink.
     The component's config then says how it is packed, so ``save_pretrained`` writes a folder that loads again.
     Raises `ArchitectureError` for a name or shape that is not there; the component is then left as it was.
     """
@@ -30,7 +38,7 @@ def swap(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None
         device = _device(component, name, weight)
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
         replace_layer(component, name, weight.spec, weight.shape, tensors)
-    write_description(component, describe(component))
+    write_description(component, describe(component, dense, kept))
     refuse_fusing(component)
 
 
@@ -62,9 +70,9 @@ def _share(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> No
 def _shared_codebooks(quantized: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
     books: dict[str, Tensor] = {}
     for layer, weight in quantized.items():
-        if not isinstance(weight.spec, AdditiveSpec) or weight.spec.codebook is None:
+        if (name := shared_codebook(weight.spec)) is None:
             continue
-        name, book = weight.spec.codebook, weight.shared["codebooks"].detach()
+        book = weight.shared["codebooks"].detach()
         if name in books and not torch.equal(books[name], book):
             raise ArchitectureError(
                 f"layer {layer!r} brings other values for the shared codebook {name!r} than the layers before it; "
