@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels import operators, reference
-from vqcompress.kernels.layout import Layout, layout_from_text, layout_to_text
+from vqcompress.kernels.layout import Layout, layout_to_text
+from vqcompress.kernels.learning import learning_conv2d, learning_linear
 from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
 
@@ -30,8 +30,7 @@ def decode(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype:
 def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """``x [..., in]`` times the packed weight ``[out, in]``, plus ``bias [out]``: ``[..., out]`` in ``x``'s dtype.
 
-    Differentiable in ``x`` and ``bias`` without a dense weight kept for the backward pass, and in the companions
-    (through the reference) when one of them requires a gradient.
+    Differentiable in ``x``, ``bias`` and the companions, without a dense weight kept for the backward pass.
     """
     return laid_out_linear(x, _text(spec, shape, tensors), tensors, bias)
 
@@ -40,7 +39,7 @@ def laid_out_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias:
     """`linear` with the geometry as text, which a layer makes once."""
     x = _autocast(x)
     if _learns(tensors):
-        return F.linear(x, _decode_laid_out(layout, tensors, x.dtype), _as(bias, x))
+        return learning_linear(x, layout, tensors, bias)
     return operators.linear(x, list(tensors.values()), bias, layout)
 
 
@@ -70,13 +69,8 @@ def laid_out_conv2d(
     """`conv2d` with the geometry as text, which a layer makes once."""
     x = _autocast(x)
     if _learns(tensors):
-        return F.conv2d(x, _decode_laid_out(layout, tensors, x.dtype), _as(bias, x), stride, padding, dilation)
+        return learning_conv2d(x, layout, tensors, bias, (stride, padding, dilation))
     return operators.conv2d(x, list(tensors.values()), bias, layout, list(stride), list(padding), list(dilation))
-
-
-def _decode_laid_out(layout: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    parsed = layout_from_text(layout)
-    return decode(parsed.spec, parsed.shape, tensors, dtype)
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -88,10 +82,6 @@ def _autocast(x: Tensor) -> Tensor:
 
 def _learns(tensors: Mapping[str, Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())
-
-
-def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if bias is None else bias.to(x.dtype)
 
 
 def _text(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> str:

@@ -41,11 +41,11 @@ def decode_transposed(spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping
     rows, columns = matrix_shape(shape)
     values = torch.empty(columns, rows)
     if isinstance(spec, TrellisSpec):
-        _share(cpu_loops.decode_trellis, values, *_trellis_arguments(cpu_loops, spec, tensors, rows, columns))
+        _share(cpu_loops.decode_trellis, values, *trellis_arguments(cpu_loops, spec, tensors, rows, columns))
     elif isinstance(spec, AdditiveSpec):
-        _share(cpu_loops.decode_additive, values, *_additive_arguments(cpu_loops, spec, tensors, rows, columns))
+        _share(cpu_loops.decode_additive, values, *additive_arguments(cpu_loops, spec, tensors, rows, columns))
     else:
-        _share(cpu_loops.decode_scalar, values, *_scalar_arguments(spec, tensors))
+        _share(cpu_loops.decode_scalar, values, *scalar_arguments(spec, tensors))
     return values
 
 
@@ -63,23 +63,21 @@ def _share(loop: Callable, values: Tensor, *arguments: Any) -> None:
         run.result()
 
 
-def _trellis_arguments(loops: Any, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
+def trellis_arguments(loops: Any, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
     rates = _rates(loops, spec, tensors, columns)
     starts = loops.column_starts(rates, rows * np.arange(rates.max() + 1))
     scale = _row_scale(tensors["scale"], rows)
     return _bytes(tensors["weight"]), starts, rates, trellis_tables(spec, tensors), spec.state_bits, scale
 
 
-def _additive_arguments(
-    loops: Any, spec: AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int
-) -> tuple:
+def additive_arguments(loops: Any, spec: AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
     rates = _rates(loops, spec, tensors, columns)
     starts = loops.column_starts(rates, spec.vectors(rows) * spec.code_bits * np.arange(rates.max() + 1))
     scale = _row_scale(tensors["scale"], rows)
     return _bytes(tensors["weight"]), starts, rates, _floats(tensors["codebooks"]), spec.code_bits, scale
 
 
-def _scalar_arguments(spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> tuple:
+def scalar_arguments(spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> tuple:
     scales = _floats(tensors["group_scale"])
     return _bytes(tensors["weight"]), _bytes(tensors["group_zero"]), scales, spec.bits, spec.group_size
 

@@ -1,0 +1,125 @@
+"""Packed linear and convolution whose companions learn: codes stay, scales, codebooks and tables get gradients.
+
+Between the passes only the input and the small tensors are kept; the backward pass decodes the weight again. Where nothing
+but ``scale`` learns, it is taken out of the product, ``y = s · (x V)``, and its gradient needs no dense gradient at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqcompress.kernels import operators
+from vqcompress.kernels.companion_gradients import companion_gradients
+from vqcompress.kernels.layout import layout_from_text
+from vqcompress.kernels.table import choose_kernel
+from vqcompress.matrix_view import from_transposed
+
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Stride, padding, dilation."""
+
+
+def learning_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    """``x [..., in] -> [..., out]``, differentiable in ``x``, ``bias`` and all companions."""
+    if _only_scale_learns(x, tensors):
+        y = operators.linear(x, _without_scale(tensors), None, layout)
+        return _plus(_times(y, tensors["scale"]), bias)
+    return _Linear.apply(x, bias, layout, *tensors.values())
+
+
+def learning_conv2d(
+    x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """``x [batch, in, height, width] -> [batch, out, …]``, else as `learning_linear`."""
+    if _only_scale_learns(x, tensors):
+        y = operators.conv2d(x, _without_scale(tensors), None, layout, *map(list, geometry))
+        return _plus(_times(y, tensors["scale"][:, None, None]), None if bias is None else bias[:, None, None])
+    return _Conv2d.apply(x, bias, layout, geometry, *tensors.values())
+
+
+def _only_scale_learns(x: Tensor, tensors: Mapping[str, Tensor]) -> bool:
+    """Float16 is left out: products with unscaled weights would overflow."""
+    learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
+    return learning == ["scale"] and x.dtype != torch.float16
+
+
+def _without_scale(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    return [torch.ones_like(t) if name == "scale" else t.detach() for name, t in tensors.items()]
+
+
+def _times(y: Tensor, scale: Tensor) -> Tensor:
+    return (y.float() * scale.float()).to(y.dtype)
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def _dense(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    parsed = layout_from_text(layout)
+    kernel = choose_kernel(parsed.spec, parsed.shape, x)
+    return from_transposed(kernel.decode_transposed(parsed.spec, parsed.shape, tensors).to(x.dtype), parsed.shape)
+
+
+def _named(layout: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return dict(zip(layout_from_text(layout).names, tensors, strict=True))
+
+
+def _companions(
+    layout: str, named: Mapping[str, Tensor], needed: tuple[bool, ...], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients in the order of the layout's names; ``grad [columns, rows]``."""
+    parsed = layout_from_text(layout)
+    found = companion_gradients(parsed.spec, parsed.shape, named, grad)
+    return [found[name].to(named[name].dtype) if wanted else None for name, wanted in zip(named, needed, strict=True)]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layout: str, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *tensors)
+        ctx.layout, ctx.bias_dtype = layout, None if bias is None else bias.dtype
+        return F.linear(x, _dense(x, layout, _named(layout, tensors)), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        x, *tensors = ctx.saved_tensors
+        (grad,), named = grads, _named(ctx.layout, tuple(tensors))
+        needs_x, needs_bias, _, *needed = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        grad_x = grad @ _dense(grad, ctx.layout, named) if needs_x else None
+        grad_bias = rows.sum(0).to(ctx.bias_dtype) if needs_bias else None
+        companions: list[Tensor | None] = [None] * len(tensors)
+        if any(needed):
+            companions = _companions(ctx.layout, named, tuple(needed), x.flatten(0, -2).t() @ rows)
+        return grad_x, grad_bias, None, *companions
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layout: str, geometry: Geometry, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *tensors)
+        ctx.layout, ctx.geometry, ctx.bias_dtype = layout, geometry, None if bias is None else bias.dtype
+        weight = _dense(x, layout, _named(layout, tensors))
+        return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        x, *tensors = ctx.saved_tensors
+        (grad,), named = grads, _named(ctx.layout, tuple(tensors))
+        needs_x, needs_bias, _, _, *needed = ctx.needs_input_grad
+        grad_x = None
+        if needs_x:
+            weight = _dense(grad, ctx.layout, named)
+            grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, *ctx.geometry)
+        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
+        companions: list[Tensor | None] = [None] * len(tensors)
+        if any(needed):
+            shape = layout_from_text(ctx.layout).shape
+            weight_grad = torch.nn.grad.conv2d_weight(x, shape, grad, *ctx.geometry)
+            companions = _companions(ctx.layout, named, tuple(needed), weight_grad.flatten(1).t())
+        return grad_x, grad_bias, None, None, *companions
