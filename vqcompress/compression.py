@@ -28,6 +28,7 @@ from vqcompress.calibration.prompts import PromptSet, choose_diverse, load_promp
 from vqcompress.calibration.record import record_moments
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import save_pipeline
+from vqcompress.checkpoint.narrowing import narrowest_dtype
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.layers import swap, vq_layers
@@ -42,7 +43,8 @@ from vqcompress.run_store import RunStore
 Progress = Callable[[str, int, int, str], None]
 """``(stage, done, total, detail)``"""
 
-SCALAR_BITS = (2, 6)  # widths that scalar codes may have
+SCALAR_BITS = (2, 8)  # widths that scalar codes may have
+LEFT_DENSE = "its error costs the output more than its bits do: left dense by the model's budget"
 IMPORTANCE_CALLS, IMPORTANCE_PROMPTS = 16, 8  # recorded denoiser calls from which layer importance is estimated
 
 
@@ -57,6 +59,7 @@ class Run:
     recordings: RunStore
     prompts: PromptSet
     progress: Progress
+    kept: dict[str, dict[str, str]]
 
     def component(self, name: str) -> nn.Module:
         """A part of the pipeline by its name."""
@@ -97,13 +100,15 @@ def quantize(
     pipeline = open_pipeline(model) if isinstance(model, str) else model
     architecture = architecture_of(pipeline)
     prompts = named or load_prompts(architecture.prompt_set)
-    layers = _plan(recipe, pipeline, architecture)
+    layers, kept = _plan(recipe, pipeline, architecture)
     work = output.with_name(output.name + ".partial")
     recorded = _recording_signature(recipe, prompts, pipeline, architecture)
     with ExitStack() as stores:
         store = stores.enter_context(RunStore(work, signature={**recorded, "recipe": recipe.to_dict()}))
-        kept = stores.enter_context(RunStore(calibration_folder, signature=recorded)) if calibration_folder else store
-        run = Run(recipe, pipeline, architecture, store, kept, prompts, progress or _silent)
+        recordings = (
+            stores.enter_context(RunStore(calibration_folder, signature=recorded)) if calibration_folder else store
+        )
+        run = Run(recipe, pipeline, architecture, store, recordings, prompts, progress or _silent, kept)
         for component, names in layers.items():
             _compress_component(run, component, names)
         written = save_pipeline(pipeline, output, recipe=recipe.to_dict(), overwrite=overwrite)
@@ -141,10 +146,12 @@ def _fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _plan(recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architecture) -> dict[str, list[str]]:
-    """Component -> layers to quantize, in execution order."""
+def _plan(
+    recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architecture
+) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
+    """Component -> layers to quantize, in execution order; and component -> layer that stays dense -> reason."""
     keep = None if recipe.keep is None else list(recipe.keep.items())
-    layers = {}
+    layers, kept = {}, {}
     for component in recipe.components or (architecture.denoiser,):
         if vq_layers(getattr(pipeline, component, None) or nn.Module()):
             raise ArchitectureError(
@@ -154,16 +161,19 @@ def _plan(recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architectur
         layers[component] = [plan.name for plan in plans if plan.kept is None]
         if not layers[component]:
             raise ArchitectureError(f"{component} has no layer to quantize under this recipe; see its 'keep' patterns")
-    return layers
+        kept[component] = {plan.name: plan.kept for plan in plans if plan.kept is not None}
+    return layers, kept
 
 
 def _compress_component(run: Run, component: str, layers: list[str]) -> None:
     needs_moments = METHODS[run.recipe.method].calibrated or run.recipe.shares_budget
     groups = _record(run, component, layers) if needs_moments else {}
     bits = _allocate(run, component, layers, groups)
-    codebooks = _shared_codebooks(run, component, layers)
-    quantized = _encode_all(run, component, layers, bits, groups, codebooks)
-    swap(run.component(component), quantized)
+    coded = [layer for layer in layers if bits[layer] < _dense_bits(run.weight(component, layer))]
+    codebooks = _shared_codebooks(run, component, coded)
+    quantized = _encode_all(run, component, coded, bits, groups, codebooks)
+    dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
+    swap(run.component(component), quantized, dense=dense, kept=run.kept[component])
 
 
 def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
@@ -225,12 +235,18 @@ def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str
             weight = to_matrix(run.weight(component, layer)).float()
             sensitivity = sensitivities[groups.get(layer)]
             sensitivity = torch.ones(weight.shape[1]) if sensitivity is None else sensitivity
-            costs[layer] = LayerCost(len(weight), sensitivity, float(weight.square().mean()), importance[layer])
+            energy, dense_bits = float(weight.square().mean()), _dense_bits(weight)
+            costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], dense_bits)
         if METHODS[recipe.method].whole_bits:
             return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
         return allocate_bits(costs, recipe.bits)
 
     return run.store.load_or_make_json(f"{component}.bits", "all", make)
+
+
+def _dense_bits(weight: Tensor) -> int:
+    """Bits that each weight of a dense layer takes in the saved folder."""
+    return 8 * narrowest_dtype([weight]).itemsize
 
 
 def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """Sizes of a compressed (or dense) pipeline folder, read from headers only.
 
     ``bits_per_weight`` is everything stored for the packed layers (codes, scales, rates, codebooks; shared codebooks
-    once), in bits, over the number of weights they stand for; ``None`` where nothing is packed. ``bytes`` is the whole
+    once) and for those that a budget left dense, in bits, over the number of weights they stand for; ``None`` where
+    nothing is packed. ``kept`` are layers that were never asked to shrink, with the reason. ``bytes`` is the whole
     folder on disk. ``components`` has those with packed layers, one row per layer under ``layers`` and, with their dense
     tensors included, ``component_bits_per_weight``; ``layers`` has the rows of all; ``dense_components`` the rest. Raises
     `CheckpointError` when ``folder`` is no pipeline or a file cannot be read.
@@ -46,7 +48,8 @@ def _dense(part: dict[str, Any]) -> dict[str, Any]:
 
 def _component(part: ComponentFiles) -> dict[str, Any]:
     tensors = part.tensors()
-    rows = _layer_rows(part, tensors)
+    packed = _layer_rows(part, tensors)
+    rows = [*packed, *_dense_rows(part, tensors)]
     shared = sum(tensor.nbytes for key, tensor in tensors.items() if key.startswith(f"{SHARED_NAME}."))
     packed_bytes = sum(row["bytes"] for row in rows) + shared
     packed_weights = sum(math.prod(row["shape"]) for row in rows)
@@ -61,8 +64,9 @@ def _component(part: ComponentFiles) -> dict[str, Any]:
         "packed_weights": packed_weights,
         "packed_bytes": packed_bytes,
         "shared_codebook_bytes": shared,
-        "packed_layers": len(rows),
+        "packed_layers": len(packed),
         "layers": rows,
+        "kept": dict((part.description or {}).get("kept", {})),
     }
 
 
@@ -77,19 +81,25 @@ def _layer_rows(part: ComponentFiles, tensors: dict[str, StoredTensor]) -> list[
             raise CheckpointError(
                 f"{part.folder}: {missing[0]} is missing from the weight files; run `vqcompress verify`"
             )
-        size = sum(tensors[key].nbytes for key in keys)
-        bits = _bits(size, math.prod(shape))
-        rows.append(
-            {
-                "component": part.name,
-                "name": name,
-                "format": spec.format,
-                "shape": list(shape),
-                "bits_per_weight": bits,
-                "bytes": size,
-            }
-        )
+        rows.append(_row(part, name, spec.format, shape, sum(tensors[key].nbytes for key in keys)))
     return rows
+
+
+def _dense_rows(part: ComponentFiles, tensors: dict[str, StoredTensor]) -> list[dict[str, Any]]:
+    """Layers that the budget left dense: their weights count, they share its bits."""
+    stored = {name: tensors.get(f"{name}.weight") for name in (part.description or {}).get("dense", {})}
+    return [_row(part, name, "dense", weight.shape, weight.nbytes) for name, weight in stored.items() if weight]
+
+
+def _row(part: ComponentFiles, name: str, form: str, shape: Sequence[int], nbytes: int) -> dict[str, Any]:
+    return {
+        "component": part.name,
+        "name": name,
+        "format": form,
+        "shape": list(shape),
+        "bits_per_weight": _bits(nbytes, math.prod(shape)),
+        "bytes": nbytes,
+    }
 
 
 def _dense_elements(tensors: dict[str, StoredTensor], rows: list[dict[str, Any]]) -> int:

@@ -33,6 +33,8 @@ class VQCompressConfig(QuantizationConfigMixin):
         shared: Mapping[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         quant_method: str = QUANT_METHOD,
+        dense: Mapping[str, str] | None = None,
+        kept: Mapping[str, str] | None = None,
         bits: float = 3.0,
         method: str = "trellis",
         seed: int = 0,
@@ -47,6 +49,7 @@ class VQCompressConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.layers = dict(layers or {})
         self.shared = dict(shared or {})
+        self.unpacked = {"dense": dict(dense or {}), "kept": dict(kept or {})}
         self.bits, self.method, self.seed = bits, method, seed
         check_description(self.to_dict())
 
@@ -58,6 +61,7 @@ class VQCompressConfig(QuantizationConfigMixin):
             "format_version": self.format_version,
             "layers": copy.deepcopy(self.layers),
             "shared": copy.deepcopy(self.shared),
+            **{key: dict(reasons) for key, reasons in self.unpacked.items() if reasons},
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vqcompress.bitpack import pack
 from vqcompress.errors import RecipeError
 from vqcompress.formats import ScalarSpec
 
-SCALAR_BITS = (2, 3, 4, 5, 6)
+SCALAR_BITS = (2, 3, 4, 5, 6, 7, 8)
 SHRINKS = torch.linspace(1.0, 0.4, 51).tolist()  # below 0.4 nothing ever won, not even at 2 bits on heavy tails
 LARGEST_SCALE = 65504.0  # of float16, the type that scales are stored in
 
@@ -50,7 +50,7 @@ class ScalarGrid:
 
 
 def scalar_spec(bits: float, group_size: int) -> ScalarSpec:
-    """The spec for ``bits`` a code. Raises `RecipeError` unless ``bits`` is an integer from 2 to 6."""
+    """The spec for ``bits`` a code. Raises `RecipeError` unless ``bits`` is an integer from 2 to 8."""
     if bits not in SCALAR_BITS:
         raise RecipeError(
             f"a scalar grid has {SCALAR_BITS[0]} to {SCALAR_BITS[-1]} whole bits a code, got bits={bits:g}; "
