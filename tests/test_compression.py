@@ -81,7 +81,7 @@ def test_a_run_that_stops_goes_on_to_the_same_bytes(
 
 def test_a_changed_recipe_does_not_go_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(compression, "swap", lambda *a: (_ for _ in ()).throw(PowerCut))
+        patch.setattr(compression, "swap", lambda *a, **k: (_ for _ in ()).throw(PowerCut))
         with pytest.raises(PowerCut):
             vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
     with pytest.raises(RecipeError, match=r"recipe\.bits"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -33,6 +35,22 @@ def test_rows_are_the_layers(compressed_folder, compressed_pipeline):
         assert rows[name]["bits_per_weight"] == pytest.approx(weight.bits_per_weight)
         assert rows[name]["shape"] == list(weight.shape)
         assert rows[name]["format"] == weight.spec.format
+
+
+def test_layers_left_dense_by_a_budget_share_its_bits(compressed_folder, tmp_path):
+    folder = shutil.copytree(compressed_folder, tmp_path / "copy")
+    config = folder / "unet" / "config.json"
+    data = json.loads(config.read_text())
+    data["quantization_config"]["dense"] = {"conv_in": "decides the output"}
+    data["quantization_config"]["kept"] = {"conv_out": "by rule"}
+    config.write_text(json.dumps(data))
+    before, after = inspect(compressed_folder)["components"]["unet"], inspect(folder)["components"]["unet"]
+    (row,) = [row for row in after["layers"] if row["format"] == "dense"]
+    assert (row["name"], row["bits_per_weight"]) == ("conv_in", 32)
+    assert after["packed_bytes"] == before["packed_bytes"] + row["bytes"]
+    assert after["bits_per_weight"] > before["bits_per_weight"]
+    assert after["component_bits_per_weight"] == pytest.approx(before["component_bits_per_weight"])
+    assert after["kept"] == {"conv_out": "by rule"}
 
 
 def test_whole_component_counts_dense_tensors(compressed_folder):

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 
-from vqcompress.quantizers.bit_allocation import MAX_RATE, MIN_RATE, LayerCost, allocate_bits, allocate_whole_bits
+from vqcompress.quantizers.bit_allocation import (
+    DENSE,
+    MAX_RATE,
+    MIN_RATE,
+    LayerCost,
+    allocate_bits,
+    allocate_whole_bits,
+)
 
 
 def layer(importance: float, rows: int = 64, columns: int = 32, energy: float = 1.0) -> LayerCost:
@@ -41,6 +50,50 @@ def test_rates_stay_within_what_the_codes_can_do() -> None:
     assert granted["a"] <= MAX_RATE
 
 
+def test_a_small_layer_that_decides_the_output_stays_dense() -> None:
+    layers = {"small": layer(1e6, rows=8), **{str(i): layer(1.0) for i in range(8)}}
+    granted = allocate_bits(layers, 3.0)
+    assert granted["small"] == DENSE
+    assert mean(granted, layers) == pytest.approx(3.0, abs=1e-3)
+
+
+def test_dense_is_judged_by_what_it_takes_on_disk() -> None:
+    others = {str(i): layer(1.0) for i in range(8)}
+    wide = LayerCost(8, torch.ones(32), 1.0, 1e3, dense_bits=32.0)
+    narrow = LayerCost(8, torch.ones(32), 1.0, 1e3)
+    assert allocate_bits({"x": narrow, **others}, 4.0)["x"] == DENSE
+    assert allocate_bits({"x": wide, **others}, 4.0)["x"] <= MAX_RATE
+
+
+def test_no_other_choice_of_dense_layers_is_better() -> None:
+    """Against brute force over all subsets, each with its own water level."""
+    layers = {str(i): layer(10.0 ** (i - 2), rows=8 << (3 * i % 5), columns=16) for i in range(7)}
+    granted = allocate_bits(layers, 3.5)
+    best = min(_cost(layers, bits) for bits in _all_choices(layers, 3.5))
+    assert _cost(layers, granted) <= 1.3 * best  # the hull of the options, not every point between its corners
+    assert mean(granted, layers) <= 3.5 + 1e-6
+
+
+def _cost(layers: dict[str, LayerCost], granted: dict[str, float]) -> float:
+    return sum(
+        item.importance * item.weights * 4.0 ** -granted[name] for name, item in layers.items() if granted[name] < DENSE
+    )
+
+
+def _all_choices(layers: dict[str, LayerCost], bits: float):
+    total = sum(item.weights for item in layers.values())
+    for count in range(len(layers)):
+        for dense in combinations(layers, count):
+            coded = {name: item for name, item in layers.items() if name not in dense}
+            spare = bits * total - sum(DENSE * layers[name].weights for name in dense)
+            rest = spare / sum(item.weights for item in coded.values())
+            if rest >= MIN_RATE:
+                never = {
+                    name: LayerCost(i.rows, i.sensitivity, i.energy, i.importance, 1e9) for name, i in coded.items()
+                }
+                yield {**allocate_bits(never, min(rest, MAX_RATE)), **dict.fromkeys(dense, DENSE)}
+
+
 def test_layers_no_gradient_reaches_get_the_least() -> None:
     assert allocate_bits({"a": layer(1.0), "silent": layer(0.0)}, 3.0)["silent"] == pytest.approx(MIN_RATE)
 
@@ -49,6 +102,13 @@ def test_whole_bits_follow_the_same_order_within_the_budget() -> None:
     layers = {"a": layer(100.0), "b": layer(1.0), "c": layer(0.01)}
     granted = allocate_whole_bits(layers, 3.0, 2, 6)
     assert granted["a"] > granted["b"] >= granted["c"] >= 2
+    assert mean(granted, layers) <= 3.0
+
+
+def test_whole_bits_may_end_in_a_dense_layer() -> None:
+    layers = {"small": layer(1e9, rows=2), "large": layer(1.0, rows=512)}
+    granted = allocate_whole_bits(layers, 3.0, 2, 6)
+    assert granted["small"] == DENSE
     assert mean(granted, layers) <= 3.0
 
 

@@ -86,7 +86,7 @@ def test_single_column() -> None:
     )
 
 
-@pytest.mark.parametrize("bits", [1, 7, 3.5, 0, float("nan")])
+@pytest.mark.parametrize("bits", [1, 9, 3.5, 0, float("nan")])
 def test_other_widths_are_refused(bits: float) -> None:
     with pytest.raises(RecipeError, match=r"whole|out of range"):
         quantize_weight(gaussian(4, 4), None, method="rtn", bits=bits, settings=RTNSettings())

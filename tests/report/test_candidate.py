@@ -17,6 +17,20 @@ def test_label_and_method_come_from_the_recipe(tmp_path):
     assert (found.label, found.method, found.folder) == ("gptq 4-bit", "gptq", tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("method", "budget", "label", "scheme"),
+    [
+        ("gptq", "model", "gptq 3-bit mixed", "mixed"),
+        ("gptq", "layer", "gptq 3-bit", ""),
+        ("trellis", "layer", "trellis 3-bit uniform", "uniform"),
+        ("trellis", "model", "trellis 3-bit", ""),
+    ],
+)
+def test_another_way_to_deal_out_bits_is_named(tmp_path, method, budget, label, scheme):
+    found = candidate_at(folder_with({"model": "shapes", "method": method, "budget": budget}, tmp_path / "x"))
+    assert (found.label, found.scheme) == (label, scheme)
+
+
 def test_equal_labels_get_the_folder_names(tmp_path):
     recipe = {"model": "shapes", "method": "trellis", "bits": 3.1}
     found = with_own_labels([candidate_at(folder_with(recipe, tmp_path / name)) for name in ("a", "b")])

@@ -38,6 +38,13 @@ def test_rival_is_the_best_curve_at_the_same_bytes(row, scalars):
     assert psnr.rival_value == pytest.approx(26.0)
 
 
+def test_mixed_and_uniform_widths_are_two_curves(row, scalars):
+    mixed = [replace(row("gptq 3-bit mixed", nbytes * MB, e), scheme="mixed") for nbytes, e in [(5, 0.04), (7, 0.002)]]
+    error = verdicts([row("trellis 3-bit", 6 * MB, 0.01), *scalars, *mixed])[0]
+    assert error.rival == "gptq-mixed"
+    assert error.rival_value == pytest.approx((0.04 * 0.002) ** 0.5)
+
+
 def test_losses_are_said(row, scalars):
     found = verdicts([row("kmeans 3-bit", 6 * MB, 0.03, 25.0), *scalars])
     assert [verdict.wins for verdict in found] == [False, False]

@@ -24,7 +24,9 @@ def narrow_folder(folder: Path) -> None:
         wide = [name for name, tensor in tensors.items() if tensor.dtype == torch.float32]
         dtype = narrowest_dtype(tensors[name] for name in wide)
         if wide and dtype != torch.float32:
-            save_file({name: t.to(dtype) if name in wide else t for name, t in tensors.items()}, path, metadata=metadata)
+            save_file(
+                {name: t.to(dtype) if name in wide else t for name, t in tensors.items()}, path, metadata=metadata
+            )
 
 
 def narrowest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

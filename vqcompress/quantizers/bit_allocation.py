@@ -99,7 +99,9 @@ def allocate_whole_bits(layers: Mapping[str, LayerCost], bits: float, least: int
     """
     granted = dict.fromkeys(layers, least)
     spare = sum(layer.weights for layer in layers.values()) * (bits - least)
-    steps = sorted((step for layer in layers.items() for step in _steps(*layer, least, most)), key=lambda step: -step[0])
+    steps = sorted(
+        (step for layer in layers.items() for step in _steps(*layer, least, most)), key=lambda step: -step[0]
+    )
     for _, name, step in steps:
         # A step that did not fit bars the layer's later ones: they start where it would have ended.
         if granted[name] == step.start and (step.stop - step.start) * layers[name].weights <= spare:

@@ -15,11 +15,12 @@ from vqcompress.report.comparison import FAMILIES, ORIGINAL
 
 @dataclass(frozen=True)
 class Candidate:
-    """A compressed ``folder``, what the report calls it, and the method that made it."""
+    """A compressed ``folder``, what the report calls it, the method that made it, and the `Row`'s scheme."""
 
     label: str
     folder: Path
     method: str
+    scheme: str = ""
 
     def __post_init__(self) -> None:
         if self.method not in FAMILIES:
@@ -30,7 +31,15 @@ def candidate_at(folder: str | Path) -> Candidate:
     """The candidate in ``folder``, named after its recipe: ``trellis 3-bit``. Raises `CheckpointError` without a recipe."""
     folder = Path(folder)
     recipe = _recipe(folder)
-    return Candidate(f"{recipe.method} {recipe.bits:g}-bit", folder, recipe.method)
+    scheme = _scheme(recipe)
+    return Candidate(f"{recipe.method} {recipe.bits:g}-bit{scheme and ' '}{scheme}", folder, recipe.method, scheme)
+
+
+def _scheme(recipe: Recipe) -> str:
+    """How bits are dealt out, where it is not as the method does by itself."""
+    if recipe.shares_budget == recipe.model_copy(update={"budget": None}).shares_budget:
+        return ""
+    return "mixed" if recipe.shares_budget else "uniform"
 
 
 def with_own_labels(candidates: Sequence[Candidate]) -> list[Candidate]:

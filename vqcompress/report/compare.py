@@ -140,6 +140,7 @@ class _Bench:
         return Row(
             label=label,
             method=candidate.method,
+            scheme=candidate.scheme,
             bits_per_weight=sizes["bits_per_weight"],
             denoiser_bits=8 * nbytes / self._denoiser_weights(),
             denoiser_bytes=nbytes,

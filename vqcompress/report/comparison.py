@@ -62,6 +62,7 @@ class Row:
     ``bits_per_weight`` covers the quantized layers of all components, everything stored counted; ``denoiser_bits`` the
     whole denoiser file over all its weights, layers that stay dense included. Errors are relative (0..1 and above),
     PSNR in dB; ``error_by_timestep`` runs from noise to image; ``time_ratio`` is sampling time over the original's in the same run.
+    ``scheme`` is "mixed" or "uniform" where bits were dealt out in another way than the method's own, else empty.
     """
 
     label: str
@@ -79,6 +80,12 @@ class Row:
     ssim: float
     time_ratio: float
     alignment: Mapping[str, Share] = field(default_factory=dict)
+    scheme: str = ""
+
+    @property
+    def curve(self) -> str:
+        """Rows of one curve differ in their bits alone: method and scheme."""
+        return f"{self.method}-{self.scheme}" if self.scheme else self.method
 
     @property
     def family(self) -> Family:

@@ -1,4 +1,4 @@
-"""One colour, marker and line for each method, the same in every plot.
+"""One colour, marker and line for each method and way to deal out bits, the same in every plot.
 
 Okabe & Ito's palette ("Color universal design", 2008), told apart by people with colour-vision deficiencies; families differ in
 marker and line as well, so nothing depends on colour: vector codes are filled and solid, scalar codes hollow and dashed.
@@ -32,4 +32,9 @@ STYLES: dict[str, Style] = {
     "kmeans": Style("#a8467f", "#e39bc4", "^", False),
     "gptq": Style("#d55e00", "#ff8a3d", "s", True),
     "rtn": Style("#a87400", "#f0b429", "v", True),
+    "trellis-uniform": Style("#4f6d94", "#a9c8ea", "h", False),
+    "additive-uniform": Style("#4f8a73", "#97dcc1", "p", False),
+    "kmeans-mixed": Style("#74335a", "#f2c4dc", "*", False),
+    "gptq-mixed": Style("#8c3200", "#ffb38c", "P", True),
+    "rtn-mixed": Style("#6e4d00", "#ffd980", "X", True),
 }

@@ -26,7 +26,7 @@ MIN_LABEL_SHARE = 0.035  # a block narrower than this part of the axis gets no n
 
 
 def error_by_bytes(comparison: Comparison) -> str:
-    """Denoiser error against the denoiser's bytes on disk, a line for each method."""
+    """Denoiser error against the denoiser's bytes on disk, a line for each method (and way to deal out bits)."""
     with _svg("error-by-bytes", SMALL) as (axes, text):
         _curves(axes, comparison, lambda row: row.denoiser_error)
         _log_percent(axes)
@@ -61,7 +61,7 @@ def error_by_timestep(comparison: Comparison) -> str:
 
 def alignment_intervals(comparison: Comparison) -> str:
     """Each variant's share of right images with its interval, beside the original's as a band."""
-    rows = [(row.label, row.alignment, STYLES[row.method].color, row) for row in comparison.rows]
+    rows = [(row.label, row.alignment, STYLES[row.curve].color, row) for row in comparison.rows]
     with _svg("alignment", (SMALL[0], 1.1 + 0.31 * len(rows))) as (axes, text):
         _original_band(axes, comparison)
         for place, (_, shares, color, row) in enumerate(rows):
@@ -86,7 +86,7 @@ def error_by_layer(comparison: Comparison) -> str:
             style = {
                 **_line(row, size=4),
                 "linestyle": "none",
-                "markeredgewidth": 1 if STYLES[row.method].dashed else 0,
+                "markeredgewidth": 1 if STYLES[row.curve].dashed else 0,
             }
             axes.plot(*zip(*points, strict=True), label=row.label, **style)
         _log_percent(axes)
@@ -97,24 +97,24 @@ def error_by_layer(comparison: Comparison) -> str:
 
 
 def peers(comparison: Comparison) -> list[Row]:
-    """The first row and, of every other method, the row nearest to it in bytes: few enough lines to tell apart."""
+    """The first row and, of every other curve, the row nearest to it in bytes: few enough lines to tell apart."""
     lead = comparison.rows[0]
 
     def distance(row: Row) -> float:
         return abs(math.log(row.denoiser_bytes / lead.denoiser_bytes))
 
-    nearest = {lead.method: lead}
+    nearest = {lead.curve: lead}
     for row in sorted(comparison.rows, key=distance):
-        nearest.setdefault(row.method, row)
+        nearest.setdefault(row.curve, row)
     return list(nearest.values())
 
 
 def _curves(axes: Axes, comparison: Comparison, value: Callable[[Row], float]) -> None:
-    ordered = sorted(comparison.rows, key=lambda row: list(STYLES).index(row.method))
-    for method, rows in groupby(ordered, key=lambda row: row.method):
+    ordered = sorted(comparison.rows, key=lambda row: list(STYLES).index(row.curve))
+    for curve, rows in groupby(ordered, key=lambda row: row.curve):
         points = sorted((row.denoiser_bytes / 1e6, value(row), row) for row in rows if math.isfinite(value(row)))
         if points:
-            axes.plot([p[0] for p in points], [p[1] for p in points], label=method, **_line(points[0][2], size=6))
+            axes.plot([p[0] for p in points], [p[1] for p in points], label=curve, **_line(points[0][2], size=6))
     _legend(axes, above=1.19)
 
 
@@ -181,7 +181,7 @@ def _log_percent(axes: Axes) -> None:
 
 
 def _line(row: Row, *, size: float) -> dict:
-    style = STYLES[row.method]
+    style = STYLES[row.curve]
     return {
         "color": style.color,
         "marker": style.marker,

@@ -20,10 +20,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One variant's cells, in the order of the headings; ``method`` is empty for the original."""
+    """One variant's cells, in the order of the headings; ``curve`` is empty for the original."""
 
     label: str
-    method: str
+    curve: str
     cells: tuple[Cell, ...]
 
 
@@ -51,8 +51,7 @@ def variants_table(comparison: Comparison) -> Table:
         layer=percent_decimals(row.layer_error_mean for row in comparison.rows),
     )
     lines = [
-        Line(row.label, row.method, tuple(column.of_row(row, decimals) for column in columns))
-        for row in comparison.rows
+        Line(row.label, row.curve, tuple(column.of_row(row, decimals) for column in columns)) for row in comparison.rows
     ]
     first = Line(ORIGINAL, "", tuple(column.of_original(comparison.original) for column in columns))
     return Table(tuple(column.heading for column in columns), (first, *lines))

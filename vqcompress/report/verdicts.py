@@ -28,7 +28,7 @@ def _verdict(row: Row, measure: Measure, scalars: Sequence[Row]) -> Verdict:
 def _on_curve(asked: Verdict, scalars: Sequence[Row]) -> Verdict | None:
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in scalars:
-        curves[row.method].append((row.denoiser_bytes, _error_of(row, asked.measure)))
+        curves[row.curve].append((row.denoiser_bytes, _error_of(row, asked.measure)))
     errors = {method: error_at_bytes(curve, asked.nbytes) for method, curve in curves.items()}
     measured = {method: error for method, error in errors.items() if error is not None}
     if not measured:
