@@ -37,6 +37,35 @@ class Calibration(_Section):
     rows_per_call: int | None = Field(default=8192, ge=1)
 
 
+class Training(_Section):
+    """How the continuous part of a compressed denoiser learns from the original (see `vqcompress.finetune.presets`).
+
+    ``preset`` fixes what is ``None`` here: prompts to learn from and to stop by, steps, units (a prompt at one timestep, in all
+    guidance branches) a step and at once in memory, and the largest step relative to each tensor's RMS. ``learn`` names what
+    learns. ``tables`` is the most that learned trellis tables may add to the codes that read them, as a share of these
+    (0: none). ``guided`` is the share of the guided output in the loss; ``budget_gb`` bounds the teacher's outputs on disk.
+    """
+
+    preset: Literal["fast", "default", "best"] = "default"
+    prompts: int | None = Field(default=None, ge=1)
+    held_out: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    rate: float | None = Field(default=None, gt=0, lt=1)
+    block_steps: int | None = Field(default=None, ge=1)
+    learn: tuple[Literal["scales", "codebooks", "biases", "norms", "dense"], ...] = (
+        "scales", "codebooks", "biases", "norms", "dense",
+    )  # fmt: skip
+    row_scales: bool = True
+    tables: float = Field(default=0.02, ge=0, le=1)
+    weighting: Literal["uniform", "min-snr", "measured"] = "uniform"
+    guided: float = Field(default=0.0, ge=0, le=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: bool = False
+    budget_gb: float = Field(default=8.0, gt=0)
+
+
 class Recipe(_Section):
     """One compression run.
 
@@ -45,7 +74,8 @@ class Recipe(_Section):
     ``budget`` says whether every layer gets that many bits ("layer") or all together on average ("model"): ``None`` means the
     model's budget for vector methods, and the same width everywhere for the scalar baselines, which is how they are used.
     ``settings`` are passed to the method's settings class in `vqcompress.quantizers`; ``keep`` maps regular expressions
-    on layer names to the reason why these layers stay dense (``None``: the architecture's list).
+    on layer names to the reason why these layers stay dense (``None``: the architecture's list). ``finetune`` says whether
+    what is continuous then learns from the original denoiser: not at all, block by block, or block by block and as a whole.
     """
 
     model: str
@@ -58,6 +88,8 @@ class Recipe(_Section):
     shared_codebooks: bool = True
     keep: dict[str, str] | None = None
     calibration: Calibration = Calibration()
+    finetune: Literal["none", "blocks", "full"] = "none"
+    training: Training = Training()
 
     @property
     def shares_budget(self) -> bool:
