@@ -26,8 +26,9 @@ from vqcompress.calibration.importance import layer_importance
 from vqcompress.calibration.moments import Moments
 from vqcompress.calibration.prompts import PromptSet, choose_diverse, load_prompts
 from vqcompress.calibration.record import record_moments
+from vqcompress.calibration.starved import is_starved, sibling_key, usable_moment
 from vqcompress.calibration.teacher import record_teacher
-from vqcompress.checkpoint import save_pipeline
+from vqcompress.checkpoint import LayerRecord, save_pipeline
 from vqcompress.checkpoint.narrowing import narrowest_dtype
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.formats import spec_from_dict, spec_to_dict
@@ -37,6 +38,7 @@ from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, allocate_whole_bits
 from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
 
@@ -109,9 +111,8 @@ def quantize(
             stores.enter_context(RunStore(calibration_folder, signature=recorded)) if calibration_folder else store
         )
         run = Run(recipe, pipeline, architecture, store, recordings, prompts, progress or _silent, kept)
-        for component, names in layers.items():
-            _compress_component(run, component, names)
-        written = save_pipeline(pipeline, output, recipe=recipe.to_dict(), overwrite=overwrite)
+        records = [record for part in layers.items() for record in _compress_component(run, *part)]
+        written = save_pipeline(pipeline, output, recipe=recipe.to_dict(), layers=records, overwrite=overwrite)
     shutil.rmtree(work)
     return written
 
@@ -165,15 +166,39 @@ def _plan(
     return layers, kept
 
 
-def _compress_component(run: Run, component: str, layers: list[str]) -> None:
+def _compress_component(run: Run, component: str, layers: list[str]) -> list[LayerRecord]:
+    """Compress a component in place; returns what became of each of ``layers``."""
     needs_moments = METHODS[run.recipe.method].calibrated or run.recipe.shares_budget
     groups = _record(run, component, layers) if needs_moments else {}
     bits = _allocate(run, component, layers, groups)
     coded = [layer for layer in layers if bits[layer] < _dense_bits(run.weight(component, layer))]
     codebooks = _shared_codebooks(run, component, coded)
     quantized = _encode_all(run, component, coded, bits, groups, codebooks)
+    records = [_record_of(run, component, layer, quantized.get(layer), groups.get(layer)) for layer in layers]
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
     swap(run.component(component), quantized, dense=dense, kept=run.kept[component])
+    return records
+
+
+def _record_of(
+    run: Run, component: str, layer: str, quantized: QuantizedWeight | None, group: str | None
+) -> LayerRecord:
+    """What became of a layer; ``quantized`` is ``None`` where it stays dense."""
+    weight = run.weight(component, layer)
+    importance = _importance_of_layers(run, component, [layer]) if run.recipe.shares_budget else {}
+    seen = None if group is None else _recorded_moments(run, component, group)
+    return LayerRecord(
+        component=component,
+        layer=layer,
+        format="dense" if quantized is None else quantized.spec.format,
+        bits=float(_dense_bits(weight)) if quantized is None else quantized.bits_per_weight,
+        error=0.0
+        if quantized is None
+        else run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"],
+        importance=importance.get(layer),
+        rows=None if seen is None else seen.used_rows,
+        columns=to_matrix(weight).shape[1],
+    )
 
 
 def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
@@ -214,8 +239,19 @@ def _moments(run: Run, component: str, key: str | None) -> Tensor | None:
     """The second moment of a group, or None where no row was seen (or none is needed): white inputs."""
     if key is None:
         return None
-    moments = Moments.from_state_dict(run.recordings.load_or_make(f"{component}.moments", key, dict))
-    return moments.second_moment if moments.rows else None
+    moments = _recorded_moments(run, component, key)
+    siblings = _siblings(run, component, key) if is_starved(moments) else []
+    return usable_moment(moments, siblings)
+
+
+def _recorded_moments(run: Run, component: str, key: str) -> Moments:
+    return Moments.from_state_dict(run.recordings.load_or_make(f"{component}.moments", key, dict))
+
+
+def _siblings(run: Run, component: str, key: str) -> list[Moments]:
+    """What the layers at the same place of all experts saw."""
+    wanted, keys = sibling_key(key), run.recordings.done(f"{component}.moments.layers")
+    return [_recorded_moments(run, component, each) for each in keys if wanted and sibling_key(each) == wanted]
 
 
 def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
@@ -225,9 +261,7 @@ def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str
         return dict.fromkeys(layers, recipe.bits)
 
     def make() -> dict[str, float]:
-        importance = run.recordings.load_or_make_json(
-            f"{component}.importance", "all", lambda: _importance(run, component, layers)
-        )
+        importance = _importance_of_layers(run, component, layers)
         keys = dict.fromkeys(groups.get(layer) for layer in layers)
         sensitivities = {key: _sensitivity(run, component, key) for key in keys}
         costs = {}
@@ -247,6 +281,12 @@ def _allocate(run: Run, component: str, layers: list[str], groups: dict[str, str
 def _dense_bits(weight: Tensor) -> int:
     """Bits that each weight of a dense layer takes in the saved folder."""
     return 8 * narrowest_dtype([weight]).itemsize
+
+
+def _importance_of_layers(run: Run, component: str, layers: list[str]) -> dict[str, float]:
+    return run.recordings.load_or_make_json(
+        f"{component}.importance", "all", lambda: _importance(run, component, layers)
+    )
 
 
 def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]:
@@ -334,24 +374,25 @@ def _encode(
 ) -> QuantizedWeight:
     """Quantize one layer, or take it from the run folder where an earlier try left it."""
     stage, weight = f"{component}.layers", run.weight(component, layer)
-    fresh: list[QuantizedWeight] = []
 
     def make() -> dict[str, Tensor]:
-        fresh.append(
-            quantize_weight(
-                weight,
-                _moments(run, component, group),
-                method=run.recipe.method,
-                bits=bits,
-                seed=run.recipe.seed,
-                settings=settings_for(run.recipe.method, run.recipe.settings),
-                shared_codebooks=codebooks,
-            )
+        moment = _moments(run, component, group)
+        fresh = quantize_weight(
+            weight,
+            moment,
+            method=run.recipe.method,
+            bits=bits,
+            seed=run.recipe.seed,
+            settings=settings_for(run.recipe.method, run.recipe.settings),
+            shared_codebooks=codebooks,
         )
-        return dict(fresh[0].tensors)
+        error = relative_error(weight, fresh.decode(), moment)
+        # Before the tensors: whoever finds them after a crash needs the spec, and one without them is made again.
+        run.store.put_json(f"{stage}.spec", layer, {"spec": spec_to_dict(fresh.spec), "error": error})
+        return dict(fresh.tensors)
 
     tensors = run.store.load_or_make(stage, layer, make)
-    spec = run.store.load_or_make_json(f"{stage}.spec", layer, lambda: spec_to_dict(fresh[0].spec))
+    spec = run.store.load_or_make_json(f"{stage}.spec", layer, dict)["spec"]
     shared = {} if codebooks is None else {"codebooks": codebooks}
     return QuantizedWeight(spec_from_dict(spec), tuple(weight.shape), tensors, shared)
 

@@ -2,9 +2,20 @@
 
 from vqcompress.checkpoint.dequantization import dequantize
 from vqcompress.checkpoint.inspection import inspect
+from vqcompress.checkpoint.layer_table import LayerRecord, read_layer_table
 from vqcompress.checkpoint.loading import load
 from vqcompress.checkpoint.manifest import MANIFEST_NAME
 from vqcompress.checkpoint.saving import RECIPE_NAME, save_pipeline
 from vqcompress.checkpoint.verification import verify
 
-__all__ = ["MANIFEST_NAME", "RECIPE_NAME", "dequantize", "inspect", "load", "save_pipeline", "verify"]
+__all__ = [
+    "MANIFEST_NAME",
+    "RECIPE_NAME",
+    "LayerRecord",
+    "dequantize",
+    "inspect",
+    "load",
+    "read_layer_table",
+    "save_pipeline",
+    "verify",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from vqcompress.checkpoint.card import model_card
 from vqcompress.checkpoint.inspection import inspect
+from vqcompress.checkpoint.layer_table import LayerRecord, write_layer_table
 from vqcompress.checkpoint.manifest import write_manifest
 from vqcompress.checkpoint.narrowing import narrow_folder
 from vqcompress.checkpoint.publication import publish
@@ -24,19 +25,22 @@ def save_pipeline(
     *,
     recipe: Mapping[str, Any],
     card: str | None = None,
+    layers: Sequence[LayerRecord] = (),
     overwrite: bool = False,
     max_shard_size: str = "10GB",
 ) -> Path:
     """Write ``pipeline`` to ``folder``, complete or not at all, and return the folder.
 
     ``recipe`` is the effective recipe as plain data, ``card`` the text of ``README.md`` (``None``: one is made from recipe
-    and sizes). Raises `CheckpointError` when the folder exists and ``overwrite`` is off.
+    and sizes), ``layers`` what became of each layer. Raises `CheckpointError` when the folder exists and ``overwrite`` is off.
     """
     folder = Path(folder)
     with publish(folder, overwrite) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size)
         narrow_folder(partial)
         (partial / RECIPE_NAME).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+        if layers:
+            write_layer_table(partial, layers)
         text = model_card(folder.name, recipe, inspect(partial)) if card is None else card
         (partial / "README.md").write_text(text, encoding="utf-8")
         write_manifest(partial)
