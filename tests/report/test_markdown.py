@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 from vqcompress.report import to_markdown
 from vqcompress.report.markdown import escape
@@ -26,3 +27,13 @@ def test_verdicts_and_conditions_are_there(comparison):
 
 def test_markup_in_text_is_escaped():
     assert escape("a | b\n*c* <d> [e] `f` g_h") == "a \\| b \\*c\\* \\<d> \\[e] \\`f\\` g\\_h"
+
+
+def test_layers_left_dense_or_starved_are_named(comparison):
+    row = replace(
+        comparison.rows[0], dense_layers=("conv_a",), starved_layers=tuple(f"experts.{i}.fc1" for i in range(6))
+    )
+    text = to_markdown(replace(comparison, rows=(row, *comparison.rows[1:])))
+    assert "1 layer (conv\\_a) left dense by the model's budget" in text
+    assert "6 layers (experts.0.fc1, experts.1.fc1, experts.2.fc1, experts.3.fc1 and 2 more) saw fewer inputs" in text
+    assert "## Layers" not in to_markdown(comparison)

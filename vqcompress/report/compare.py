@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vqcompress.architectures import Architecture
 from vqcompress.calibration.teacher import TeacherCall, record_teacher
-from vqcompress.checkpoint import inspect, load
+from vqcompress.checkpoint import inspect, load, read_layer_table
 from vqcompress.errors import VQCompressError
 from vqcompress.metrics import (
     alignment,
@@ -137,10 +137,13 @@ class _Bench:
         del pipeline
         gc.collect()
         nbytes = weight_bytes(candidate.folder / denoiser)
+        records = read_layer_table(candidate.folder)
         return Row(
             label=label,
             method=candidate.method,
             scheme=candidate.scheme,
+            dense_layers=tuple(record.layer for record in records if record.format == "dense"),
+            starved_layers=tuple(record.layer for record in records if record.is_starved),
             bits_per_weight=sizes["bits_per_weight"],
             denoiser_bits=8 * nbytes / self._denoiser_weights(),
             denoiser_bytes=nbytes,

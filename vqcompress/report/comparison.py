@@ -62,6 +62,7 @@ class Row:
     ``bits_per_weight`` covers the quantized layers of all components, everything stored counted; ``denoiser_bits`` the
     whole denoiser file over all its weights, layers that stay dense included. Errors are relative (0..1 and above),
     PSNR in dB; ``error_by_timestep`` runs from noise to image; ``time_ratio`` is sampling time over the original's in the same run.
+    ``dense_layers`` were left so by the model's budget, ``starved_layers`` saw fewer inputs than they have columns.
     ``scheme`` is "mixed" or "uniform" where bits were dealt out in another way than the method's own, else empty.
     """
 
@@ -81,6 +82,8 @@ class Row:
     time_ratio: float
     alignment: Mapping[str, Share] = field(default_factory=dict)
     scheme: str = ""
+    dense_layers: tuple[str, ...] = ()
+    starved_layers: tuple[str, ...] = ()
 
     @property
     def curve(self) -> str:
@@ -212,6 +215,7 @@ def _row(data: Mapping[str, Any]) -> Row:
     fields = {key: value for key, value in _numbers_of(data).items() if key not in DERIVED}
     fields["alignment"] = _shares(data["alignment"])
     fields["error_by_timestep"] = {float(t): float(error) for t, error in data["error_by_timestep"].items()}
+    fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
     fields["layer_errors"] = tuple(LayerError(**_numbers(each)) for each in data["layer_errors"])
     return Row(**fields)
 

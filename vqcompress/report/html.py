@@ -13,7 +13,7 @@ from vqcompress.report.comparison import ORIGINAL, Comparison
 from vqcompress.report.palette import STYLES
 from vqcompress.report.table import variants_table
 from vqcompress.report.verdict_wording import verdict_lines
-from vqcompress.report.wording import key_figures, measured, overall, summary, title
+from vqcompress.report.wording import key_figures, layer_notes, measured, overall, summary, title
 
 FIRST_SCREEN = 8  # images of the first variant beside the title
 
@@ -30,6 +30,7 @@ def to_html(comparison: Comparison) -> str:
         figures=key_figures(comparison),
         verdicts=verdict_lines(comparison.verdicts),
         table=variants_table(comparison),
+        notes=layer_notes(comparison),
         measured=measured(comparison),
         pictures=_pictures(comparison),
         plots=_plots(comparison),

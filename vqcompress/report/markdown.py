@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from vqcompress.report.comparison import Comparison
 from vqcompress.report.table import Heading, Line, variants_table
 from vqcompress.report.verdict_wording import verdict_lines
-from vqcompress.report.wording import measured, summary, title
+from vqcompress.report.wording import layer_notes, measured, summary, title
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -28,6 +28,10 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
         yield "## At equal bytes\n"
         lines = verdict_lines(comparison.verdicts)
         yield from (f"- {line.outcome}: **{escape(line.subject)}** {escape(line.text)}" for line in lines)
+        yield ""
+    if notes := layer_notes(comparison):
+        yield "## Layers\n"
+        yield from (f"- {escape(note)}" for note in notes)
         yield ""
     yield "## How this was measured\n"
     yield from (f"- {escape(sentence)}" for sentence in measured(comparison))

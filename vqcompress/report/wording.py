@@ -96,6 +96,33 @@ def _parts(text: str) -> tuple[str, str]:
     return value, unit
 
 
+SHOWN_LAYERS = 4
+"""Names that a sentence gives before it only counts."""
+
+
+def layer_notes(comparison: Comparison) -> list[str]:
+    """What a mean over layers does not tell: those left dense by the budget, and those that saw too few inputs."""
+    notes = []
+    for row in comparison.rows:
+        if row.dense_layers:
+            notes.append(
+                f"{row.label}: {_some(row.dense_layers)} left dense by the model's budget, their bytes counted: their error "
+                "would cost the output more than their bits."
+            )
+        if row.starved_layers:
+            notes.append(
+                f"{row.label}: {_some(row.starved_layers)} saw fewer inputs in calibration than they have columns, and borrowed "
+                "their second moment from sibling layers or from white noise; more calibration prompts would help them."
+            )
+    return notes
+
+
+def _some(layers: tuple[str, ...]) -> str:
+    more = len(layers) - SHOWN_LAYERS
+    listed = ", ".join(layers[:SHOWN_LAYERS]) + (f" and {more} more" if more > 0 else "")
+    return f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'} ({listed})"
+
+
 def measured(comparison: Comparison) -> list[str]:
     """How every number came about, a sentence or two each."""
     settings = comparison.settings
