@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton; see tests/kernels/conftest.py
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ def companion_gradients(
 
     ``grad [columns, rows]`` is the gradient of ``Wᵀ``. Companions that a format does not differentiate in are left out.
     """
-    if cpu_numba.supports(spec, shape, grad):
+    if not cpu_numba.refusal(spec, shape, grad):
         return _compiled_gradients(spec, shape, tensors, grad.float().contiguous())
     return _reference_gradients(spec, shape, tensors, grad.float())
 

@@ -24,7 +24,7 @@ def decode(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype:
     companions when one of them requires a gradient.
     """
     kernel = reference if _learns(tensors) else choose_kernel(spec, shape, tensors["weight"])
-    return from_transposed(kernel.decode_transposed(spec, shape, tensors).to(dtype), shape)
+    return from_transposed(kernel.decode_transposed(spec, shape, tensors, dtype), shape)
 
 
 def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:

@@ -20,6 +20,8 @@ from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.trellis_table import max_rate, value_table
 from vqcompress.matrix_view import matrix_shape
 
+PURPOSE = "decodes with compiled loops, then multiplies with torch"
+
 # Starting a thread costs about as much as decoding this many weights saves.
 WEIGHTS_PER_THREAD = 1 << 18
 
@@ -29,13 +31,17 @@ def _has_numba() -> bool:
     return find_spec("numba") is not None
 
 
-def supports(spec: FormatSpec, shape: tuple[int, ...], x: Tensor) -> bool:
-    """Every format on the CPU, where numba is installed."""
-    return x.device.type == "cpu" and _has_numba()
+def refusal(spec: FormatSpec, shape: tuple[int, ...], x: Tensor) -> str:
+    """Why this kernel cannot serve the case, or an empty string: it takes every format on the CPU."""
+    if x.device.type != "cpu":
+        return f"the input is on {x.device.type}"
+    return "" if _has_numba() else "numba is not installed"
 
 
-def decode_transposed(spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
-    """``Wᵀ [columns, rows]`` in float32, equal to the reference bit for bit."""
+def decode_transposed(
+    spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """``Wᵀ [columns, rows]``, computed in float32, in ``dtype``."""
     from vqcompress.kernels import cpu_loops
 
     rows, columns = matrix_shape(shape)
@@ -46,7 +52,7 @@ def decode_transposed(spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping
         _share(cpu_loops.decode_additive, values, *additive_arguments(cpu_loops, spec, tensors, rows, columns))
     else:
         _share(cpu_loops.decode_scalar, values, *scalar_arguments(spec, tensors))
-    return values
+    return values.to(dtype)
 
 
 def _share(loop: Callable, values: Tensor, *arguments: Any) -> None:

@@ -62,7 +62,7 @@ def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
 def _dense(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> Tensor:
     parsed = layout_from_text(layout)
     kernel = choose_kernel(parsed.spec, parsed.shape, x)
-    return from_transposed(kernel.decode_transposed(parsed.spec, parsed.shape, tensors).to(x.dtype), parsed.shape)
+    return from_transposed(kernel.decode_transposed(parsed.spec, parsed.shape, tensors, x.dtype), parsed.shape)
 
 
 def _named(layout: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:

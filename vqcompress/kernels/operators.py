@@ -19,7 +19,12 @@ from vqcompress.matrix_view import from_transposed
 @torch.library.custom_op("vqcompress::linear", mutates_args=())
 def linear(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -> Tensor:
     """``x [..., in]`` -> ``[..., out]``; ``tensors`` and ``layout`` as in `vqcompress.kernels.layout`."""
-    return F.linear(x, _dense(x, tensors, layout), _as(bias, x))
+    parsed = layout_from_text(layout)
+    kernel = choose_kernel(parsed.spec, parsed.shape, x)
+    if kernel.multiply is None:
+        return F.linear(x, _dense(x, tensors, layout), _as(bias, x))
+    named = dict(zip(parsed.names, tensors, strict=True))
+    return kernel.multiply(x, parsed.spec, parsed.shape, named, bias)
 
 
 @linear.register_fake
@@ -58,7 +63,7 @@ def _dense(x: Tensor, tensors: list[Tensor], text: str) -> Tensor:
     layout = layout_from_text(text)
     named = dict(zip(layout.names, tensors, strict=True))
     kernel = choose_kernel(layout.spec, layout.shape, x)
-    return from_transposed(kernel.decode_transposed(layout.spec, layout.shape, named).to(x.dtype), layout.shape)
+    return from_transposed(kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype), layout.shape)
 
 
 def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import matrix_shape
 
-
-def supports(spec: FormatSpec, shape: tuple[int, ...], x: Tensor) -> bool:
-    """Every case."""
-    return True
+PURPOSE = "anything, anywhere, slowly: plain torch operations"
 
 
-def decode_transposed(spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
-    """``Wᵀ [columns, rows]`` in float32."""
+def refusal(spec: FormatSpec, shape: tuple[int, ...], x: Tensor) -> str:
+    """Nothing is refused."""
+    return ""
+
+
+def decode_transposed(
+    spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """``Wᵀ [columns, rows]``, computed in float32, in ``dtype``."""
     rows, columns = matrix_shape(shape)
-    return spec.decode_transposed(rows, columns, tensors)
+    return spec.decode_transposed(rows, columns, tensors).to(dtype)

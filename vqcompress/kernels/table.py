@@ -4,34 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
-from vqcompress.kernels import cpu_numba, reference
+from vqcompress.kernels import cpu_numba, reference, triton_decode, triton_multiply
 
 Shape = tuple[int, ...]
 
 
+class Decode(Protocol):
+    """``(spec, shape, tensors, dtype)`` -> ``Wᵀ [columns, rows]``: the reference's float32, bit for bit, rounded to ``dtype``."""
+
+    def __call__(
+        self, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Tensor: ...
+
+
+Multiply = Callable[[Tensor, FormatSpec, Shape, Mapping[str, Tensor], Tensor | None], Tensor]
+"""``(x [..., columns], spec, shape, tensors, bias [rows])`` -> ``[..., rows]`` in ``x``'s dtype, sums in float32."""
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """One way to decode packed weights; all share these two signatures.
+    """One way to serve packed weights; all share these signatures.
 
-    ``supports(spec, shape, x)`` says whether it can serve this weight with an input like ``x``;
-    ``decode_transposed(spec, shape, tensors)`` gives ``Wᵀ [columns, rows]`` in float32, equal to the reference bit for bit.
+    ``refusal(spec, shape, x)`` says why it cannot serve this weight with an input like ``x``, in a few words, or nothing when it
+    can; ``purpose`` says what it is for. With ``multiply`` it takes products without a dense weight, else it decodes for them.
     """
 
     name: str
-    supports: Callable[[FormatSpec, Shape, Tensor], bool]
-    decode_transposed: Callable[[FormatSpec, Shape, Mapping[str, Tensor]], Tensor]
+    purpose: str
+    refusal: Callable[[FormatSpec, Shape, Tensor], str]
+    decode_transposed: Decode
+    multiply: Multiply | None = None
+
+    def supports(self, spec: FormatSpec, shape: Shape, x: Tensor) -> bool:
+        """Whether it can serve this weight with an input like ``x``."""
+        return not self.refusal(spec, shape, x)
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("cpu_numba", cpu_numba.supports, cpu_numba.decode_transposed),
-    Kernel("reference", reference.supports, reference.decode_transposed),
+    Kernel(
+        "triton_multiply",
+        triton_multiply.PURPOSE,
+        triton_multiply.refusal,
+        triton_decode.decode_transposed,
+        triton_multiply.multiply,
+    ),
+    Kernel("triton_decode", triton_decode.PURPOSE, triton_decode.refusal, triton_decode.decode_transposed),
+    Kernel("cpu_numba", cpu_numba.PURPOSE, cpu_numba.refusal, cpu_numba.decode_transposed),
+    Kernel("reference", reference.PURPOSE, reference.refusal, reference.decode_transposed),
 )
 
 
 def choose_kernel(spec: FormatSpec, shape: Shape, x: Tensor) -> Kernel:
-    """The first kernel of the table that supports the case; the reference supports every one."""
+    """The first kernel of the table that supports the case; the reference supports every one.
+
+    ``x`` is the input of the product; for decoding alone, the codes.
+    """
     return next(kernel for kernel in KERNELS if kernel.supports(spec, shape, x))

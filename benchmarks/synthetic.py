@@ -1,0 +1,68 @@
+"""Packed weights of random codes, made where they are wanted: any byte is a valid code, so no quantizer is needed."""
+
+from __future__ import annotations
+
+import torch
+
+from vqcompress.bitpack import pack, packed_bytes
+from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
+from vqcompress.formats.rates import pack_rates
+from vqcompress.matrix_view import matrix_shape
+from vqcompress.quantized_weight import QuantizedWeight
+
+FORMATS = ("trellis", "additive", "scalar")
+SHARED_BOOK = "synthetic"
+
+
+def packed_weight(
+    name: str, shape: tuple[int, ...], bits: int = 3, device: str | torch.device = "cpu", seed: int = 0
+) -> QuantizedWeight:
+    """A weight of about ``bits`` bits: ``trellis`` (12-bit states, rates ``bits - 1`` and ``bits``), ``additive`` (``bits`` shared
+    codebooks of 256 vectors of 8) or ``scalar`` (groups of 64)."""
+    generator = torch.Generator(device).manual_seed(seed)
+    rows, columns = matrix_shape(shape)
+    if name == "trellis":
+        return _trellis(shape, rows, columns, bits, generator)
+    if name == "additive":
+        return _additive(shape, rows, columns, bits, generator)
+    return _scalar(shape, rows, columns, bits, generator)
+
+
+def _trellis(shape: tuple[int, ...], rows: int, columns: int, bits: int, generator: torch.Generator) -> QuantizedWeight:
+    rates = (torch.arange(columns) % 2).add_(bits - 1)[
+        torch.randperm(columns, generator=torch.Generator().manual_seed(1))
+    ]
+    size = sum(packed_bytes(rows, rate) * int((rates == rate).sum()) for rate in (bits - 1, bits))
+    spec = TrellisSpec(12, bits - 1, 1, 0.0, True, size)
+    device = generator.device
+    tensors = {"weight": _bytes((1, size), generator), "scale": _scale((rows,), generator)}
+    tensors["rates"] = pack_rates(rates, bits - 1, 1).to(device)
+    return QuantizedWeight(spec, shape, tensors)
+
+
+def _additive(
+    shape: tuple[int, ...], rows: int, columns: int, bits: int, generator: torch.Generator
+) -> QuantizedWeight:
+    spec: FormatSpec = AdditiveSpec(8, 8, bits, bits, 0, SHARED_BOOK, True, columns * -(-rows // 8) * bits)
+    books = torch.randn(spec.codebook_shape, generator=generator, device=generator.device).half()
+    tensors = {"weight": _bytes((1, spec.code_bytes), generator), "scale": _scale((rows,), generator)}
+    return QuantizedWeight(spec, shape, tensors, {"codebooks": books})
+
+
+def _scalar(shape: tuple[int, ...], rows: int, columns: int, bits: int, generator: torch.Generator) -> QuantizedWeight:
+    spec = ScalarSpec(bits, 64)
+    zeros = torch.full((spec.groups(columns), rows), 1 << (bits - 1), dtype=torch.int32)
+    tensors = {
+        "weight": _bytes((1, columns * packed_bytes(rows, bits)), generator),
+        "group_scale": _scale((spec.groups(columns), rows), generator),
+        "group_zero": pack(zeros, bits).to(generator.device),
+    }
+    return QuantizedWeight(spec, shape, tensors)
+
+
+def _bytes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8, device=generator.device)
+
+
+def _scale(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return (0.01 + 0.01 * torch.rand(shape, generator=generator, device=generator.device)).half()

@@ -1,0 +1,34 @@
+"""Triton kernel: partial products to outputs, the scale applied last, in float32."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["batch", "splits"])
+def finish(
+    y,
+    partial,
+    scale,
+    bias,
+    rows,
+    batch,
+    splits,
+    SCALE_STRIDE: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``y [batch, rows] = (sum of partial [splits, batch, rows]) * scale + bias``: a program per example and ``BLOCK`` outputs."""
+    example = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for split in range(splits):
+        total += tl.load(partial + (split * batch + example) * rows + row, mask=inside, other=0.0)
+    if HAS_SCALE:
+        total *= tl.load(scale + row * SCALE_STRIDE, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + example * rows + row, total.to(y.dtype.element_ty), mask=inside)

@@ -1,0 +1,105 @@
+"""Triton kernels for the scalar format: eight neighbouring weights of a column a lane, whose codes are ``bits`` whole bytes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _read_eight(column, group, inside, width, BITS: tl.constexpr, WHOLE_GROUPS: tl.constexpr):
+    """Numbers ``8 * group …`` (int32 ``[lanes, 8]``) of the streams at ``column`` (pointers) of ``width`` bytes each."""
+    own = group * BITS
+    word = tl.load(column + own, mask=inside, other=0).to(tl.uint32)
+    if BITS > 4:
+        word = word.to(tl.uint64)
+    for index in tl.static_range(1, BITS):
+        there = inside
+        if not WHOLE_GROUPS:
+            there = inside & (own + index < width)
+        word = (word << 8) | tl.load(column + own + index, mask=there, other=0).to(word.dtype)
+    place = tl.arange(0, 8)[None, :]
+    return (word[:, None] >> ((7 - place) * BITS).to(word.dtype)).to(tl.int32) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def scalar_values(
+    codes, zeros, scales, column, group, inside, rows, group_size, BITS: tl.constexpr, WHOLE_GROUPS: tl.constexpr
+):
+    """Weights ``[lanes, 8]`` (float32) of rows ``8 * group …`` of columns ``column``; zero where not ``inside``."""
+    width = (rows * BITS + 7) >> 3
+    block = column // group_size
+    code = _read_eight(codes + column * width, group, inside, width, BITS, WHOLE_GROUPS)
+    zero = _read_eight(zeros + block * width, group, inside, width, BITS, WHOLE_GROUPS)
+    row = group[:, None] * 8 + tl.arange(0, 8)[None, :]
+    gain = tl.load(scales + block[:, None] * rows + row, mask=inside[:, None] & (row < rows), other=0.0)
+    return (code - zero).to(tl.float32) * gain.to(tl.float32)
+
+
+@triton.jit
+def decode_scalar(
+    out,
+    codes,
+    zeros,
+    scales,
+    rows,
+    columns,
+    group_size,
+    BITS: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """``out [columns, rows]``, in its dtype: a program per ``LANES`` groups of eight weights."""
+    groups = (rows + 7) // 8
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    column = lane // groups
+    group = lane - column * groups
+    inside = column < columns
+    values = scalar_values(codes, zeros, scales, column, group, inside, rows, group_size, BITS, WHOLE_GROUPS)
+    row = group[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tl.store(out + column[:, None] * rows + row, values.to(out.dtype.element_ty), mask=inside[:, None] & (row < rows))
+
+
+@triton.jit(do_not_specialize=["batch"])
+def multiply_scalar(
+    partial,
+    x,
+    codes,
+    zeros,
+    scales,
+    rows,
+    columns,
+    group_size,
+    batch,
+    batch_stride,
+    column_stride,
+    columns_per_split,
+    BITS: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
+    BATCH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    """``partial [splits, batch, rows]`` (float32): ``x [batch, columns]`` times a part of the columns each.
+
+    The scales differ along the columns, so they go into the weights, as they do in a dense layer.
+    """
+    lane = tl.arange(0, DEPTH * GROUPS)
+    group = tl.program_id(0) * GROUPS + lane % GROUPS
+    example = tl.arange(0, BATCH)[:, None]
+    left = tl.program_id(1) * columns_per_split
+    right = tl.minimum(left + columns_per_split, columns)
+    total = tl.zeros((BATCH, GROUPS * 8), dtype=tl.float32)
+    for first in range(left, right, DEPTH):
+        column = first + lane // GROUPS
+        inside = (group * 8 < rows) & (column < right)
+        values = scalar_values(codes, zeros, scales, column, group, inside, rows, group_size, BITS, WHOLE_GROUPS)
+        weights = tl.reshape(values, (DEPTH, GROUPS * 8)).to(PRODUCT)
+        place = first + tl.arange(0, DEPTH)[None, :]
+        wanted = (example < batch) & (place < right)
+        inputs = tl.load(x + example * batch_stride + place * column_stride, mask=wanted, other=0.0)
+        total = tl.dot(inputs.to(PRODUCT), weights, total, input_precision="ieee")
+    row = tl.program_id(0) * GROUPS * 8 + tl.arange(0, GROUPS * 8)[None, :]
+    at = (tl.program_id(1) * batch + example) * rows + row
+    tl.store(partial + at, total, mask=(example < batch) & (row < rows))
