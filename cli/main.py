@@ -11,11 +11,13 @@ from vqcompress.errors import VQCompressError
 
 VERBS = {
     "quantize": "Compress a pipeline to a folder that plain diffusers loads.",
+    "finetune": "Let a compressed folder learn from its original; codes stay.",
     "generate": "Make images with a pipeline, compressed or not.",
     "inspect": "Show bits, bytes and layers of a compressed folder.",
     "report": "Compare compressed folders with their original, with pictures.",
     "verify": "Check a compressed folder against its manifest.",
-    "dequantize": "Turn a compressed folder back into a dense one.",
+    "dequantize": "Turn a compressed folder back into a dense folder or file.",
+    "bundle": "Put a compressed folder into one file.",
 }
 
 

@@ -42,6 +42,14 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. state_bits=14."
 )
 @click.option(
+    "--finetune",
+    type=click.Choice(["none", "blocks", "full"]),
+    help="Let what is continuous learn from the original: block by block, or also as a whole [default: none].",
+)
+@click.option(
+    "--preset", type=click.Choice(["fast", "default", "best"]), help="How long to fine-tune [default: default]."
+)
+@click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     help="Folder that keeps what calibration recorded, for further runs with other methods or bits.",
@@ -110,12 +118,14 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
         Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
     )
     changes: dict[str, Any] = {
-        key: options[key] for key in ("bits", "method", "seed", "budget") if options[key] is not None
+        key: options[key] for key in ("bits", "method", "seed", "budget", "finetune") if options[key] is not None
     }
     if options["components"]:
         changes["components"] = [part.strip() for part in options["components"].split(",")]
     if options["settings"]:
         changes["settings"] = {**base.get("settings", {}), **dict(_setting(item) for item in options["settings"])}
+    if options["preset"]:
+        changes["training"] = {**base.get("training", {}), "preset": options["preset"]}
     given = {key: value for key, value in calibration.items() if value is not None}
     changes["calibration"] = {**base.get("calibration", {}), **given}
     return Recipe.parse({**base, **changes})

@@ -12,14 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {"errors"},
-    1: {"matrix_view", "bitpack", "recipe", "run_store"},
+    1: {"matrix_view", "bitpack", "bundle", "recipe", "run_store"},
     2: {"formats", "quantized_weight"},
     3: {"kernels", "metrics", "models"},
     4: {"quantizers", "layers", "architectures"},
     5: {"calibration"},
     6: {"finetune", "checkpoint", "integrations"},
     7: {"report"},
-    8: {"compression", "estimate"},
+    8: {"compression", "estimate", "tuning"},
     9: {"cli", "shapes", "calib_prompts"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

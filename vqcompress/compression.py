@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import LayerRecord, save_pipeline
 from vqcompress.checkpoint.narrowing import narrowest_dtype
 from vqcompress.errors import ArchitectureError, CheckpointError
+from vqcompress.finetune import Lessons, prepare_lessons, swap_and_tune
 from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.layers import swap, vq_layers
 from vqcompress.matrix_view import to_matrix
@@ -62,6 +63,7 @@ class Run:
     prompts: PromptSet
     progress: Progress
     kept: dict[str, dict[str, str]]
+    lessons: Lessons | None = None
 
     def component(self, name: str) -> nn.Module:
         """A part of the pipeline by its name."""
@@ -111,6 +113,11 @@ def quantize(
             stores.enter_context(RunStore(calibration_folder, signature=recorded)) if calibration_folder else store
         )
         run = Run(recipe, pipeline, architecture, store, recordings, prompts, progress or _silent, kept)
+        chosen = run.chosen_prompts(recipe.calibration.count)
+        lessons = prepare_lessons(
+            recipe, pipeline, architecture, list(layers), prompts.prompts, chosen, recordings, run.progress
+        )
+        run = replace(run, lessons=lessons)
         records = [record for part in layers.items() for record in _compress_component(run, *part)]
         written = save_pipeline(pipeline, output, recipe=recipe.to_dict(), layers=records, overwrite=overwrite)
     shutil.rmtree(work)
@@ -176,7 +183,20 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     quantized = _encode_all(run, component, coded, bits, groups, codebooks)
     records = [_record_of(run, component, layer, quantized.get(layer), groups.get(layer)) for layer in layers]
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
-    swap(run.component(component), quantized, dense=dense, kept=run.kept[component])
+    reasons = {"dense": dense, "kept": run.kept[component]}
+    if run.lessons and component == run.architecture.denoiser:
+        swap_and_tune(
+            run.recipe,
+            run.pipeline,
+            run.architecture,
+            quantized,
+            run.lessons,
+            run.store,
+            progress=run.progress,
+            **reasons,
+        )
+    else:
+        swap(run.component(component), quantized, **reasons)
     return records
 
 

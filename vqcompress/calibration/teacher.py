@@ -43,18 +43,20 @@ def record_teacher(
     height: int | None = None,
     width: int | None = None,
     batch_size: int = 1,
+    trajectory: int | None = None,
     progress: Progress | None = None,
 ) -> list[TeacherCall]:
     """``count`` denoiser calls (fewer if there are not as many), spread evenly over the steps and chosen by ``seed``.
 
     Prompt ``i`` starts from noise seeded with ``seed + i``, as in `record_moments`. A call holds ``batch_size`` prompts in
-    both guidance halves. Batches of which nothing was chosen are not sampled.
+    both guidance halves. Batches of which nothing was chosen are not sampled. ``trajectory`` is how often the denoiser is called
+    for one batch, where `trajectory_length` has already found that out.
     """
     if count < 1:
         raise CalibrationError(f"at least one denoiser call must be kept, got {count}")
     run = SamplingRun(pipeline, architecture, tuple(prompts), seed, steps, guidance, height, width, batch_size)
     denoiser = architecture.module(pipeline, architecture.denoiser)
-    calls = _calls_per_batch(denoiser, run)
+    calls = _calls_per_batch(denoiser, run) if trajectory is None else trajectory
     if not calls:
         raise CalibrationError(f"sampling never called {architecture.denoiser}; it has nothing to record")
     chosen = choose_calls(run.batches, calls, count, seed)
@@ -65,6 +67,15 @@ def record_teacher(
         if progress:
             progress(done + 1, len(chosen), "denoiser calls")
     return kept
+
+
+def trajectory_length(
+    pipeline: Pipeline, architecture: Architecture, prompt: str, *, steps: int | None = None, guidance: float | None = None,
+    height: int | None = None, width: int | None = None,
+) -> int:  # fmt: skip
+    """How often the denoiser is called to sample one batch: some samplers call it more than once a step."""
+    run = SamplingRun(pipeline, architecture, (prompt,), 0, steps, guidance, height, width, 1)
+    return _calls_per_batch(architecture.module(pipeline, architecture.denoiser), run)
 
 
 def choose_calls(batches: int, calls: int, count: int, seed: int) -> dict[int, set[int]]:

@@ -1,0 +1,99 @@
+"""A tiny SDXL as teacher, the same with packed layers as student, and lessons recorded once."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqcompress.architectures import architecture_of
+from vqcompress.finetune import record_lessons
+from vqcompress.layers import swap
+from vqcompress.matrix_view import is_quantizable
+from vqcompress.quantizers import quantize_weight
+from vqcompress.recipe import Calibration, Training
+from vqcompress.run_store import RunStore
+
+_spec = importlib.util.spec_from_file_location(
+    "tiny_pipelines", Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+_tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_tiny)
+
+KEEP = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
+PROMPTS = ["a cat", "two dogs", "a red hat", "the sea", "an old tree", "rain", "a ship", "some sand"]
+TRAINING = {
+    "prompts": 4, "held_out": 2, "steps": 12, "batch_size": 4, "micro_batch": 4, "rate": 0.01, "block_steps": 4, "tables": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def training() -> Training:
+    """A few steps."""
+    return Training(**TRAINING)
+
+
+@pytest.fixture(scope="session")
+def teacher():
+    """The dense pipeline; do not change it."""
+    pipeline = _tiny.sdxl()
+    pipeline.unet.half().float().requires_grad_(False)  # as if it came from float16 files
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def quantized(teacher):
+    """Layer -> packed weight, 2-bit, in every format."""
+    layers = [
+        n for n, m in teacher.unet.named_modules() if is_quantizable(m) and n not in KEEP and m.weight.numel() >= 512
+    ]
+    made = {}
+    for index, name in enumerate(layers):
+        method = "trellis" if index % 12 == 0 else "rtn"
+        made[name] = quantize_weight(teacher.unet.get_submodule(name).weight, method=method, bits=2)
+    return made
+
+
+@pytest.fixture
+def dense(teacher):
+    """A dense denoiser to put packed layers into."""
+    return copy.deepcopy(teacher.unet)
+
+
+@pytest.fixture
+def student(dense, quantized):
+    """The packed denoiser, untuned."""
+    swap(dense, quantized)
+    return dense
+
+
+@pytest.fixture(scope="session")
+def run_folder(teacher, training, tmp_path_factory) -> Path:
+    """A run's folder with lessons in it; read only."""
+    folder = tmp_path_factory.mktemp("run")
+    with RunStore(folder, {}) as store:
+        record_lessons(
+            teacher, architecture_of(teacher), PROMPTS, ["rain"], store, training=training,
+            calibration=Calibration(steps=3, guidance=2.0, height=8, width=8, batch_size=2), seed=0,
+            progress=lambda *told: None,
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lessons(run_folder):
+    """What `run_folder` holds."""
+    from vqcompress.finetune.lessons import found_lessons
+
+    return found_lessons(run_folder)
+
+
+@pytest.fixture
+def codes_of():
+    """Every int8 tensor of a module, copied."""
+    return lambda module: {n: p.clone() for n, p in module.named_parameters() if p.dtype == torch.int8}

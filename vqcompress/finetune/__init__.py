@@ -1,0 +1,20 @@
+"""A packed denoiser learns from the original: codes stay, everything continuous learns."""
+
+from vqcompress.finetune.descent import Outcome
+from vqcompress.finetune.lessons import Lessons, record_lessons
+from vqcompress.finetune.prompt_split import PromptSplit, split_prompts
+from vqcompress.finetune.stage_one import tune_blocks
+from vqcompress.finetune.stage_two import tune_whole
+from vqcompress.finetune.story import prepare_lessons, swap_and_tune
+
+__all__ = [
+    "Lessons",
+    "Outcome",
+    "PromptSplit",
+    "prepare_lessons",
+    "record_lessons",
+    "split_prompts",
+    "swap_and_tune",
+    "tune_blocks",
+    "tune_whole",
+]

@@ -1,0 +1,125 @@
+"""What learns: everything continuous in a packed component, held in float32 while it learns; codes never.
+
+On disk scales, codebooks and tables are float16, and what stayed dense has the precision it came with. The float32 masters
+are rounded to that when learning ends, and before every held-out measurement, so that what is measured is what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.errors import RecipeError
+from vqcompress.layers import SHARED_NAME, SharedCodebooks
+from vqcompress.layers.packed import PackedLayer
+
+Group = Literal["scales", "codebooks", "biases", "norms", "dense"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+SCALES = ("scale", "group_scale")
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """The learning parameters of a module by name, and the dtype that each has on disk."""
+
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    stored: Mapping[str, torch.dtype]
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """With every parameter as it would be stored; the masters come back afterwards."""
+        masters = self.values()
+        self.load({name: self._round(name, value) for name, value in masters.items()})
+        try:
+            yield
+        finally:
+            self.load(masters)
+
+    def values(self) -> dict[str, Tensor]:
+        """A copy of the masters."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Take over values from `values`."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def settle(self) -> None:
+        """End learning: companions become frozen float16 parameters, dense ones frozen float32, all rounded as stored."""
+        for name, parameter in self.parameters.items():
+            owner, key = _owner(self.module, name)
+            value = self._round(name, parameter.detach())
+            value = value.half() if _is_companion(owner, key) else value
+            setattr(owner, key, nn.Parameter(value, requires_grad=False))
+
+    def _round(self, name: str, value: Tensor) -> Tensor:
+        dtype = self.stored[name]
+        if dtype == torch.float16:
+            value = value.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+        return value.to(dtype).float()
+
+
+def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS) -> Learnable:
+    """Freeze ``module``, then make float32 masters of the parameters in ``groups``, in place.
+
+    ``scales`` are those of packed layers, ``codebooks`` their codebooks and learned trellis tables, ``norms`` the affine
+    parameters of normalisations, ``dense`` the weights of layers that stayed dense, and ``biases`` those of both. Raises
+    `RecipeError` for an unknown group, and when nothing is left to learn.
+    """
+    groups = set(groups)
+    if unknown := groups - set(GROUPS):
+        raise RecipeError(f"nothing is called {sorted(unknown)[0]!r} that could learn; there are {', '.join(GROUPS)}")
+    module.requires_grad_(False)
+    parameters: dict[str, nn.Parameter] = {}
+    stored: dict[str, torch.dtype] = {}
+    for name, parameter in list(module.named_parameters()):
+        owner, key = _owner(module, name)
+        if _group(owner, key, parameter) in groups:
+            stored[name] = torch.float16 if _is_companion(owner, key) else exact_dtype(parameter)
+            parameters[name] = nn.Parameter(parameter.detach().float().clone())
+            setattr(owner, key, parameters[name])
+    if not parameters:
+        raise RecipeError(f"{type(module).__name__} has nothing of {', '.join(sorted(groups))} that could learn")
+    return Learnable(module, parameters, stored)
+
+
+def exact_dtype(tensor: Tensor) -> torch.dtype:
+    """The narrowest dtype that holds the values of ``tensor`` exactly: how it most likely came from disk."""
+    for dtype in (torch.float16, torch.bfloat16):
+        if torch.equal(tensor.detach().to(dtype).float(), tensor.detach().float()):
+            return dtype
+    return torch.float32
+
+
+def _group(owner: nn.Module, key: str, parameter: Tensor) -> Group | None:
+    if isinstance(owner, SharedCodebooks):
+        return "codebooks"
+    if not parameter.is_floating_point():
+        return None
+    if isinstance(owner, PackedLayer) and key != "bias":
+        return "scales" if key in SCALES else "codebooks"
+    if key == "bias" and isinstance(owner, nn.Linear | nn.Conv2d):
+        return "biases"
+    return "norms" if parameter.ndim == 1 else "dense"
+
+
+def _is_companion(owner: nn.Module, key: str) -> bool:
+    return isinstance(owner, SharedCodebooks) or (isinstance(owner, PackedLayer) and key != "bias")
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, key = name.rpartition(".")
+    return module.get_submodule(path), key
+
+
+def shared_codebooks(component: nn.Module) -> SharedCodebooks | None:
+    """The component's shared codebooks, if it has any."""
+    return getattr(component, SHARED_NAME, None)

@@ -1,0 +1,61 @@
+"""The loss: how far the student's outputs are from the teacher's, by unit and by timestep.
+
+A unit is one prompt at one step of one trajectory, with all its guidance branches (two under classifier-free guidance). With
+``d`` the difference between the branches' errors and ``m`` their mean, the mean of the branches' squared errors is ``|m|² + |d|² / 4``,
+while the guided output's error is ``m ± (g - 1/2) d``: guidance weighs the difference by ``(g - 1/2)²``. ``guided`` says how
+far to go from the one to the other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Weighting = Literal["uniform", "min-snr", "measured"]
+MIN_SNR_GAMMA = 5.0  # Hang et al. 2023 (arXiv 2303.09556), section 3.4
+
+
+def unit_losses(output: Tensor, target: Tensor, branches: int, guidance: float = 1.0, guided: float = 0.0) -> Tensor:
+    """Mean squared error of every unit, float32 ``[units]``.
+
+    ``output`` and ``target`` are ``[branches * units, …]``, branch by branch. ``guidance`` is the scale that sampling uses,
+    ``guided`` in 0..1 the share of the guided output in the loss; both matter for two branches only.
+    """
+    error = (output.float() - target.float()).unflatten(0, (branches, -1)).flatten(2)
+    if branches != 2 or guided == 0:
+        return error.square().mean((0, 2))
+    mean, difference = error.mean(0), error[1] - error[0]
+    weight = (1 - guided) / 4 + guided * (guidance - 0.5) ** 2
+    return mean.square().mean(1) + weight * difference.square().mean(1)
+
+
+def min_snr_weights(snr: Tensor, target: Literal["epsilon", "v_prediction", "sample", "flow"]) -> Tensor:
+    """Weights of timesteps with signal-to-noise ratio ``snr``: ``min(snr, 5)`` in units of the denoised sample's error.
+
+    Of an error ``e`` in the network's output the denoised sample inherits ``e² / snr`` (epsilon), ``e² / (snr + 1)`` (v) or
+    ``e² / (1 + √snr)²`` (flow matching, whose noise level is ``1 / (1 + √snr)``). Normalised to a mean of 1.
+    """
+    snr = snr.double().clamp_min(1e-8)
+    inherited = {
+        "epsilon": 1 / snr,
+        "v_prediction": 1 / (snr + 1),
+        "sample": torch.ones_like(snr),
+        "flow": 1 / (1 + snr.sqrt()).square(),
+    }
+    weights = snr.clamp_max(MIN_SNR_GAMMA) * inherited[target]
+    return (weights / weights.mean()).float()
+
+
+def measured_weights(timesteps: Tensor, errors: Tensor, buckets: int = 10) -> Tensor:
+    """Weights by importance: proportional to the error measured before training in each of ``buckets`` ranges of timesteps.
+
+    Both arguments are ``[units]``; normalised to a mean of 1 over the units, and kept within a factor of 10 of it.
+    """
+    order = timesteps.argsort(stable=True)
+    weights = torch.ones(len(order))
+    for members in order.tensor_split(min(buckets, len(order))):
+        weights[members] = errors[members].float().mean()
+    weights = (weights / weights.mean().clamp_min(1e-30)).clamp(0.1, 10)
+    return weights / weights.mean()

@@ -1,0 +1,49 @@
+"""Three sizes of fine-tuning, and what a recipe changes about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vqcompress.recipe import Training
+
+
+@dataclass(frozen=True)
+class Effort:
+    """``prompts`` teach, ``held_out`` prompts decide when to stop; ``calls`` of each held-out trajectory are measured on.
+
+    ``steps`` of ``batch_size`` units, ``micro_batch`` at once in memory; ``rate`` relative to each tensor's RMS; ``block_steps`` steps
+    for each block on ``block_units`` units.
+    """
+
+    prompts: int
+    held_out: int
+    held_out_calls: int
+    steps: int
+    batch_size: int
+    micro_batch: int
+    rate: float
+    measure_every: int
+    patience: int
+    block_steps: int
+    block_units: int
+
+
+PRESETS = {
+    "fast": Effort(48, 8, 4, 100, 8, 8, 0.012, 20, 4, 16, 64),
+    "default": Effort(192, 16, 5, 400, 8, 8, 0.012, 25, 6, 24, 96),
+    "best": Effort(512, 24, 5, 2000, 16, 8, 0.012, 50, 8, 48, 192),
+}
+"""VQDM (arXiv 2409.00492, section 4) trains on 512 prompts for 1600 steps of 64; smaller batches with larger steps get there sooner."""
+
+
+def effort(training: Training) -> Effort:
+    """The preset with the recipe's own numbers in place of its."""
+    chosen = PRESETS[training.preset]
+    given = {
+        name: value
+        for name in ("prompts", "held_out", "steps", "batch_size", "micro_batch", "rate", "block_steps")
+        if (value := getattr(training, name)) is not None
+    }
+    chosen = replace(chosen, **given)
+    every = min(chosen.measure_every, max(1, chosen.steps // 4))
+    return replace(chosen, micro_batch=min(chosen.micro_batch, chosen.batch_size), measure_every=every)

@@ -1,0 +1,190 @@
+"""Stage 1: block by block, each right after its weights were encoded.
+
+A block's inputs come from the denoiser as compressed so far, so that it can make up for what the blocks before it did; its targets
+are what the dense block makes of these inputs. Only that block learns, which takes little memory and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.finetune.block_list import execution_order, find_blocks
+from vqcompress.finetune.descent import Descent, Schedule
+from vqcompress.finetune.learnable import make_learnable
+from vqcompress.finetune.lessons import Lessons
+from vqcompress.finetune.presets import effort
+from vqcompress.finetune.recordings import Recordings
+from vqcompress.finetune.stage_two import put_tensors, tensors_of
+from vqcompress.finetune.widening import give_row_scales
+from vqcompress.layers import swap
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.recipe import Training
+from vqcompress.run_store import RunStore
+
+Progress = Callable[[str, int, int, str], None]
+
+BLOCKS, TITLE = "finetune.blocks", "fine-tune blocks"
+HELD_OUT_SHARE = 4  # one held-out unit for so many training units
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """One call of a block, and what the dense block returned, as a flat list of tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: list[Tensor]
+
+
+def tune_blocks(
+    denoiser: nn.Module,
+    quantized: Mapping[str, QuantizedWeight],
+    lessons: Lessons,
+    store: RunStore,
+    *,
+    training: Training,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total, what: None,
+) -> None:
+    """Put ``quantized`` into the dense ``denoiser`` block by block, each block tuned against its dense self, in place.
+
+    Blocks that an earlier try has finished are taken from ``store``. Layers that no call reaches are put in as they are.
+    """
+    size = effort(training)
+    train = _units(lessons.train, size.block_units, size.micro_batch, seed)
+    held_out = _units(lessons.held_out, size.block_units // HELD_OUT_SHARE, size.micro_batch, seed)
+    blocks = find_blocks(denoiser, list(quantized))
+    with torch.no_grad():
+        order = execution_order(
+            denoiser, list(blocks), lambda: denoiser(**lessons.train.batch([0], _device(denoiser)).kwargs)
+        )
+    for index, name in enumerate(order):
+        block = _Block(denoiser, name, {layer: quantized[layer] for layer in blocks[name]})
+        gain = block.tune(
+            train,
+            held_out,
+            store,
+            training,
+            Schedule(size.block_steps, size.rate, measure_every=max(1, size.block_steps // 3)),
+        )
+        progress(TITLE, index + 1, len(order), f"{name} {gain:+.0%}")
+    swap(denoiser, {layer: quantized[layer] for name in blocks.keys() - set(order) for layer in blocks[name]})
+
+
+class _Block:
+    """One block of ``denoiser``, dense until `tune` has run."""
+
+    def __init__(self, denoiser: nn.Module, name: str, quantized: Mapping[str, QuantizedWeight]) -> None:
+        self.denoiser, self.name, self.quantized = denoiser, name, quantized
+
+    def tune(
+        self,
+        train: Sequence[dict[str, Any]],
+        held_out: Sequence[dict[str, Any]],
+        store: RunStore,
+        training: Training,
+        schedule: Schedule,
+    ) -> float:
+        """Pack and tune; returns the relative change of the held-out error (0 where it was found in ``store``)."""
+        change = 0.0
+
+        def make() -> dict[str, Tensor]:
+            nonlocal change
+            calls = [self._capture(kwargs) for kwargs in train]
+            tests = [self._capture(kwargs) for kwargs in held_out]
+            module = self._packed(training)
+            task = _BlockTask(module, calls, tests)
+            learnable = make_learnable(module, training.learn)
+            outcome = Descent(learnable, task.gradient, task.measure, schedule).run()
+            learnable.settle()
+            change = outcome.after / outcome.before - 1 if outcome.before else 0.0
+            return tensors_of(module)
+
+        tensors = store.load_or_make(BLOCKS, self.name, make)
+        put_tensors(self._packed(training), tensors)
+        return change
+
+    def _packed(self, training: Training) -> nn.Module:
+        """The block with its packed layers in place; widened, where it is to learn scales."""
+        missing = {n: w for n, w in self.quantized.items() if not hasattr(self.denoiser.get_submodule(n), "spec")}
+        swap(self.denoiser, missing)
+        if training.row_scales and "scales" in training.learn:
+            give_row_scales(self.denoiser)
+        return self.denoiser.get_submodule(self.name)
+
+    @torch.no_grad()
+    def _capture(self, kwargs: dict[str, Any]) -> BlockCall:
+        """Run the denoiser up to the end of this block."""
+        found: list[BlockCall] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+            found.append(BlockCall(args, options, tensors_in(output)))
+            raise _Reached
+
+        with _stopping_at(self.denoiser.get_submodule(self.name), note):
+            self.denoiser(**kwargs)
+        return found[0]
+
+
+class _BlockTask:
+    """``gradient`` and ``measure`` for `Descent`; losses are relative to the mean square of the targets."""
+
+    def __init__(self, block: nn.Module, train: Sequence[BlockCall], held_out: Sequence[BlockCall]) -> None:
+        self.block, self.train, self.held_out = block, train, held_out
+
+    def gradient(self, step: int) -> float:
+        """One call a step, in turn."""
+        with torch.enable_grad():
+            loss = self._loss(self.train[step % len(self.train)])
+            loss.backward()
+        return float(loss.detach())
+
+    def measure(self) -> float:
+        """Over all held-out calls."""
+        return sum(float(self._loss(call)) for call in self.held_out) / len(self.held_out)
+
+    def _loss(self, call: BlockCall) -> Tensor:
+        outputs = tensors_in(self.block(*call.args, **call.kwargs))
+        error = sum((o.float() - t.float()).square().sum() for o, t in zip(outputs, call.target, strict=True))
+        signal = sum(t.float().square().sum() for t in call.target)
+        return torch.as_tensor(error) / torch.as_tensor(signal).clamp_min(1e-30)
+
+
+class _Reached(Exception):
+    """The denoiser has run far enough."""
+
+
+@contextmanager
+def _stopping_at(block: nn.Module, hook: Callable[..., None]):
+    handle = block.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of a block's output, in order: bare, in tuples, in lists, or in an output class."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
+    return [tensor for value in values for tensor in tensors_in(value)]
+
+
+def _units(recordings: Recordings, count: int, at_once: int, seed: int) -> list[dict[str, Any]]:
+    """``count`` units drawn by ``seed``, as calls of ``at_once`` units."""
+    count = max(1, min(count, len(recordings)))
+    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return [recordings.batch(order[at : at + at_once]).kwargs for at in range(0, count, at_once)]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

@@ -1,0 +1,71 @@
+"""Fine-tuning as a part of compressing a pipeline: record the teacher first, then put packed layers in and let them learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from vqcompress.architectures import Architecture, Pipeline
+from vqcompress.errors import RecipeError
+from vqcompress.finetune.lessons import Lessons, record_lessons
+from vqcompress.finetune.stage_one import tune_blocks
+from vqcompress.finetune.stage_two import tune_whole
+from vqcompress.layers import swap
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.recipe import Recipe
+from vqcompress.run_store import RunStore
+
+Progress = Callable[[str, int, int, str], None]
+
+
+def prepare_lessons(
+    recipe: Recipe,
+    pipeline: Pipeline,
+    architecture: Architecture,
+    components: Sequence[str],
+    prompts: Sequence[str],
+    calibration_prompts: Sequence[str],
+    store: RunStore,
+    progress: Progress,
+) -> Lessons | None:
+    """The teacher's calls, recorded while ``pipeline`` is still dense; ``None`` when the recipe asks for no fine-tuning.
+
+    Raises `RecipeError` when the denoiser is not among the components that are compressed.
+    """
+    if recipe.finetune == "none":
+        return None
+    if architecture.denoiser not in components:
+        raise RecipeError(
+            f"fine-tuning is for the denoiser ({architecture.denoiser}), and only {', '.join(components)} is compressed; "
+            "leave finetune at 'none', or name the denoiser among the components"
+        )
+    return record_lessons(
+        pipeline, architecture, prompts, calibration_prompts, store,
+        training=recipe.training, calibration=recipe.calibration, seed=recipe.seed, progress=progress,
+    )  # fmt: skip
+
+
+def swap_and_tune(
+    recipe: Recipe,
+    pipeline: Pipeline,
+    architecture: Architecture,
+    quantized: Mapping[str, QuantizedWeight],
+    lessons: Lessons,
+    store: RunStore,
+    *,
+    progress: Progress,
+    **described: Mapping[str, str],
+) -> None:
+    """Put packed layers into the denoiser, in place, and let it learn as the recipe says; ``described`` goes to `swap`."""
+    denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
+    options: dict[str, Any] = {"training": recipe.training, "seed": recipe.seed, "progress": progress}
+    tune_blocks(denoiser, quantized, lessons, store, **options)
+    swap(denoiser, {}, **described)
+    if recipe.finetune == "full":
+        guidance = recipe.calibration.guidance
+        guidance = architecture.defaults.guidance if guidance is None else guidance
+        tune_whole(
+            denoiser, lessons, store.folder, store, guidance=guidance, scheduler=getattr(pipeline, "scheduler", None), **options
+        )  # fmt: skip

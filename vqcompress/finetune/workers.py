@@ -1,0 +1,56 @@
+"""The processes that train together: one, or as many as `torchrun` or `accelerate launch` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+PATIENCE = timedelta(hours=12)  # the others wait while the first process records the teacher
+
+
+@dataclass(frozen=True)
+class Workers:
+    """``rank`` of ``world`` processes; ``reduce`` adds tensors up over all of them in place, ``wait`` until all are here."""
+
+    rank: int = 0
+    world: int = 1
+    reduce: Callable[[Sequence[Tensor]], None] = lambda tensors: None
+    wait: Callable[[], None] = lambda: None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined_workers() -> Iterator[Workers]:
+    """This process's part, by the environment that `torchrun` sets; on the CPU they talk through gloo."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield Workers()
+        return
+    from accelerate import PartialState
+    from accelerate.utils import InitProcessGroupKwargs
+
+    state = PartialState(cpu=not torch.cuda.is_available(), **InitProcessGroupKwargs(timeout=PATIENCE).to_kwargs())
+    try:
+        yield Workers(state.process_index, state.num_processes, _sum_over_processes, state.wait_for_everyone)
+    finally:
+        state.destroy_process_group()
+
+
+def _sum_over_processes(tensors: Sequence[Tensor]) -> None:
+    """One message for all tensors of a dtype."""
+    from accelerate.utils import reduce
+
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        members = [tensor for tensor in tensors if tensor.dtype == dtype]
+        total = reduce(torch.cat([tensor.detach().flatten() for tensor in members]), reduction="sum")
+        for tensor, part in zip(members, total.split([tensor.numel() for tensor in members]), strict=True):
+            tensor.detach().copy_(part.view_as(tensor))
