@@ -9,17 +9,32 @@ import click
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Dense folder to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Dense folder to write, or one file that ends in .safetensors.",
+)
 @click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True)
+@click.option(
+    "--layout",
+    type=click.Choice(["diffusers", "ldm"]),
+    help="Keys of one file: the original Stable Diffusion names (ldm), or diffusers' [default: ldm where there are such].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
-def dequantize(folder: Path, output: Path, dtype: str, overwrite: bool) -> None:
-    """Write a dense diffusers folder with the weights that FOLDER's codes stand for.
+def dequantize(folder: Path, output: Path, dtype: str, layout: str | None, overwrite: bool) -> None:
+    """Write a dense pipeline with the weights that FOLDER's codes stand for.
 
     For programs that know nothing of vqcompress, and for operations that need dense weights, such as fusing a LoRA.
+
+    \b
+    vqcompress dequantize out/sdxl-vq3 -o out/sdxl-dense
+    vqcompress dequantize out/sdxl-vq3 -o sdxl-dense.safetensors
     """
     import torch
 
     from vqcompress.checkpoint import dequantize as expand
 
-    written = expand(folder, output, dtype=getattr(torch, dtype), overwrite=overwrite)
+    written = expand(folder, output, dtype=getattr(torch, dtype), overwrite=overwrite, layout=layout)  # type: ignore[arg-type]
     click.echo(f"{written}: dense weights in {dtype}")

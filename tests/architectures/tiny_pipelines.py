@@ -88,19 +88,21 @@ def vae(channels: int = 4, **config) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def sdxl() -> StableDiffusionXLPipeline:
+def sdxl(second_width: int = 32) -> StableDiffusionXLPipeline:
+    """``second_width``: of the second text encoder; loaders of single files tell the two apart by it."""
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 2], attention_head_dim=[2, 2], cross_attention_dim=64, norm_num_groups=8,
+        transformer_layers_per_block=[1, 2], attention_head_dim=[2, 2], cross_attention_dim=32 + second_width,
+        norm_num_groups=8,
         use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=32 + 6 * 8,
+        projection_class_embeddings_input_dim=second_width + 6 * 8,
     )  # fmt: skip
-    config = clip_config(tokenizer)
+    first, second = clip_config(tokenizer), clip_config(tokenizer, second_width)
     return StableDiffusionXLPipeline(
-        vae(), CLIPTextModel(config), CLIPTextModelWithProjection(config), tokenizer, tokenizer, unet,
+        vae(), CLIPTextModel(first), CLIPTextModelWithProjection(second), tokenizer, tokenizer, unet,
         EulerDiscreteScheduler(beta_schedule="scaled_linear"), force_zeros_for_empty_prompt=False, add_watermarker=False,
     )  # fmt: skip
 

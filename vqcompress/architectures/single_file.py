@@ -1,4 +1,4 @@
-"""Open a pipeline stored as one .safetensors file in the original (LDM) layout."""
+"""Open a pipeline stored as one .safetensors file: a bundle of ours, or a checkpoint in the original (LDM) layout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vqcompress.architectures.folder import open_folder
+from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.errors import ArchitectureError
 
 if TYPE_CHECKING:
@@ -42,12 +44,17 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline in the checkpoint ``path``; its family is told by its keys.
+    """The pipeline in ``path``. A bundle holds everything; of other checkpoints the family is told by their keys.
 
-    Configurations and tokenizers are not in such files: diffusers takes them from the Hub or its cache.
+    Configurations and tokenizers are not in LDM files: diffusers takes them from the Hub or its cache.
     """
     import diffusers
 
+    if (bundle := read_bundle(path)) is not None:
+        directory = temporary_folder(bundle)
+        pipeline = open_folder(Path(directory.name), dtype)
+        keep_for(pipeline, directory)
+        return pipeline
     layout = layout_of(path)
     try:
         return getattr(diffusers, layout.pipeline).from_single_file(str(path), config=layout.config, dtype=dtype)

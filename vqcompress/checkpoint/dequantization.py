@@ -1,31 +1,98 @@
-"""A compressed folder as a dense one, for programs that know nothing of packed layers."""
+"""A compressed pipeline as a dense one, for programs that know nothing of packed layers."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from vqcompress.bundle import write_bundle
+from vqcompress.checkpoint.ldm_checkpoint import checkpoint_metadata, has_ldm_layout, ldm_tensors
 from vqcompress.checkpoint.loading import load
 from vqcompress.checkpoint.publication import check_target, publish
+from vqcompress.errors import CheckpointError, RecipeError
 from vqcompress.layers import make_dense, vq_layers
+
+Layout = Literal["diffusers", "ldm"]
+LAYOUTS: tuple[Layout, ...] = ("diffusers", "ldm")
+SINGLE_FILE = ".safetensors"
 
 
 def dequantize(
-    folder: str | Path, output: str | Path, *, dtype: torch.dtype = torch.float16, overwrite: bool = False
+    folder: str | Path,
+    output: str | Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
+    layout: Layout | None = None,
 ) -> Path:
-    """Write the pipeline in ``folder`` to ``output`` with dense weights in ``dtype``, in the layout of its base model.
+    """Write the pipeline in ``folder`` (a folder or a bundle) to ``output`` with dense weights in ``dtype``.
 
-    Raises `CheckpointError` when ``folder`` is not sound or ``output`` exists and ``overwrite`` is off.
+    ``output`` is a folder in the layout of the base model or, where it ends in ``.safetensors``, one file: in the original
+    (``"ldm"``) key layout where the pipeline has one, else with diffusers' keys, ``<component>.<key>``; ``layout`` chooses.
+    Raises `CheckpointError` when ``folder`` is not sound or ``output`` exists and ``overwrite`` is off, `UnsupportedError` for
+    a pipeline without an LDM layout.
     """
     output = Path(output)
-    check_target(output, overwrite)
-    pipeline = load(folder, torch_dtype=dtype)
+    single = output.suffix == SINGLE_FILE
+    _check(output, single, layout, overwrite)
+    pipeline = _dense(load(folder, torch_dtype=dtype), dtype)
+    if not single:
+        with publish(output, overwrite) as partial:
+            pipeline.save_pretrained(partial, safe_serialization=True)
+    elif layout == "ldm" or (layout is None and has_ldm_layout(pipeline)):
+        _write_ldm(pipeline, output, dtype)
+    else:
+        _write_diffusers(pipeline, output)
+    return output
+
+
+def _check(output: Path, single: bool, layout: Layout | None, overwrite: bool) -> None:
+    """Refuse before anything is loaded."""
+    if layout is not None and layout not in LAYOUTS:
+        raise RecipeError(f"layout {layout!r} is unknown; there are {', '.join(LAYOUTS)}")
+    if not single:
+        if layout == "ldm":
+            raise RecipeError(f"the LDM layout is one file: give an output that ends in {SINGLE_FILE}, not {output}")
+        check_target(output, overwrite)
+    elif output.is_dir() or (output.exists() and not overwrite):
+        raise CheckpointError(f"{output} exists; name another file, or pass overwrite=True (--overwrite) to replace it")
+
+
+def _dense(pipeline: Any, dtype: torch.dtype) -> Any:
     for component in pipeline.components.values():
         if isinstance(component, nn.Module) and vq_layers(component):
             make_dense(component, dtype)
             component.__dict__.pop("hf_quantizer", None)
-    with publish(output, overwrite) as partial:
-        pipeline.save_pretrained(partial, safe_serialization=True)
-    return output
+    return pipeline
+
+
+def _write_ldm(pipeline: Any, output: Path, dtype: torch.dtype) -> None:
+    partial = _beside(output)
+    try:
+        save_file(ldm_tensors(pipeline), partial, metadata=checkpoint_metadata(pipeline, dtype))
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_diffusers(pipeline: Any, output: Path) -> None:
+    partial = _beside(output)
+    try:
+        with TemporaryDirectory(dir=partial.parent, prefix=f".{output.name}.") as folder:
+            pipeline.save_pretrained(folder, safe_serialization=True)
+            write_bundle(folder, partial)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _beside(output: Path) -> Path:
+    """Where to write before ``output`` appears at once."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output.with_name(f".{output.name}.{os.getpid()}.partial")

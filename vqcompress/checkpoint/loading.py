@@ -1,4 +1,4 @@
-"""Load a compressed folder after checking it."""
+"""Load a compressed folder, or the one file that it was bundled into, after checking it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.checkpoint.verification import verify
 from vqcompress.errors import CheckpointError
 
@@ -14,8 +15,14 @@ from vqcompress.errors import CheckpointError
 def load(folder: str | Path, **options: Any) -> DiffusionPipeline:
     """``DiffusionPipeline.from_pretrained(folder, **options)`` after `verify`; never reads pickled weights.
 
-    Raises `CheckpointError` that names the first problems of a folder that is not sound.
+    ``folder`` may also be a bundle, one .safetensors file. Raises `CheckpointError` that names the first problems of a folder
+    that is not sound.
     """
+    if (bundle := read_bundle(folder)) is not None:
+        directory = temporary_folder(bundle)
+        pipeline = load(directory.name, **options)
+        keep_for(pipeline, directory)
+        return pipeline
     if problems := verify(folder):
         raise CheckpointError(
             f"{folder} is not sound: " + "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "")

@@ -53,19 +53,28 @@ def from_bits(state: dict[str, Tensor], companions: set[str]) -> dict[str, Tenso
 
 
 def settle(component: nn.Module) -> None:
-    """After loading: every companion in memory is a frozen float16 parameter. What an offloader holds stays as it is."""
-    modules = [*vq_layers(component).values()]
-    modules += [module for module in component.children() if isinstance(module, SharedCodebooks)]
-    for module in modules:
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if name != "bias" and parameter.device.type != "meta":
-                setattr(module, name, nn.Parameter(_float16(parameter.data), requires_grad=False))
+    """After loading: every packed tensor in memory is frozen and of its stored dtype. What an offloader holds stays as it is.
+
+    Loaders that keep some modules in float32, such as T5's ``wo``, cast codes with them; that loses nothing, and is undone.
+    """
+    for layer in vq_layers(component).values():
+        shapes = layer.spec.tensor_shapes(*matrix_shape(layer.dense_shape))
+        _settle(layer, {name: dtype for name, (_, dtype) in shapes.items()})
+    for module in component.children():
+        if isinstance(module, SharedCodebooks):
+            _settle(module, {name: torch.float16 for name, _ in module.named_parameters()})
 
 
-def _float16(tensor: Tensor) -> Tensor:
-    if tensor.dtype == torch.int16:
-        return tensor.view(torch.float16)
-    return tensor.half() if tensor.is_floating_point() else tensor
+def _settle(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    for name, dtype in dtypes.items():
+        parameter = module.get_parameter(name)
+        if parameter.device.type != "meta":
+            setattr(module, name, nn.Parameter(_restored(parameter.data, dtype), requires_grad=False))
+
+
+def _restored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    carried = tensor.dtype == torch.int16 and dtype == torch.float16  # as bits, see `to_bits`
+    return tensor.view(dtype) if carried else tensor.to(dtype)
 
 
 def refuse_missing(missing: set[str], where: str) -> None:

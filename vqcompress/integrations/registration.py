@@ -14,6 +14,8 @@ from types import ModuleType
 ATTACHMENTS = {
     "diffusers.quantizers.auto": "vqcompress.integrations.diffusers_quantizer",
     "diffusers.pipelines.pipeline_utils": "vqcompress.integrations.diffusers_pipelines",
+    "diffusers.loaders.single_file": "vqcompress.integrations.single_file",
+    "diffusers.loaders.single_file_model": "vqcompress.integrations.single_file",
     "transformers.quantizers.auto": "vqcompress.integrations.transformers_quantizer",
     "peft.tuners.lora.layer": "vqcompress.integrations.peft_merge",
 }

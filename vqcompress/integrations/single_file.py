@@ -1,0 +1,68 @@
+"""``from_single_file`` for bundles: compressed pipelines as one safetensors file."""
+
+from __future__ import annotations
+
+import functools
+from os import PathLike, fspath
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vqcompress.bundle import Bundle, keep_for, read_bundle, temporary_folder
+from vqcompress.errors import CheckpointError, UnsupportedError
+
+MIXINS = {
+    "diffusers.loaders.single_file": "FromSingleFileMixin",
+    "diffusers.loaders.single_file_model": "FromOriginalModelMixin",
+}
+SOURCES = ("pretrained_model_link_or_path_or_dict", "pretrained_model_link_or_path")
+# What says where a bare checkpoint's configuration comes from; a bundle has its own.
+NOT_NEEDED = (*SOURCES, "config", "original_config", "original_config_file", "subfolder", "quantization_config")
+
+
+def attach(module: ModuleType) -> None:
+    """Put bundles before what ``from_single_file`` of ``module``'s mixin reads. Doing it again changes nothing."""
+    mixin = getattr(module, MIXINS[module.__name__], None)
+    method = vars(mixin).get("from_single_file") if mixin is not None else None
+    if not isinstance(method, classmethod):
+        raise UnsupportedError(
+            f"{module.__name__}.{MIXINS[module.__name__]}.from_single_file is gone, so vqcompress cannot open single files "
+            "through diffusers; install a version in the range that pyproject.toml declares"
+        )
+    if not getattr(method.__func__, "reads_bundles", False):
+        mixin.from_single_file = classmethod(_bundles_first(method.__func__))
+
+
+def _bundles_first(upstream: Any) -> Any:
+    @functools.wraps(upstream)
+    def from_single_file(cls: type, *source: Any, **options: Any) -> Any:
+        bundle = _bundle(source[0] if source else next((options[key] for key in SOURCES if key in options), None))
+        return upstream(cls, *source, **options) if bundle is None else _open(cls, bundle, options)
+
+    from_single_file.__dict__["reads_bundles"] = True
+    return from_single_file
+
+
+def _bundle(source: Any) -> Bundle | None:
+    """The bundle at ``source``, which may also be an address or a state dict."""
+    return read_bundle(fspath(source)) if isinstance(source, str | PathLike) else None
+
+
+def _open(cls: Any, bundle: Bundle, options: dict[str, Any]) -> Any:
+    component = None if hasattr(cls, "components") else _component(cls, bundle, options.get("subfolder"))
+    given = {key: value for key, value in options.items() if key not in NOT_NEEDED}
+    directory = temporary_folder(bundle, component)
+    folder = Path(directory.name) / (component or "")
+    opened = cls.from_pretrained(str(folder), **{**given, "use_safetensors": True})
+    keep_for(opened, directory)
+    return opened
+
+
+def _component(cls: type, bundle: Bundle, asked: str | None) -> str:
+    """Which part of the pipeline a model class stands for. Raises `CheckpointError` when there is not exactly one."""
+    classes = {name: entry[1] for name, entry in bundle.index.items() if isinstance(entry, list) and entry[1]}
+    fitting = [name for name, kind in classes.items() if kind == cls.__name__ and asked in (None, name)]
+    if len(fitting) != 1:
+        parts = ", ".join(f"{name} ({kind})" for name, kind in classes.items())
+        raise CheckpointError(f"{bundle.path} has {len(fitting)} parts that are a {cls.__name__}; it holds {parts}")
+    return fitting[0]
