@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusers import DiffusionPipeline
 
 import vqcompress
 from vqcompress import compression
+from vqcompress.checkpoint import read_layer_table
 from vqcompress.errors import ArchitectureError, CheckpointError, RecipeError, VQCompressError
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "architectures" / "tiny_pipelines.py")
@@ -116,6 +118,53 @@ def test_bits_are_a_budget_for_all_that_is_stored(finished: Path) -> None:
     found = vqcompress.inspect(finished)
     assert 3.5 < found["bits_per_weight"] <= 4.0
     assert len({round(row["bits_per_weight"], 1) for row in found["components"]["unet"]["layers"]}) > 1
+
+
+def test_every_matrix_is_packed_or_listed_with_the_reason(source: Path, finished: Path) -> None:
+    unet = DiffusionPipeline.from_pretrained(source, use_safetensors=True).unet
+    matrices = {name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)}
+    config = json.loads((finished / "unet" / "config.json").read_text())["quantization_config"]
+    listed = [*config["layers"], *config.get("dense", {}), *config["kept"]]
+    assert sorted(listed) == sorted(matrices)
+    assert all(config["kept"].values())
+
+
+def test_the_table_of_layers_says_what_became_of_each(source: Path, finished: Path) -> None:
+    unet = DiffusionPipeline.from_pretrained(source, use_safetensors=True).unet
+    packed = vqcompress.load(finished).unet
+    records = read_layer_table(finished)
+    rows = {row["name"]: row for row in vqcompress.inspect(finished)["layers"]}
+    assert sorted(record.layer for record in records) == sorted(rows)
+    for record in records:
+        assert record.bits == pytest.approx(rows[record.layer]["bits_per_weight"])
+        assert record.format == rows[record.layer]["format"]
+        layer = packed.get_submodule(record.layer)
+        decoded = layer.weight if record.format == "dense" else layer.dense_weight()
+        error = unet.get_submodule(record.layer).weight - decoded
+        assert (record.error > 0) == bool(error.abs().max() > 0)
+        assert record.importance is not None
+        assert record.rows is not None
+
+
+def test_a_small_layer_that_decides_the_output_stays_dense(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_matters(run: Any, component: str, layers: list[str]) -> dict[str, float]:
+        return {layer: 1e9 if layer == layers[0] else 1e-3 for layer in layers}
+
+    monkeypatch.setattr(compression, "_importance", one_matters)
+    folder = vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+    found = vqcompress.inspect(folder)
+    dense = [row for row in found["layers"] if row["format"] == "dense"]
+    assert found["bits_per_weight"] <= 4.0
+    before, after = (DiffusionPipeline.from_pretrained(f, use_safetensors=True).unet for f in (source, folder))
+    name = min(row["name"] for row in dense)
+    assert name == "down_blocks.0.resnets.0.conv1"
+    assert torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight)
+    after.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert name in config["dense"]
+    assert "conv_in" in config["kept"]
 
 
 def test_text_encoders_can_be_compressed_too(source: Path, tmp_path: Path) -> None:

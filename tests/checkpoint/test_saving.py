@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -33,6 +34,10 @@ def test_card_is_valid_for_the_hub(compressed_folder):
 
 def test_nothing_is_left_after_an_error(tmp_path):
     class Broken:
+        @property
+        def components(self):
+            return {}
+
         def save_pretrained(self, folder, **options):
             (folder / "half").write_text("written")
             raise OSError("disk full")
@@ -66,3 +71,34 @@ def test_saving_twice_gives_the_same_bytes(compressed_folder, compressed_pipelin
     again = save_pipeline(compressed_pipeline, tmp_path / "compressed", recipe={"model": "tests/tiny", "bits": 3.0})
     manifests = [json.loads((folder / MANIFEST_NAME).read_text()) for folder in (compressed_folder, again)]
     assert manifests[0] == manifests[1]
+
+
+DEAD = 2**22 + 1  # beyond what Linux numbers processes up to
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    (tmp_path / f".out.{DEAD}.partial").mkdir()
+    (tmp_path / f".out.{os.getppid()}.old.partial").mkdir()
+    with publish(tmp_path / "out") as partial:
+        (partial / "file").write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".out.{os.getppid()}.old.partial", "out"]
+
+
+def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
+    old = tmp_path / f".out.{DEAD}.old.partial"
+    old.mkdir()
+    (old / "model_index.json").write_text("{}")
+    with pytest.raises(OSError, match="disk full"), publish(tmp_path / "out", overwrite=True):
+        raise OSError("disk full")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "model_index.json").read_text() == "{}"
+
+
+def test_tokenizers_are_stored_without_traces_of_their_last_call(compressed_pipeline, tmp_path):
+    save_pipeline(compressed_pipeline, tmp_path / "before", recipe={})
+    compressed_pipeline.tokenizer(["a cat"], padding="max_length", truncation=True, max_length=7)
+    save_pipeline(compressed_pipeline, tmp_path / "after", recipe={})
+    files = sorted((tmp_path / "before" / "tokenizer").iterdir())
+    assert [path.read_bytes() for path in files] == [
+        (tmp_path / "after" / "tokenizer" / path.name).read_bytes() for path in files
+    ]

@@ -35,6 +35,7 @@ def publish(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     check_target(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_up_after_the_dead(folder)
     partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -44,6 +45,28 @@ def publish(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear_up_after_the_dead(folder: Path) -> None:
+    """What a killed process left beside ``folder``: half-written folders go; one that was being replaced comes back."""
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):
+        process, *old = left.name.removeprefix(f".{folder.name}.").removesuffix(".partial").split(".")
+        if not process.isdecimal() or _is_alive(int(process)):
+            continue
+        if old == ["old"] and not folder.exists():
+            left.rename(folder)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _replace(partial: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ from vqcompress.checkpoint.layer_table import LayerRecord, write_layer_table
 from vqcompress.checkpoint.manifest import write_manifest
 from vqcompress.checkpoint.narrowing import narrow_folder
 from vqcompress.checkpoint.publication import publish
+from vqcompress.checkpoint.tokenizers import forget_last_call
 
 RECIPE_NAME = "vqcompress_recipe.yaml"
 
@@ -36,6 +37,7 @@ def save_pipeline(
     """
     folder = Path(folder)
     with publish(folder, overwrite) as partial:
+        forget_last_call(pipeline)
         pipeline.save_pretrained(partial, safe_serialization=True, max_shard_size=max_shard_size)
         narrow_folder(partial)
         (partial / RECIPE_NAME).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
