@@ -24,6 +24,7 @@ def _adapter(unet: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return {f"unet.{key}": tensor for key, tensor in drawn.items()}
 
 
+@pytest.mark.today("LoRA")
 @pytest.mark.feature("several LoRA adapters, switched and disabled without a trace", "UNet")
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_adapters_load_switch_and_leave_without_a_trace(compressed_pipeline, make_tiny_unet, run_unet):
@@ -45,6 +46,7 @@ def test_adapters_load_switch_and_leave_without_a_trace(compressed_pipeline, mak
     assert torch.equal(run_unet(pipeline.unet), bare)
 
 
+@pytest.mark.today("LoRA")
 def test_an_adapter_adds_what_it_adds_to_the_dense_layer(random_weight):
     torch.manual_seed(0)
     nets = [nn.ModuleDict({"a": nn.Linear(16, 24), "c": nn.Conv2d(4, 8, 3, padding=1)}) for _ in range(2)]
