@@ -113,7 +113,7 @@ def quantize(
             stores.enter_context(RunStore(calibration_folder, signature=recorded)) if calibration_folder else store
         )
         run = Run(recipe, pipeline, architecture, store, recordings, prompts, progress or _silent, kept)
-        chosen = run.chosen_prompts(recipe.calibration.count)
+        chosen = () if recipe.finetune == "none" else run.chosen_prompts(recipe.calibration.count)
         lessons = prepare_lessons(
             recipe, pipeline, architecture, list(layers), prompts.prompts, chosen, recordings, run.progress
         )

@@ -42,8 +42,9 @@ class Training(_Section):
 
     ``preset`` fixes what is ``None`` here: prompts to learn from and to stop by, steps, units (a prompt at one timestep, in all
     guidance branches) a step and at once in memory, and the largest step relative to each tensor's RMS. ``learn`` names what
-    learns. ``tables`` is the most that learned trellis tables may add to the codes that read them, as a share of these
-    (0: none). ``guided`` is the share of the guided output in the loss; ``budget_gb`` bounds the teacher's outputs on disk.
+    learns. ``row_scales`` gives layers with one common scale a scale for each row, ``tables`` is the most that learned
+    trellis tables may add to the codes that read them, as a share of these; both are off, for they cost bits, and on the
+    embedded model they gained nothing (docs/finetune.md). ``guided`` is the share of the guided output in the loss; ``budget_gb`` bounds the teacher's outputs on disk.
     """
 
     preset: Literal["fast", "default", "best"] = "default"
@@ -57,8 +58,8 @@ class Training(_Section):
     learn: tuple[Literal["scales", "codebooks", "biases", "norms", "dense"], ...] = (
         "scales", "codebooks", "biases", "norms", "dense",
     )  # fmt: skip
-    row_scales: bool = True
-    tables: float = Field(default=0.02, ge=0, le=1)
+    row_scales: bool = False
+    tables: float = Field(default=0.0, ge=0, le=1)
     weighting: Literal["uniform", "min-snr", "measured"] = "uniform"
     guided: float = Field(default=0.0, ge=0, le=1)
     dtype: Literal["float32", "bfloat16"] = "float32"

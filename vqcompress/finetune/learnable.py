@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import RecipeError
-from vqcompress.layers import SHARED_NAME, SharedCodebooks
+from vqcompress.layers import SharedCodebooks
 from vqcompress.layers.packed import PackedLayer
 
 Group = Literal["scales", "codebooks", "biases", "norms", "dense"]
@@ -118,8 +118,3 @@ def _is_companion(owner: nn.Module, key: str) -> bool:
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, key = name.rpartition(".")
     return module.get_submodule(path), key
-
-
-def shared_codebooks(component: nn.Module) -> SharedCodebooks | None:
-    """The component's shared codebooks, if it has any."""
-    return getattr(component, SHARED_NAME, None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.finetune.descent import Descent, Outcome, Schedule
-from vqcompress.finetune.learnable import Learnable, make_learnable
+from vqcompress.finetune.learnable import make_learnable
 from vqcompress.finetune.lessons import Lessons, weighted
 from vqcompress.finetune.presets import Effort, effort
 from vqcompress.finetune.whole import Study, WholeDenoiser
@@ -132,9 +132,3 @@ def _keep(store: RunStore, state: Mapping[str, Tensor]) -> None:
 def _last_state(folder: Path) -> dict[str, Tensor] | None:
     found = sorted((folder / STATES).glob("*.safetensors"))
     return load_file(found[-1]) if found else None
-
-
-def is_learnable(component: nn.Module, training: Training) -> Learnable:
-    """`make_learnable` on a widened component: what would learn."""
-    widen(component, training)
-    return make_learnable(component, training.learn)

@@ -1,0 +1,72 @@
+"""Losses by unit, and weights of timesteps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqcompress.errors import RecipeError
+from vqcompress.finetune.noise_levels import noise_levels
+from vqcompress.finetune.objective import measured_weights, min_snr_weights, unit_losses
+
+SHAPE = (6, 4, 3, 3)  # two branches of three units
+
+
+def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
+
+
+def test_without_guidance_a_unit_s_loss_is_its_mean_squared_error():
+    output, target = outputs()
+    losses = unit_losses(output, target, branches=2)
+    for unit in range(3):
+        rows = [unit, unit + 3]
+        assert losses[unit] == pytest.approx(float((output[rows] - target[rows]).square().mean()), rel=1e-5)
+
+
+def test_the_guided_share_weighs_the_difference_of_the_branches_as_guidance_does():
+    output, target = outputs()
+    error = output - target
+    mean, difference = (error[:3] + error[3:]) / 2, error[3:] - error[:3]
+    expected = mean.square().mean((1, 2, 3)) + 2.5**2 * difference.square().mean((1, 2, 3))
+    torch.testing.assert_close(unit_losses(output, target, 2, guidance=3.0, guided=1.0), expected)
+    none = unit_losses(output, target, 2, guidance=3.0, guided=1e-9)
+    torch.testing.assert_close(none, unit_losses(output, target, 2))
+
+
+def test_a_model_without_guidance_has_one_branch():
+    output, target = outputs()
+    losses = unit_losses(output, target, branches=1, guidance=5.0, guided=1.0)
+    torch.testing.assert_close(losses, (output - target).square().mean((1, 2, 3)))
+
+
+def test_min_snr_weights_are_the_papers():
+    snr = torch.tensor([0.1, 1.0, 5.0, 50.0], dtype=torch.float64)
+    epsilon = min_snr_weights(snr, "epsilon")
+    assert (epsilon / epsilon[0]).tolist() == pytest.approx([1, 1, 1, 0.1])
+    velocity = min_snr_weights(snr, "v_prediction")
+    assert (velocity[1] / velocity[3]).item() == pytest.approx((1 / 2) / (5 / 51))
+    flow = min_snr_weights(snr, "flow")
+    assert (flow[1] / flow[0]).item() == pytest.approx(1 * 0.25 / (0.1 / (1 + 0.1**0.5) ** 2))
+    for weights in (epsilon, velocity, flow):
+        assert float(weights.mean()) == pytest.approx(1)
+
+
+def test_measured_weights_follow_the_error_of_each_range_of_timesteps():
+    times = torch.tensor([900.0, 100.0, 910.0, 110.0])
+    weights = measured_weights(times, torch.tensor([1.0, 3.0, 1.0, 5.0]), buckets=2)
+    assert weights.tolist() == pytest.approx([0.4, 1.6, 0.4, 1.6])
+
+
+def test_noise_levels_of_schedulers():
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    diffusion = DDIMScheduler(prediction_type="v_prediction")
+    snr, target = noise_levels(diffusion, torch.tensor([0.0, 999.0]))
+    assert target == "v_prediction"
+    assert snr[0] > 100 > 1 > snr[1]
+    snr, target = noise_levels(FlowMatchEulerDiscreteScheduler(), torch.tensor([500.0]))
+    assert (target, snr.item()) == ("flow", pytest.approx(1.0))
+    with pytest.raises(RecipeError, match="uniform"):
+        noise_levels(object(), torch.tensor([1.0]))
