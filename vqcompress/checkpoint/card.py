@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vqcompress.architectures import ALIASES
+from vqcompress.checkpoint.layer_table import LayerRecord
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_card(name: str, recipe: Mapping[str, Any], sizes: Mapping[str, Any]) -> str:
-    """``README.md`` for the Hub: YAML front matter, how to load, effective bits and bytes, the recipe.
+def model_card(
+    name: str,
+    recipe: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    layers: Sequence[LayerRecord] = (),
+    prompts: str | None = None,
+) -> str:
+    """``README.md`` for the Hub: YAML front matter, how to load, effective bits and bytes, errors, prompts, the recipe.
 
-    ``recipe`` is the effective recipe, its ``model`` the base model; ``sizes`` is what `inspect` says of the folder.
+    ``recipe`` is the effective recipe, its ``model`` the base model; ``sizes`` is what `inspect` says of the folder;
+    ``layers`` what became of each layer; ``prompts`` what `prompt_source` says of the prompts for calibration.
     """
     base = str(recipe.get("model", "unknown"))
     return "\n".join(
@@ -36,8 +47,10 @@ def model_card(name: str, recipe: Mapping[str, Any], sizes: Mapping[str, Any]) -
             "",
             *_size_lines(sizes),
             "",
+            *_score_lines(layers),
             "## Recipe",
             "",
+            *([f"Calibrated on {prompts}.", ""] if prompts else []),
             "```yaml",
             yaml.safe_dump(dict(recipe), sort_keys=False).rstrip(),
             "```",
@@ -48,9 +61,29 @@ def model_card(name: str, recipe: Mapping[str, Any], sizes: Mapping[str, Any]) -
 
 def _front_matter(base: str) -> dict[str, Any]:
     matter: dict[str, Any] = {"library_name": "diffusers", "tags": ["vqcompress", "quantized"]}
-    if HUB_ID.fullmatch(base):
-        matter |= {"base_model": base, "base_model_relation": "quantized"}
+    if hub := _hub_id(base):
+        matter |= {"base_model": hub, "base_model_relation": "quantized"}
     return matter
+
+
+def _hub_id(base: str) -> str | None:
+    """The Hub's name of the base model: aliases stand for one, paths for none."""
+    hub = ALIASES.get(base, base)
+    return hub if HUB_ID.fullmatch(hub) and not Path(base).exists() and not base.endswith(".safetensors") else None
+
+
+def _score_lines(layers: Sequence[LayerRecord]) -> list[str]:
+    """Errors of the packed layers; `vqcompress report` measures whole images."""
+    if not layers:
+        return []
+    lines = ["## Errors", "", "Squared error of a layer's outputs relative to the outputs, on calibration inputs:", ""]
+    lines += ["| component | mean | worst | worst layer |", "|---|---|---|---|"]
+    for component in dict.fromkeys(record.component for record in layers):
+        own = [record for record in layers if record.component == component]
+        worst = max(own, key=lambda record: record.error)
+        mean = sum(record.error for record in own) / len(own)
+        lines.append(f"| {component} | {mean:.2%} | {worst.error:.2%} | {worst.layer} |")
+    return [*lines, ""]
 
 
 def _size_lines(sizes: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from vqcompress.checkpoint.inspection import inspect
 from vqcompress.checkpoint.layer_table import LayerRecord, write_layer_table
 from vqcompress.checkpoint.manifest import write_manifest
 from vqcompress.checkpoint.narrowing import narrow_folder
+from vqcompress.checkpoint.prompt_source import prompt_source
 from vqcompress.checkpoint.publication import publish
 from vqcompress.checkpoint.tokenizers import forget_last_call
 
@@ -43,7 +44,8 @@ def save_pipeline(
         (partial / RECIPE_NAME).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
         if layers:
             write_layer_table(partial, layers)
-        text = model_card(folder.name, recipe, inspect(partial)) if card is None else card
-        (partial / "README.md").write_text(text, encoding="utf-8")
+        if card is None:
+            card = model_card(folder.name, recipe, inspect(partial), layers, prompt_source(recipe, pipeline))
+        (partial / "README.md").write_text(card, encoding="utf-8")
         write_manifest(partial)
     return folder
