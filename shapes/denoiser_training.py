@@ -15,7 +15,6 @@ from vqcompress.shapes.schedule import Schedule
 BATCH = 64
 CAPTION_DROP = 0.1
 SNR_CAP = 5.0
-WEIGHT_FLOOR = 0.2  # min-SNR alone all but ignores the noisiest steps, where it is decided what goes where
 EMA_DECAY = 0.999
 
 
@@ -42,7 +41,7 @@ class DenoiserTraining:
         self.model, self.data, self.alphas, self.schedule, self.seed = model.train(), data, alphas, schedule, seed
         self.lessons = LESSONS
         # Noise levels are drawn as often as they weigh: half of a uniform batch would hardly count.
-        self.odds = min_snr_weight(alphas) + WEIGHT_FLOOR
+        self.odds = min_snr_weight(alphas)
         self.parameters = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -105,7 +104,7 @@ class DenoiserTraining:
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
         lesson = lesson_at(self.schedule.progress, self.lessons)
         clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator, lesson.shares)
-        odds = self.odds.clone()
+        odds = self.odds + lesson.floor
         odds[NOISY_FROM:] += lesson.noisy
         steps = torch.multinomial(odds, BATCH, replacement=True, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)

@@ -29,6 +29,9 @@ BUCKETS = 12
 CANVAS = 32.0
 TRIES = 64  # placements drawn at once; the first good one counts
 GAP = 2.0  # pixels kept free between the boxes of two objects, so that blur cannot join them
+READING_ORDER = ("above", "to the left of")  # how objects lie that a caption only lists: the first one first
+TRIANGLE = np.array([(16.0, 9.7), (9.7, 22.3), (22.3, 22.3)])  # three objects: one above two, or upside down
+TRIANGLE_JITTER = 2.2  # pixels, in x and in y
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def _alike(rng: np.random.Generator) -> tuple[Item, ...]:
     count = int(rng.integers(2, 4))
     size = "small" if count == 3 else _pick(rng, RADII)
     shape, color = _pick(rng, SHAPES), _pick(rng, COLORS)
-    centres = _place(rng, count, RADII[size], None)
+    centres = _place_three(rng) if count == 3 else _place(rng, 2, RADII[size], _pick(rng, READING_ORDER))
     return tuple(Item(shape, color, size, x, y) for x, y in centres)
 
 
@@ -158,7 +161,7 @@ def _different_pair(rng: np.random.Generator, relation: str | None) -> tuple[Ite
     while looks[0] == looks[1]:
         looks[1] = (_pick(rng, SHAPES), _pick(rng, COLORS))
     size = _pick(rng, RADII)
-    centres = _place(rng, 2, RADII[size], relation)
+    centres = _place(rng, 2, RADII[size], relation or _pick(rng, READING_ORDER))
     return tuple(Item(s, c, size, x, y) for (s, c), (x, y) in zip(looks, centres, strict=True))
 
 
@@ -170,6 +173,16 @@ def _place(rng: np.random.Generator, count: int, radius: float, relation: str | 
         good = _apart(tries, 2 * radius + GAP)
         if relation is not None:
             good &= _relation_holds(tries[:, 1] - tries[:, 0], relation)
+        if good.any():
+            return [(float(x), float(y)) for x, y in tries[good.argmax()]]
+
+
+def _place_three(rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Centres of three small objects in a triangle, each a little off its place."""
+    corners = TRIANGLE if rng.random() < 0.5 else np.array([0.0, CANVAS]) + TRIANGLE * [1.0, -1.0]
+    while True:
+        tries = corners + rng.uniform(-TRIANGLE_JITTER, TRIANGLE_JITTER, (TRIES, *corners.shape))
+        good = _apart(tries, 2 * RADII["small"] + GAP)
         if good.any():
             return [(float(x), float(y)) for x, y in tries[good.argmax()]]
 

@@ -65,18 +65,25 @@ def test_dropped_captions_are_the_empty_caption() -> None:
 def test_a_lesson_gives_each_kind_its_share() -> None:
     kinds = torch.arange(1000) % len(KINDS)
     data = LatentSet(torch.zeros(1000, 8, 8, 8).half(), kinds[:, None].short(), kinds, torch.zeros(1).long())
-    _, tokens = data.batch(2000, 0.0, torch.Generator().manual_seed(0), (0.5, 0.5, 0.0, 0.0, 0.0))
-    counts = torch.bincount(tokens[:, 0], minlength=5)
+    _, tokens = data.batch(2000, 0.0, torch.Generator().manual_seed(0), (0.5, 0.5, *[0.0] * (len(KINDS) - 2)))
+    counts = torch.bincount(tokens[:, 0], minlength=len(KINDS))
     assert counts[2:].sum() == 0
     assert counts[0] / 2000 == pytest.approx(0.5, abs=0.05)
 
 
-def test_lessons_cover_the_run_and_end_with_the_world_as_drawn() -> None:
+def test_lessons_cover_the_run_and_every_kind_of_caption() -> None:
     assert [lesson_at(p) for p in (0.0, 0.99, 1.0)] == [LESSONS[0], LESSONS[-1], LESSONS[-1]]
-    assert all(sum(lesson.shares) == pytest.approx(1.0) for lesson in LESSONS if lesson.shares)
-    assert LESSONS[-1].shares is None
-    texts = ["a red ring on a gray background", "a red ring to the left of a blue star on a gray background"]
-    assert [KINDS[kind_of(text)] for text in texts] == ["other", "left"]
+    assert all(len(lesson.shares) == len(KINDS) for lesson in LESSONS)
+    assert all(sum(lesson.shares) == pytest.approx(1.0) for lesson in LESSONS)
+    assert min(LESSONS[-1].shares) > 0
+    texts = {
+        "a small red ring on a gray background": "single",
+        "two red rings on a gray background": "two",
+        "three red rings on a gray background": "three",
+        "a red ring and a blue star on a gray background": "pair",
+        "a red ring to the left of a blue star on a gray background": "left",
+    }
+    assert [KINDS[kind_of(text)] for text in texts] == list(texts.values())
 
 
 def test_the_rate_warms_up_and_ends_at_zero() -> None:

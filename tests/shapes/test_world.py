@@ -103,3 +103,20 @@ def test_caption_sets_are_disjoint_and_never_trained_on() -> None:
 
 def test_the_prompt_file_is_what_its_command_writes() -> None:
     assert PROMPTS.read_text().splitlines() == calibration_captions()
+
+
+def test_listed_objects_lie_in_reading_order() -> None:
+    drawn = list(sample_scenes(600, 3))
+    for scene in drawn:
+        if scene.kind == "pair" or (scene.kind == "count" and len(scene.items) == 2):
+            first, second = scene.items
+            dx, dy = second.x - first.x, second.y - first.y
+            assert max(dx, dy) >= 2 * min(abs(dx), abs(dy))
+
+
+def test_three_objects_are_one_beside_a_row_of_two() -> None:
+    for scene in sample_scenes(600, 3):
+        if len(scene.items) == 3:
+            heights = sorted(item.y for item in scene.items)
+            upper, lower = heights[1] - heights[0], heights[2] - heights[1]
+            assert max(upper, lower) > 7 > 5 > min(upper, lower)
