@@ -19,7 +19,7 @@ CASES = {
         {"shape": (6, 4, 3, 3), "state_bits": 8},
         {"shape": (64, 64), "state_bits": 16, "rate_bits": 2, "min_rate": 2},
         {"shape": (50, 11), "state_bits": 10, "rate_bits": 0, "min_rate": 5},
-        {"shape": (41, 6), "state_bits": 14, "rate_bits": 3, "min_rate": 0},
+        {"shape": (41, 6), "state_bits": 14, "rate_bits": 1, "min_rate": 6},
         {"shape": (35, 4), "state_bits": 16, "rate_bits": 1, "min_rate": 7},
         {"shape": (40, 3, 3, 3), "state_bits": 12, "rate_bits": 2, "min_rate": 0},
         {"shape": (48, 6), "state_bits": 16, "rate_bits": 0, "min_rate": 8},

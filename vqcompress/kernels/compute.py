@@ -40,7 +40,8 @@ def laid_out_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias:
     x = _autocast(x)
     if _learns(tensors):
         return learning_linear(x, layout, tensors, bias)
-    return operators.linear(x, list(tensors.values()), bias, layout)
+    product = operators.multiply if _is_plain(x, bias) else operators.linear
+    return product(x, list(tensors.values()), bias, layout)
 
 
 def conv2d(
@@ -70,7 +71,8 @@ def laid_out_conv2d(
     x = _autocast(x)
     if _learns(tensors):
         return learning_conv2d(x, layout, tensors, bias, (stride, padding, dilation))
-    return operators.conv2d(x, list(tensors.values()), bias, layout, list(stride), list(padding), list(dilation))
+    convolution = operators.convolve if _is_plain(x, bias) else operators.conv2d
+    return convolution(x, list(tensors.values()), bias, layout, list(stride), list(padding), list(dilation))
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -78,6 +80,13 @@ def _autocast(x: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether nobody traces this call or wants its gradients, so that the operator's wrapping can be left out."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == "meta":
+        return False
+    return not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
 
 
 def _learns(tensors: Mapping[str, Tensor]) -> bool:

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.trellis_table import max_rate, value_table
+from vqcompress.kernels.column_order import bits_per_rate
+from vqcompress.kernels.derived import Derived
 from vqcompress.matrix_view import matrix_shape
 
 PURPOSE = "decodes with compiled loops, then multiplies with torch"
 
 # Starting a thread costs about as much as decoding this many weights saves.
-WEIGHTS_PER_THREAD = 1 << 18
+WEIGHTS_PER_THREAD = 1 << 19
 
 
 @lru_cache(maxsize=1)
@@ -42,43 +44,70 @@ def decode_transposed(
     spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """``Wᵀ [columns, rows]``, computed in float32, in ``dtype``."""
-    from vqcompress.kernels import cpu_loops
-
     rows, columns = matrix_shape(shape)
     values = torch.empty(columns, rows)
     if isinstance(spec, TrellisSpec):
-        _share(cpu_loops.decode_trellis, values, *trellis_arguments(cpu_loops, spec, tensors, rows, columns))
+        _decode_trellis(values, spec, tensors)
     elif isinstance(spec, AdditiveSpec):
-        _share(cpu_loops.decode_additive, values, *additive_arguments(cpu_loops, spec, tensors, rows, columns))
+        _decode_additive(values, spec, tensors)
     else:
-        _share(cpu_loops.decode_scalar, values, *scalar_arguments(spec, tensors))
+        _decode_scalar(values, spec, tensors)
     return values.to(dtype)
 
 
-def _share(loop: Callable, values: Tensor, *arguments: Any) -> None:
-    """Run ``loop(first, last, values, …)`` over all columns, in threads when the weight is large."""
-    columns = len(values)
-    threads = min(torch.get_num_threads(), values.numel() // WEIGHTS_PER_THREAD, columns)
+def _decode_trellis(values: Tensor, spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> None:
+    from vqcompress.kernels import cpu_loops, cpu_trellis_loops
+
+    columns, rows = values.shape
+    codes, starts, rates, tables, state_bits, scale = trellis_arguments(cpu_loops, spec, tensors, rows, columns)
+    scale = np.append(scale, np.zeros(-rows % 16, np.float32))
+    for rate in np.unique(rates).tolist():
+        if rate == 0:
+            values[torch.from_numpy(rates == 0)] = torch.from_numpy(np.float32(0) * scale[:rows])
+        else:
+            loop = cpu_trellis_loops.trellis_decoder(state_bits, rate)
+            share_columns(loop, columns, rows, values.numpy(), codes, starts, rates, tables[rate - 1], scale)
+
+
+def _decode_additive(values: Tensor, spec: AdditiveSpec, tensors: Mapping[str, Tensor]) -> None:
+    from vqcompress.kernels import cpu_additive_loops, cpu_loops
+
+    columns, rows = values.shape
+    codes, starts, rates, books, _, scale = additive_arguments(cpu_loops, spec, tensors, rows, columns)
+    loop = cpu_additive_loops.additive_decoder(spec.dimension, spec.code_bits)
+    share_columns(loop, columns, rows, values.numpy(), codes, starts, rates, books, scale)
+
+
+def _decode_scalar(values: Tensor, spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> None:
+    from vqcompress.kernels import cpu_scalar_loops
+
+    columns, rows = values.shape
+    codes, zeros, scales, bits, group_size = scalar_arguments(spec, tensors)
+    loop = cpu_scalar_loops.scalar_decoder(bits)
+    share_columns(loop, columns, rows, values.numpy(), codes, zeros, scales, group_size)
+
+
+def share_columns(loop: Callable, columns: int, rows: int, *arguments: Any) -> None:
+    """Run ``loop(first, last, *arguments)`` over all columns, in threads when the weight is large."""
+    threads = min(torch.get_num_threads(), columns * rows // WEIGHTS_PER_THREAD, columns)
     if threads <= 1:
-        loop(0, columns, values.numpy(), *arguments)
+        loop(0, columns, *arguments)
         return
     bounds = [columns * thread // threads for thread in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        runs = [pool.submit(loop, *pair, values.numpy(), *arguments) for pair in pairwise(bounds)]
+        runs = [pool.submit(loop, *pair, *arguments) for pair in pairwise(bounds)]
     for run in runs:
         run.result()
 
 
 def trellis_arguments(loops: Any, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
-    rates = _rates(loops, spec, tensors, columns)
-    starts = loops.column_starts(rates, rows * np.arange(rates.max() + 1))
+    rates, starts = _columns(loops, spec, tensors, rows, columns)
     scale = _row_scale(tensors["scale"], rows)
     return _bytes(tensors["weight"]), starts, rates, trellis_tables(spec, tensors), spec.state_bits, scale
 
 
 def additive_arguments(loops: Any, spec: AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
-    rates = _rates(loops, spec, tensors, columns)
-    starts = loops.column_starts(rates, spec.vectors(rows) * spec.code_bits * np.arange(rates.max() + 1))
+    rates, starts = _columns(loops, spec, tensors, rows, columns)
     scale = _row_scale(tensors["scale"], rows)
     return _bytes(tensors["weight"]), starts, rates, _floats(tensors["codebooks"]), spec.code_bits, scale
 
@@ -88,10 +117,21 @@ def scalar_arguments(spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> tuple:
     return _bytes(tensors["weight"]), _bytes(tensors["group_zero"]), scales, spec.bits, spec.group_size
 
 
-def _rates(loops: Any, spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, Tensor], columns: int) -> np.ndarray:
-    if "rates" not in tensors:
-        return np.full(columns, spec.min_rate, dtype=np.int64)
-    return loops.unpack_rates(_bytes(tensors["rates"]), columns, spec.min_rate, spec.rate_bits)
+_COLUMNS: Derived[tuple[np.ndarray, np.ndarray]] = Derived()
+
+
+def _columns(
+    loops: Any, spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rate and first byte of every column, int64."""
+
+    def find() -> tuple[np.ndarray, np.ndarray]:
+        rates = np.full(columns, spec.min_rate, dtype=np.int64)
+        if "rates" in tensors:
+            rates = loops.unpack_rates(_bytes(tensors["rates"]), columns, spec.min_rate, spec.rate_bits)
+        return rates, loops.column_starts(rates, bits_per_rate(spec, rows) * np.arange(rates.max(initial=0) + 1))
+
+    return _COLUMNS(tensors.get("rates", tensors["weight"]), (spec, rows, columns), find)
 
 
 def trellis_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> np.ndarray:

@@ -5,6 +5,7 @@ The backward pass decodes the weight again, so that no dense copy lives between 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,8 @@ from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
 
 
-@torch.library.custom_op("vqcompress::linear", mutates_args=())
-def linear(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -> Tensor:
-    """``x [..., in]`` -> ``[..., out]``; ``tensors`` and ``layout`` as in `vqcompress.kernels.layout`."""
+def multiply(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: str) -> Tensor:
+    """What `linear` does, for callers that need neither gradients nor tracing: the operator's own cost is tens of microseconds."""
     parsed = layout_from_text(layout)
     kernel = choose_kernel(parsed.spec, parsed.shape, x)
     if kernel.multiply is None:
@@ -27,9 +27,28 @@ def linear(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -
     return kernel.multiply(x, parsed.spec, parsed.shape, named, bias)
 
 
+@torch.library.custom_op("vqcompress::linear", mutates_args=())
+def linear(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -> Tensor:
+    """``x [..., in]`` -> ``[..., out]``; ``tensors`` and ``layout`` as in `vqcompress.kernels.layout`."""
+    return multiply(x, tensors, bias, layout)
+
+
 @linear.register_fake
 def _(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], layout_from_text(layout).shape[0])
+
+
+def convolve(
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """What `conv2d` does, for callers as those of `multiply`."""
+    return F.conv2d(x, _dense(x, tensors, layout), _as(bias, x), stride, padding, dilation)
 
 
 @torch.library.custom_op("vqcompress::conv2d", mutates_args=())
@@ -43,7 +62,7 @@ def conv2d(
     dilation: list[int],
 ) -> Tensor:
     """``x [batch, in, height, width]`` -> ``[batch, out, …]``."""
-    return F.conv2d(x, _dense(x, tensors, layout), _as(bias, x), stride, padding, dilation)
+    return convolve(x, tensors, bias, layout, stride, padding, dilation)
 
 
 @conv2d.register_fake
@@ -59,7 +78,7 @@ def _(
     return F.conv2d(x, x.new_empty(layout_from_text(layout).shape), None, stride, padding, dilation)
 
 
-def _dense(x: Tensor, tensors: list[Tensor], text: str) -> Tensor:
+def _dense(x: Tensor, tensors: Sequence[Tensor], text: str) -> Tensor:
     layout = layout_from_text(text)
     named = dict(zip(layout.names, tensors, strict=True))
     kernel = choose_kernel(layout.spec, layout.shape, x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
-from vqcompress.kernels import cpu_numba, reference, triton_decode, triton_multiply
+from vqcompress.kernels import cpu_numba, cpu_row, reference, triton_decode, triton_multiply
 
 Shape = tuple[int, ...]
 
@@ -55,6 +55,7 @@ KERNELS: tuple[Kernel, ...] = (
         triton_multiply.multiply,
     ),
     Kernel("triton_decode", triton_decode.PURPOSE, triton_decode.refusal, triton_decode.decode_transposed),
+    Kernel("cpu_row", cpu_row.PURPOSE, cpu_row.refusal, cpu_numba.decode_transposed, cpu_row.multiply),
     Kernel("cpu_numba", cpu_numba.PURPOSE, cpu_numba.refusal, cpu_numba.decode_transposed),
     Kernel("reference", reference.PURPOSE, reference.refusal, reference.decode_transposed),
 )
