@@ -283,7 +283,7 @@ def make_tiny_unet():
     return tiny_unet
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny_pipeline():
     """`tiny_stable_diffusion`."""
     return tiny_stable_diffusion

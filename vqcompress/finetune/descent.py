@@ -87,6 +87,7 @@ class Descent:
             self.step += 1
             if self.step % self.schedule.measure_every == 0 or self.step == self.schedule.steps:
                 self._measure(loss)
+            self._tell()
             if self.keep and time.monotonic() - kept >= self.keep_seconds:
                 self.keep(self.state())
                 kept = time.monotonic()
@@ -123,11 +124,12 @@ class Descent:
         self.history.append((self.step, loss))
         if loss <= min(past for _, past in self.history):
             self.best, self.best_step = self.learnable.values(), self.step
+
+    def _tell(self) -> None:
         if self.progress:
             before, best = self.history[0][1], min(past for _, past in self.history)
-            self.progress(
-                self.step, self.schedule.steps, f"held-out {best:.3e}, {best / before - 1:+.1%}" if before else ""
-            )
+            change = f", {best / before - 1:+.1%}" if before else ""
+            self.progress(self.step, self.schedule.steps, f"held-out error {best:.3e}{change}")
 
     def _is_stale(self) -> bool:
         since = [step for step, _ in self.history if step > self.best_step]

@@ -80,15 +80,21 @@ def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS) -> Learnab
     module.requires_grad_(False)
     parameters: dict[str, nn.Parameter] = {}
     stored: dict[str, torch.dtype] = {}
-    for name, parameter in list(module.named_parameters()):
+    for name in learnable_names(module, groups):
         owner, key = _owner(module, name)
-        if _group(owner, key, parameter) in groups:
-            stored[name] = torch.float16 if _is_companion(owner, key) else exact_dtype(parameter)
-            parameters[name] = nn.Parameter(parameter.detach().float().clone())
-            setattr(owner, key, parameters[name])
+        parameter = getattr(owner, key)
+        stored[name] = torch.float16 if _is_companion(owner, key) else exact_dtype(parameter)
+        parameters[name] = nn.Parameter(parameter.detach().float().clone())
+        setattr(owner, key, parameters[name])
     if not parameters:
         raise RecipeError(f"{type(module).__name__} has nothing of {', '.join(sorted(groups))} that could learn")
     return Learnable(module, parameters, stored)
+
+
+def learnable_names(module: nn.Module, groups: Iterable[str]) -> list[str]:
+    """Names of the parameters of ``module`` that belong to ``groups``."""
+    wanted = set(groups)
+    return [name for name, parameter in module.named_parameters() if _group(*_owner(module, name), parameter) in wanted]
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vqcompress.finetune.block_list import execution_order, find_blocks
 from vqcompress.finetune.descent import Descent, Schedule
-from vqcompress.finetune.learnable import make_learnable
+from vqcompress.finetune.learnable import learnable_names, make_learnable
 from vqcompress.finetune.lessons import Lessons
 from vqcompress.finetune.presets import effort
 from vqcompress.finetune.recordings import Recordings
@@ -99,6 +99,8 @@ class _Block:
             calls = [self._capture(kwargs) for kwargs in train]
             tests = [self._capture(kwargs) for kwargs in held_out]
             module = self._packed(training)
+            if not learnable_names(module, training.learn):
+                return tensors_of(module)
             task = _BlockTask(module, calls, tests)
             learnable = make_learnable(module, training.learn)
             outcome = Descent(learnable, task.gradient, task.measure, schedule).run()

@@ -1,0 +1,75 @@
+"""Block by block: which modules are blocks, in which order, and that each one gets nearer to its dense self."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from vqcompress.finetune import tune_blocks
+from vqcompress.finetune.block_list import execution_order, find_blocks
+from vqcompress.finetune.stage_one import BLOCKS
+from vqcompress.finetune.stage_two import study_of, tensors_of
+from vqcompress.finetune.whole import WholeDenoiser
+from vqcompress.layers import swap, vq_layers
+from vqcompress.run_store import RunStore
+
+
+def test_the_blocks_of_a_unet_are_its_resnets_and_attentions(dense, quantized):
+    blocks = find_blocks(dense, list(quantized))
+    assert sorted(layer for layers in blocks.values() for layer in layers) == sorted(quantized)
+    assert {"down_blocks.1.resnets.0", "down_blocks.1.attentions.0", "mid_block.attentions.0"} <= blocks.keys()
+    assert "down_blocks.1" not in blocks
+    assert blocks["down_blocks.0"] == [name for name in quantized if name.startswith("down_blocks.0.")]
+
+
+def test_the_blocks_of_a_transformer_are_its_blocks():
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=4
+    )
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    blocks = find_blocks(model, layers)
+    assert [name for name in blocks if "." in name and len(blocks[name]) > 1] == [
+        f"transformer_blocks.{i}" for i in range(3)
+    ]
+
+
+def test_blocks_come_in_the_order_in_which_they_run(dense, lessons, quantized):
+    names = list(find_blocks(dense, list(quantized)))
+    kwargs = lessons.train.batch([0]).kwargs
+    with torch.no_grad():
+        order = execution_order(dense, names, lambda: dense(**kwargs))
+    place = {name: index for index, name in enumerate(order)}
+    assert place["down_blocks.1.resnets.0"] < place["down_blocks.1.attentions.0"] < place["mid_block.resnets.0"]
+    assert place["mid_block.resnets.0"] < place["mid_block.attentions.0"] < place["mid_block.resnets.1"]
+
+
+@pytest.fixture
+def tuned(dense, quantized, lessons, training, tmp_path):
+    """The denoiser with every block tuned, and the run's folder."""
+    with RunStore(tmp_path, {}) as store:
+        tune_blocks(dense, quantized, lessons, store, training=training)
+    return dense, tmp_path
+
+
+def test_blocks_bring_the_whole_nearer_to_the_teacher(tuned, teacher, quantized, lessons, training, codes_of):
+    denoiser, folder = tuned
+    plain = copy.deepcopy(teacher.unet)
+    swap(plain, quantized)
+    study = study_of(training, 2.0, 0)
+    with torch.no_grad():
+        before, after = (WholeDenoiser(d, lessons.train, lessons.held_out, study).measure() for d in (plain, denoiser))
+    assert after < before
+    assert vq_layers(denoiser).keys() == quantized.keys()
+    old, new = codes_of(plain), codes_of(denoiser)
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    again = copy.deepcopy(teacher.unet)  # a run that was stopped after all blocks takes them from disk
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / BLOCKS).iterdir()}
+    with RunStore(folder, {}) as store:
+        tune_blocks(again, quantized, lessons, store, training=training)
+    assert {path: path.stat().st_mtime_ns for path in (folder / BLOCKS).iterdir()} == stamps
+    expected = tensors_of(denoiser)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors_of(again).items())

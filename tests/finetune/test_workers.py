@@ -1,0 +1,68 @@
+"""Two processes that talk through gloo end where one process with the same global batch ends."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vqcompress.finetune import tune_whole
+from vqcompress.finetune.stage_two import tensors_of
+from vqcompress.finetune.workers import Workers, joined_workers
+from vqcompress.recipe import Training
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def in_a_process(rank: int, port: str, work) -> int:
+    """Fork a worker as torchrun would start it; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        os.environ |= {name: str(value) for name, value in names.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with joined_workers() as workers:
+            work(workers)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def test_two_ranks_are_one_process(student, lessons, training, tmp_path):
+    training = Training(**{**training.model_dump(), "steps": 5, "batch_size": 4})
+
+    def tune(denoiser, workers: Workers):
+        return tune_whole(denoiser, lessons, tmp_path / "none", None, training=training, guidance=2.0, workers=workers)
+
+    def work(workers: Workers) -> None:
+        denoiser = copy.deepcopy(student)
+        assert workers.world == 2
+        outcome = tune(denoiser, workers)
+        history = torch.tensor(outcome.history, dtype=torch.float64)
+        save_file({**tensors_of(denoiser), "history": history}, tmp_path / f"rank{workers.rank}.safetensors")
+
+    port = free_port()
+    children = [in_a_process(rank, port, work) for rank in range(2)]
+    alone = tune(student, Workers())
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    torch.testing.assert_close(first["history"], torch.tensor(alone.history, dtype=torch.float64), rtol=1e-3, atol=0)
+    for name, tensor in tensors_of(student).items():
+        torch.testing.assert_close(first[name].float(), tensor.float(), rtol=5e-3, atol=1e-4)
+
+
+def test_one_process_needs_no_group():
+    with joined_workers() as workers:
+        assert workers == Workers()
+        assert workers.is_first

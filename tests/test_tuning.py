@@ -1,0 +1,111 @@
+"""From a model on disk to a tuned folder, in one go and in two: it loads everywhere, and gets nearer to its original."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from vqcompress.checkpoint import load, verify
+from vqcompress.cli.main import main
+from vqcompress.compression import quantize
+from vqcompress.errors import CheckpointError, RecipeError
+from vqcompress.finetune.stage_two import STATES
+from vqcompress.tuning import finetune
+
+TRAINING = {"prompts": 4, "held_out": 2, "steps": 8, "batch_size": 4, "rate": 0.01, "block_steps": 2}
+WORDS = "a cat\ntwo dogs\na red hat\nthe sea\nan old tree\nrain\na ship\nsome sand\n"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, make_tiny_pipeline) -> Path:
+    """A tiny Stable Diffusion on disk, float16."""
+    folder = tmp_path_factory.mktemp("original") / "model"
+    make_tiny_pipeline().to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> dict:
+    """A recipe of seconds."""
+    words = tmp_path_factory.mktemp("prompts") / "words.txt"
+    words.write_text(WORDS)
+    calibration = {
+        "prompts": str(words),
+        "count": 2,
+        "steps": 2,
+        "guidance": 2.0,
+        "height": 16,
+        "width": 16,
+        "batch_size": 2,
+    }
+    return {"method": "rtn", "bits": 2, "training": TRAINING, "calibration": calibration}
+
+
+@pytest.fixture(scope="module")
+def untuned(original, options, tmp_path_factory) -> Path:
+    """Compressed, not fine-tuned."""
+    return quantize(str(original), tmp_path_factory.mktemp("untuned") / "out", **options)
+
+
+@pytest.fixture(scope="module")
+def tuned(untuned, tmp_path_factory):
+    """`untuned` after `finetune`, and the outcome."""
+    return finetune(untuned, tmp_path_factory.mktemp("tuned") / "out")
+
+
+def test_a_folder_learns_and_stays_an_ordinary_folder(untuned, tuned):
+    folder, outcome = tuned
+    assert outcome.after < outcome.before
+    assert verify(folder) == []
+    size = {path: (path / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size for path in (untuned, folder)}
+    assert size[folder] == pytest.approx(size[untuned], rel=0.01)
+    assert not list(folder.parent.glob("*.partial"))
+    again = load(untuned).unet.state_dict(), load(folder).unet.state_dict()
+    codes = [name for name, tensor in again[0].items() if tensor.dtype == torch.int8]
+    assert codes
+    assert all(torch.equal(again[0][name], again[1][name]) for name in codes)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+def test_narrow_loads_agree_with_float32(tuned, run_unet, dtype, tolerance):
+    wide, narrow = load(tuned[0]).unet, load(tuned[0], torch_dtype=dtype).unet
+    expected = run_unet(wide)
+    difference = (run_unet(narrow).float() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert float(difference) < tolerance
+
+
+def test_quantize_fine_tunes_on_the_way(original, options, tmp_path):
+    told = []
+    folder = quantize(
+        str(original), tmp_path / "out", finetune="full", progress=lambda stage, *rest: told.append(stage), **options
+    )
+    assert {"record teacher.train", "fine-tune blocks", "fine-tune"} <= set(told)
+    assert verify(folder) == []
+    assert "finetune: full" in (folder / "vqcompress_recipe.yaml").read_text()
+    with pytest.raises(RecipeError, match="denoiser"):
+        quantize(str(original), tmp_path / "no", finetune="full", components=("text_encoder",), **options)
+
+
+def test_the_command_line(untuned, tmp_path):
+    asked = CliRunner().invoke(main, ["finetune", str(untuned), "--dry-run", "--json"])
+    assert asked.exit_code == 0, asked.output
+    expected = json.loads(asked.output)
+    assert expected["learning"] > 1000
+    assert all(expected[key] > 0 for key in ("peak_memory_bytes", "disk_bytes", "record_seconds", "train_seconds"))
+    target = tmp_path / "cli"
+    done = CliRunner().invoke(main, ["finetune", str(untuned), "-o", str(target), "--steps", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["held_out_error"]["steps"] == 2
+    assert not (target / STATES).exists()
+    wrong = CliRunner().invoke(main, ["finetune", str(tmp_path), "-o", str(tmp_path / "x")])
+    assert wrong.exit_code == 2
+    assert "no vqcompress_recipe.yaml" in wrong.output
+
+
+def test_an_existing_output_is_not_replaced_unasked(untuned, tuned):
+    with pytest.raises(CheckpointError, match="overwrite"):
+        finetune(untuned, tuned[0])
