@@ -22,6 +22,7 @@ OURS = {"bits": "1–8, fractions too", "LoRA": "yes: Linear and Conv2d", "calib
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "today(*columns): columns of the table of toolkits that this test answers")
     config.addinivalue_line(
         "markers", "feature(name, *kinds): a row of docs/compatibility.md; kinds default to the parameter `kind`"
     )
