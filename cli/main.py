@@ -10,6 +10,8 @@ import click
 from vqcompress.errors import VQCompressError
 
 VERBS = {
+    "presets": "List every model that has a name here, its size and where it comes from.",
+    "convert": "Turn official weights into a folder that quantize takes.",
     "quantize": "Compress a pipeline to a folder that plain diffusers loads.",
     "finetune": "Let a compressed folder learn from its original; codes stay.",
     "generate": "Make images with a pipeline, compressed or not.",

@@ -17,7 +17,7 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 
 @click.command()
 @click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--bits", type=float, help="Bits a weight, everything stored counted (scalar methods: code width) [default: 3]."
 )
@@ -62,22 +62,27 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
 def quantize(
-    model: str, output: Path, as_json: bool, overwrite: bool, dry_run: bool, report: bool, **options: Any
+    model: str, output: Path | None, as_json: bool, overwrite: bool, dry_run: bool, report: bool, **options: Any
 ) -> None:
     """Compress MODEL into a folder that plain diffusers loads after `import vqcompress`.
 
-    MODEL is an alias (shapes, sdxl, sdxl-turbo, sd15, sd21, pixart-alpha, …), a Hub id, a diffusers folder or a single
-    .safetensors file. A run that was stopped goes on where it was when the same command is given again.
+    MODEL is an alias (shapes, sdxl, sdxl-turbo, sd15, sd21, pixart-alpha, …; `vqcompress presets` lists all), a Hub id, a
+    diffusers folder or a single .safetensors file. Official weights of other networks become a folder with `vqcompress
+    convert`. With --dry-run, any name that `vqcompress presets` lists will do, without its weights. A run that was
+    stopped goes on where it was when the same command is given again.
 
     \b
     vqcompress quantize shapes -o out/shapes-vq3
     vqcompress quantize sdxl -o out/sdxl-vq3 --bits 3 --prompts general --count 256
     vqcompress quantize my_model.safetensors -o out/mine --method additive
+    vqcompress quantize dit-moe-g --dry-run
     """
     recipe = _recipe(model, options)
     if dry_run:
         _dry_run(model, recipe, as_json)
         return
+    if output is None:
+        raise RecipeError("name the folder to write: -o FOLDER")
     from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
 
@@ -142,19 +147,8 @@ def _setting(item: str) -> tuple[str, Any]:
 
 
 def _dry_run(model: str, recipe: Recipe, as_json: bool) -> None:
+    from vqcompress.cli.dry_run import dry_run_lines
     from vqcompress.estimate import estimate
 
     expected = estimate(model, recipe)
-    if as_json:
-        click.echo(json.dumps(expected, indent=2))
-        return
-    for line in (
-        f"{expected['model']}: {expected['quantized_layers']} layers to quantize, {expected['kept_layers']} stay dense",
-        f"  weights            {expected['quantized_weights'] / 1e6:.1f} M of {expected['weights'] / 1e6:.1f} M",
-        f"  size               {expected['bytes_before'] / 1e6:.1f} MB (fp16) -> {expected['bytes_after'] / 1e6:.1f} MB",
-        f"  calibration        {expected['prompts']} prompts, {expected['passes']} passes over the sampler",
-        f"  second moments     {expected['moment_bytes'] / 1e9:.2f} GB on disk while running",
-        f"  peak memory        about {expected['peak_memory_bytes'] / 1e9:.1f} GB",
-        f"  encoding           about {expected['encode_seconds'] / 60:.1f} minutes on one core of this machine",
-    ):
-        click.echo(line)
+    click.echo(json.dumps(expected, indent=2) if as_json else "\n".join(dry_run_lines(expected)))

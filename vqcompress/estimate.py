@@ -8,55 +8,81 @@ from typing import Any
 
 import torch
 
-from vqcompress.architectures import architecture_of, open_pipeline
+from vqcompress.architectures import Architecture, architecture_of, open_pipeline
+from vqcompress.architectures.published import published, skeleton
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 
 SAMPLE = (256, 256)  # weights that are really encoded to measure this machine's speed
+WIDTHS = (2.0, 3.0, 4.0)  # bits that every estimate tells the size of
 
 
 def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
     """Layers, bytes, memory and time of a run of ``recipe`` on ``model``; the encoding speed is measured on a small sample.
 
-    Sizes are bytes; moments and passes are upper bounds, because layers that read one tensor share their moment.
+    Published models (`architectures.published`) are planned on the meta device: nothing is downloaded or allocated, and memory is
+    the denoiser's, without text encoders and VAE (``parts`` says which it is). Sizes are bytes; moments and passes are upper
+    bounds, because layers that read one tensor share their moment.
     """
-    pipeline = open_pipeline(model)
-    architecture = architecture_of(pipeline)
+    architecture, pipeline, parts = _planned(model, recipe)
     keep = None if recipe.keep is None else list(recipe.keep.items())
     components = recipe.components or (architecture.denoiser,)
     plans = [plan for name in components for plan in architecture.layers(pipeline, name, keep=keep)]
     quantized = [plan for plan in plans if plan.kept is None]
     weights = sum(p.numel() for name in components for p in getattr(pipeline, name).parameters())
     packed = sum(math.prod(plan.shape) for plan in quantized)
-    moments = [4 * matrix_shape(plan.shape)[1] ** 2 for plan in quantized]
-    budget = recipe.calibration.memory_budget_gb * 1e9
     needs_moments = METHODS[recipe.method].calibrated or recipe.shares_budget
+    moments = [4 * matrix_shape(plan.shape)[1] ** 2 for plan in quantized] if needs_moments else []
+    budget = recipe.calibration.memory_budget_gb * 1e9
     return {
         "model": model,
         "method": recipe.method,
         "bits": recipe.bits,
+        "parts": parts,
         "quantized_layers": len(quantized),
         "kept_layers": len(plans) - len(quantized),
         "kept": {plan.name: plan.kept for plan in plans if plan.kept is not None},
         "quantized_weights": packed,
         "weights": weights,
         "bytes_before": 2 * weights,
-        "bytes_after": int(2 * (weights - packed) + packed * _stored_bits(recipe) / 8),
+        "bytes_after": _bytes_after(weights, packed, recipe, recipe.bits),
+        "bytes_by_bits": {f"{bits:g}": _bytes_after(weights, packed, recipe, bits) for bits in WIDTHS},
         "prompts": recipe.calibration.count if needs_moments else 0,
-        "passes": math.ceil(sum(moments) / budget) if needs_moments else 0,
-        "moment_bytes": sum(moments) if needs_moments else 0,
-        "peak_memory_bytes": int(_model_bytes(pipeline) + (min(sum(moments), budget) + 6 * max(moments))),
+        "passes": math.ceil(sum(moments) / budget),
+        "moment_bytes": sum(moments),
+        "peak_memory_bytes": int(
+            _model_bytes(pipeline) + min(sum(moments), budget) + 6 * max(moments, default=_largest(plans))
+        ),
         "encode_seconds": packed * _seconds_per_weight(recipe),
     }
 
 
-def _stored_bits(recipe: Recipe) -> float:
+def _planned(model: str, recipe: Recipe) -> tuple[Architecture, Any, str]:
+    """The architecture, what holds the modules, and which parts these are: "denoiser" where nothing is opened."""
+    if published(model):
+        architecture, shell = skeleton(model)
+        if set(recipe.components) <= {architecture.denoiser}:
+            return architecture, shell, "denoiser"
+    pipeline = open_pipeline(model)
+    return architecture_of(pipeline), pipeline, "pipeline"
+
+
+def _bytes_after(weights: int, packed: int, recipe: Recipe, bits: float) -> int:
+    return int(2 * (weights - packed) + packed * _stored_bits(recipe, bits) / 8)
+
+
+def _stored_bits(recipe: Recipe, bits: float) -> float:
     """Bits a weight on disk: a scalar code's scale and zero come on top of its width."""
     if not METHODS[recipe.method].whole_bits:
-        return recipe.bits
+        return bits
     group = int(recipe.settings.get("group_size") or 64)
-    return recipe.bits + (16 + recipe.bits) / group
+    return bits + (16 + bits) / group
+
+
+def _largest(plans: list[Any]) -> int:
+    """Bytes of the largest layer in float32: what a method without moments works on."""
+    return max((4 * math.prod(plan.shape) for plan in plans if plan.kept is None), default=0)
 
 
 def _model_bytes(pipeline: Any) -> int:

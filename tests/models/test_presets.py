@@ -8,7 +8,7 @@ from torch import nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models import FAMILIES
-from vqcompress.models.presets import NETWORKS, PRESETS, preset
+from vqcompress.models.presets import NETWORKS, PRESETS, SYNONYMS, preset
 
 # Parameters and Linear layers of the official classes.
 OFFICIAL = {
@@ -70,8 +70,15 @@ def test_small_presets_run_on_the_meta_device(name: str) -> None:
 
 
 def test_every_preset_has_a_family_and_a_network() -> None:
-    assert {p.family for p in PRESETS.values()} == NETWORKS.keys()
-    assert NETWORKS.keys() - FAMILIES.keys() == {"diffit_image"}  # nobody published weights for it
+    assert {p.family for p in PRESETS.values()} | {"diffusers_dit"} == NETWORKS.keys()
+    in_diffusers = {"unet", "diffusers_dit", "diffusers_lumina"}
+    assert NETWORKS.keys() - FAMILIES.keys() == in_diffusers | {"diffit_image"}  # nobody published weights for it
+
+
+def test_other_names_are_those_of_presets() -> None:
+    assert set(SYNONYMS.values()) <= PRESETS.keys()
+    assert not SYNONYMS.keys() & PRESETS.keys()
+    assert preset("dit-moe-b") is PRESETS["dit-moe-b-8e2a"]
 
 
 def test_unknown_name() -> None:

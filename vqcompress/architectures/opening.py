@@ -11,6 +11,8 @@ import torch
 from vqcompress.architectures.aliases import ALIASES, EMBEDDED
 from vqcompress.architectures.folder import open_folder
 from vqcompress.architectures.hub import cached_or_downloaded
+from vqcompress.architectures.linfusion import mount_published
+from vqcompress.architectures.published import Published, published
 from vqcompress.architectures.single_file import open_single_file
 from vqcompress.errors import ArchitectureError
 from vqcompress.shapes import pipeline_path
@@ -33,7 +35,7 @@ def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32) -> D
     if name == EMBEDDED:
         return open_folder(_embedded(), dtype)
     if name in ALIASES:
-        return open_folder(cached_or_downloaded(ALIASES[name]), dtype)
+        return _open_alias(name, dtype)
     if path.is_dir():
         return open_folder(path, dtype)
     if path.is_file():
@@ -41,6 +43,12 @@ def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32) -> D
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
         return open_folder(cached_or_downloaded(name), dtype)
     raise _unknown(name)
+
+
+def _open_alias(name: str, dtype: torch.dtype) -> DiffusionPipeline:
+    pipeline = open_folder(cached_or_downloaded(ALIASES[name]), dtype)
+    row = published(name)
+    return mount_published(pipeline, row[1].official) if row and row[1].official else pipeline
 
 
 def _embedded() -> Path:
@@ -65,7 +73,18 @@ def _unknown(name: str) -> ArchitectureError:
     looks_like_path = "/" in name or name.startswith((".", "~")) or name.endswith(".safetensors")
     if looks_like_path:
         return ArchitectureError(f"{name}: no such file or folder, and not a Hub id (owner/name)")
+    if row := published(name):
+        return _unopened(*row)
     return ArchitectureError(
-        f"unknown model {name!r}: give an alias ({', '.join(ALIASES)}), a diffusers folder, a .safetensors file, "
+        f"unknown model {name!r}: give an alias ({', '.join(ALIASES)}; `vqcompress presets` lists all), a diffusers folder, a .safetensors file, "
         "or a Hub id (owner/name)"
+    )
+
+
+def _unopened(name: str, row: Published) -> ArchitectureError:
+    if row.official is None:
+        return ArchitectureError(f"no weights of {name} were published, only its size; `--dry-run` plans it")
+    return ArchitectureError(
+        f"{name} was published as official weights ({row.official}): get them, then `vqcompress convert {name} WEIGHTS -o "
+        "FOLDER` makes a folder to give here; `--dry-run` needs no weights"
     )

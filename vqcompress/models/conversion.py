@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,9 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.models import from_official
+from vqcompress.models import FAMILIES, from_official
 from vqcompress.models.presets import Preset, preset
 from vqcompress.models.shards import read_shards
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from vqcompress.models.pipeline_parts import TextParts
 
 # Trainers save their weights under one of these; the averaged ones are those that the papers sample.
 _WRAPPERS = ("ema", "model", "state_dict")
@@ -51,6 +56,19 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def configuration(name: str, arguments: Mapping[str, object] | None = None) -> Preset:
+    """The network called ``name``: a preset, or a family (a key of `models.FAMILIES`) with its official defaults.
+
+    ``arguments`` of the official constructor replace those of the preset. Raises ArchitectureError for an unknown name.
+    """
+    chosen = Preset(name, {}) if name in FAMILIES else preset(name)
+    if chosen.family not in FAMILIES:
+        raise ArchitectureError(
+            f"{name} is published as a diffusers folder, or as a size without weights: there is nothing to convert"
+        )
+    return Preset(chosen.family, {**chosen.arguments, **(arguments or {})})
+
+
 def _weights(chosen: Preset, checkpoint: Path) -> dict[str, Tensor]:
     if not checkpoint.is_dir():
         return read_official(checkpoint)
@@ -58,31 +76,49 @@ def _weights(chosen: Preset, checkpoint: Path) -> dict[str, Tensor]:
     return read_shards(checkpoint, whole, read_official)
 
 
+def _common_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """What the checkpoint is stored in; float32 when it mixes dtypes."""
+    found = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    return found.pop() if len(found) == 1 else torch.float32
+
+
 def convert_official(
     name: str,
     checkpoint: str | Path,
     folder: str | Path,
     *,
+    arguments: Mapping[str, object] | None = None,
     vae: nn.Module | None = None,
+    text: TextParts | None = None,
+    base: DiffusionPipeline | None = None,
     id2label: Mapping[int, str] | None = None,
 ) -> Path:
-    """Write the class-conditional model ``name`` (a preset) with an official checkpoint's weights as a diffusers folder.
+    """Write the model ``name`` (a preset or a family) with an official checkpoint's weights as a diffusers folder.
 
-    ``checkpoint``: a file, or the folder of a sharded checkpoint (see `shards`). ``vae``: a diffusers AutoencoderKL for
-    its latents; without one, only latents can be sampled. Returns the folder, which `vqcompress quantize` and
-    ``DiffusionPipeline.from_pretrained`` open. Raises ArchitectureError for an unknown name, for one that needs text
-    encoders, and for weights that do not fit.
+    ``checkpoint``: a file, or the folder of a sharded checkpoint (see `shards`) or of a LinFusion adapter. ``arguments``: see
+    `configuration`. ``vae``: a diffusers AutoencoderKL for its latents; without one, a class-conditional model gives
+    latents only. ``text``: what a text-conditional model reads prompts with. ``base``: the pipeline that a LinFusion adapter
+    is mounted on. Weights keep the checkpoint's dtype. Returns the folder, which `vqcompress quantize` and
+    ``DiffusionPipeline.from_pretrained`` open. Raises ArchitectureError for an unknown name, for parts that are missing, and
+    for weights that do not fit.
     """
-    from vqcompress.models.class_pipeline import ClassConditionalPipeline
-    from vqcompress.models.network import Network
+    from vqcompress.models.pipeline_parts import pipeline_around
 
-    chosen = preset(name)
-    network = from_official(chosen.family, chosen.arguments, _weights(chosen, Path(checkpoint)))
-    if not isinstance(network, Network) or "num_classes" not in network.config:
-        raise ArchitectureError(
-            f"{name} is conditioned on text: a checkpoint of its denoiser alone makes no pipeline. Build one with its text "
-            "encoder and VAE around vqcompress.models.from_official"
-        )
-    pipeline = ClassConditionalPipeline.with_defaults(network, vae, dict(id2label) if id2label else None)
+    chosen = configuration(name, arguments)
+    if chosen.family == "linfusion":
+        pipeline = _mounted(name, checkpoint, base)
+    else:
+        weights = _weights(chosen, Path(checkpoint))
+        network = from_official(chosen.family, chosen.arguments, weights).to(_common_dtype(weights))
+        pipeline = pipeline_around(network, vae=vae, text=text, id2label=id2label)
     pipeline.save_pretrained(folder)
     return Path(folder)
+
+
+def _mounted(name: str, checkpoint: str | Path, base: DiffusionPipeline | None) -> DiffusionPipeline:
+    from vqcompress.models.linfusion import mount
+
+    if base is None:
+        raise ArchitectureError(f"{name} is an adapter: give the pipeline that it is mounted on (--base)")
+    mount(base, checkpoint)
+    return base

@@ -1,6 +1,7 @@
 """Every published configuration by name, with official constructor arguments; built on the meta device, it costs nothing.
 
 Sizes: DiT table 1 (arXiv 2212.09748; SiT has the same), MDT (2303.14389), DiffiT's released factory (2312.02139),
+Stable Diffusion 1.5 and 2.1 (2112.10752) and SDXL (2307.01952) as their folders on the Hub have it,
 PixArt-α (2310.00426), DiT-MoE table 1 (2407.11633), Lumina-T2I (2405.05945) and Lumina-Next (2406.18583), Large-DiT's
 model zoo, Qihoo-T2I (2409.04005; its video and multi-view configurations are not published), LinFusion (2409.02097).
 """
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.models.linfusion_presets import LINFUSION_PRESETS
+from vqcompress.models.unet_presets import LINFUSION_PRESETS, UNET_PRESETS
 
 # Where a family's network is; named, not imported, so that a look at the names costs no imports.
 NETWORKS: dict[str, str] = {
@@ -32,6 +33,9 @@ NETWORKS: dict[str, str] = {
     "next_dit": "vqcompress.models.next_dit:next_dit_network",
     "pt_dit": "vqcompress.models.pt_dit:PTDiT",
     "linfusion": "vqcompress.models.linfusion:LinFusionUNet2DConditionModel",
+    "unet": "diffusers:UNet2DConditionModel",
+    "diffusers_dit": "diffusers:DiTTransformer2DModel",
+    "diffusers_lumina": "diffusers:LuminaNextDiT2DModel",
 }
 
 
@@ -69,6 +73,15 @@ def _llama(width: int, depth: int, heads: int = 32, **more: object) -> dict[str,
 
 
 _NEXT_2B = _llama(2304, 24, n_kv_heads=8, cap_feat_dim=2048)
+_NEXT_IN_DIFFUSERS = {
+    "hidden_size": 2304,
+    "num_layers": 24,
+    "num_attention_heads": 32,
+    "num_kv_heads": 8,
+    "multiple_of": 256,
+    "cross_attention_dim": 2048,
+    "qk_norm": True,
+}
 _LABELS_3B = _llama(3072, 32, num_classes=1000)
 _QIHOO = {
     "num_heads": 16,
@@ -112,11 +125,40 @@ PRESETS: dict[str, Preset] = {
     "lumina-next-sft": Preset("next_dit", _NEXT_2B),
     "qihoo-t2i": Preset("pt_dit", _QIHOO),
     **{name: Preset("linfusion", arguments) for name, arguments in LINFUSION_PRESETS.items()},
+    **{name: Preset("unet", arguments) for name, arguments in UNET_PRESETS.items()},
+    "lumina-next": Preset("diffusers_lumina", _NEXT_IN_DIFFUSERS),
 }
+
+SYNONYMS: dict[str, str] = {
+    "sd1.5": "sd15",
+    "sd2.1": "sd21",
+    "linfusion-xl": "linfusion-sdxl",
+    "linfusion-1-5": "linfusion-sd15",
+    "linfusion-2-1": "linfusion-sd21",
+    "pixart-alpha-1024": "pixart-alpha",
+    "dit": "dit-xl-2",
+    "dit-xl-2-256": "dit-xl-2",
+    "sit": "sit-xl-2",
+    "sit-xl-2-256": "sit-xl-2",
+    "mdt-v1": "mdt-v1-xl-2",
+    "mdt-v2": "mdt-v2-xl-2",
+    "diffit": "diffit-256",
+    "diffit-image": "diffit-image-64",
+    "dit-moe-s": "dit-moe-s-8e2a",
+    "dit-moe-b": "dit-moe-b-8e2a",
+    "dit-moe-xl": "dit-moe-xl-8e2a",
+    "dit-moe-g": "dit-moe-g-16e2a",
+    "flag-dit": "flag-dit-3b",
+    "large-dit": "large-dit-3b",
+    "pt-dit": "qihoo-t2i",
+    "qihoo-t2i-1b": "qihoo-t2i",
+}
+"""Other names -> the preset's."""
 
 
 def preset(name: str) -> Preset:
-    """The published configuration called ``name``; ArchitectureError lists the names when there is none."""
-    if name not in PRESETS:
+    """The published configuration of that name (or synonym); ArchitectureError lists the names when there is none."""
+    known = SYNONYMS.get(name, name)
+    if known not in PRESETS:
         raise ArchitectureError(f"No published configuration is called {name!r}; there are {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    return PRESETS[known]

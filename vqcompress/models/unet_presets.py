@@ -1,4 +1,4 @@
-"""The published LinFusion models as arguments of their UNets (cards of Yuanshi/LinFusion-1-5, -2-1 and -XL)."""
+"""Stable Diffusion's UNets, and the same with linear attention (cards of Yuanshi/LinFusion-1-5, -2-1 and -XL)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _SD: dict[str, Any] = {
     "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
 }
 
-LINFUSION_PRESETS: dict[str, dict[str, Any]] = {
-    "linfusion-sd15": _SD | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "linfusion-sd21": _SD
+UNET_PRESETS: dict[str, dict[str, Any]] = {
+    "sd15": _SD | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd21": _SD
     | {
         "sample_size": 96,
         "cross_attention_dim": 1024,
         "attention_head_dim": (5, 10, 20, 20),
         "use_linear_projection": True,
     },
-    "linfusion-sdxl": {
+    "sdxl": {
         "sample_size": 128,
         "block_out_channels": (320, 640, 1280),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -33,3 +33,7 @@ LINFUSION_PRESETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
+
+# LinFusion takes the arguments of its base.
+LINFUSION_PRESETS: dict[str, dict[str, Any]] = {f"linfusion-{base}": config for base, config in UNET_PRESETS.items()}
+UNET_PRESETS["sdxl-turbo"] = UNET_PRESETS["sdxl"] | {"sample_size": 64}

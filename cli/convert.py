@@ -1,0 +1,88 @@
+"""`vqcompress convert NAME WEIGHTS -o FOLDER`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vqcompress.errors import RecipeError
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON file with constructor arguments of the official class, over those of NAME.",
+)
+@click.option("--vae", type=FOLDER, help="Folder of the AutoencoderKL, or of a pipeline that has it.")
+@click.option("--text-encoder", type=FOLDER, help="Folder of text encoder and tokenizer, or of a pipeline.")
+@click.option("--base", help="LinFusion: the pipeline to mount it on, anything that quantize takes.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def convert(
+    name: str,
+    weights: Path,
+    output: Path,
+    config_path: Path | None,
+    vae: Path | None,
+    text_encoder: Path | None,
+    base: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Turn official WEIGHTS of the model NAME into a folder that `quantize`, `generate` and plain diffusers open.
+
+    NAME is one that `vqcompress presets` lists, or a family: dit, sit, mdt_v1, mdt_v2, dit_moe, diffit_latent, pixart,
+    next_dit, flag_dit, large_dit, pt_dit, linfusion (then --config says its sizes). WEIGHTS is a .safetensors file, a PyTorch file
+    (.pt, .pth, .ckpt, .bin; only plain tensors are read, no code is run), or a folder with shards consolidated*.RR-of-NN.
+
+    \b
+    vqcompress convert dit-xl-2 DiT-XL-2-256x256.pt --vae sd-vae-ft-ema -o out/dit
+    vqcompress convert dit-moe-b dit_moe_b_8E2A.pt --vae sd-vae-ft-ema -o out/dit-moe-b
+    vqcompress convert lumina-next-t2i Lumina-Next-T2I --vae sdxl-vae --text-encoder gemma-2b -o out/lumina
+    """
+    from vqcompress.checkpoint.publication import publish
+    from vqcompress.models.conversion import convert_official
+    from vqcompress.models.pipeline_parts import read_text, read_vae
+
+    parts: dict[str, Any] = {
+        "arguments": _arguments(config_path),
+        "vae": None if vae is None else read_vae(vae),
+        "text": None if text_encoder is None else read_text(text_encoder),
+        "base": None if base is None else _base(base),
+    }
+    with publish(output, overwrite) as partial:
+        convert_official(name, weights, partial, **parts)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    click.echo(
+        json.dumps({"output": str(output), "bytes": size})
+        if as_json
+        else f"{output}: {size / 1e6:.1f} MB, ready for `vqcompress quantize {output} -o …`"
+    )
+
+
+def _base(model: str) -> Any:
+    from vqcompress.architectures import open_pipeline
+
+    return open_pipeline(model)
+
+
+def _arguments(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path} holds no mapping of argument names to values")
+    return found

@@ -1,0 +1,48 @@
+"""The text of `vqcompress quantize MODEL --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
+    """What `vqcompress.estimate.estimate` found, for reading."""
+    denoiser_only = expected["parts"] == "denoiser"
+    yield (
+        f"{expected['model']}: {expected['quantized_layers']} layers to quantize, {expected['kept_layers']} stay dense"
+    )
+    yield f"  weights            {_millions(expected['quantized_weights'])} of {_millions(expected['weights'])}"
+    yield f"  bytes before       {_bytes(expected['bytes_before'])} (fp16)"
+    sizes = {**expected["bytes_by_bits"], f"{expected['bits']:g}": expected["bytes_after"]}
+    for bits, size in sorted(sizes.items(), key=lambda item: float(item[0])):
+        yield f"  at {bits + ' bits':<16}{_bytes(size)}, {expected['bytes_before'] / size:.1f} times smaller"
+    if expected["prompts"]:
+        yield from _calibration(expected)
+    yield (
+        f"  peak memory        about {_bytes(expected['peak_memory_bytes'])}"
+        + ", text encoders and VAE not counted" * denoiser_only
+    )
+    yield (
+        f"  encoding           about {_duration(expected['encode_seconds'])} on one core of this machine, {expected['method']} "
+        f"at {expected['bits']:g} bits"
+    )
+
+
+def _calibration(expected: dict[str, Any]) -> Iterator[str]:
+    yield f"  calibration        {expected['prompts']} prompts, at most {expected['passes']} passes over the sampler"
+    yield f"  second moments     at most {_bytes(expected['moment_bytes'])} on disk while running"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count < 1e10 else f"{count / 1e9:.2f} B"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

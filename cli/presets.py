@@ -1,0 +1,49 @@
+"""`vqcompress presets`"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from vqcompress.errors import RecipeError
+
+
+@click.command()
+@click.argument("words", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def presets(words: tuple[str, ...], as_json: bool) -> None:
+    """List every model that has a name here; WORDS keep the rows that contain all of them.
+
+    What says "Hub" opens by name: `vqcompress quantize sdxl -o out`. What says "convert" was published as official
+    weights: get the file, then `vqcompress convert NAME FILE -o FOLDER`. `vqcompress quantize NAME --dry-run` plans any of them
+    without its weights. Sizes are the denoiser's.
+
+    \b
+    vqcompress presets
+    vqcompress presets dit-moe
+    """
+    rows = [row for row in _rows() if all(word.lower() in " ".join(map(str, row.values())).lower() for word in words)]
+    if not rows:
+        raise RecipeError(f"no published model matches {' '.join(words)!r}; `vqcompress presets` lists all")
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        also = f"  (also {', '.join(row['also'])})" if row["also"] else ""
+        size = f"{row['parameters'] / 1e6:,.1f} M" if row["parameters"] else ""
+        click.echo(f"{row['name']:<{width}}  {size:>10}  {row['source']}{also}")
+
+
+def _rows() -> list[dict[str, Any]]:
+    from vqcompress.architectures.aliases import EMBEDDED
+    from vqcompress.architectures.published import PUBLISHED, synonyms
+
+    embedded = {"name": EMBEDDED, "also": [], "parameters": None, "source": "embedded, needs no download"}
+    named = (
+        {"name": name, "also": list(synonyms(name)), "parameters": row.parameters, "source": row.source}
+        for name, row in PUBLISHED.items()
+    )
+    return [embedded, *named]
