@@ -29,6 +29,7 @@ from vqcompress.metrics import (
 )
 from vqcompress.report.candidate import Candidate, check_labels
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Row, Settings, Share
+from vqcompress.report.component_costs import component_costs
 from vqcompress.report.drawing import Sampling, batch_size, draw
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
 from vqcompress.report.pictures import to_picture, to_png
@@ -134,6 +135,15 @@ class _Bench:
         self.packed[label] = packed_weights(pipeline, self.architecture)
         images, seconds = draw(pipeline, self.architecture, self.sampling, self._step(f"draw {label}", ""))
         energies = replay(self._module(pipeline), self.calls, self._step(f"replay {label}", ""))
+        costs = component_costs(
+            self.original,
+            pipeline,
+            self.architecture,
+            self.sampling,
+            self.images,
+            sizes["components"],
+            self._step(f"components of {label}", ""),
+        )
         del pipeline
         gc.collect()
         nbytes = weight_bytes(candidate.folder / denoiser)
@@ -154,6 +164,7 @@ class _Bench:
             **image_fidelity(images, self.images),
             time_ratio=seconds / self.seconds,
             alignment=self._judged(label, images),
+            components=costs,
         )
 
     def layer_errors(self, layer_prompts: int):

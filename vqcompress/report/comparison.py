@@ -45,6 +45,17 @@ class LayerError:
 
 
 @dataclass(frozen=True)
+class ComponentCost:
+    """One compressed component, alone in the original: bits a weight with its dense parts, bytes, PSNR in dB and SSIM."""
+
+    component: str
+    bits: float
+    nbytes: int
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
 class Original:
     """The uncompressed pipeline: sizes on disk in bytes, weights of the denoiser, seconds an image."""
 
@@ -64,6 +75,7 @@ class Row:
     PSNR in dB; ``error_by_timestep`` runs from noise to image; ``time_ratio`` is sampling time over the original's in the same run.
     ``dense_layers`` were left so by the model's budget, ``starved_layers`` saw fewer inputs than they have columns.
     ``scheme`` is "mixed" or "uniform" where bits were dealt out in another way than the method's own, else empty.
+    ``components`` are those of a variant that compressed several.
     """
 
     label: str
@@ -81,6 +93,7 @@ class Row:
     ssim: float
     time_ratio: float
     alignment: Mapping[str, Share] = field(default_factory=dict)
+    components: tuple[ComponentCost, ...] = ()
     scheme: str = ""
     dense_layers: tuple[str, ...] = ()
     starved_layers: tuple[str, ...] = ()
@@ -217,6 +230,7 @@ def _row(data: Mapping[str, Any]) -> Row:
     fields["error_by_timestep"] = {float(t): float(error) for t, error in data["error_by_timestep"].items()}
     fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
     fields["layer_errors"] = tuple(LayerError(**_numbers(each)) for each in data["layer_errors"])
+    fields["components"] = tuple(ComponentCost(**_numbers(each)) for each in data.get("components", ()))
     return Row(**fields)
 
 

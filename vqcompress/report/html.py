@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from vqcompress.report import plots
 from vqcompress.report.comparison import ORIGINAL, Comparison
+from vqcompress.report.component_table import NOTE, components_table
 from vqcompress.report.palette import STYLES
 from vqcompress.report.table import variants_table
 from vqcompress.report.verdict_wording import verdict_lines
@@ -30,6 +31,8 @@ def to_html(comparison: Comparison) -> str:
         figures=key_figures(comparison),
         verdicts=verdict_lines(comparison.verdicts),
         table=variants_table(comparison),
+        components=components_table(comparison),
+        component_note=NOTE,
         notes=layer_notes(comparison),
         measured=measured(comparison),
         pictures=_pictures(comparison),

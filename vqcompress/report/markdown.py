@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vqcompress.report.comparison import Comparison
+from vqcompress.report.component_table import NOTE, components_table
 from vqcompress.report.table import Heading, Line, variants_table
 from vqcompress.report.verdict_wording import verdict_lines
 from vqcompress.report.wording import layer_notes, measured, summary, title
@@ -22,6 +23,11 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     yield from _table(table.headings, table.lines)
     yield "\nSize and error are the denoiser's."
     yield ""
+    if components := components_table(comparison):
+        yield "## What each component costs\n"
+        yield f"{NOTE}\n"
+        yield from _table(components.headings, components.lines)
+        yield ""
     if comparison.pictures:
         yield "![original and variants under the same seeds](grid.png)\n"
     if comparison.verdicts:
