@@ -69,7 +69,8 @@ def test_kernel_equals_reference(kernel, name, case, random_weight, check_spec, 
 
 def test_kernels_that_multiply_decode_as_another_does():
     decoders = {kernel.decode_transposed for kernel in KERNELS if kernel.multiply is None}
-    assert {kernel.decode_transposed for kernel in KERNELS if kernel.multiply} <= decoders
+    # "rotated" decodes with whichever of them suits the codes.
+    assert {k.decode_transposed for k in KERNELS if k.multiply and k.name != "rotated"} <= decoders
 
 
 def test_a_refusal_says_why(random_weight):

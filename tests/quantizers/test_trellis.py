@@ -83,11 +83,28 @@ def test_polish_does_not_hurt():
 
 def test_heavy_tails_get_a_heavy_table():
     student = gaussian(256, 64) / gaussian(4, 256, 64, seed=1).square().mean(0).sqrt()
-    auto = quantize_weight(student, bits=3.0)
-    plain = quantize_weight(student, bits=3.0, settings=TrellisSettings(tail=0.0))
+    auto = quantize_weight(student, bits=3.0, settings=TrellisSettings(rotation=False))
+    plain = quantize_weight(student, bits=3.0, settings=TrellisSettings(tail=0.0, rotation=False))
     assert auto.spec.tail >= 0.1
     assert relative_error(student, auto.decode()) < 0.8 * relative_error(student, plain.decode())
     assert quantize_weight(gaussian(256, 64), bits=3.0).spec.tail <= 0.05
+
+
+def test_heavy_tails_at_a_high_rate_ask_for_a_rotation():
+    student = gaussian(256, 64) / gaussian(4, 256, 64, seed=1).square().mean(0).sqrt()
+    auto = quantize_weight(student, bits=5.0)
+    table = quantize_weight(student, bits=5.0, settings=TrellisSettings(rotation=False))
+    assert auto.spec.rotation == 256
+    assert auto.bits_per_weight <= 5.0
+    assert relative_error(student, auto.decode()) < 0.97 * relative_error(student, table.decode())
+    assert quantize_weight(gaussian(256, 64), bits=5.0).spec.rotation == 0
+
+
+def test_a_rotation_can_be_had_for_the_asking():
+    weight = gaussian(48, 40)
+    found = quantize_weight(weight, bits=3.0, settings=TrellisSettings(rotation=True))
+    assert found.spec.rotation == 16
+    assert relative_error(weight, found.decode()) < 0.025
 
 
 def test_row_scales_are_bought_where_rows_differ():

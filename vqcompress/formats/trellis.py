@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
 from vqcompress.formats.rates import rates_shape, split_blocks, unpack_rates
+from vqcompress.formats.rotation import unrotate
 from vqcompress.formats.trellis_table import value_table
 
 
@@ -28,7 +29,8 @@ class TrellisSpec:
     ``state_bits`` is L; ``rate_bits`` the width of a stored column rate (0: every column has ``min_rate``);
     ``tail`` Tukey's h of the value table; ``row_scales`` whether each row has its own scale or all share one;
     ``code_bytes`` the length of the packed stream. ``codebook`` names the component's shared tensor with learned tables,
-    one row for each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's.
+    one row for each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's. ``rotation`` is the block of the
+    output rotation (`vqcompress.formats.rotation`) that is undone after all else, 0 for none.
     """
 
     format: ClassVar[str] = "trellis"
@@ -40,6 +42,7 @@ class TrellisSpec:
     code_bytes: int
     codebook: str | None = None
     codebook_rates: tuple[int, ...] = ()
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codebook_rates", tuple(self.codebook_rates))  # JSON has lists
@@ -78,7 +81,7 @@ class TrellisSpec:
             if block.rate:
                 states = window_states(unpack(block.codes, block.rate, rows), block.rate, self.state_bits)
                 values[block.columns] = self.table(block.rate, tensors)[states]
-        return values * tensors["scale"].float()
+        return unrotate(values * tensors["scale"].float(), self.rotation)
 
 
 def window_states(symbols: Tensor, rate: int, state_bits: int) -> Tensor:

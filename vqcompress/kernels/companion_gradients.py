@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
-from vqcompress.kernels import cpu_numba, reference
+from vqcompress.formats.rotation import rotate
+from vqcompress.kernels import cpu_numba, reference, rotated
 from vqcompress.matrix_view import matrix_shape
 
 Shape = tuple[int, ...]
@@ -26,6 +27,9 @@ def companion_gradients(
 
     ``grad [columns, rows]`` is the gradient of ``Wᵀ``. Companions that a format does not differentiate in are left out.
     """
+    if rotated.is_rotated(spec):
+        spec, block = rotated.without_rotation(spec)
+        grad = rotate(grad.float(), block)
     if not cpu_numba.refusal(spec, shape, grad):
         return _compiled_gradients(spec, shape, tensors, grad.float().contiguous())
     return _reference_gradients(spec, shape, tensors, grad.float())

@@ -16,6 +16,7 @@ from torch import Tensor
 from vqcompress.kernels import operators
 from vqcompress.kernels.companion_gradients import companion_gradients
 from vqcompress.kernels.layout import layout_from_text
+from vqcompress.kernels.rotated import is_rotated
 from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
 
@@ -25,7 +26,7 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 def learning_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """``x [..., in] -> [..., out]``, differentiable in ``x``, ``bias`` and all companions."""
-    if _only_scale_learns(x, tensors):
+    if _only_scale_learns(x, layout, tensors):
         y = operators.linear(x, _without_scale(tensors), None, layout)
         return _plus(_times(y, tensors["scale"]), bias)
     return _Linear.apply(x, bias, layout, *tensors.values())
@@ -35,16 +36,16 @@ def learning_conv2d(
     x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """``x [batch, in, height, width] -> [batch, out, …]``, else as `learning_linear`."""
-    if _only_scale_learns(x, tensors):
+    if _only_scale_learns(x, layout, tensors):
         y = operators.conv2d(x, _without_scale(tensors), None, layout, *map(list, geometry))
         return _plus(_times(y, tensors["scale"][:, None, None]), None if bias is None else bias[:, None, None])
     return _Conv2d.apply(x, bias, layout, geometry, *tensors.values())
 
 
-def _only_scale_learns(x: Tensor, tensors: Mapping[str, Tensor]) -> bool:
-    """Float16 is left out: products with unscaled weights would overflow."""
+def _only_scale_learns(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Float16 is left out: products with unscaled weights would overflow. Under a rotation scales are not the outputs'."""
     learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
-    return learning == ["scale"] and x.dtype != torch.float16
+    return learning == ["scale"] and x.dtype != torch.float16 and not is_rotated(layout_from_text(layout).spec)
 
 
 def _without_scale(tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
-from vqcompress.kernels import cpu_numba, cpu_row, reference, triton_decode, triton_multiply
+from vqcompress.kernels import cpu_numba, cpu_row, reference, rotated, triton_decode, triton_multiply
 
 Shape = tuple[int, ...]
 
@@ -46,7 +46,22 @@ class Kernel:
         return not self.refusal(spec, shape, x)
 
 
+def choose_kernel(spec: FormatSpec, shape: Shape, x: Tensor) -> Kernel:
+    """The first kernel of the table that supports the case; the reference supports every one.
+
+    ``x`` is the input of the product; for decoding alone, the codes.
+    """
+    return next(kernel for kernel in KERNELS if kernel.supports(spec, shape, x))
+
+
 KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        "rotated",
+        rotated.PURPOSE,
+        rotated.refusal,
+        rotated.rotated_decode(choose_kernel),
+        rotated.rotated_multiply(choose_kernel),
+    ),
     Kernel(
         "triton_multiply",
         triton_multiply.PURPOSE,
@@ -59,11 +74,3 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("cpu_numba", cpu_numba.PURPOSE, cpu_numba.refusal, cpu_numba.decode_transposed),
     Kernel("reference", reference.PURPOSE, reference.refusal, reference.decode_transposed),
 )
-
-
-def choose_kernel(spec: FormatSpec, shape: Shape, x: Tensor) -> Kernel:
-    """The first kernel of the table that supports the case; the reference supports every one.
-
-    ``x`` is the input of the product; for decoding alone, the codes.
-    """
-    return next(kernel for kernel in KERNELS if kernel.supports(spec, shape, x))

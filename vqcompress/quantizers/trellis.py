@@ -2,8 +2,8 @@
 
 Tseng et al. 2024 (QTIP, arXiv 2406.11235) code short runs of a row at one rate after rotating both sides of the weight. Here
 a whole column is one tail-biting sequence, so that feedback between inputs (Frantar et al. 2023, arXiv 2210.17323) is exact
-and no start state is stored; columns get rates by reverse water-filling; heavy tails are met by the value table instead
-of a rotation. Objective: ``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` for ``W [rows, columns]``, ``H [columns, columns]``.
+and no start state is stored; columns get rates by reverse water-filling; heavy tails are met by the value table,
+or by a rotation of the outputs alone. Objective: ``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` for ``W [rows, columns]``, ``H [columns, columns]``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from vqcompress.bitpack import pack, packed_bytes
 from vqcompress.errors import RecipeError
 from vqcompress.formats.rates import join_blocks, pack_rates
+from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate, value_table
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
@@ -33,13 +34,15 @@ class TrellisSettings:
 
     ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``polish``: passes of coordinate descent after
     the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale per row, or one for all; ``"auto"``
-    decides both by a trial on a few columns. ``damping``: share of its mean diagonal added to the second moment.
+    decides both by a trial on a few columns. ``rotation``: of the outputs (`vqcompress.formats.rotation`), in place of
+    both where that codes heavy-tailed weights better. ``damping``: share of its mean diagonal added to the second moment.
     """
 
     state_bits: int = 12
     polish: int = 1
     tail: float | Literal["auto"] = "auto"
     row_scales: bool | Literal["auto"] = "auto"
+    rotation: bool | Literal["auto"] = "auto"
     damping: float = 1e-3
 
 
@@ -57,8 +60,18 @@ def quantize_trellis(
     home, weight = weight.device, weight.cpu()
     second_moment = None if second_moment is None else second_moment.cpu()
     state_bits = usable_state_bits(len(weight), settings.state_bits, bits)
-    source = choose_source(weight, settings.tail, settings.row_scales, state_bits, round(bits), generator)
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
+    source = choose_source(
+        weight,
+        settings.tail,
+        settings.row_scales,
+        settings.rotation,
+        state_bits,
+        round(bits),
+        _shares(_plan(weight, sensitivity, state_bits, SourceModel(0.0, False), bits).rates),
+        generator,
+    )
+    weight = rotate(weight.t(), source.rotation).t()
     plan = _plan(weight, sensitivity, state_bits, source, bits)
     columns = _TrellisColumns(
         weight, state_bits, source, plan, int(torch.randint(len(weight), (), generator=generator))
@@ -81,6 +94,12 @@ def usable_state_bits(rows: int, wanted: int, bits: float) -> int:
     while max_rate(wanted) < bits + 0.25 and wanted < STATE_BITS[-1]:
         wanted += 2
     return max([size for size in STATE_BITS if size <= min(rows, wanted)], default=STATE_BITS[0])
+
+
+def _shares(rates: Tensor) -> dict[int, float]:
+    """Share of columns that have each rate above 0."""
+    found, counts = torch.unique(rates[rates > 0], return_counts=True)
+    return {rate: count / len(rates) for rate, count in zip(found.tolist(), counts.tolist(), strict=True)}
 
 
 def _plan(weight: Tensor, sensitivity: Tensor, state_bits: int, source: SourceModel, bits: float) -> RatePlan:
@@ -148,6 +167,7 @@ class _TrellisColumns:
             tail=self.source.tail,
             row_scales=self.source.row_scales,
             code_bytes=codes.numel(),
+            rotation=self.source.rotation,
         )
         return spec, tensors
 

@@ -1,0 +1,61 @@
+"""Output rotation: a signed block Hadamard transform of the rows, which makes heavy-tailed columns look Gaussian.
+
+``rotate`` takes ``w`` to ``R w`` with ``R = H_b S / sqrt(b)``: signs ``S`` that a hash of the row's number gives, then the Walsh-Hadamard
+matrix over blocks of ``b`` rows, a power of two (Tseng et al. 2024, QuIP#, arXiv 2402.04396, section 3.1, on the output
+side only). ``R`` is orthogonal and acts on rows, so ``tr(E H Eᵀ)`` and the second moment stay what they are. Nothing is
+stored but ``b``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MAX_BLOCK = 256  # larger blocks gained nothing more, and take longer to undo
+
+
+def rotation_block(rows: int) -> int:
+    """The largest power of two up to `MAX_BLOCK` that divides ``rows``."""
+    return min(rows & -rows, MAX_BLOCK)
+
+
+def rotate(values: Tensor, block: int) -> Tensor:
+    """``R`` along the last dimension of ``values [..., rows]``, float32; ``block`` divides ``rows``, 0 leaves them as they are."""
+    if not block:
+        return values
+    signs = row_signs(values.shape[-1]).to(values.device)
+    return _hadamard(values * signs, block) * _norm(block)
+
+
+def unrotate(values: Tensor, block: int) -> Tensor:
+    """The inverse of `rotate`: ``Rᵀ`` along the last dimension."""
+    if not block:
+        return values
+    signs = row_signs(values.shape[-1]).to(values.device)
+    return _hadamard(values, block) * _norm(block) * signs
+
+
+@lru_cache(maxsize=64)
+def row_signs(rows: int) -> Tensor:
+    """+1 or -1 for each row, float32 ``[rows]``. Treat the result as read-only."""
+    number = torch.arange(rows, dtype=torch.int64)
+    mixed = (number * 2654435769) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 15)) * 2246822519) & 0xFFFFFFFF
+    return 1.0 - 2.0 * ((mixed >> 31) & 1).float()
+
+
+def _hadamard(values: Tensor, block: int) -> Tensor:
+    """Unnormalised fast Walsh-Hadamard transform over runs of ``block`` values of the last dimension."""
+    shape, span = values.shape, 1
+    while span < block:
+        pairs = values.reshape(*shape[:-1], shape[-1] // (2 * span), 2, span)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        values = torch.stack([first + second, first - second], dim=-2)
+        span *= 2
+    return values.reshape(shape)
+
+
+def _norm(block: int) -> float:
+    return block**-0.5
