@@ -7,7 +7,7 @@ OUT    ?= out
 TORCH  ?= torch==2.13.0
 
 
-.PHONY: demo results test lint clean install install-test
+.PHONY: demo results test test-lowest lint clean install install-test
 
 CALIBRATION := --calibration $(OUT)/shapes-calibration --overwrite
 
@@ -18,19 +18,32 @@ demo: install  ## compress the embedded model, compare with scalar baselines, wr
 	$(BIN)/vqcompress report shapes $(OUT)/shapes-trellis-3bit $(OUT)/shapes-gptq-4bit $(OUT)/shapes-gptq-3bit -o $(OUT)/report
 	@echo "Images: $(OUT)/report/grid.png   Report: $(OUT)/report/report.html"
 
-VECTOR := $(foreach bits,2 3 4,trellis-$(bits) additive-$(bits))
-SCALAR := $(foreach bits,2 3 4,gptq-$(bits) rtn-$(bits))
+# Every method at 2, 3 and 4 bits, once with bits dealt out over the model and once the same for every layer.
+RESULTS := $(foreach bits,3 2 4,$(foreach method,trellis additive gptq,$(method)-model-$(bits)) \
+  $(foreach method,trellis additive gptq rtn,$(method)-layer-$(bits)))
 
-results: install  ## the comparison in docs/results: every method at 2, 3 and 4 bits, and a scalar code with a dealt-out budget
-	for variant in $(VECTOR) $(SCALAR); do \
-	  $(BIN)/vqcompress quantize shapes -o $(OUT)/results/$$variant \
-	    --method $${variant%-*} --bits $${variant#*-} $(CALIBRATION) || exit 1; done
-	$(BIN)/vqcompress quantize shapes -o $(OUT)/results/gptq-mixed-3 --method gptq --bits 3 --budget model $(CALIBRATION)
-	$(BIN)/vqcompress report shapes $(foreach variant,$(VECTOR) $(SCALAR) gptq-mixed-3,$(OUT)/results/$(variant)) \
-	  --count 64 -o $(OUT)/results/report
+results: install  ## the comparison in docs/results
+	for variant in $(RESULTS); do \
+	  budget=$${variant#*-}; \
+	  $(BIN)/vqcompress quantize shapes -o $(OUT)/results/$$variant --method $${variant%%-*} --bits $${variant##*-} \
+	    --budget $${budget%-*} $(CALIBRATION) || exit 1; done
+	$(BIN)/vqcompress report shapes $(RESULTS:%=$(OUT)/results/%) --count 64 -o $(OUT)/results/report
 
 test: install-test lint  ## everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The lowest versions of everything that pyproject.toml declares, in an environment of their own. The lowest torch comes
+# with its CUDA libraries (4 GB); nothing here needs a GPU.
+LOWEST := $(VENV)-lowest
+
+test-lowest: $(LOWEST)/.installed  ## diffusers, transformers and peft at the lowest versions that pyproject.toml declares
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest tests/integrations tests/layers -m "not slow" -n 2 --dist loadfile
+
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[test]"
+	touch $@
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -54,4 +67,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
