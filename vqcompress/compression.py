@@ -374,7 +374,9 @@ def _encode_all(
     with one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for index, (layer, weight) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
             quantized[layer] = weight
-            run.progress(f"encode {component}", index + 1, len(layers), layer)
+            error = run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"]
+            detail = f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}"
+            run.progress(f"encode {component}", index + 1, len(layers), detail)
     return quantized
 
 
