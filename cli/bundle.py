@@ -16,7 +16,7 @@ def bundle(folder: Path, output: Path) -> None:
     """Put the compressed pipeline in FOLDER into one .safetensors file, byte for byte.
 
     After `import vqcompress`, diffusers opens it with `StableDiffusionXLPipeline.from_single_file(FILE)` and the like;
-    every command here takes it as a model.
+    `vqcompress generate` and `dequantize` take it too.
     """
     from vqcompress.bundle import write_bundle
     from vqcompress.errors import RecipeError
