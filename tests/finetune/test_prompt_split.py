@@ -16,7 +16,7 @@ from vqcompress.shapes.scenes import held_out_captions
 @pytest.mark.parametrize("name", ["shapes", "general"])
 def test_four_uses_of_prompts_share_none(name, preset):
     prompts, size = load_prompts(name).prompts, PRESETS[preset]
-    evaluation = held_out_captions(2000) if name == "shapes" else load_prompts("general_heldout").prompts
+    evaluation = held_out_captions(48) if name == "shapes" else load_prompts("general_heldout").prompts
     calibration = prompts[: Calibration().count]  # which ones does not matter here, and clustering takes seconds
     split = split_prompts(prompts, calibration, size.prompts, size.held_out, seed=0)
     uses = [set(calibration), set(split.train), set(split.held_out), set(evaluation)]

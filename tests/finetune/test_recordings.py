@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vqcompress.architectures import architecture_of
 from vqcompress.errors import CalibrationError
@@ -45,13 +46,16 @@ def test_recording_twice_changes_nothing_and_reads_without_the_lock(teacher, tmp
 
 
 def test_the_budget_bounds_what_lies_on_disk(teacher, tmp_path):
-    everything = make(teacher, tmp_path / "all")
-    size = sum(path.stat().st_size for path in (tmp_path / "all" / "calls").glob("*.safetensors"))
-    budget = int(0.7 * size)
-    some = make(teacher, tmp_path / "some", budget=budget)
-    assert 0 < len(some) < len(everything)
-    headers = 2 * 2000  # safetensors' own, and JSON
-    assert sum(path.stat().st_size for path in (tmp_path / "some" / "calls").glob("*.safetensors")) <= budget + headers
+    def stored(folder) -> int:
+        files = (folder / "calls").glob("*.safetensors")
+        return sum(tensor.nbytes for path in files for tensor in load_file(path).values())
+
+    prompts = ("a", "b", "c", "d")
+    two_steps = make(teacher, tmp_path / "two", prompts, calls_per_batch=2)
+    budget = stored(tmp_path / "two")
+    bounded = make(teacher, tmp_path / "bounded", prompts, budget=budget)
+    assert len(bounded) == len(two_steps) == 2 * 4
+    assert stored(tmp_path / "bounded") <= budget
     with pytest.raises(CalibrationError, match="recording budget"):
         make(teacher, tmp_path / "none", budget=100)
 

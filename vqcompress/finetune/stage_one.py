@@ -1,13 +1,13 @@
 """Stage 1: block by block, each right after its weights were encoded.
 
-A block's inputs come from the denoiser as compressed so far, so that it can make up for what the blocks before it did; its targets
-are what the dense block makes of these inputs. Only that block learns, which takes little memory and time.
+A block's inputs come from the denoiser as compressed so far; its targets are what the dense block puts out in the dense denoiser,
+so that it makes up for the errors of the blocks before it. Only that block learns, which takes little memory and time.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ HELD_OUT_SHARE = 4  # one held-out unit for so many training units
 
 @dataclass(frozen=True)
 class BlockCall:
-    """One call of a block, and what the dense block returned, as a flat list of tensors."""
+    """One call of a block by the student, and what the dense block returned in the teacher, as a flat list of tensors."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -54,18 +54,20 @@ def tune_blocks(
 ) -> None:
     """Put ``quantized`` into the dense ``denoiser`` block by block, each block tuned against its dense self, in place.
 
+    The dense weights stay in memory until the last block is done, no other copy is made.
     Blocks that an earlier try has finished are taken from ``store``. Layers that no call reaches are put in as they are.
     """
     size = effort(training)
     train = _units(lessons.train, size.block_units, size.micro_batch, seed)
     held_out = _units(lessons.held_out, size.block_units // HELD_OUT_SHARE, size.micro_batch, seed)
     blocks = find_blocks(denoiser, list(quantized))
+    teacher = _twin(denoiser)
     with torch.no_grad():
         order = execution_order(
             denoiser, list(blocks), lambda: denoiser(**lessons.train.batch([0], _device(denoiser)).kwargs)
         )
     for index, name in enumerate(order):
-        block = _Block(denoiser, name, {layer: quantized[layer] for layer in blocks[name]})
+        block = _Block(denoiser, teacher, name, {layer: quantized[layer] for layer in blocks[name]})
         gain = block.tune(
             train,
             held_out,
@@ -78,10 +80,12 @@ def tune_blocks(
 
 
 class _Block:
-    """One block of ``denoiser``, dense until `tune` has run."""
+    """One block of ``denoiser``, dense until `tune` has run; ``teacher`` is the denoiser when it was dense."""
 
-    def __init__(self, denoiser: nn.Module, name: str, quantized: Mapping[str, QuantizedWeight]) -> None:
-        self.denoiser, self.name, self.quantized = denoiser, name, quantized
+    def __init__(
+        self, denoiser: nn.Module, teacher: nn.Module, name: str, quantized: Mapping[str, QuantizedWeight]
+    ) -> None:
+        self.denoiser, self.teacher, self.name, self.quantized = denoiser, teacher, name, quantized
 
     def tune(
         self,
@@ -122,16 +126,9 @@ class _Block:
 
     @torch.no_grad()
     def _capture(self, kwargs: dict[str, Any]) -> BlockCall:
-        """Run the denoiser up to the end of this block."""
-        found: list[BlockCall] = []
-
-        def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-            found.append(BlockCall(args, options, tensors_in(output)))
-            raise _Reached
-
-        with _stopping_at(self.denoiser.get_submodule(self.name), note):
-            self.denoiser(**kwargs)
-        return found[0]
+        """What student and teacher do with this block, each run just so far."""
+        args, options, _ = _reach(self.denoiser, self.name, kwargs)
+        return BlockCall(args, options, tensors_in(_reach(self.teacher, self.name, kwargs)[2]))
 
 
 class _BlockTask:
@@ -162,15 +159,28 @@ class _Reached(Exception):
     """The denoiser has run far enough."""
 
 
-@contextmanager
-def _stopping_at(block: nn.Module, hook: Callable[..., None]):
-    handle = block.register_forward_hook(hook, with_kwargs=True)
+def _reach(denoiser: nn.Module, block: str, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Run ``denoiser`` up to the end of ``block``: the block's arguments, keyword arguments and output."""
+    found: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        found.append((args, options, output))
+        raise _Reached
+
+    handle = denoiser.get_submodule(block).register_forward_hook(note, with_kwargs=True)
     try:
-        yield
+        denoiser(**kwargs)
     except _Reached:
         pass
     finally:
         handle.remove()
+    return found[0]
+
+
+def _twin(denoiser: nn.Module) -> nn.Module:
+    """The same modules over the same tensors: layers can be replaced in one without the other."""
+    tensors = [*denoiser.parameters(), *denoiser.buffers()]
+    return copy.deepcopy(denoiser, {id(tensor): tensor for tensor in tensors})
 
 
 def tensors_in(output: Any) -> list[Tensor]:
