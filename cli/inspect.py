@@ -14,10 +14,13 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, a row per layer included.")
 @click.option("--layers", is_flag=True, help="List every layer.")
 def inspect(folder: Path, as_json: bool, layers: bool) -> None:
-    """Show what a compressed FOLDER holds: bits a weight with everything stored counted, and bytes on disk."""
+    """Show what a compressed FOLDER holds: bits a weight with everything stored counted, bytes on disk, and the kernels that
+    would serve its layers on this machine."""
     from vqcompress.checkpoint import inspect as look
+    from vqcompress.cli.kernel_use import kernel_lines, kernel_use
 
     found = look(folder)
+    found["device"], found["kernels"] = kernel_use(folder)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -28,7 +31,10 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
         click.echo(_component_line(name, component))
         for row in component["layers"] if layers else ():
             shape = "x".join(str(n) for n in row["shape"])
-            click.echo(f"    {row['name']:<72} {row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}")
+            served = " / ".join(use["kernel"] for use in found["kernels"].get(name, {}).get(row["name"], {}).values())
+            click.echo(f"    {row['name']:<72} {row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}  {served}")
+        for line in kernel_lines(found["device"], found["kernels"].get(name, {})):
+            click.echo(line)
 
 
 def _component_line(name: str, component: dict[str, Any]) -> str:

@@ -1,0 +1,259 @@
+"""Build, check and time every GPU kernel: ``python benchmarks/gpu_check.py --out results`` on a machine with a GPU.
+
+Compiles what is launched, holds every format and many geometries against the reference in float32, float16 and bfloat16, runs
+the operators under ``torch.compile`` and in a CUDA graph, then runs ``matmul.py`` and ``unet_step.py`` and says which of the
+project's targets are met. Ends with a non-zero code when a check fails; ``--quick`` leaves the timings out. The numbers go to
+``OUT/gpu_check.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import matmul
+import torch
+import torch.nn.functional as F
+import unet_step
+from synthetic import FORMATS, packed_weight
+from torch import Tensor
+
+from vqcompress import kernels
+from vqcompress.kernels import reference, triton_decode, triton_multiply
+from vqcompress.quantized_weight import QuantizedWeight
+
+SHAPES = [(640, 640), (1280, 1280), (10240, 1280), (1152, 4608), (321, 77), (45, 1), (1000, 333), (320, 4, 3, 3)]
+DEVICE = "cuda"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+TABLE_PLACES = {"shared memory": 12, "L1 cache": 0}
+Check = tuple[str, Callable[[], None]]
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("gpu_check"), show_default=True)
+@click.option("--quick", is_flag=True, help="Checks only.")
+@click.option("--compiled", is_flag=True, help="Time torch.compile in the whole-network benchmark too.")
+def main(out: Path, quick: bool, compiled: bool) -> None:
+    if not torch.cuda.is_available():
+        raise click.UsageError(
+            "torch sees no GPU here; on a CPU, tests/kernels runs the same kernels under Triton's interpreter"
+        )
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    report["checks"] = run_checks(all_checks())
+    if not quick:
+        report |= timings(compiled)
+        report["targets"] = targets(report)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gpu_check.json").write_text(json.dumps(report, indent=1))
+    failed = [name for name, error in report["checks"].items() if error]
+    print(f"{len(report['checks']) - len(failed)} checks passed, {len(failed)} failed: {', '.join(failed) or 'none'}")
+    for name, target in report.get("targets", {}).items():
+        print(f"{'met' if target['met'] else 'NOT MET':<8} {name}: {target['measured']} (target {target['target']})")
+    sys.exit(bool(failed))
+
+
+def run_checks(checks: Iterator[Check]) -> dict[str, str]:
+    """Name -> what went wrong, empty where nothing did."""
+    found = {}
+    for name, check in checks:
+        start = time.perf_counter()
+        try:
+            check()
+            found[name] = ""
+        except Exception:  # noqa: BLE001 - one failure must not keep the rest from being seen
+            found[name] = traceback.format_exc(limit=3)
+        print(f"{'ok' if not found[name] else 'FAILED':<7}{name} ({time.perf_counter() - start:.1f} s)", flush=True)
+        if found[name]:
+            print(found[name])
+    return found
+
+
+def all_checks() -> Iterator[Check]:
+    """Every check there is."""
+    for name in FORMATS:
+        for shape in SHAPES:
+            weight = packed_weight(name, shape, 3, DEVICE)
+            yield f"decode {name} {shape}", lambda weight=weight: check_decode(weight)
+            if len(shape) == 2:
+                yield f"multiply {name} {shape}", lambda weight=weight: check_multiply(weight)
+        small = packed_weight(name, (640, 640), 3, DEVICE)
+        yield f"CUDA graph {name}", lambda weight=small: check_graph(weight)
+        yield f"torch.compile {name}", lambda weight=small: check_compiled(weight)
+        yield f"repeatable {name}", lambda weight=small: check_repeatable(weight)
+    yield "float16 does not overflow", check_overflow
+    if find_spec("vqcompress.kernels.triton_viterbi") is not None:
+        from viterbi_check import check_viterbi
+
+        yield "Viterbi search", check_viterbi
+
+
+def tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
+    """All of a weight's tensors, a shared codebook included."""
+    return {**weight.tensors, **weight.shared}
+
+
+def check_decode(weight: QuantizedWeight) -> None:
+    """Bit for bit, in every dtype; the table's places give the same."""
+    for dtype in DTYPES:
+        expected = reference.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
+        for bits in TABLE_PLACES.values():
+            with table_place(bits):
+                found = triton_decode.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
+            if not torch.equal(found, expected):
+                raise AssertionError(f"{int((found != expected).sum())} of {found.numel()} weights differ in {dtype}")
+
+
+class table_place:
+    """Trellis tables of up to so many state bits in shared memory while this lives."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    def __enter__(self) -> None:
+        self.before, triton_decode.STATE_BITS_IN_SHARED = triton_decode.STATE_BITS_IN_SHARED, self.bits
+
+    def __exit__(self, *error: object) -> None:
+        triton_decode.STATE_BITS_IN_SHARED = self.before
+
+
+def check_multiply(weight: QuantizedWeight) -> None:
+    """Few rows, at every count that takes another path, contiguous or not."""
+    dense = weight.decode()
+    for dtype in DTYPES:
+        bias = torch.randn(weight.shape[0], device=DEVICE)
+        for rows in (0, 1, 3, 16, 17, 32):
+            wide = torch.randn(rows, 2 * weight.shape[1], device=DEVICE).to(dtype)
+            for x in (wide[:, : weight.shape[1]], wide[:, ::2]):
+                y = triton_multiply.multiply(x, weight.spec, weight.shape, tensors(weight), bias)
+                close(y, F.linear(x.double(), dense.double(), bias.double()), dtype)
+
+
+def close(y: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Within the dtype's rounding of the exact product."""
+    if y.dtype != dtype or y.shape != expected.shape:
+        raise AssertionError(f"{y.dtype} {tuple(y.shape)} instead of {dtype} {tuple(expected.shape)}")
+    if y.numel() and (error := float((y.double() - expected).norm() / expected.norm())) > TOLERANCE[dtype]:
+        raise AssertionError(f"relative error {error:.2e} in {dtype}, {len(y)} rows")
+
+
+def product(weight: QuantizedWeight, x: Tensor) -> Tensor:
+    """Through the operator, as a layer calls it."""
+    return kernels.linear(x, weight.spec, weight.shape, tensors(weight), None)
+
+
+@torch.no_grad()
+def check_graph(weight: QuantizedWeight) -> None:
+    """A recorded product follows its input, for few rows and many."""
+    for rows in (4, 512):
+        x = torch.randn(rows, weight.shape[1], device=DEVICE, dtype=torch.bfloat16)
+        product(weight, x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = product(weight, x)
+        x.normal_()
+        graph.replay()
+        close(y, F.linear(x.double(), weight.decode().double()), x.dtype)
+
+
+@torch.no_grad()
+def check_compiled(weight: QuantizedWeight) -> None:
+    """One graph, no second compilation for new contents."""
+    run = torch.compile(lambda x: product(weight, x).relu(), fullgraph=True)
+    for _ in range(2):
+        x = torch.randn(64, weight.shape[1], device=DEVICE, dtype=torch.bfloat16)
+        close(run(x), F.linear(x.double(), weight.decode().double()).relu(), x.dtype)
+
+
+def check_repeatable(weight: QuantizedWeight) -> None:
+    """The same bits every time."""
+    x = torch.randn(5, weight.shape[1], device=DEVICE, dtype=torch.float16)
+    first = product(weight, x)
+    if not all(torch.equal(first, product(weight, x)) for _ in range(20)):
+        raise AssertionError("the same input gave another output")
+
+
+def check_overflow() -> None:
+    """Unscaled sums beyond float16's range, scaled results within it."""
+    weight = packed_weight("trellis", (640, 640), 3, DEVICE)
+    weight.tensors["scale"].fill_(1e-3)
+    for rows in (1, 64):
+        x = torch.full((rows, 640), 2e4, device=DEVICE, dtype=torch.float16)
+        y = product(weight, x)
+        if not torch.isfinite(y).all():
+            raise AssertionError("infinite outputs")
+
+
+def timings(compiled: bool) -> dict[str, Any]:
+    """Everything that has a target."""
+    found: dict[str, Any] = {}
+    shapes = matmul.parse_shapes("sdxl,dit")
+    report = matmul.benchmark(shapes, [1, 16, 32, 154, 2048, 8192], list(FORMATS), 3, torch.bfloat16, "cuda")
+    print(matmul.markdown(report), flush=True)
+    found["matmul"] = report
+    for place, bits in TABLE_PLACES.items():
+        with table_place(bits):
+            found[f"trellis tables in {place}"] = matmul.benchmark(
+                [(1280, 1280)], [1, 16], ["trellis"], 3, torch.bfloat16, "cuda"
+            )
+            print(
+                f"\n### trellis tables in {place}\n\n{matmul.markdown(found[f'trellis tables in {place}'])}", flush=True
+            )
+    found["decode sdxl"] = decode_sdxl()
+    found["step"] = unet_step.benchmark(["sdxl", "dit"], ["trellis", "additive"], 3, compiled, False, "cuda")
+    print(unet_step.markdown(found["step"]), flush=True)
+    return found
+
+
+@torch.no_grad()
+def decode_sdxl() -> dict[str, float]:
+    """Seconds to decode all of SDXL's layers once, in bfloat16, as one CUDA graph."""
+    with torch.device("meta"):
+        network = unet_step.sdxl(False)
+    found = {}
+    for name in ("trellis", "additive"):
+        weights = list(unet_step.random_codes(network, name, 3, "cuda").values())
+        work = [
+            lambda w=w: triton_decode.decode_transposed(w.spec, w.shape, tensors(w), torch.bfloat16) for w in weights
+        ]
+        found[name] = matmul.seconds(work, "cuda") * len(work)
+        print(f"decode all of SDXL, {name}: {1e3 * found[name]:.2f} ms")
+    return found
+
+
+def targets(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The project's targets for an H200, and what was measured."""
+    lines = report["matmul"]["lines"]
+    decode = [line for line in lines if line["what"] == "decode" and line["candidate"] != "scalar"]
+    ours = [line for line in lines if line["what"] == "product" and line["candidate"] in ("trellis", "additive")]
+    steps = [line for line in report["step"] if line["model"] == "sdxl" and line["weights"] != "dense"]
+    best_step = min(line["ratio_to_dense"] for line in steps)
+    saved = min(line["bytes_saved"] for line in steps)
+    share = min(line["share_of_copy_bandwidth"] for line in decode)
+    many = max(line["ratio_to_dense"] for line in ours if line["rows"] >= 2048)
+    few = max(line["ratio_to_dense"] for line in ours if line["rows"] <= 16)
+    whole = max(report["decode sdxl"].values())
+    return {
+        "decode, share of copy bandwidth": judged(f"{share:.2f}", ">= 0.50", share >= 0.5),
+        "decode of all SDXL layers": judged(f"{1e3 * whole:.2f} ms", "<= 3 ms", whole <= 3e-3),
+        "linear, 2048 rows or more": judged(f"{many:.2f} x dense", "<= 1.15 x", many <= 1.15),
+        "linear, 16 rows or fewer": judged(f"{few:.2f} x dense", "<= 0.5 x", few <= 0.5),
+        "SDXL step": judged(f"{best_step:.3f} x dense", "<= 1.10 x", best_step <= 1.1),
+        "SDXL step, memory saved": judged(f"{saved / 1e9:.2f} GB", ">= 3.8 GB", saved >= 3.8e9),
+    }
+
+
+def judged(measured: str, target: str, met: bool) -> dict[str, Any]:
+    """One target."""
+    return {"measured": measured, "target": target, "met": met}
+
+
+if __name__ == "__main__":
+    main()

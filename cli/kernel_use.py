@@ -1,0 +1,55 @@
+"""The kernels that would serve a folder's packed layers here, for `vqcompress inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROWS = {"few rows": 1, "many rows": 1024}
+Use = dict[str, dict[str, Any]]
+"""``few rows`` and ``many rows`` -> kernel, why, refused (kernels that come first in the table -> reason)."""
+
+
+def kernel_use(folder: Path) -> tuple[str, dict[str, dict[str, Use]]]:
+    """The device, and component -> layer -> `Use`. Half precision is assumed on a GPU, float32 elsewhere."""
+    import torch
+
+    from vqcompress.checkpoint.component_files import components
+    from vqcompress.layers.description import layer_specs
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed = {part.name: part.description for part in components(folder) if part.description is not None}
+    return device, {
+        name: {layer: _use(spec, shape, device) for layer, (spec, shape) in layer_specs(description).items()}
+        for name, description in packed.items()
+    }
+
+
+def _use(spec: Any, shape: tuple[int, ...], device: str) -> Use:
+    import torch
+
+    from vqcompress.kernels import kernel_choice
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    choices = {label: kernel_choice(spec, shape, rows, device, dtype) for label, rows in ROWS.items()}
+    return {
+        label: {"kernel": choice.name, "why": choice.purpose, "refused": choice.refused}
+        for label, choice in choices.items()
+    }
+
+
+def kernel_lines(device: str, layers: dict[str, Use]) -> list[str]:
+    """For people: which kernel serves how many layers, what it is for, and why not the ones before it."""
+    lines = []
+    for label in ROWS:
+        uses = Counter((use[label]["kernel"], use[label]["why"]) for use in layers.values())
+        for (kernel, why), count in uses.most_common():
+            lines.append(f"    {label} on {device}: {count} layers by {kernel} ({why})")
+    reasons = Counter(
+        f"{kernel}: {reason}"
+        for use in layers.values()
+        for kernel, reason in use["few rows"]["refused"].items()  # one row: none is refused for having too many
+    )
+    lines += [f"    not {reason} ({count} layers)" for reason, count in reasons.most_common(3)]
+    return lines

@@ -1,0 +1,70 @@
+"""The benchmark scripts run from end to end on toy sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_matmul(monkeypatch):
+    import matmul
+
+    monkeypatch.setattr(matmul, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(matmul, "_clock_seconds", lambda work: [call() for call in work] and 1e-3)
+    report = matmul.benchmark([(64, 32)], [1, 3], list(matmul.FORMATS), 3, torch.float32, "cpu", warm=True)
+    products = [line for line in report["lines"] if line["what"] == "product"]
+    assert {(line["candidate"], line["rows"]) for line in products} >= {("dense", 1), ("trellis", 3), ("scalar", 1)}
+    assert {line["kernel"] for line in products if line["candidate"] == "trellis"} == {"cpu_row", "cpu_numba"}
+    sizes = {line["candidate"]: line["bytes"] for line in products}
+    assert sizes["dense"] == 64 * 32 * 4
+    assert sizes["trellis"] < sizes["dense"] / 6
+    assert "| 64x32 | 1 | dense |" in matmul.markdown(report)
+    assert matmul.parse_shapes("square,64x32") == [(1280, 1280), (64, 32)]
+
+
+def test_whole_network_step():
+    import unet_step
+
+    lines = unet_step.benchmark(["dit"], ["trellis"], 3, False, True, "cpu")
+    assert [line["weights"] for line in lines] == ["dense", "trellis"]
+    assert lines[1]["bytes_saved"] > 0
+    assert "| dit | trellis | eager |" in unet_step.markdown(lines)
+
+
+def test_gpu_check_asks_for_a_gpu():
+    import gpu_check
+    from click.testing import CliRunner
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    result = CliRunner().invoke(gpu_check.main)
+    assert result.exit_code == 2
+    assert "sees no GPU" in result.output
+
+
+@pytest.mark.parametrize("name", ["trellis", "additive", "scalar"])
+def test_gpu_checks_hold_under_the_interpreter(name, monkeypatch, interpreted):
+    import gpu_check
+    from synthetic import packed_weight
+
+    monkeypatch.setattr(gpu_check, "DTYPES", [torch.float32])
+    gpu_check.check_decode(packed_weight(name, (33, 9), 3))
+
+
+def test_synthetic_weights_are_what_their_spec_says(check_spec):
+    from synthetic import FORMATS, packed_weight
+
+    for name in FORMATS:
+        weight = packed_weight(name, (40, 7, 3, 3), 3)
+        check_spec(weight)
+        assert torch.isfinite(weight.decode()).all()
+        assert torch.equal(weight.decode(), packed_weight(name, (40, 7, 3, 3), 3).decode())
