@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from vqcompress.architectures import architecture_of
-from vqcompress.calibration.prompts import load_prompts
 from vqcompress.errors import VQCompressError
 
 
@@ -16,6 +15,8 @@ def prompt_source(recipe: Mapping[str, Any], pipeline: Any) -> str | None:
 
     None for a recipe that says nothing of calibration; the name alone where the prompts cannot be read any more.
     """
+    from vqcompress.calibration.prompts import load_prompts  # choosing prompts needs much that loading does not
+
     if not isinstance(calibration := recipe.get("calibration"), Mapping):
         return None
     name = calibration.get("prompts")
