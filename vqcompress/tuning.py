@@ -76,7 +76,9 @@ def tuning_cost(folder: str | Path, **changes: Any) -> dict[str, Any]:
     """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetune.cost.Cost`."""
     recipe = tuning_recipe(Path(folder), None, changes)
     pipeline = load(folder)
-    return asdict(cost(pipeline, architecture_of(pipeline), recipe.training))
+    architecture = architecture_of(pipeline)
+    prompt = load_prompts(recipe.calibration.prompts or architecture.prompt_set).prompts[0]
+    return asdict(cost(pipeline, architecture, prompt, training=recipe.training, calibration=recipe.calibration))
 
 
 def tuning_recipe(folder: Path, model: str | None, changes: dict[str, Any]) -> Recipe:

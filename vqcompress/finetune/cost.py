@@ -18,7 +18,7 @@ from vqcompress.finetune.learnable import make_learnable
 from vqcompress.finetune.presets import effort
 from vqcompress.finetune.stage_two import checkpointing, widen
 from vqcompress.layers import vq_layers
-from vqcompress.recipe import Training
+from vqcompress.recipe import Calibration, Training
 
 STATES = 6  # float32 numbers a learning parameter: master, gradient, two moments, best, and the copy that is measured
 
@@ -34,11 +34,16 @@ class Cost:
     train_seconds: float
 
 
-def cost(pipeline: Pipeline, architecture: Architecture, training: Training) -> Cost:
-    """Run one step on ``pipeline``, whose denoiser is packed, and multiply. The denoiser is left widened and learnable."""
+def cost(
+    pipeline: Pipeline, architecture: Architecture, prompt: str, *, training: Training, calibration: Calibration
+) -> Cost:
+    """Run one step on ``pipeline``, whose denoiser is packed, for ``prompt``, and multiply. The denoiser is left widened and learnable."""
     size = effort(training)
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
-    call = record_teacher(pipeline, architecture, ["x"], count=1, steps=2, trajectory=2)[0]
+    call = record_teacher(
+        pipeline, architecture, [prompt], count=1, steps=2, guidance=calibration.guidance,
+        height=calibration.height, width=calibration.width, trajectory=1,
+    )[0]  # fmt: skip
     rows = len(call["output"])
     flat = spread_timestep(flatten(call["kwargs"]), rows)
     unit_bytes = sum(value.nbytes for value in flat.values() if isinstance(value, Tensor)) + call["output"].nbytes
@@ -48,7 +53,7 @@ def cost(pipeline: Pipeline, architecture: Architecture, training: Training) -> 
     with checkpointing(denoiser, training.checkpointing):
         _measure(denoiser, kwargs)
         forward, both, saved = _measure(denoiser, kwargs)
-    steps = architecture.defaults.steps
+    steps = architecture.defaults.steps if calibration.steps is None else calibration.steps
     learning = sum(parameter.numel() for parameter in learnable.parameters.values())
     measured = size.held_out * size.held_out_calls * (1 + size.steps / size.measure_every)
     return Cost(
