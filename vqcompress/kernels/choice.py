@@ -34,7 +34,7 @@ def kernel_choice(
     """
     probe = torch.empty(1, dtype=dtype, device=device)
     x = probe.expand(rows, shape[1]) if len(shape) == 2 else probe.expand(1, shape[1], rows, 1)
-    refused = {}
+    refused: dict[str, str] = {}
     for kernel in KERNELS:
         reason = kernel.refusal(spec, shape, x)
         if not reason:
