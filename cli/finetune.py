@@ -63,7 +63,8 @@ def finetune(folder: Path, output: Path | None, as_json: bool, dry_run: bool, ov
 def _dry_run(folder: Path, changes: dict[str, Any], as_json: bool) -> None:
     from vqcompress.tuning import tuning_cost
 
-    expected = tuning_cost(folder, **changes)
+    with StageProgress(quiet=as_json):
+        expected = tuning_cost(folder, **changes)
     if as_json:
         click.echo(json.dumps(expected, indent=2))
         return

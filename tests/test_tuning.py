@@ -93,13 +93,13 @@ def test_quantize_fine_tunes_on_the_way(original, options, tmp_path):
 def test_the_command_line(untuned, tmp_path):
     asked = CliRunner().invoke(main, ["finetune", str(untuned), "--dry-run", "--json"])
     assert asked.exit_code == 0, asked.output
-    expected = json.loads(asked.output)
+    expected = json.loads(asked.stdout)
     assert expected["learning"] > 1000
     assert all(expected[key] > 0 for key in ("peak_memory_bytes", "disk_bytes", "record_seconds", "train_seconds"))
     target = tmp_path / "cli"
     done = CliRunner().invoke(main, ["finetune", str(untuned), "-o", str(target), "--steps", "2", "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.output)["held_out_error"]["steps"] == 2
+    assert json.loads(done.stdout)["held_out_error"]["steps"] == 2
     assert not (target / STATES).exists()
     wrong = CliRunner().invoke(main, ["finetune", str(tmp_path), "-o", str(tmp_path / "x")])
     assert wrong.exit_code == 2
