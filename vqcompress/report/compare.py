@@ -31,6 +31,7 @@ from vqcompress.report.candidate import Candidate, check_labels
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Row, Settings, Share
 from vqcompress.report.component_costs import component_costs
 from vqcompress.report.drawing import Sampling, batch_size, draw
+from vqcompress.report.experts import expert_uses
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
 from vqcompress.report.pictures import to_picture, to_png
 from vqcompress.report.replay import replay
@@ -154,6 +155,7 @@ class _Bench:
             scheme=candidate.scheme,
             dense_layers=tuple(record.layer for record in records if record.format == "dense"),
             starved_layers=tuple(record.layer for record in records if record.is_starved),
+            experts=expert_uses(records),
             bits_per_weight=sizes["bits_per_weight"],
             denoiser_bits=8 * nbytes / self._denoiser_weights(),
             denoiser_bytes=nbytes,

@@ -67,6 +67,17 @@ class Original:
 
 
 @dataclass(frozen=True)
+class ExpertUse:
+    """A routed expert of the mixture called ``mixture``: the calibration ``rows`` that reached it (``None`` where none were
+    recorded), and the mean relative error of its layers."""
+
+    mixture: str
+    expert: int
+    rows: int | None
+    error: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One compressed variant.
 
@@ -75,7 +86,7 @@ class Row:
     PSNR in dB; ``error_by_timestep`` runs from noise to image; ``time_ratio`` is sampling time over the original's in the same run.
     ``dense_layers`` were left so by the model's budget, ``starved_layers`` saw fewer inputs than they have columns.
     ``scheme`` is "mixed" or "uniform" where bits were dealt out in another way than the method's own, else empty.
-    ``components`` are those of a variant that compressed several.
+    ``experts`` are those of its mixtures, ``components`` those of a variant that compressed several.
     """
 
     label: str
@@ -97,6 +108,7 @@ class Row:
     scheme: str = ""
     dense_layers: tuple[str, ...] = ()
     starved_layers: tuple[str, ...] = ()
+    experts: tuple[ExpertUse, ...] = ()
 
     @property
     def curve(self) -> str:
@@ -229,6 +241,7 @@ def _row(data: Mapping[str, Any]) -> Row:
     fields["alignment"] = _shares(data["alignment"])
     fields["error_by_timestep"] = {float(t): float(error) for t, error in data["error_by_timestep"].items()}
     fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
+    fields["experts"] = tuple(ExpertUse(**_numbers(each)) for each in data.get("experts", ()))
     fields["layer_errors"] = tuple(LayerError(**_numbers(each)) for each in data["layer_errors"])
     fields["components"] = tuple(ComponentCost(**_numbers(each)) for each in data.get("components", ()))
     return Row(**fields)

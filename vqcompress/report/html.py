@@ -11,6 +11,8 @@ from markupsafe import Markup
 from vqcompress.report import plots
 from vqcompress.report.comparison import ORIGINAL, Comparison
 from vqcompress.report.component_table import NOTE, components_table
+from vqcompress.report.experts import NOTE as EXPERTS_NOTE
+from vqcompress.report.experts import experts_table
 from vqcompress.report.palette import STYLES
 from vqcompress.report.table import variants_table
 from vqcompress.report.verdict_wording import verdict_lines
@@ -33,6 +35,8 @@ def to_html(comparison: Comparison) -> str:
         table=variants_table(comparison),
         components=components_table(comparison),
         component_note=NOTE,
+        experts=experts_table(comparison),
+        experts_note=EXPERTS_NOTE,
         notes=layer_notes(comparison),
         measured=measured(comparison),
         pictures=_pictures(comparison),

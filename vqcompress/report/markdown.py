@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from vqcompress.report.comparison import Comparison
 from vqcompress.report.component_table import NOTE, components_table
+from vqcompress.report.experts import NOTE as EXPERTS_NOTE
+from vqcompress.report.experts import experts_table
 from vqcompress.report.table import Heading, Line, variants_table
 from vqcompress.report.verdict_wording import verdict_lines
 from vqcompress.report.wording import layer_notes, measured, summary, title
@@ -38,6 +40,11 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     if notes := layer_notes(comparison):
         yield "## Layers\n"
         yield from (f"- {escape(note)}" for note in notes)
+        yield ""
+    if experts := experts_table(comparison):
+        yield "## Experts\n"
+        yield f"{EXPERTS_NOTE}\n"
+        yield from _table(experts.headings, experts.lines)
         yield ""
     yield "## How this was measured\n"
     yield from (f"- {escape(sentence)}" for sentence in measured(comparison))
