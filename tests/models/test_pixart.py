@@ -48,6 +48,30 @@ def test_masked_tokens_are_not_seen() -> None:
     assert not torch.allclose(model(x, t, y, mask), model(x, t, y), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_size": 16, "lewei_scale": 2.0},
+        {"patch_size": 4, "depth": 3},
+        {"hidden_size": 32, "num_heads": 2, "pred_sigma": False},
+        {"mlp_ratio": 3.0, "lewei_scale": 0.5, "depth": 1},
+    ],
+)
+def test_other_configurations(change: dict) -> None:
+    config = TINY | change
+    torch.manual_seed(0)
+    model = PixArt(**config).eval()
+    again = from_official("pixart", config, official_names(model, sizes=False))
+    side = config["input_size"]
+    x, (_, t, y) = torch.randn(2, 4, side, side), conditions()
+    with torch.no_grad():
+        out = again(x, t, y)
+    assert out.shape == (2, 8 if config.get("pred_sigma", True) else 4, side, side)
+    with torch.no_grad():
+        assert out.equal(model(x, t, y))
+    assert sum(name.endswith("scale_shift_table") for name, _ in again.named_parameters()) == config["depth"] + 1
+
+
 def official_names(model: PixArt, sizes: bool) -> dict[str, Tensor]:
     own = model.state_dict()
     return {name: torch.cat([own[t] for t in targets]) for name, targets in name_map(model.depth, sizes).items()}

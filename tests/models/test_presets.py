@@ -69,6 +69,13 @@ def test_small_presets_run_on_the_meta_device(name: str) -> None:
     assert network(x.to("meta"), t.to("meta"), y.to("meta")).shape == (2, 8, 32, 32)
 
 
+@pytest.mark.parametrize("name", ["diffit-512", "mdt-v2-xl-2"])
+def test_position_indices_are_rebuilt_and_not_stored(name: str) -> None:
+    network = preset(name).build()  # of diffit-512 they would be 235 MB
+    assert not list(network.buffers())
+    assert not [key for key, tensor in network.state_dict().items() if not tensor.is_floating_point()]
+
+
 def test_every_preset_has_a_family_and_a_network() -> None:
     assert {p.family for p in PRESETS.values()} | {"diffusers_dit"} == NETWORKS.keys()
     in_diffusers = {"unet", "diffusers_dit", "diffusers_lumina"}

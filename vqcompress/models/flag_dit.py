@@ -20,13 +20,12 @@ from vqcompress.models.flag_layers import (
     Places,
     Text,
     flag_modulation,
-    proportional_scale,
 )
-from vqcompress.models.flag_trunk import FlagTrunk, TrunkShape
+from vqcompress.models.flag_trunk import FlagTrunk, LabelledTrunk, TrunkShape
 from vqcompress.models.guidance import guided
 from vqcompress.models.official_weights import construct, load_strictly
-from vqcompress.models.rotary import RotaryScaling, row_table
-from vqcompress.models.token_rows import Images, SameImages, TokenRows, batched
+from vqcompress.models.rotary import RotaryScaling, Table, row_table
+from vqcompress.models.token_rows import SameImages, TokenRows
 
 
 class FlagBlock(nn.Module):
@@ -57,34 +56,18 @@ class _FlagNetwork(FlagTrunk):
         for name in ("eol_token", "pad_token"):
             self._build_token(name, wanted=shape.cap_feat_dim is not None)
 
-    def _closed(self, lines: Tensor) -> Tensor:
-        """``[rows, columns, dim]`` to one row of tokens; the end-of-line token, if there is one, closes each line."""
+    def _joined(self, lines: Tensor) -> Tensor:
+        """The end-of-line token, if there is one, closes each line."""
         if self.eol_token is not None:
             lines = torch.cat([lines, self.eol_token.to(lines.dtype).expand(len(lines), 1, -1)], dim=1)
         return lines.flatten(0, 1)
 
-    def _rows(self, x: Images) -> TokenRows:
-        cells = self._patches(x)
-        grids = [(len(lines), lines.shape[1]) for lines in cells]
-        return batched([self._closed(lines) for lines in cells], grids, self.pad_token)
-
-    def _places(self, rows: TokenRows, scaling: RotaryScaling, base_seqlen: int | None) -> Places:
-        length = rows.tokens.shape[1]
-        table = row_table(length, self.shape.head_width, scaling, rows.tokens.device)
-        scale = None if base_seqlen is None else proportional_scale(length, base_seqlen, self.shape.head_width)
-        return Places(table, rows.present, scale)
-
-    def _without_ends(self, row: Tensor, height: int, width: int) -> Tensor:
-        """Output tokens of one image ``[rows·columns, …]``; padding and end-of-line tokens dropped."""
+    def _real(self, row: Tensor, height: int, width: int) -> Tensor:
         line = width + (self.eol_token is not None)
         return row[: height * line].unflatten(0, (height, line))[:, :width].flatten(0, 1)
 
-    def _predict(
-        self, x: SameImages, rows: TokenRows, condition: Tensor, places: Places, text: Text | None, channels: int
-    ) -> SameImages:
-        tokens = self._run(rows, condition, places, text)
-        real = [self._without_ends(row, *grid) for row, grid in zip(tokens, rows.grids, strict=True)]
-        return self._images(real, rows, x, channels)
+    def _table(self, rows: TokenRows, scaling: RotaryScaling) -> Table:
+        return row_table(rows.tokens.shape[1], self.shape.head_width, scaling, rows.tokens.device)
 
 
 class FlagDiT(_FlagNetwork):
@@ -131,11 +114,8 @@ class FlagDiT(_FlagNetwork):
         Returns what ``x`` is. The rest adapts to resolutions above the trained one: see RotaryScaling, and
         proportional_scale for ``base_seqlen``, the trained number of tokens.
         """
-        rows = self._rows(x)
-        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
         scaling = RotaryScaling(rope_scaling_factor or self.scaling.linear, ntk_factor or self.scaling.ntk)
-        places, text = self._places(rows, scaling, base_seqlen), Text(cap_feats, cap_mask.bool())
-        return self._predict(x, rows, condition, places, text, self.shape.in_channels)
+        return self._read(x, t, cap_feats, cap_mask, scaling, base_seqlen)
 
     def forward_with_cfg(
         self,
@@ -157,7 +137,7 @@ class FlagDiT(_FlagNetwork):
         return guided(lambda both: self(both, t, cap_feats, cap_mask, *adapted), x, cfg_scale)
 
 
-class _FlagLabels(_FlagNetwork):
+class _FlagLabels(LabelledTrunk, _FlagNetwork):
     """What FlagDiTLabels and LargeDiT share: all but the number of channels that they return."""
 
     @register_to_config
@@ -182,27 +162,9 @@ class _FlagLabels(_FlagNetwork):
         self._build_flag(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm))
         self._build_labels(num_classes, class_dropout_prob)
 
-    @property
-    def _channels(self) -> int:
-        raise NotImplementedError
-
-    def forward(self, x: SameImages, t: Tensor, y: Tensor) -> SameImages:
-        """``x`` as in FlagDiT; ``t`` ``[batch]``; labels ``y`` ``[batch]``. Returns ``[batch, channels, h, w]``."""
-        rows = self._rows(x)
-        condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
-        return self._predict(x, rows, condition, self._places(rows, RotaryScaling(), None), None, self._channels)
-
-    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
-        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels."""
-        return guided(lambda both: self(both, t, y), x, cfg_scale)
-
 
 class FlagDiTLabels(_FlagLabels):
     """Class-conditional Flag-DiT (ImageNet): a flow like FlagDiT, label ``num_classes`` is the null label."""
-
-    @property
-    def _channels(self) -> int:
-        return self.shape.in_channels
 
 
 class LargeDiT(_FlagLabels):

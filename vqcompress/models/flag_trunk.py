@@ -11,9 +11,18 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.embeddings import LabelEmbedder, TimestepEmbedder
-from vqcompress.models.flag_layers import FlagFinalLayer, Places, Text, condition_width, hidden_width
+from vqcompress.models.flag_layers import (
+    FlagFinalLayer,
+    Places,
+    Text,
+    condition_width,
+    hidden_width,
+    proportional_scale,
+)
+from vqcompress.models.guidance import guided
 from vqcompress.models.network import Network
-from vqcompress.models.token_rows import Images, SameImages, TokenRows, image_of, patches
+from vqcompress.models.rotary import RotaryScaling, Table
+from vqcompress.models.token_rows import Images, SameImages, TokenRows, batched, image_of, patches
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,45 @@ class FlagTrunk(Network):
         weight = mask.to(features.dtype).unsqueeze(-1)
         return self.cap_embedder((features * weight).sum(1) / weight.sum(1).clamp(min=1))
 
+    def _rows(self, x: Images) -> TokenRows:
+        """The patches of each image as one row, shorter rows padded."""
+        cells = self._patches(x)
+        grids = [(len(lines), lines.shape[1]) for lines in cells]
+        return batched([self._joined(lines) for lines in cells], grids, self.pad_token)
+
+    def _joined(self, lines: Tensor) -> Tensor:
+        """``[rows, columns, dim]`` to one row of tokens."""
+        return lines.flatten(0, 1)
+
+    def _real(self, row: Tensor, height: int, width: int) -> Tensor:
+        """Output tokens of one image ``[rows·columns, …]``, without what `_joined` and padding have added."""
+        return row[: height * width]
+
+    def _table(self, rows: TokenRows, scaling: RotaryScaling) -> Table:
+        """Rotary table of all tokens."""
+        raise NotImplementedError
+
+    def _places(self, rows: TokenRows, scaling: RotaryScaling, base_seqlen: int | None) -> Places:
+        length, width = rows.tokens.shape[1], self.shape.head_width
+        scale = None if base_seqlen is None else proportional_scale(length, base_seqlen, width)
+        return Places(self._table(rows, scaling), rows.present, scale)
+
+    def _read(
+        self,
+        x: SameImages,
+        t: Tensor,
+        features: Tensor,
+        mask: Tensor,
+        scaling: RotaryScaling,
+        base_seqlen: int | None,
+    ) -> SameImages:
+        """Velocity at time ``t`` under a caption: ``features`` ``[batch, length, width]``, ``mask`` 1 where text."""
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(features, mask)
+        places = self._places(rows, scaling, base_seqlen)
+        tokens = self._run(rows, condition, places, Text(features, mask.bool()))
+        return self._images(tokens, rows, x, self.shape.in_channels)
+
     def _run(self, rows: TokenRows, condition: Tensor, places: Places, text: Text | None) -> Tensor:
         """All blocks and the final layer: ``[batch, tokens, patch·patch·out_channels]``."""
         x = rows.tokens
@@ -91,9 +139,31 @@ class FlagTrunk(Network):
             x = layer(x, condition, places, text)
         return self.final_layer(x, condition)
 
-    def _images(self, tokens: list[Tensor], rows: TokenRows, like: SameImages, channels: int) -> SameImages:
+    def _images(self, tokens: Tensor, rows: TokenRows, like: SameImages, channels: int) -> SameImages:
         """The first ``channels`` output channels, stacked if the input was."""
         images = [
-            image_of(row, grid, self.shape.patch_size)[:channels] for row, grid in zip(tokens, rows.grids, strict=True)
+            image_of(self._real(row, *grid), grid, self.shape.patch_size)[:channels]
+            for row, grid in zip(tokens, rows.grids, strict=True)
         ]
         return cast(SameImages, torch.stack(images) if isinstance(like, Tensor) else images)
+
+
+class LabelledTrunk(FlagTrunk):
+    """What the class-conditional networks share."""
+
+    @property
+    def _channels(self) -> int:
+        """How many output channels are returned: those of the latent, without the variance."""
+        return self.shape.in_channels
+
+    def forward(self, x: SameImages, t: Tensor, y: Tensor) -> SameImages:
+        """``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]``; labels ``y``
+        ``[batch]``. Returns what ``x`` is."""
+        rows = self._rows(x)
+        condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
+        tokens = self._run(rows, condition, self._places(rows, RotaryScaling(), None), None)
+        return self._images(tokens, rows, x, self._channels)
+
+    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
+        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels."""
+        return guided(lambda both: self(both, t, y), x, cfg_scale)

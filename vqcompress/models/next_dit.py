@@ -19,13 +19,12 @@ from vqcompress.models.flag_layers import (
     Places,
     Text,
     flag_modulation,
-    proportional_scale,
 )
-from vqcompress.models.flag_trunk import FlagTrunk, TrunkShape
+from vqcompress.models.flag_trunk import FlagTrunk, LabelledTrunk, TrunkShape
 from vqcompress.models.guidance import guided
 from vqcompress.models.official_weights import construct, load_strictly
 from vqcompress.models.rotary import RotaryScaling, Table, grid_table, time_aware_scaling
-from vqcompress.models.token_rows import Images, SameImages, TokenRows, batched
+from vqcompress.models.token_rows import SameImages, TokenRows
 
 
 class NextBlock(nn.Module):
@@ -57,11 +56,6 @@ class _NextNetwork(FlagTrunk):
         self._build(shape, NextBlock, final_parts=1)
         self._build_token("pad_token", padded)
 
-    def _rows(self, x: Images) -> TokenRows:
-        cells = self._patches(x)
-        grids = [(len(lines), lines.shape[1]) for lines in cells]
-        return batched([lines.flatten(0, 1) for lines in cells], grids, self.pad_token)
-
     def _table(self, rows: TokenRows, scaling: RotaryScaling) -> Table:
         width, device = self.shape.head_width, rows.tokens.device
         if rows.present is None and len(set(rows.grids)) == 1:
@@ -69,18 +63,6 @@ class _NextNetwork(FlagTrunk):
         tables = [grid_table(*grid, width, scaling, device) for grid in rows.grids]
         cos, sin = (pad_sequence(entries, batch_first=True) for entries in map(list, zip(*tables, strict=True)))
         return cos, sin
-
-    def _places(self, rows: TokenRows, scaling: RotaryScaling, base_seqlen: int | None) -> Places:
-        length, width = rows.tokens.shape[1], self.shape.head_width
-        scale = None if base_seqlen is None else proportional_scale(length, base_seqlen, width)
-        return Places(self._table(rows, scaling), rows.present, scale)
-
-    def _predict(
-        self, x: SameImages, rows: TokenRows, condition: Tensor, places: Places, text: Text | None
-    ) -> SameImages:
-        tokens = self._run(rows, condition, places, text)
-        real = [row[: height * width] for row, (height, width) in zip(tokens, rows.grids, strict=True)]
-        return self._images(real, rows, x, self.shape.in_channels)
 
 
 class NextDiT(_NextNetwork):
@@ -128,13 +110,10 @@ class NextDiT(_NextNetwork):
         Returns what ``x`` is. The rest adapts to resolutions above the trained one: rotary tables are rebuilt at each
         call from ``t[0]`` (see time_aware_scaling), and attention is kept as sharp as at ``base_seqlen`` tokens.
         """
-        rows = self._rows(x)
-        condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(cap_feats, cap_mask)
         scaling = (
             self.scaling if scale_factor is None else time_aware_scaling(scale_factor, scale_watershed, float(t[0]))
         )
-        places = self._places(rows, scaling, base_seqlen)
-        return self._predict(x, rows, condition, places, Text(cap_feats, cap_mask.bool()))
+        return self._read(x, t, cap_feats, cap_mask, scaling, base_seqlen)
 
     def forward_with_cfg(
         self,
@@ -156,7 +135,7 @@ class NextDiT(_NextNetwork):
         return guided(lambda both: self(both, t, cap_feats, cap_mask, *adapted), x, cfg_scale)
 
 
-class NextDiTLabels(_NextNetwork):
+class NextDiTLabels(LabelledTrunk, _NextNetwork):
     """Class-conditional Next-DiT (ImageNet); label ``num_classes`` is the null label."""
 
     @register_to_config
@@ -182,16 +161,6 @@ class NextDiTLabels(_NextNetwork):
         trunk = (patch_size, in_channels, dim, n_layers, n_heads, n_kv_heads, multiple_of, ffn_dim_multiplier)
         self._build_next(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm), padded=has_pad_token)
         self._build_labels(num_classes, class_dropout_prob)
-
-    def forward(self, x: SameImages, t: Tensor, y: Tensor) -> SameImages:
-        """``x`` and ``t`` as in NextDiT; labels ``y`` ``[batch]``. Returns what ``x`` is."""
-        rows = self._rows(x)
-        condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
-        return self._predict(x, rows, condition, self._places(rows, RotaryScaling(), None), None)
-
-    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
-        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels."""
-        return guided(lambda both: self(both, t, y), x, cfg_scale)
 
 
 def next_dit_network(**arguments: Any) -> NextDiT | NextDiTLabels:

@@ -89,6 +89,10 @@ def _text_pipeline(network: nn.Module, text: TextParts, vae: Any) -> DiffusionPi
 def _pixart(network: PixArt, text: TextParts, vae: Any) -> DiffusionPipeline:
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
 
+    if network.mlp_ratio != 4:
+        raise ArchitectureError(
+            f"diffusers saves PixArt with MLPs four times as wide as the tokens; mlp_ratio={network.mlp_ratio} has no pipeline"
+        )
     scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     return PixArtAlphaPipeline(text.tokenizer, text.encoder, vae, network.transformer, scheduler)
 

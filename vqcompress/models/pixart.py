@@ -67,7 +67,7 @@ class PixArt(nn.Module):
         sizes: bool = False,
     ):
         super().__init__()
-        self.depth, self.pred_sigma, self.sizes = depth, pred_sigma, sizes
+        self.depth, self.pred_sigma, self.sizes, self.mlp_ratio = depth, pred_sigma, sizes, mlp_ratio
         self.transformer = PixArtTransformer2DModel(
             num_attention_heads=num_heads,
             attention_head_dim=hidden_size // num_heads,
