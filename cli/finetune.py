@@ -20,7 +20,11 @@ from vqcompress.cli.quantize import _setting
     "--preset", type=click.Choice(["fast", "default", "best"]), help="How long to train [default: the recipe's]."
 )
 @click.option("--steps", type=click.IntRange(1), help="Training steps [default: by preset].")
-@click.option("--rate", type=float, help="Largest step, relative to each tensor's RMS [default: by preset].")
+@click.option(
+    "--rate",
+    type=float,
+    help="Largest step, relative to each tensor's RMS and the root of the error at the start [default: 0.05].",
+)
 @click.option(
     "--set",
     "settings",

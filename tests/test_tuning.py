@@ -16,7 +16,7 @@ from vqcompress.errors import CheckpointError, RecipeError
 from vqcompress.finetune.stage_two import STATES
 from vqcompress.tuning import finetune
 
-TRAINING = {"prompts": 4, "held_out": 2, "steps": 8, "batch_size": 4, "rate": 0.01, "block_steps": 2}
+TRAINING = {"prompts": 4, "held_out": 2, "steps": 8, "batch_size": 4, "rate": 0.05, "block_steps": 2}
 WORDS = "a cat\ntwo dogs\na red hat\nthe sea\nan old tree\nrain\na ship\nsome sand\n"
 
 

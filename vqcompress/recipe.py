@@ -41,7 +41,8 @@ class Training(_Section):
     """How the continuous part of a compressed denoiser learns from the original (see `vqcompress.finetune.presets`).
 
     ``preset`` fixes what is ``None`` here: prompts to learn from and to stop by, steps, units (a prompt at one timestep, in all
-    guidance branches) a step and at once in memory, and the largest step relative to each tensor's RMS. ``learn`` names what
+    guidance branches) a step and at once in memory, and the largest step relative to each tensor's RMS and to the root of the
+    relative error at the start. ``learn`` names what
     learns. ``row_scales`` gives layers with one common scale a scale for each row, ``tables`` is the most that learned
     trellis tables may add to the codes that read them, as a share of these; both are off, for they cost bits, and on the
     embedded model they gained nothing (docs/finetune.md). ``guided`` is the share of the guided output in the loss; ``budget_gb`` bounds the teacher's outputs on disk.

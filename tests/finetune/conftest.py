@@ -28,7 +28,7 @@ _spec.loader.exec_module(_tiny)
 KEEP = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 PROMPTS = ["a cat", "two dogs", "a red hat", "the sea", "an old tree", "rain", "a ship", "some sand"]
 TRAINING = {
-    "prompts": 4, "held_out": 2, "steps": 12, "batch_size": 4, "micro_batch": 4, "rate": 0.01, "block_steps": 4, "tables": 0.0,
+    "prompts": 4, "held_out": 2, "steps": 12, "batch_size": 4, "micro_batch": 4, "rate": 0.05, "block_steps": 4, "tables": 0.0,
 }  # fmt: skip
 
 

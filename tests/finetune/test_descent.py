@@ -36,7 +36,7 @@ def descent(schedule=None, measure=None, **options) -> tuple[Toy, Descent]:
         learnable,
         gradient,
         measure or (lambda: float(loss())),
-        schedule or Schedule(60, 0.02, measure_every=5),
+        schedule or Schedule(60, 0.2, measure_every=5),
         **options,
     )
 
@@ -50,7 +50,7 @@ def test_it_descends_and_ends_in_the_best_state():
 
 def test_a_start_that_nothing_beats_is_kept():
     worse = iter(range(100))
-    toy, run = descent(measure=lambda: float(next(worse)), schedule=Schedule(60, 0.02, measure_every=5, patience=3))
+    toy, run = descent(measure=lambda: float(next(worse)), schedule=Schedule(60, 0.2, measure_every=5, patience=3))
     before = toy.norm.weight.detach().clone()
     outcome = run.run()
     assert (outcome.best_step, outcome.steps) == (0, 15)

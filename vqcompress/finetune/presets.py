@@ -11,7 +11,7 @@ from vqcompress.recipe import Training
 class Effort:
     """``prompts`` teach, ``held_out`` prompts decide when to stop; ``calls`` of each held-out trajectory are measured on.
 
-    ``steps`` of ``batch_size`` units, ``micro_batch`` at once in memory; ``rate`` relative to each tensor's RMS; ``block_steps`` steps
+    ``steps`` of ``batch_size`` units, ``micro_batch`` at once in memory; ``rate`` as in `Schedule`; ``block_steps`` steps
     for each block on ``block_units`` units.
     """
 
@@ -29,9 +29,9 @@ class Effort:
 
 
 PRESETS = {
-    "fast": Effort(48, 8, 4, 100, 8, 8, 0.012, 20, 4, 16, 64),
-    "default": Effort(192, 16, 5, 400, 8, 8, 0.012, 25, 6, 24, 96),
-    "best": Effort(512, 24, 5, 2000, 16, 8, 0.012, 50, 8, 48, 192),
+    "fast": Effort(48, 8, 4, 100, 8, 8, 0.05, 20, 4, 16, 64),
+    "default": Effort(192, 16, 5, 400, 8, 8, 0.05, 25, 6, 24, 96),
+    "best": Effort(512, 24, 5, 2000, 16, 8, 0.05, 50, 8, 48, 192),
 }
 """VQDM (arXiv 2409.00492, section 4) trains on 512 prompts for 1600 steps of 64; smaller batches with larger steps get there sooner."""
 
