@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,11 @@ from synthetic import FORMATS, packed_weight
 from torch import Tensor
 
 from vqcompress import kernels
+from vqcompress.formats.trellis import window_states
+from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import reference, triton_decode, triton_multiply
+from vqcompress.kernels.cpu_viterbi import CpuViterbi
+from vqcompress.kernels.triton_viterbi import search_columns
 from vqcompress.quantized_weight import QuantizedWeight
 
 SHAPES = [(640, 640), (1280, 1280), (10240, 1280), (1152, 4608), (321, 77), (45, 1), (1000, 333), (320, 4, 3, 3)]
@@ -89,10 +92,8 @@ def all_checks() -> Iterator[Check]:
         yield f"torch.compile {name}", lambda weight=small: check_compiled(weight)
         yield f"repeatable {name}", lambda weight=small: check_repeatable(weight)
     yield "float16 does not overflow", check_overflow
-    if find_spec("vqcompress.kernels.triton_viterbi") is not None:
-        from viterbi_check import check_viterbi
-
-        yield "Viterbi search", check_viterbi
+    for state_bits, rate in ((8, 1), (12, 2), (12, 3), (12, 6), (14, 4)):
+        yield f"Viterbi {state_bits} {rate}", lambda bits=state_bits, rate=rate: check_viterbi(bits, rate)
 
 
 def tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -191,6 +192,27 @@ def check_overflow() -> None:
             raise AssertionError("infinite outputs")
 
 
+def check_viterbi(state_bits: int, rate: int) -> None:
+    """Paths as cheap as the CPU's, that decode to what they say; other codes only where sums round differently."""
+    table, rows = value_table(state_bits, rate, 0.0), 200
+    targets, scale = torch.randn(8, rows), 0.5 + torch.rand(rows)
+    symbols, values = search_columns(targets.to(DEVICE), scale.to(DEVICE), table.to(DEVICE), rate, 5)
+    if not torch.equal(table.float()[window_states(symbols.cpu().int(), rate, state_bits).long()], values.cpu()):
+        raise AssertionError("the symbols do not decode to the values")
+    search = CpuViterbi(rows, state_bits, {rate: table}, 5)
+    for target, own in zip(targets, values.cpu(), strict=True):
+        cost, expected = ((target - scale * v).square().sum() for v in (own, search(target, scale, rate)[1]))
+        if abs(float(cost / expected) - 1) > 1e-4:
+            raise AssertionError(f"cost {float(cost):.6f}, the CPU found {float(expected):.6f}")
+
+
+def search_speed() -> float:
+    """Weights a second that the search codes at 12 state bits and 3 bits a weight."""
+    targets, scale = torch.randn(512, 1280, device=DEVICE), torch.ones(1280, device=DEVICE)
+    table = value_table(12, 3, 0.0).to(DEVICE)
+    return targets.numel() / matmul.seconds([lambda: search_columns(targets, scale, table, 3)], DEVICE)
+
+
 def timings(compiled: bool) -> dict[str, Any]:
     """Everything that has a target."""
     found: dict[str, Any] = {}
@@ -207,6 +229,8 @@ def timings(compiled: bool) -> dict[str, Any]:
                 f"\n### trellis tables in {place}\n\n{matmul.markdown(found[f'trellis tables in {place}'])}", flush=True
             )
     found["decode sdxl"] = decode_sdxl()
+    found["searched weights a second"] = search_speed()
+    print(f"Viterbi: {found['searched weights a second'] / 1e6:.1f} M weights a second", flush=True)
     found["step"] = unet_step.benchmark(["sdxl", "dit"], ["trellis", "additive"], 3, compiled, False, "cuda")
     print(unet_step.markdown(found["step"]), flush=True)
     return found

@@ -24,7 +24,9 @@ from synthetic import packed_weight
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import triton_decode, triton_multiply
+from vqcompress.kernels.triton_viterbi import LARGEST_STATE_BITS, search_states
 
 CAPABILITIES = (80, 89, 90)
 POINTERS = {
@@ -64,6 +66,11 @@ def cases() -> Iterator[tuple[str, Launch]]:
         for launch in launches:
             if launch[0].__name__ != "finish" or rows > 16:
                 yield f"{launch[0].__name__}, {bits} bits{_rows(launch)}", launch
+
+    for state_bits in (12, LARGEST_STATE_BITS):
+        with noted_launches() as launches:
+            search_states(torch.zeros(2, 64), torch.ones(64), value_table(state_bits, 3, 0.0), 3, 0)
+        yield f"viterbi, {state_bits} state bits", launches[0]
 
 
 def _rows(launch: Launch) -> str:
