@@ -1,4 +1,4 @@
-"""One or two rows times trellis codes on the CPU, without a decoded weight."""
+"""One or two rows times vector codes on the CPU, without a decoded weight."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def test_product_is_the_dense_one(shape, random_weight):
     x = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(1))
     bias = torch.randn(shape[0], generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(multiply(x, *packed(weight), bias), F.linear(x, weight.decode(), bias))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [{}, {"code_bits": 6, "dimension": 4, "min_rate": 0}, {"code_bits": 10, "dimension": 5, "row_scales": False}],
+)
+def test_additive_codes(geometry, random_weight):
+    weight = random_weight("additive", (42, 9), **geometry)
+    x = torch.randn(2, 9, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(multiply(x, *packed(weight), None), F.linear(x, weight.decode()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -44,7 +54,7 @@ def test_inputs_that_are_not_contiguous_and_empty_batches(random_weight):
     assert multiply(x[:0], *packed(weight), None).shape == (0, 40)
 
 
-def test_it_serves_one_and_two_rows_of_the_trellis(random_weight):
+def test_it_serves_one_and_two_rows_of_vector_codes(random_weight):
     weight, other = random_weight("trellis", (40, 12)), random_weight("scalar", (40, 12))
     assert choose_kernel(weight.spec, weight.shape, torch.zeros(2, 12)).name == "cpu_row"
     assert choose_kernel(weight.spec, weight.shape, torch.zeros(3, 12)).name == "cpu_numba"

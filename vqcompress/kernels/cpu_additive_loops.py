@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from vqcompress.kernels.cpu_loops import _compiled, _read_bits
-from vqcompress.kernels.cpu_words import add_word, begin_word, scale_word
+from vqcompress.kernels.cpu_words import add_word, begin_word, multiply_add_word, scale_word
 
 
 @_compiled(inline="always")
@@ -51,3 +51,21 @@ def additive_decoder(dimension: int, code_bits: int) -> Callable[..., None]:
                 out[row] = total * scale[row]
 
     return _compiled(nogil=True)(decode)
+
+
+@lru_cache(maxsize=64)
+def additive_row(dimension: int, code_bits: int) -> Callable[..., None]:
+    """``(first, last, total [padded], x [columns], codes, starts, rates, codebooks, vectors)``: adds to ``total`` the product of one input
+    row with the unscaled values of columns ``first … last``; ``padded`` is ``vectors * dimension``."""
+    size = dimension << code_bits
+
+    def multiply(first, last, total, x, codes, starts, rates, codebooks, vectors):
+        books = codebooks.reshape(-1)
+        for column in range(first, last):
+            stream, rate, factor = codes[starts[column] :], rates[column], x[column]
+            for vector in range(vectors):
+                for book in range(rate):
+                    word = book * size + _code(stream, vector * rate + book, code_bits) * dimension
+                    multiply_add_word(dimension, books, word, factor, total, vector * dimension)
+
+    return _compiled(nogil=True)(multiply)

@@ -1,4 +1,4 @@
-"""One row of inputs times trellis codes on the CPU: the values go from the table into the sums and are never stored."""
+"""One row of inputs times vector codes on the CPU: values go from the tables into the sums and are never stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqcompress.formats import FormatSpec, TrellisSpec
+from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.kernels import cpu_numba
 from vqcompress.matrix_view import matrix_shape
 
@@ -21,8 +21,8 @@ MOST_ROWS = 2  # each costs as much as decoding
 
 def refusal(spec: FormatSpec, shape: Shape, x: Tensor) -> str:
     """Why this kernel cannot serve the case, or an empty string."""
-    if not isinstance(spec, TrellisSpec):
-        return f"{spec.format} codes"
+    if isinstance(spec, ScalarSpec):  # their scales differ along the inputs
+        return "scalar codes"
     if not x.is_floating_point() or len(shape) != 2:
         return "only products with a matrix"
     if (count := x.numel() // max(1, x.shape[-1])) > MOST_ROWS:
@@ -34,18 +34,20 @@ def multiply(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Te
     """``x [..., columns] -> [..., rows]`` in the dtype of ``x``; sums and scale in float32."""
     rows, columns = matrix_shape(shape)
     inputs = x.detach().reshape(-1, columns).float().contiguous()
-    sums = (
-        torch.stack([_unscaled(row.numpy(), cast(TrellisSpec, spec), tensors, rows) for row in inputs])
-        if len(inputs)
-        else inputs
-    )
+    sums = torch.stack([_unscaled(row.numpy(), spec, tensors, rows) for row in inputs]) if len(inputs) else inputs
     y = sums.new_empty(0, rows) if not len(inputs) else sums * tensors["scale"].detach().float()
     if bias is not None:
         y = y + bias.detach().float()
     return y.to(x.dtype).reshape(*x.shape[:-1], rows)
 
 
-def _unscaled(x: np.ndarray, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int) -> Tensor:
+def _unscaled(x: np.ndarray, spec: FormatSpec, tensors: Mapping[str, Tensor], rows: int) -> Tensor:
+    if isinstance(spec, TrellisSpec):
+        return _trellis(x, spec, tensors, rows)
+    return _additive(x, cast(AdditiveSpec, spec), tensors, rows)
+
+
+def _trellis(x: np.ndarray, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int) -> Tensor:
     from vqcompress.kernels import cpu_loops
     from vqcompress.kernels.cpu_trellis_loops import trellis_row
 
@@ -55,4 +57,16 @@ def _unscaled(x: np.ndarray, spec: TrellisSpec, tensors: Mapping[str, Tensor], r
     for rate in np.unique(rates).tolist():
         if rate:
             trellis_row(state_bits, rate)(0, len(x), total, x, codes, starts, rates, tables[rate - 1], rows)
+    return torch.from_numpy(total[:rows])
+
+
+def _additive(x: np.ndarray, spec: AdditiveSpec, tensors: Mapping[str, Tensor], rows: int) -> Tensor:
+    from vqcompress.kernels import cpu_loops
+    from vqcompress.kernels.cpu_additive_loops import additive_row
+
+    codes, starts, rates, books, _, _ = cpu_numba.additive_arguments(cpu_loops, spec, tensors, rows, len(x))
+    vectors = spec.vectors(rows)
+    total = np.zeros(vectors * spec.dimension, np.float32)
+    multiply = additive_row(spec.dimension, spec.code_bits)
+    multiply(0, len(x), total, x, codes, starts, rates, books, vectors)
     return torch.from_numpy(total[:rows])

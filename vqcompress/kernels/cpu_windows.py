@@ -77,9 +77,11 @@ def _store(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.bitcast(address, FLOATS.as_pointer()), align=4)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    single = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(single, ir.Constant(FLOATS, ir.Undefined), _constant([0] * LANES))
+def splat(builder: Any, value: Any, count: int = LANES) -> Any:
+    """A vector of ``count`` floats that are all ``value``."""
+    kind = ir.VectorType(ir.FloatType(), count)
+    single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), _constant([0] * count))
 
 
 @intrinsic(prefer_literal=True)
@@ -118,7 +120,7 @@ def look_up_add(typing_context, rate, length, codes, at, table, factor, total, r
             builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), "llvm.fmuladd.v16f32"
         )
         values = _gathered(builder, start, states)
-        _store(builder, builder.call(multiply_add, [_splat(builder, factor_), values, _load(builder, where)]), where)
+        _store(builder, builder.call(multiply_add, [splat(builder, factor_), values, _load(builder, where)]), where)
         return context.get_dummy_value()
 
     return types.void(rate, length, codes, types.intp, table, types.float32, total, types.intp), generate
