@@ -22,7 +22,9 @@ def load_pipeline(folder: str | Path):
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    from vqcompress.architectures.dtype_option import dtype_option
+
+    pipe = DiffusionPipeline.from_pretrained(folder, **dtype_option(torch.float32), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -50,6 +50,9 @@ class Architecture:
 
     masked_layers: ClassVar[str | None] = None
     """Regular expression of layers that read text tokens of which `text_mask` tells the padding."""
+
+    call_arguments: ClassVar[Mapping[str, Any]] = {}
+    """What the pipeline's call is given besides the prompts and how to sample them."""
 
     name: str
     denoiser: str
@@ -149,6 +152,7 @@ class Architecture:
             width=size[1],
             generator=generators,
             output_type=output_type,
+            **self.call_arguments,
         ).images
 
     def encode(self, pipeline: Pipeline, prompts: Sequence[str], *, guidance: float) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
+from vqcompress.architectures.dtype_option import dtype_option
 from vqcompress.errors import ArchitectureError, VQCompressError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def open_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
         raise ArchitectureError(problem)
     try:
         return pipeline_class(folder).from_pretrained(
-            str(folder), dtype=dtype, variant=_variant(folder), use_safetensors=True, local_files_only=True
+            str(folder), **dtype_option(dtype), variant=_variant(folder), use_safetensors=True, local_files_only=True
         )
     except VQCompressError:
         raise

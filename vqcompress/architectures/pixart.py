@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from vqcompress.architectures.architecture import (
     Architecture,
-    OutputType,
     Pipeline,
     SamplingDefaults,
     image_size,
@@ -30,6 +29,9 @@ class PixArtArchitecture(Architecture):
     }
     masked_layers: ClassVar[str | None] = r"^caption_projection\.|\.attn2\.to_[kv]$"
 
+    # Exactly the size asked for, and prompts as they are: cleaning depends on what else is installed.
+    call_arguments: ClassVar[Mapping[str, Any]] = {"clean_caption": False, "use_resolution_binning": False}
+
     @classmethod
     def supports(cls, pipeline: Pipeline) -> bool:
         from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
@@ -41,30 +43,6 @@ class PixArtArchitecture(Architecture):
         height, width = image_size(pipeline, pipeline.transformer)
         components = ("transformer", *present_text_encoders(pipeline))
         return cls("pixart", "transformer", components, SamplingDefaults(20, 4.5, height, width))
-
-    def run(
-        self,
-        pipeline: Pipeline,
-        prompts: list[str],
-        *,
-        generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
-        size: tuple[int, int],
-        output_type: OutputType,
-    ) -> Any:
-        """At exactly ``size``, and with prompts as they are: cleaning depends on what else is installed."""
-        return pipeline(
-            prompt=prompts,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=size[0],
-            width=size[1],
-            generator=generators,
-            output_type=output_type,
-            clean_caption=False,
-            use_resolution_binning=False,
-        ).images
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
         return token_mask(call, "encoder_attention_mask", "attention_mask")

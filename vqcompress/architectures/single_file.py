@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vqcompress.architectures.dtype_option import dtype_option
 from vqcompress.architectures.folder import open_folder
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.errors import ArchitectureError
@@ -57,7 +58,9 @@ def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
         return pipeline
     layout = layout_of(path)
     try:
-        return getattr(diffusers, layout.pipeline).from_single_file(str(path), config=layout.config, dtype=dtype)
+        return getattr(diffusers, layout.pipeline).from_single_file(
+            str(path), config=layout.config, **dtype_option(dtype)
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(

@@ -41,7 +41,7 @@ def dequantize(
     output = Path(output)
     single = output.suffix == SINGLE_FILE
     _check(output, single, layout, overwrite)
-    pipeline = _dense(load(folder, torch_dtype=dtype), dtype)
+    pipeline = _dense(load(folder, dtype=dtype), dtype)
     if not single:
         with publish(output, overwrite) as partial:
             pipeline.save_pretrained(partial, safe_serialization=True)

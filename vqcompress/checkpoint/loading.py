@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from vqcompress.architectures.dtype_option import dtype_option
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.checkpoint.verification import verify
 from vqcompress.errors import CheckpointError
@@ -27,4 +28,7 @@ def load(folder: str | Path, **options: Any) -> DiffusionPipeline:
         raise CheckpointError(
             f"{folder} is not sound: " + "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "")
         )
+    for name in ("torch_dtype", "dtype"):
+        if name in options:
+            options |= dtype_option(options.pop(name))
     return DiffusionPipeline.from_pretrained(str(folder), **{**options, "use_safetensors": True})
