@@ -6,8 +6,6 @@ from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
-
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
 KINDS = ("UNet", "DiT", "text encoder")
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")
@@ -32,20 +30,29 @@ def pytest_addoption(parser):
     parser.addoption("--write-compatibility", action="store_true", help="write docs/compatibility.md")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    report = (yield).get_result()
-    if report.when == "call" or (report.when == "setup" and report.failed):
+def pytest_collection_modifyitems(items):
+    """Note with each test what it shows, in a form that its report carries, from another process too."""
+    for item in items:
         for mark in item.iter_markers("feature"):
-            for kind in mark.args[1:] or (item.callspec.params["kind"],):
-                RESULTS[mark.args[0]][kind].append(report.passed)
+            kinds = mark.args[1:] or (item.callspec.params["kind"],)
+            item.user_properties += [("feature", (mark.args[0], kind)) for kind in kinds]
         for mark in item.iter_markers("today"):
-            for column in mark.args:
-                ANSWERS[column].append(report.passed)
+            item.user_properties += [("today", column) for column in mark.args]
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped or (report.when != "call" and report.passed):
+        return
+    for what, shown in report.user_properties:
+        if what == "feature":
+            RESULTS[shown[0]][shown[1]].append(report.passed)
+        elif what == "today":
+            ANSWERS[shown].append(report.passed)
 
 
 def pytest_sessionfinish(session):
-    if session.config.getoption("--write-compatibility", default=False):
+    is_worker = hasattr(session.config, "workerinput")
+    if session.config.getoption("--write-compatibility", default=False) and not is_worker:
         DOCUMENT.write_text(compatibility(), encoding="utf-8")
 
 

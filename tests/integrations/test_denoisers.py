@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
@@ -88,7 +89,10 @@ def test_adapters_train_on_transformers(packed):
 
 
 @pytest.mark.feature("`from_single_file`", "UNet")
-def test_single_file(compressed_folder, tmp_path, run_unet):
+@pytest.mark.skipif(
+    diffusers.__version__ < "0.42", reason="diffusers asks the quantizer only since; bundles work with all"
+)
+def test_a_component_of_a_folder_from_its_weight_file(compressed_folder, tmp_path, run_unet):
     folder = compressed_folder / "unet"
     config = VQCompressConfig.from_dict(json.loads((folder / "config.json").read_text())["quantization_config"])
     file = folder / "diffusion_pytorch_model.safetensors"

@@ -16,7 +16,6 @@ from accelerate.hooks import remove_hook_from_submodules
 from diffusers import SD3Transformer2DModel
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -59,6 +58,18 @@ class Kind:
     call: Callable[[nn.Module, torch.dtype, int], Tensor]
     targets: list[str]
     file: str
+    dtype_option: str
+
+    def device_map(self, model: nn.Module) -> dict[str, str]:
+        """The packed layers of a text encoder on disk, all blocks of a transformer."""
+        if self.call is _call_t5:
+            leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
+            return {
+                name: "disk" if hasattr(module, "spec") or name == "vq_shared" else "cpu"
+                for name, module in leaves.items()
+            }
+        away = ("transformer_blocks", "vq_shared")
+        return {name: "disk" if name in away else "cpu" for name, _ in model.named_children()}
 
     def run(self, model: Any, dtype: torch.dtype | None = None, size: int = 8) -> Tensor:
         with torch.no_grad():
@@ -66,8 +77,8 @@ class Kind:
 
 
 KINDS = {
-    "DiT": Kind(_sd3, _call_sd3, ["to_q", "to_out.0"], "diffusion_pytorch_model"),
-    "text encoder": Kind(_t5, _call_t5, ["q", "wo"], "model"),
+    "DiT": Kind(_sd3, _call_sd3, ["to_q", "to_out.0"], "diffusion_pytorch_model", "torch_dtype"),
+    "text encoder": Kind(_t5, _call_t5, ["q", "wo"], "model", "dtype"),
 }
 
 
@@ -99,7 +110,7 @@ def exact(one: nn.Module, two: nn.Module) -> bool:
 
 @pytest.mark.feature("`save_pretrained` writes the same format back")
 def test_saving_again_writes_the_same(kind, packed, folder, tmp_path):
-    type(packed).from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "again")
+    type(packed).from_pretrained(folder, **{kind.dtype_option: torch.bfloat16}).save_pretrained(tmp_path / "again")
     one, two = (load_file(path / f"{kind.file}.safetensors") for path in (folder, tmp_path / "again"))
     assert one.keys() == two.keys()
     keys = [key for key in one if one[key].dtype == torch.int8 or key.endswith(("scale", "codebooks", "book"))]
@@ -122,9 +133,7 @@ def test_device_maps(device_map, kind, packed, folder):
 
 @pytest.mark.feature("disk offload")
 def test_disk_offload(kind, packed, folder, tmp_path):
-    children = [name for name, _ in packed.named_children()]
-    away = ("transformer_blocks", "encoder", "shared", "vq_shared")
-    device_map = {name: "disk" if name in away else "cpu" for name in children}
+    device_map = kind.device_map(packed)
     loaded = type(packed).from_pretrained(folder, device_map=device_map, offload_folder=str(tmp_path / "disk"))
     assert next(iter(vq_layers(loaded).values())).weight.device.type in ("meta", "cpu")
     assert any(layer.weight.device.type == "meta" for layer in vq_layers(loaded).values())
@@ -229,7 +238,7 @@ def test_one_graph_for_all_sizes(kind, pack_component):
     packed = pack_component(kind.make(layers=1), KEPT)
     torch._dynamo.reset()
     before = counters["stats"]["unique_graphs"]  # of the whole process
-    compiled = torch.compile(packed, fullgraph=True, dynamic=True, backend="eager")
+    compiled = torch.compile(packed, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in (8, 4):
         torch.testing.assert_close(kind.run(compiled, torch.float32, size), kind.run(packed, size=size))
     assert counters["stats"]["unique_graphs"] - before == 1
@@ -275,7 +284,6 @@ def test_adapters_switch_and_leave_without_a_trace(kind, packed):
     assert len({tensor.sum().item() for tensor in (bare, *seen)}) == 4
     off()
     assert torch.equal(kind.run(packed), bare)
-    assert len(get_peft_model_state_dict(packed, adapter_name="one")) > 2
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")

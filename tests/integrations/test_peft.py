@@ -97,6 +97,7 @@ def test_fusing_is_refused_with_the_way_out(compressed_pipeline, make_tiny_unet,
     assert torch.equal(run_unet(compressed_pipeline.unet), before)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_merging_through_peft_is_refused(random_weight):
     net = nn.ModuleDict({"a": nn.Linear(16, 24), "c": nn.Conv2d(4, 8, 3)})
     swap(net, {"a": random_weight("trellis", (24, 16)), "c": random_weight("trellis", (8, 4, 3, 3))})

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
+from types import ModuleType
 
 import pytest
+
+from vqcompress.errors import UnsupportedError
+from vqcompress.integrations.registration import ATTACHMENTS
 
 CHECK = """
 from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING as d, AUTO_QUANTIZATION_CONFIG_MAPPING as dc
@@ -47,11 +52,20 @@ def test_upstream_still_has_what_we_hang_on():
 
     from vqcompress.integrations.upstream import table
 
+    for upstream, ours in ATTACHMENTS.items():
+        import_module(ours).attach(import_module(upstream))
     for module in (diffusers_auto, transformers_auto):
         assert table(module, "AUTO_QUANTIZER_MAPPING")
         assert table(module, "AUTO_QUANTIZATION_CONFIG_MAPPING")
-    with pytest.raises(Exception, match="no table any more"):
+    with pytest.raises(UnsupportedError, match="no table any more"):
         table(diffusers_auto, "A_NAME_THAT_MOVED")
+
+
+@pytest.mark.parametrize("upstream", ATTACHMENTS)
+def test_what_moved_is_said_in_a_sentence(upstream):
+    with pytest.raises(UnsupportedError, match=rf"{upstream}\..*install a version in the range") as caught:
+        import_module(ATTACHMENTS[upstream]).attach(ModuleType(upstream))
+    assert "\n" not in str(caught.value)
 
 
 def test_without_our_import_nothing_loads_silently(compressed_folder):

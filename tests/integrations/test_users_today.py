@@ -26,10 +26,12 @@ assert _spec.loader is not None
 _tiny = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tiny)
 
+pytestmark = pytest.mark.slow
+
 BITS = 2.5
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
 RECIPE: dict[str, Any] = {"method": "trellis", "bits": BITS, "budget": "layer", "settings": {"state_bits": 8}}
-COMPONENTS = ["unet", "text_encoder", "text_encoder_2"]
+COMPONENTS = ["unet", "text_encoder"]
 
 
 @pytest.fixture(scope="module")

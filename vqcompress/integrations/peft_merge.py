@@ -10,12 +10,19 @@ from vqcompress.errors import UnsupportedError
 from vqcompress.layers.guards import MERGE_REFUSED
 from vqcompress.layers.packed import PackedLayer
 
+GUARDED = ("Linear", "_ConvNd")
+
 
 def attach(layer: ModuleType) -> None:
     """Guard ``merge`` of PEFT's LoRA layers for Linear and convolutions."""
-    for name in ("Linear", "_ConvNd"):
+    for name in GUARDED:
         kind = getattr(layer, name, None)
-        if kind is not None and not getattr(kind.merge, "guards_packed", False):
+        if not hasattr(kind, "merge"):
+            raise UnsupportedError(
+                f"{layer.__name__}.{name}.merge is gone, so vqcompress cannot keep adapters out of packed weights; install a "
+                "version in the range that pyproject.toml declares"
+            )
+        if not getattr(kind.merge, "guards_packed", False):
             kind.merge = _guarded(kind.merge)
 
 
