@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,7 +35,8 @@ def generate(
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Make images with MODEL (a compressed folder, or anything that `quantize` takes) into one PNG grid.
+    """Make images with MODEL (a compressed folder, or anything that `quantize` takes) into one PNG grid; of a video,
+    its frames side by side.
 
     \b
     vqcompress generate out/shapes-vq3 "three red squares on a gray background" -o grid.png
@@ -52,8 +54,15 @@ def generate(
         pipeline, made = open_pipeline(model, dtype=getattr(torch, dtype)), []
         for index, (prompt, one) in enumerate(zip(repeated, seeds, strict=True)):
             sample = architecture_of(pipeline).sample
-            made += sample(pipeline, [prompt], seeds=[one], steps=steps, guidance=guidance, output_type="pil")
+            drawn = sample(pipeline, [prompt], seeds=[one], steps=steps, guidance=guidance, output_type="pil")
+            made.append(_frames(drawn[0]))
             progress("generating", index + 1, len(repeated), prompt[:60])
-    tile(made, columns=images if images > 1 else min(len(made), 4)).save(output)
+    columns = len(made[0]) if len(made[0]) > 1 else images if images > 1 else min(len(made), 4)
+    tile([frame for frames in made for frame in frames], columns=columns).save(output)
     record = {"output": str(output), "images": [{"prompt": p, "seed": s} for p, s in zip(repeated, seeds, strict=True)]}
     click.echo(json.dumps(record) if as_json else f"{output}: {len(made)} images, seeds {seeds[0]} to {seeds[-1]}")
+
+
+def _frames(drawn: Any) -> list[Any]:
+    """An image as a list of one, a video as that of its frames."""
+    return list(drawn) if isinstance(drawn, list | tuple) else [drawn]

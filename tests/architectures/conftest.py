@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,8 @@ def _load(path: Path) -> ModuleType:
 
 
 _tiny = _load(Path(__file__).with_name("tiny_pipelines.py"))
+_own = _load(Path(__file__).with_name("own_pipelines.py"))
+_other = _load(Path(__file__).with_name("other_pipelines.py"))
 FAMILIES = ["sdxl", "sd15", "dit", "pixart", "lumina", "sd3", "flux"]
 _built: dict[str, DiffusionPipeline] = {}
 
@@ -49,3 +52,24 @@ def dit() -> DiffusionPipeline:
 @pytest.fixture
 def pixart() -> DiffusionPipeline:
     return tiny("pixart")
+
+
+@pytest.fixture
+def own() -> Callable[[str], DiffusionPipeline]:
+    """``own("dit_moe")``: a new pipeline around a network of vqcompress.models."""
+    return lambda name: _own.OWN[name]()
+
+
+@pytest.fixture
+def other() -> Callable[[str], DiffusionPipeline]:
+    """``other("wan")``: a new pipeline of a family that only the generic description knows."""
+    return lambda name: _other.OTHER[name]()
+
+
+ALL = {**_own.OWN, **_other.OTHER, **_tiny.TINY}
+
+
+@pytest.fixture(params=ALL)
+def any_family(request: pytest.FixtureRequest) -> DiffusionPipeline:
+    """A new pipeline of each family, of diffusers and ours."""
+    return ALL[request.param]()

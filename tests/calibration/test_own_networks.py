@@ -7,8 +7,10 @@ from torch import nn
 from vqcompress.architectures import architecture_of
 from vqcompress.calibration.moments import Moments
 from vqcompress.calibration.record import record_moments
+from vqcompress.calibration.starved import is_starved, sibling_key, usable_moment
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.models.class_pipeline import ClassConditionalPipeline
+from vqcompress.models.dit import DiT
 from vqcompress.models.dit_moe import DiTMoE
 from vqcompress.models.mdt import MDTv2
 
@@ -47,6 +49,30 @@ def test_blocks_that_never_run_do_not_block() -> None:
     silent = [name for name, moments in found.items() if moments.rows == 0]
     assert silent
     assert all(name.startswith("sideblocks.") for name in silent)
+
+
+def test_modulation_sees_a_row_for_each_image_and_step() -> None:
+    """Such a moment has no more directions than rows: it is drawn towards white noise until error feedback can use it."""
+    found = recorded(pipeline_of(DiT(**TINY)))
+    modulation = found["blocks.0.adaLN_modulation.1"]
+    assert modulation.rows == len(CLASSES) * 3 * 2  # steps, guidance halves
+    assert is_starved(modulation)
+    assert torch.linalg.matrix_rank(modulation.second_moment) < 32
+    usable = usable_moment(modulation)
+    assert torch.linalg.eigvalsh(usable).min() > 1e-4 * usable.diagonal().mean()
+    assert not is_starved(found["blocks.0.attn.qkv"])
+
+
+def test_seldom_chosen_experts_borrow_from_the_others_of_their_mixture() -> None:
+    found = recorded(pipeline_of(DiTMoE(**TINY, num_experts=16)))
+    name = min(
+        (n for n in found if "blocks.1.moe.experts." in n and n.endswith("down_proj")), key=lambda n: found[n].rows
+    )
+    siblings = [found[n] for n in found if sibling_key(n) == sibling_key(name)]
+    assert len(siblings) == 16
+    usable = usable_moment(found[name], siblings)
+    assert torch.isfinite(usable).all()
+    assert usable.trace() > 0
 
 
 def test_teacher_calls_of_a_network_of_ours() -> None:
