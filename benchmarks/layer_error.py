@@ -20,9 +20,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vqcompress.formats.trellis_table import STATE_BITS, max_rate
 from vqcompress.quantizers import METHODS, GPTQSettings, RTNSettings, TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 
+BLIND = ("rtn", "faiss")  # these never look at inputs: what they learn is the same
 Quantize = Callable[[Tensor, Tensor | None], tuple[Tensor, float]]
 """``(weight [rows, columns], second moment) -> (decoded weight, bits a weight)``."""
 
@@ -55,15 +57,17 @@ class Result:
 
 @click.command(help=__doc__)
 @click.option("--layers", type=click.Path(exists=True, dir_okay=False), help="safetensors file with NAME.W and NAME.X.")
-@click.option("--bits", default="2,3,3.1,4", show_default=True, help="Bit budgets, comma-separated.")
+@click.option("--bits", default="2,2.5,3,3.1,3.5,4", show_default=True, help="Bit budgets, comma-separated.")
 @click.option("--only", default="", help="Run the methods whose name contains one of these words, comma-separated.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write all results here as well.")
+@click.option("--states", is_flag=True, help="Every state size of the trellis, at each whole number of bits.")
 @click.option("--seed", default=0, show_default=True)
-def main(layers: str | None, bits: str, only: str, json_path: str | None, seed: int) -> None:
+def main(layers: str | None, bits: str, only: str, states: bool, json_path: str | None, seed: int) -> None:
     torch.set_num_threads(1)
     data = read_layers(layers) if layers else make_layers(seed)
     results = []
-    for name, quantize in methods([float(b) for b in bits.split(",")], seed).items():
+    budgets = [float(b) for b in bits.split(",")]
+    for name, quantize in (state_sizes(budgets, seed) if states else methods(budgets, seed)).items():
         if any(word.strip() in name for word in only.split(",")):
             warm_up(quantize)
             results += [measure(name, quantize, layer) for layer in data]
@@ -83,6 +87,16 @@ def methods(budgets: list[float], seed: int) -> dict[str, Quantize]:
         table[f"trellis {bits:g}, default"] = ours("trellis", bits, seed)
         table[f"trellis {bits:g}, best"] = ours("trellis", bits, seed, TrellisSettings(state_bits=16, polish=2))
     return table
+
+
+def state_sizes(budgets: list[float], seed: int) -> dict[str, Quantize]:
+    """The trellis with each state size, all else by default."""
+    return {
+        f"trellis {bits:g}, {size}-bit state": ours("trellis", bits, seed, TrellisSettings(state_bits=size))
+        for bits in budgets
+        for size in STATE_BITS
+        if max_rate(size) >= bits
+    }
 
 
 def whole_bits(bits: int, seed: int) -> dict[str, Quantize]:
@@ -137,7 +151,9 @@ def measure(name: str, quantize: Quantize, layer: Layer) -> Result:
     seconds = time.process_time() - start
     held_out = None
     if layer.can_hold_out:
-        learned, _ = quantize(layer.weight, second_moment(layer.inputs[::2]))
+        learned = decoded
+        if not name.startswith(BLIND):
+            learned, _ = quantize(layer.weight, second_moment(layer.inputs[::2]))
         held_out = relative_error(layer.weight, learned, second_moment(layer.inputs[1::2]))
     return Result(name, layer.name, bits, relative_error(layer.weight, decoded, moment), held_out, seconds)
 

@@ -16,7 +16,7 @@ GUARDED = ("Linear", "_ConvNd")
 def attach(layer: ModuleType) -> None:
     """Guard ``merge`` of PEFT's LoRA layers for Linear and convolutions."""
     for name in GUARDED:
-        kind = getattr(layer, name, None)
+        kind: Any = getattr(layer, name, None)
         if not hasattr(kind, "merge"):
             raise UnsupportedError(
                 f"{layer.__name__}.{name}.merge is gone, so vqcompress cannot keep adapters out of packed weights; install a "

@@ -22,7 +22,7 @@ NOT_NEEDED = (*SOURCES, "config", "original_config", "original_config_file", "su
 
 def attach(module: ModuleType) -> None:
     """Put bundles before what ``from_single_file`` of ``module``'s mixin reads. Doing it again changes nothing."""
-    mixin = getattr(module, MIXINS[module.__name__], None)
+    mixin: Any = getattr(module, MIXINS[module.__name__], None)
     method = vars(mixin).get("from_single_file") if mixin is not None else None
     if not isinstance(method, classmethod):
         raise UnsupportedError(
