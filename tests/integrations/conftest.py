@@ -16,7 +16,12 @@ NOTHING_THERE = {("fusing projections is refused with the way out", "text encode
 TODAY = Path(__file__).with_name("users_today.md")
 """What other toolkits give to users; the same columns are asked of us by tests."""
 ANSWERS: dict[str, list[bool]] = defaultdict(list)
-OURS = {"bits": "1–8, fractions too", "LoRA": "yes: Linear and Conv2d", "calibrated": "yes", "single file": "yes"}
+OURS = {
+    "bits": "fractions too (tested at 2.5)",
+    "LoRA": "yes: Linear and Conv2d",
+    "calibrated": "yes",
+    "single file": "yes",
+}
 
 
 def pytest_configure(config):
