@@ -41,7 +41,12 @@ def _rows() -> list[dict[str, Any]]:
     from vqcompress.architectures.aliases import EMBEDDED
     from vqcompress.architectures.published import PUBLISHED, synonyms
 
-    embedded: dict[str, Any] = {"name": EMBEDDED, "also": [], "parameters": None, "source": "embedded, needs no download"}
+    embedded: dict[str, Any] = {
+        "name": EMBEDDED,
+        "also": [],
+        "parameters": None,
+        "source": "embedded, needs no download",
+    }
     named = (
         {"name": name, "also": list(synonyms(name)), "parameters": row.parameters, "source": row.source}
         for name, row in PUBLISHED.items()
