@@ -32,8 +32,9 @@ results: install  ## the comparison in docs/results
 test: install-test lint  ## everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The lowest versions of everything that pyproject.toml declares, in an environment of their own. The lowest torch comes
-# with its CUDA libraries (4 GB); nothing here needs a GPU.
+# The lowest versions that pyproject.toml declares, in an environment of their own. The lowest torch comes with its CUDA
+# libraries (4 GB) and nothing here needs a GPU, so torch stays the one above; LOWEST_TORCH=torch==2.11.0 runs that too.
+LOWEST_TORCH ?= $(TORCH)
 LOWEST := $(VENV)-lowest
 
 test-lowest: $(LOWEST)/.installed  ## diffusers, transformers and peft at the lowest versions that pyproject.toml declares
@@ -42,7 +43,7 @@ test-lowest: $(LOWEST)/.installed  ## diffusers, transformers and peft at the lo
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[test]"
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct "$(LOWEST_TORCH)" -e ".[test]"
 	touch $@
 
 lint: install-test
