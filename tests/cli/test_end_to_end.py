@@ -48,7 +48,8 @@ def test_inspect_counts_everything(folder: Path) -> None:
     assert found["bytes"] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     layers = found["components"]["unet"]["layers"]
     assert len(layers) > 80
-    assert {row["format"] for row in layers} == {"trellis"}
+    assert {row["format"] for row in layers} == {"trellis", "dense"}
+    assert set(found["components"]["unet"]["kept"]) >= {"conv_in", "conv_out"}
 
 
 def test_another_seed_gives_other_bytes_and_the_same_seed_the_same(folder: Path, tmp_path: Path) -> None:
