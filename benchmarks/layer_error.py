@@ -61,13 +61,15 @@ class Result:
 @click.option("--only", default="", help="Run the methods whose name contains one of these words, comma-separated.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write all results here as well.")
 @click.option("--states", is_flag=True, help="Every state size of the trellis, at each whole number of bits.")
+@click.option("--tails", is_flag=True, help="Every answer of the trellis to heavy tails, at each of the budgets.")
 @click.option("--seed", default=0, show_default=True)
-def main(layers: str | None, bits: str, only: str, states: bool, json_path: str | None, seed: int) -> None:
+def main(layers: str | None, bits: str, only: str, states: bool, tails: bool, json_path: str | None, seed: int) -> None:
     torch.set_num_threads(1)
     data = read_layers(layers) if layers else make_layers(seed)
     results = []
     budgets = [float(b) for b in bits.split(",")]
-    for name, quantize in (state_sizes(budgets, seed) if states else methods(budgets, seed)).items():
+    table = state_sizes if states else answers_to_tails if tails else methods
+    for name, quantize in table(budgets, seed).items():
         if any(word.strip() in name for word in only.split(",")):
             warm_up(quantize)
             results += [measure(name, quantize, layer) for layer in data]
@@ -96,6 +98,21 @@ def state_sizes(budgets: list[float], seed: int) -> dict[str, Quantize]:
         for bits in budgets
         for size in STATE_BITS
         if max_rate(size) >= bits
+    }
+
+
+def answers_to_tails(budgets: list[float], seed: int) -> dict[str, Quantize]:
+    """The trellis with a Gaussian table, with a heavier one and row scales where a trial says so, and rotated."""
+    answers = {
+        "Gaussian table": TrellisSettings(tail=0.0, rotation=False),
+        "table by trial": TrellisSettings(rotation=False),
+        "rotation": TrellisSettings(rotation=True),
+        "default": TrellisSettings(),
+    }
+    return {
+        f"trellis {bits:g}, {name}": ours("trellis", bits, seed, settings)
+        for bits in budgets
+        for name, settings in answers.items()
     }
 
 
