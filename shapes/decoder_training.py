@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from vqcompress.shapes.autoencoder import PatchCode
+from vqcompress.shapes.fast_arithmetic import fast_arithmetic
 from vqcompress.shapes.schedule import Schedule
 
 BATCH = 48
@@ -42,7 +43,7 @@ def _loss(decoder, latents, pictures, generator) -> torch.Tensor:
     z = latents[index].float()
     z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
     target = pictures[index].permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with fast_arithmetic():
         output = decoder(z)
     return functional.mse_loss(output.float(), target)
 

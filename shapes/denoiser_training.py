@@ -1,4 +1,4 @@
-"""Train the UNet and both text encoders together: v-prediction, min-SNR odds, EMA."""
+"""Train the UNet on text encoders that can read already: v-prediction, min-SNR odds, EMA."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from vqcompress.shapes.dataset import LatentSet
-from vqcompress.shapes.lessons import LESSONS, NOISY_FROM, lesson_at
+from vqcompress.shapes.fast_arithmetic import fast_arithmetic
+from vqcompress.shapes.lessons import LESSONS, lesson_at
 from vqcompress.shapes.networks import TIME_IDS
 from vqcompress.shapes.schedule import Schedule
 
-BATCH = 64
+BATCH = 32
 CAPTION_DROP = 0.1
 SNR_CAP = 5.0
 EMA_DECAY = 0.999
@@ -27,8 +28,9 @@ class Denoiser(torch.nn.Module):
 
     def forward(self, noisy: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """noisy [b, 8, 8, 8], steps int64 [b], tokens int64 [b, t] -> v [b, 8, 8, 8]."""
-        first = self.text_encoder(tokens, output_hidden_states=True).hidden_states[-2]
-        second = self.text_encoder_2(tokens, output_hidden_states=True)
+        with torch.no_grad():  # the encoders have learned to read before (text_training.py)
+            first = self.text_encoder(tokens, output_hidden_states=True).hidden_states[-2]
+            second = self.text_encoder_2(tokens, output_hidden_states=True)
         states = torch.cat([first, second.hidden_states[-2]], dim=-1)
         added = {"text_embeds": second.text_embeds, "time_ids": torch.tensor([TIME_IDS]).repeat(len(noisy), 1)}
         return self.unet(noisy, steps, states, added_cond_kwargs=added).sample
@@ -42,7 +44,7 @@ class DenoiserTraining:
         self.lessons = LESSONS
         # Noise levels are drawn as often as they weigh: half of a uniform batch would hardly count.
         self.odds = min_snr_weight(alphas)
-        self.parameters = list(model.parameters())
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
@@ -83,9 +85,11 @@ class DenoiserTraining:
 
     @torch.no_grad()
     def averaged(self, model: Denoiser) -> Denoiser:
-        """Copy the moving average into `model` and return it."""
-        for parameter, mean in zip(model.parameters(), self.average, strict=True):
-            parameter.copy_(mean)
+        """Copy what is frozen and the moving average of the rest into `model` and return it."""
+        model.load_state_dict(self.model.state_dict())
+        learning = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        for name, mean in zip(learning, self.average, strict=True):
+            model.get_parameter(name).copy_(mean)
         return model.eval()
 
     def _step(self) -> float:
@@ -105,12 +109,11 @@ class DenoiserTraining:
         lesson = lesson_at(self.schedule.progress, self.lessons)
         clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator, lesson.shares)
         odds = self.odds + lesson.floor
-        odds[NOISY_FROM:] += lesson.noisy
         steps = torch.multinomial(odds, BATCH, replacement=True, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         signal = self.alphas[steps].sqrt()[:, None, None, None]
         sigma = (1 - self.alphas[steps]).sqrt()[:, None, None, None]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_arithmetic():
             v = self.model(signal * clean + sigma * noise, steps, tokens)
         error = (v.float() - (signal * noise - sigma * clean)).square().mean()
         return error * odds.mean()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-MAX_TOKENS = 24
+MAX_TOKENS = 18
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 

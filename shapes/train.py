@@ -9,20 +9,22 @@ import click
 import torch
 
 from vqcompress.shapes.autoencoder import PatchCode, build_autoencoder, fit_patch_code, set_encoder
-from vqcompress.shapes.dataset import build_latent_set, training_captions, training_images
+from vqcompress.shapes.dataset import build_latent_set, tokenize, training_captions, training_images
 from vqcompress.shapes.decoder_training import reconstruction_psnr, train_decoder
 from vqcompress.shapes.denoiser_training import Denoiser, DenoiserTraining
 from vqcompress.shapes.folder import save_pipeline
 from vqcompress.shapes.networks import build_scheduler, build_text_encoders, build_unet
+from vqcompress.shapes.scenes import monitor_captions
 from vqcompress.shapes.schedule import Schedule
+from vqcompress.shapes.text_training import Reader, answers, reading_accuracy, train_text
 from vqcompress.shapes.tokenizer import build_tokenizer
 
-FIT_IMAGES, DECODER_IMAGES, VOCABULARY_CAPTIONS = 8_000, 60_000, 5_000
+FIT_IMAGES, DECODER_IMAGES, VOCABULARY_CAPTIONS, TEXT_CAPTIONS = 8_000, 60_000, 5_000, 40_000
 TELL_EVERY = 100
 
 
 class Workshop:
-    """What both stages share, rebuilt from the seed at every start: code, tokenizer, untrained networks."""
+    """What the stages share, rebuilt from the seed at every start: code, tokenizer, untrained networks."""
 
     def __init__(self, out: Path, work: Path, seed: int) -> None:
         torch.manual_seed(seed)
@@ -42,6 +44,13 @@ class Workshop:
         if path.exists():
             self.vae.decoder.load_state_dict(load_file(path))
 
+    def load_text(self) -> None:
+        """Take the trained text encoders."""
+        from safetensors.torch import load_file
+
+        encoders = torch.nn.ModuleList([self.model.text_encoder, self.model.text_encoder_2])
+        encoders.load_state_dict(load_file(self.work / "text.safetensors"))
+
     def export(self, model: Denoiser) -> None:
         """Write the pipeline folder with `model`'s weights."""
         self.load_decoder()
@@ -60,8 +69,28 @@ def run_decoder_stage(shop: Workshop, steps: int) -> None:
     click.echo(f"decoder: {reconstruction_psnr(shop.vae, training_images(500, shop.seed + 9)):.2f} dB on fresh scenes")
 
 
+def run_text_stage(shop: Workshop, steps: int) -> None:
+    """Teach the text encoders to read captions and keep them in the work folder."""
+    from safetensors.torch import save_file
+
+    encoders = shop.model.text_encoder, shop.model.text_encoder_2
+    reader = Reader(*encoders)
+    schedule = Schedule(peak=1e-3, warmup=100, steps=steps)
+    train_text(
+        reader,
+        *_reading(shop, training_captions(TEXT_CAPTIONS, shop.seed + 3)),
+        schedule,
+        shop.seed,
+        _teller("text", schedule),
+    )
+    save_file(torch.nn.ModuleList(encoders).state_dict(), shop.work / "text.safetensors")
+    unseen = _reading(shop, monitor_captions(500))
+    click.echo(f"text: {reading_accuracy(reader, *unseen):.1%} of unseen captions read without a mistake")
+
+
 def run_denoiser_stage(shop: Workshop, schedule: Schedule, scenes: int, snapshot_minutes: float, renew: bool) -> None:
-    """Train UNet and text encoders, checkpoint and export along the way, export the average at the end."""
+    """Train the UNet, checkpoint and export along the way, export the average at the end."""
+    shop.load_text()
     data = build_latent_set(scenes, shop.seed + 2, shop.code, shop.tokenizer)
     click.echo(f"{len(data.latents)} scenes coded")
     model = _prepare_for_training(shop.model)
@@ -91,13 +120,18 @@ class _Pause:
 
 
 def _prepare_for_training(model: Denoiser) -> Denoiser:
-    """Plain attention: on a few tokens the fused kernel's backward is many times slower."""
+    """Text encoders frozen, as SDXL's are; plain attention, whose backward is many times faster on a few tokens."""
     from diffusers.models.attention_processor import AttnProcessor
 
     model.unet.set_attn_processor(AttnProcessor())
     for encoder in (model.text_encoder, model.text_encoder_2):
         encoder.set_attn_implementation("eager")
+        encoder.requires_grad_(False)
     return model
+
+
+def _reading(shop: Workshop, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    return tokenize(shop.tokenizer, captions), torch.tensor([answers(text) for text in captions])
 
 
 def _teller(stage: str, schedule: Schedule):
@@ -110,22 +144,27 @@ def _teller(stage: str, schedule: Schedule):
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Pipeline folder to write.")
 @click.option("--work", type=click.Path(path_type=Path), help="Checkpoints [OUT.work]; an unfinished run goes on.")
-@click.option("--stage", type=click.Choice(["all", "decoder", "denoiser", "untrained"]), default="all")
+@click.option("--stage", type=click.Choice(["all", "text", "decoder", "denoiser", "untrained"]), default="all")
+@click.option("--text-steps", default=1000, show_default=True)
 @click.option("--decoder-steps", default=1330, show_default=True)
-@click.option("--steps", default=11_000, show_default=True, help="Denoiser steps.")
+@click.option("--steps", default=8_000, show_default=True, help="Denoiser steps.")
 @click.option("--minutes", type=float, help="End the denoiser's training by the clock, in place of --steps.")
-@click.option("--scenes", default=200_000, show_default=True, help="Training scenes held in memory.")
+@click.option("--scenes", default=150_000, show_default=True, help="Training scenes held in memory.")
 @click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate of the denoiser.")
 @click.option("--snapshot-minutes", default=10.0, show_default=True)
 @click.option("--renew", is_flag=True, help="Start a new schedule from the last checkpoint's weights.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(out, work, stage, decoder_steps, steps, minutes, scenes, rate, snapshot_minutes, renew, threads, seed):
+def main(
+    out, work, stage, text_steps, decoder_steps, steps, minutes, scenes, rate, snapshot_minutes, renew, threads, seed
+):
     """Train the embedded model and write it as a diffusers folder."""
     torch.set_num_threads(threads)
     shop = Workshop(out, work or out.with_name(out.name + ".work"), seed)
     if stage == "untrained":
         shop.export(shop.model)
+    if stage in ("all", "text"):
+        run_text_stage(shop, text_steps)
     if stage in ("all", "decoder"):
         run_decoder_stage(shop, decoder_steps)
     if stage in ("all", "denoiser"):

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from vqcompress.shapes.autoencoder import build_autoencoder, fit_patch_code, set_encoder
-from vqcompress.shapes.dataset import LatentSet, build_latent_set, training_captions, training_images
+from vqcompress.shapes.dataset import LatentSet, build_latent_set, tokenize, training_captions, training_images
 from vqcompress.shapes.denoiser_training import DenoiserTraining, min_snr_weight
 from vqcompress.shapes.lessons import KINDS, LESSONS, kind_of, lesson_at
-from vqcompress.shapes.networks import build_scheduler
+from vqcompress.shapes.networks import build_scheduler, build_text_encoders
+from vqcompress.shapes.scenes import monitor_captions
 from vqcompress.shapes.schedule import Schedule
+from vqcompress.shapes.text_training import QUESTIONS, Reader, answers, reading_accuracy, train_text
 from vqcompress.shapes.tokenizer import MAX_TOKENS, build_tokenizer, learn_vocabulary
 
 
@@ -113,12 +115,33 @@ def test_min_snr_weights_are_bounded() -> None:
     assert torch.allclose(weights[-1], alphas[-1], rtol=1e-3)
 
 
+def test_answers_tell_what_is_where_whatever_comes_first_in_the_caption() -> None:
+    one = answers("a red ring above a blue star on a gray background")
+    assert one == answers("a blue star below a red ring on a gray background")
+    assert one != answers("a blue star above a red ring on a gray background")
+    assert one != answers("a red ring to the left of a blue star on a gray background")
+    assert all(0 <= answer < classes for answer, classes in zip(one, QUESTIONS.values(), strict=True))
+    sizes = {answers(f"a {size}red ring on a gray background")[3] for size in ("", "small ", "large ")}
+    assert sizes == {0, 1, 2}
+
+
+def test_the_text_encoders_learn_to_read() -> None:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(training_captions(500, seed=0))
+    reader = Reader(*build_text_encoders(tokenizer))
+    seen, unseen = training_captions(5000, seed=1), monitor_captions(100)
+    sheets = [(tokenize(tokenizer, texts), torch.tensor([answers(t) for t in texts])) for texts in (seen, unseen)]
+    assert reading_accuracy(reader, *sheets[1]) == 0.0
+    train_text(reader, *sheets[0], Schedule(peak=2e-3, warmup=20, steps=100), 0, lambda step, loss: None)
+    assert reading_accuracy(reader, *sheets[1]) > 0.05
+
+
 class TinyDenoiser(nn.Module):
     """Stands in for the UNet: a linear map of the latents plus a term per token."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mix, self.words = nn.Conv2d(8, 8, 1), nn.Embedding(16, 8)
+        self.mix, self.words = nn.Conv2d(8, 8, 1), nn.Embedding(16, 8).requires_grad_(False)
 
     def forward(self, noisy: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return self.mix(noisy) + self.words(tokens).mean(1)[:, :, None, None] + steps[:, None, None, None] / 1000
@@ -161,7 +184,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for a, b in zip(whole.parameters, second.parameters, strict=True):
         assert torch.equal(a, b)
     averaged = second.averaged(TinyDenoiser())
-    assert all(torch.equal(a, b) for a, b in zip(averaged.parameters(), whole.average, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(averaged.mix.parameters(), whole.average, strict=True))
+    assert torch.equal(averaged.words.weight, whole.model.words.weight), "what is frozen is copied as it is"
 
 
 def test_a_renewed_run_keeps_weights_and_starts_its_schedule_anew(tmp_path: Path) -> None:
