@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vqcompress.matrix_view import to_matrix
@@ -12,8 +13,16 @@ def relative_error(weight: Tensor, decoded: Tensor, second_moment: Tensor | None
 
     ``weight`` and ``decoded`` have one dense shape; ``second_moment [columns, columns]`` defaults to the identity.
     """
-    w, e = to_matrix(weight).double(), to_matrix(weight - decoded).double()
+    return output_power(weight - decoded, second_moment) / output_power(weight, second_moment)
+
+
+def output_power(weight: Tensor, second_moment: Tensor | None = None) -> float:
+    """``tr(W H Wᵀ)``, the mean squared norm of the output; ``second_moment [columns, columns]`` defaults to the identity.
+
+    Products run in the moment's own precision, sums in float64.
+    """
+    matrix = to_matrix(weight)
     if second_moment is None:
-        return float(e.square().sum() / w.square().sum())
-    moment = second_moment.double()
-    return float(((e @ moment) * e).sum() / ((w @ moment) * w).sum())
+        return float(matrix.double().square().sum())
+    matrix = matrix.to(second_moment.dtype)
+    return float(((matrix @ second_moment) * matrix).sum(dtype=torch.float64))

@@ -16,7 +16,7 @@ from vqcompress.architectures import Architecture
 from vqcompress.calibration.record import record_moments
 from vqcompress.layers import vq_layers
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.quantizers.layer_error import output_power
 from vqcompress.report.comparison import LayerError
 from vqcompress.report.drawing import Sampling, batch_size
 
@@ -56,9 +56,10 @@ def layer_errors(
         for layer, moment in _moments(pipeline, architecture, component, layers, sampling, progress):
             dense = architecture.module(pipeline, component).get_parameter(f"{layer}.weight").detach().float().cpu()
             name = _full_name(architecture, component, layer)
+            power = output_power(dense, moment)
             for label, packed in variants.items():
                 if (weight := packed.get(component, {}).get(layer)) is not None:
-                    error = relative_error(dense, weight.decode().cpu(), moment)
+                    error = output_power(dense - weight.decode().cpu(), moment) / power
                     errors[label][name] = LayerError(name, error, weight.bits_per_weight)
     return {label: tuple(found[name] for name in order if name in found) for label, found in errors.items()}
 
