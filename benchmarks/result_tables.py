@@ -1,0 +1,75 @@
+"""The README's tables of `shapes`, from the reports that `make demo` and `make results` write.
+
+``python benchmarks/result_tables.py out/report/report.json out/results/report/report.json``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vqcompress.report.comparison import Comparison, Row
+from vqcompress.report.formatting import percent_short
+
+METHODS, WIDTHS = ("trellis", "additive", "gptq", "rtn"), (2, 3, 4)
+
+
+def demo_table(comparison: Comparison) -> str:
+    """One line a variant, the first in bold."""
+    head = ("variant", "bits a quantized weight, all counted", "denoiser on disk", "denoiser error")
+    lines = [_line(*head, "PSNR to the original's images", "SSIM"), _rule(6)]
+    for at, row in enumerate(comparison.rows):
+        label = row.label if at else f"**{row.label}**"
+        error, psnr = percent_short(row.denoiser_error), f"{row.psnr:.1f} dB"
+        lines.append(_line(label, f"{row.bits_per_weight:.2f}", _size(row), error, psnr, f"{row.ssim:.3f}"))
+    return "\n".join(lines)
+
+
+def budget_table(comparison: Comparison, mixed: bool) -> str:
+    """Method by width, either with bits dealt out over the model or with the same bits for every layer."""
+    found = {(row.method, _width(row)): row for row in comparison.rows if _is_mixed(row) == mixed}
+    lines = [_line("", *(f"{width} bits" for width in WIDTHS)), _rule(len(WIDTHS) + 1)]
+    for method in METHODS:
+        if any((method, width) in found for width in WIDTHS):
+            lines.append(_line(f"`{method}`", *(_cell(found.get((method, width))) for width in WIDTHS)))
+    return "\n".join(lines)
+
+
+def _is_mixed(row: Row) -> bool:
+    """Vector codes are dealt out unless they say otherwise, scalar ones only where they say so."""
+    return row.scheme == "mixed" or (row.scheme == "" and row.family == "vector")
+
+
+def _width(row: Row) -> int:
+    return round(row.bits_per_weight - (0.3 if row.family == "scalar" else 0.0))  # scales of groups of 64 take .28 to .31
+
+
+def _cell(row: Row | None) -> str:
+    return f"{_size(row)} · {percent_short(row.denoiser_error)} · {row.psnr:.1f} dB" if row else "–"
+
+
+def _size(row: Row) -> str:
+    return f"{row.denoiser_bytes / 1e6:.2f} MB"
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + "---|" * columns
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path, help="report.json of make demo")
+    parser.add_argument("results", type=Path, help="report.json of make results")
+    given = parser.parse_args()
+    demo, results = (Comparison.from_json(json.loads(path.read_text())) for path in (given.demo, given.results))
+    print(demo_table(demo), "\nThe same bits for every layer:", budget_table(results, mixed=False), sep="\n\n")
+    print("\nBits dealt out over the model:", budget_table(results, mixed=True), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
