@@ -12,19 +12,20 @@ import numpy as np
 from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS, pipeline_path
 from vqcompress.shapes.judge import Rate, score
 from vqcompress.shapes.scenes import held_out_captions, monitor_captions
+from vqcompress.shapes.singles import class_captions
 
 BATCH = 50
-CAPTION_SETS = {"held-out": held_out_captions, "monitor": monitor_captions}
+CAPTION_SETS = {"held-out": held_out_captions, "monitor": monitor_captions, "classes": class_captions}
 
 
 def load_pipeline(folder: str | Path):
     """The pipeline in `folder` with float32 weights and no progress bar, without asking the network."""
     import torch
-    from diffusers import DiffusionPipeline
 
     from vqcompress.architectures.dtype_option import dtype_option
+    from vqcompress.models.pipelines import pipeline_class
 
-    pipe = DiffusionPipeline.from_pretrained(folder, **dtype_option(torch.float32), local_files_only=True)
+    pipe = pipeline_class(folder).from_pretrained(folder, **dtype_option(torch.float32), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -36,14 +37,18 @@ def generate(
     guidance: float = DEFAULT_GUIDANCE,
     seed: int = 0,
 ) -> np.ndarray:
-    """One picture per caption: uint8 [n, 32, 32, 3]; picture i starts from seed + i, whatever the batch."""
+    """One picture per caption: uint8 [n, 32, 32, 3]; picture i starts from seed + i, whatever the batch.
+
+    A class-conditional pipeline takes the captions as names of its classes.
+    """
     import torch
 
     images = []
     for start in range(0, len(captions), BATCH):
         texts = list(captions[start : start + BATCH])
         noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(texts))]
-        out = pipe(texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np").images
+        asked = [pipe.labels[text] for text in texts] if hasattr(pipe, "labels") else texts
+        out = pipe(asked, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np").images
         images.append(np.rint(out * 255).astype(np.uint8))
     return np.concatenate(images)
 
@@ -85,7 +90,7 @@ def picture_grid(images: np.ndarray, columns: int = 10, zoom: int = 3):
 @click.option("--grid", type=click.Path(path_type=Path), help="Write the pictures as one PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def main(folder, count, caption_set, steps, guidance, seed, grid, as_json):
-    """Score the pipeline in FOLDER on captions that it was never trained on."""
+    """Score the pipeline in FOLDER on captions that it was never trained on (on its classes, with --caption-set classes)."""
     texts = CAPTION_SETS[caption_set](count)
     images = generate(load_pipeline(folder), texts, steps, guidance, seed)
     rates = score(images, texts)

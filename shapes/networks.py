@@ -6,6 +6,8 @@ WIDTHS = (64, 128, 192)
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 128
 POOLED_WIDTH = 128
+ANSWER_TOKENS = 4  # of the transformer's caption, each with its own view of the pooled text
+GATES = [2, 5]  # rows of a PixArt block's table: shift, scale, gate of attention, then of the MLP
 TIME_IDS = (32.0, 32.0, 0.0, 0.0, 32.0, 32.0)  # original size, crop corner, target size: one resolution only
 
 
@@ -30,6 +32,61 @@ def build_unet():
         projection_class_embeddings_input_dim=POOLED_WIDTH + 6 * 32,
         norm_num_groups=16,
     )
+
+
+def build_transformer(width: int = 256, depth: int = 4):
+    """`PixArtTransformer2DModel` on [batch, 8, 8, 8] latents, in 2x2 patches."""
+    from diffusers import PixArtTransformer2DModel
+
+    network = PixArtTransformer2DModel(
+        num_attention_heads=width // 64,
+        attention_head_dim=64,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=depth,
+        cross_attention_dim=width,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=2 * TEXT_WIDTH + ANSWER_TOKENS * POOLED_WIDTH,
+    )
+    _open_gates(network)
+    return network
+
+
+def build_mixture(width: int = 128, depth: int = 4, experts: int = 8):
+    """Class-conditional `DiTMoE` on [batch, 8, 8, 8] latents, in 2x2 patches, two experts a token."""
+    from vqcompress.models.dit_moe import DiTMoE
+    from vqcompress.models.modulation import adaln_zero_
+    from vqcompress.shapes.singles import CLASSES
+
+    network = DiTMoE(
+        input_size=8,
+        in_channels=LATENT_CHANNELS,
+        hidden_size=width,
+        depth=depth,
+        num_heads=width // 64,
+        mlp_ratio=1,
+        num_classes=len(CLASSES),
+        num_experts=experts,
+        learn_sigma=False,
+        use_flash_attn=True,  # the layout of the releases that are rectified flows
+    )
+    adaln_zero_(network)
+    return network
+
+
+def _open_gates(network) -> None:
+    """Start without modulation and with gates of one: diffusers draws the table by lot, and gates around zero."""
+    import torch
+
+    with torch.no_grad():
+        for part in (network.adaln_single.linear, network.proj_out):
+            part.weight.zero_()
+            part.bias.zero_()
+        network.scale_shift_table.zero_()
+        for block in network.transformer_blocks:
+            block.scale_shift_table.zero_()
+            block.scale_shift_table[GATES] = 1.0
 
 
 def build_text_encoders(tokenizer):

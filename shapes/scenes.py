@@ -86,6 +86,12 @@ def sample_scenes(count: int, seed: int, split: str | None = None) -> Iterator[S
     return (sample_scene(rng, split) for _ in range(count))
 
 
+def sample_singles(count: int, seed: int) -> Iterator[Scene]:
+    """`count` scenes of one object whose caption does not tell its size, of every split."""
+    rng = np.random.default_rng(seed)
+    return (Scene(_pick(rng, BACKGROUNDS), (_lone_item(rng),), "single") for _ in range(count))
+
+
 def sample_captions(count: int, seed: int, split: str) -> list[str]:
     """`count` distinct captions of one split, in the order they were drawn."""
     rng = np.random.default_rng(seed)

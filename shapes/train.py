@@ -1,7 +1,8 @@
-"""`python -m vqcompress.shapes.train --out DIR`: the embedded model, from nothing and one seed."""
+"""`python -m vqcompress.shapes.train --out DIR`: an embedded model, from nothing and one seed."""
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 
@@ -9,38 +10,43 @@ import click
 import torch
 
 from vqcompress.shapes.autoencoder import PatchCode, build_autoencoder, fit_patch_code, set_encoder
-from vqcompress.shapes.dataset import build_latent_set, tokenize, training_captions, training_images
+from vqcompress.shapes.dataset import tokenize, training_captions, training_images
 from vqcompress.shapes.decoder_training import reconstruction_psnr, train_decoder
-from vqcompress.shapes.denoiser_training import Denoiser, DenoiserTraining
-from vqcompress.shapes.folder import save_pipeline
-from vqcompress.shapes.networks import build_scheduler, build_text_encoders, build_unet
+from vqcompress.shapes.denoiser_training import Denoiser
+from vqcompress.shapes.networks import build_text_encoders, build_unet
 from vqcompress.shapes.scenes import monitor_captions
 from vqcompress.shapes.schedule import Schedule
+from vqcompress.shapes.subjects import SUBJECTS
 from vqcompress.shapes.text_training import Reader, answers, reading_accuracy, train_text
 from vqcompress.shapes.tokenizer import build_tokenizer
+from vqcompress.shapes.training_run import TrainingRun
 
 FIT_IMAGES, DECODER_IMAGES, VOCABULARY_CAPTIONS, TEXT_CAPTIONS = 8_000, 60_000, 5_000, 40_000
 TELL_EVERY = 100
 
 
 class Workshop:
-    """What the stages share, rebuilt from the seed at every start: code, tokenizer, untrained networks."""
+    """What the stages share, rebuilt from the seed at every start: code, tokenizer, untrained networks.
 
-    def __init__(self, out: Path, work: Path, seed: int) -> None:
+    Text encoders and decoder are the same for every subject: ``parts`` is the work folder that has them.
+    """
+
+    def __init__(self, out: Path, work: Path, seed: int, subject: str = "unet", parts: Path | None = None) -> None:
         torch.manual_seed(seed)
-        self.out, self.work, self.seed = out, work, seed
+        self.out, self.work, self.seed, self.parts = out, work, seed, parts or work
         work.mkdir(parents=True, exist_ok=True)
         self.code: PatchCode = fit_patch_code(training_images(FIT_IMAGES, seed))
         self.tokenizer = build_tokenizer(training_captions(VOCABULARY_CAPTIONS, seed))
         self.vae = build_autoencoder().eval()
         set_encoder(self.vae, self.code)
         self.model = Denoiser(build_unet(), *build_text_encoders(self.tokenizer))
+        self.subject = SUBJECTS[subject]
 
     def load_decoder(self) -> None:
         """Take the trained decoder, if there is one yet."""
         from safetensors.torch import load_file
 
-        path = self.work / "decoder.safetensors"
+        path = self.parts / "decoder.safetensors"
         if path.exists():
             self.vae.decoder.load_state_dict(load_file(path))
 
@@ -49,13 +55,12 @@ class Workshop:
         from safetensors.torch import load_file
 
         encoders = torch.nn.ModuleList([self.model.text_encoder, self.model.text_encoder_2])
-        encoders.load_state_dict(load_file(self.work / "text.safetensors"))
+        encoders.load_state_dict(load_file(self.parts / "text.safetensors"))
 
-    def export(self, model: Denoiser) -> None:
+    def export(self, model: torch.nn.Module) -> None:
         """Write the pipeline folder with `model`'s weights."""
         self.load_decoder()
-        encoders = (model.text_encoder, model.text_encoder_2)
-        save_pipeline(self.out, self.vae, model.unet, encoders, self.tokenizer, build_scheduler())
+        self.subject.save(model, self)
 
 
 def run_decoder_stage(shop: Workshop, steps: int) -> None:
@@ -89,16 +94,15 @@ def run_text_stage(shop: Workshop, steps: int) -> None:
 
 
 def run_denoiser_stage(shop: Workshop, schedule: Schedule, scenes: int, snapshot_minutes: float, renew: bool) -> None:
-    """Train the UNet, checkpoint and export along the way, export the average at the end."""
+    """Train the denoiser, checkpoint and export along the way, export the average at the end."""
     shop.load_text()
-    data = build_latent_set(scenes, shop.seed + 2, shop.code, shop.tokenizer)
-    click.echo(f"{len(data.latents)} scenes coded")
-    model = _prepare_for_training(shop.model)
-    training = DenoiserTraining(model, data, build_scheduler().alphas_cumprod, schedule, shop.seed)
+    model = shop.subject.build(shop)
+    plain = copy.deepcopy(model)
+    training = shop.subject.training(_prepare_for_training(model), shop, scenes, schedule)
+    click.echo(f"{scenes} scenes coded")
     checkpoint = shop.work / "denoiser.pt"
     if checkpoint.exists():
         training.restore(checkpoint, keep_clock=not renew)
-    plain = Denoiser(build_unet(), *build_text_encoders(shop.tokenizer))
     pause = _Pause(training, checkpoint, lambda: shop.export(training.averaged(plain)), 60 * snapshot_minutes)
     training.run(_teller("denoiser", schedule), TELL_EVERY, pause)
     training.save(checkpoint)
@@ -108,7 +112,7 @@ def run_denoiser_stage(shop: Workshop, schedule: Schedule, scenes: int, snapshot
 class _Pause:
     """Checkpoint and snapshot at most once per `interval` seconds."""
 
-    def __init__(self, training: DenoiserTraining, checkpoint: Path, export, interval: float) -> None:
+    def __init__(self, training: TrainingRun, checkpoint: Path, export, interval: float) -> None:
         self.training, self.checkpoint, self.export, self.interval = training, checkpoint, export, interval
         self.last = time.monotonic()
 
@@ -119,14 +123,16 @@ class _Pause:
             self.last = time.monotonic()
 
 
-def _prepare_for_training(model: Denoiser) -> Denoiser:
+def _prepare_for_training(model: torch.nn.Module) -> torch.nn.Module:
     """Text encoders frozen, as SDXL's are; plain attention, whose backward is many times faster on a few tokens."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    model.unet.set_attn_processor(AttnProcessor())
-    for encoder in (model.text_encoder, model.text_encoder_2):
-        encoder.set_attn_implementation("eager")
-        encoder.requires_grad_(False)
+    for part in model.children():
+        if hasattr(part, "set_attn_processor"):
+            part.set_attn_processor(AttnProcessor())
+        if hasattr(part, "set_attn_implementation"):
+            part.set_attn_implementation("eager")
+            part.requires_grad_(False)
     return model
 
 
@@ -144,6 +150,10 @@ def _teller(stage: str, schedule: Schedule):
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Pipeline folder to write.")
 @click.option("--work", type=click.Path(path_type=Path), help="Checkpoints [OUT.work]; an unfinished run goes on.")
+@click.option("--model", "subject", type=click.Choice(list(SUBJECTS)), default="unet", show_default=True)
+@click.option(
+    "--parts", type=click.Path(path_type=Path), help="Work folder whose text encoders and decoder to take [WORK]."
+)
 @click.option("--stage", type=click.Choice(["all", "text", "decoder", "denoiser", "untrained"]), default="all")
 @click.option("--text-steps", default=1000, show_default=True)
 @click.option("--decoder-steps", default=1330, show_default=True)
@@ -156,13 +166,14 @@ def _teller(stage: str, schedule: Schedule):
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
-    out, work, stage, text_steps, decoder_steps, steps, minutes, scenes, rate, snapshot_minutes, renew, threads, seed
-):
-    """Train the embedded model and write it as a diffusers folder."""
+    out, work, subject, parts, stage, text_steps, decoder_steps, steps, minutes, scenes, rate, snapshot_minutes,
+    renew, threads, seed,
+):  # fmt: skip
+    """Train an embedded model and write it as a diffusers folder."""
     torch.set_num_threads(threads)
-    shop = Workshop(out, work or out.with_name(out.name + ".work"), seed)
+    shop = Workshop(out, work or out.with_name(out.name + ".work"), seed, subject, parts)
     if stage == "untrained":
-        shop.export(shop.model)
+        shop.export(shop.subject.build(shop))
     if stage in ("all", "text"):
         run_text_stage(shop, text_steps)
     if stage in ("all", "decoder"):

@@ -10,7 +10,10 @@ from vqcompress.architectures.architecture import Architecture, OutputType, Pipe
 from vqcompress.architectures.class_names import class_numbers
 from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
 from vqcompress.architectures.layer_plan import KeepRules
-from vqcompress.errors import ArchitectureError
+from vqcompress.errors import ArchitectureError, VQCompressError
+from vqcompress.shapes import DEFAULT_STEPS
+
+SHAPES_CLASSES = "shapes_classes"
 
 
 class ClassConditionalArchitecture(Architecture):
@@ -33,12 +36,15 @@ class ClassConditionalArchitecture(Architecture):
     def of(cls, pipeline: Pipeline) -> ClassConditionalArchitecture:
         side = pipeline.default_sample_size * pipeline.vae_scale_factor
         name = type(pipeline.transformer).__name__
+        steps, prompts = 50, "imagenet"
+        if _draws_shapes(pipeline):
+            name, steps, prompts = "shapes-moe", DEFAULT_STEPS, SHAPES_CLASSES
         return cls(
             name,
             "transformer",
             ("transformer",),
-            SamplingDefaults(50, pipeline.default_guidance, side, side),
-            "imagenet",
+            SamplingDefaults(steps, pipeline.default_guidance, side, side),
+            prompts,
         )
 
     def run(
@@ -59,3 +65,13 @@ class ClassConditionalArchitecture(Architecture):
         classes = pipeline.num_classes
         labels = [0] * len(prompts) if classes is None else class_numbers(prompts, pipeline.labels, classes)
         return pipeline(labels, guidance, steps, generators, output_type).images
+
+
+def _draws_shapes(pipeline: Pipeline) -> bool:
+    """Whether the classes are those of the embedded model's world: single objects, named by their captions."""
+    from vqcompress.shapes.claims import read_claim
+
+    try:
+        return bool(pipeline.labels) and all(len(read_claim(name).looks) == 1 for name in pipeline.labels)
+    except VQCompressError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vqcompress.architectures.architecture import Architecture, Pipeline
 from vqcompress.architectures.class_conditional import ClassConditionalArchitecture
+from vqcompress.architectures.clip_pixart import ClipPixArtArchitecture
 from vqcompress.architectures.dit import DiTArchitecture
 from vqcompress.architectures.generic import GenericArchitecture
 from vqcompress.architectures.lumina import LuminaArchitecture
@@ -18,6 +19,7 @@ FAMILIES: tuple[type[Architecture], ...] = (
     ClassConditionalArchitecture,
     PixArtArchitecture,
     LuminaArchitecture,
+    ClipPixArtArchitecture,
     TextFlowArchitecture,
     GenericArchitecture,  # last: it takes whatever has a prompt and a denoiser
 )

@@ -56,22 +56,36 @@ def default_scheduler(transformer: Any) -> Any:
 class ClassConditionalPipeline(DiffusionPipeline):
     """Images from class labels: a ``transformer`` of `vqcompress.models`, a ``scheduler``, and a ``vae`` for latents.
 
-    ``id2label`` maps class ids to names, comma-separated synonyms allowed.
+    ``id2label`` maps class ids to names, comma-separated synonyms allowed. ``guidance`` is the scale that suits the weights,
+    where it is not the papers'.
     """
 
     model_cpu_offload_seq: Any = "transformer->vae"
     _optional_components = ["vae"]  # noqa: RUF012 (diffusers reads it so)
 
-    def __init__(self, transformer: Any, scheduler: Any, vae: Any = None, id2label: dict[Any, str] | None = None):
+    def __init__(
+        self,
+        transformer: Any,
+        scheduler: Any,
+        vae: Any = None,
+        id2label: dict[Any, str] | None = None,
+        guidance: float | None = None,
+    ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
-        self.register_to_config(id2label=id2label)
+        self.register_to_config(id2label=id2label, guidance=guidance)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
-    def with_defaults(cls, transformer: Any, vae: Any = None, id2label: dict[Any, str] | None = None) -> Any:
+    def with_defaults(
+        cls,
+        transformer: Any,
+        vae: Any = None,
+        id2label: dict[Any, str] | None = None,
+        guidance: float | None = None,
+    ) -> Any:
         """The pipeline with the scheduler that the network was trained for."""
-        return cls(transformer, default_scheduler(transformer), vae, id2label)
+        return cls(transformer, default_scheduler(transformer), vae, id2label, guidance)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -86,7 +100,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def default_guidance(self) -> float:
-        """The scale of the papers' own samples; 1, which is none, for a network that cannot be guided."""
+        """The pipeline's own, else the scale of the papers' samples; 1, which is none, for a network that cannot be guided."""
+        if self.config["guidance"] is not None:
+            return self.config["guidance"]
         config = self.transformer.config
         if config["num_classes"] is None or config["class_dropout_prob"] == 0:
             return 1.0

@@ -13,6 +13,7 @@ from vqcompress.models.presets import NETWORKS
 # Class name in model_index.json: module.
 PIPELINES: dict[str, str] = {
     "ClassConditionalPipeline": "vqcompress.models.class_pipeline",
+    "ClipPixArtPipeline": "vqcompress.models.clip_pixart_pipeline",
     "LuminaTextPipeline": "vqcompress.models.lumina_pipeline",
     "PTDiTPipeline": "vqcompress.models.pt_dit_pipeline",
 }

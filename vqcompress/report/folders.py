@@ -65,7 +65,7 @@ def evaluation_prompts(architecture: Architecture, prompts: str | None, count: i
 
 def judge_for(architecture: Architecture, prompts: Sequence[str]) -> Judge | None:
     """The judge of the shapes world, if it can read every prompt."""
-    if architecture.prompt_set != "shapes":
+    if architecture.prompt_set not in ("shapes", "shapes_classes"):
         return None
     try:
         for prompt in prompts:

@@ -1,0 +1,112 @@
+"""PixArt's network on CLIP text, as SDXL reads it: both encoders' hidden states, and the pooled text as extra tokens.
+
+PixArt (arXiv 2310.00426) has no input for pooled text. Here it joins the caption as a few tokens more, each of which has
+columns of `caption_projection` for itself, so that each can say something else of the whole caption, such as what one of
+its objects looks like; cross-attention then chooses between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+from vqcompress.models.text_pipeline import Generators, TextPipeline, TextPipelineOutput
+
+
+def caption_features(states: Tensor, pooled: Tensor, channels: int) -> Tensor:
+    """Hidden states [b, t, s] and pooled text [b, p] as caption tokens [b, t + k, channels], channels = s + k·p.
+
+    Token t + i holds the pooled text in the channels s + i·p to s + (i + 1)·p; what a token does not fill is zero.
+    """
+    slots = (channels - states.shape[-1]) // pooled.shape[-1]
+    blocks = torch.eye(slots, dtype=pooled.dtype, device=pooled.device)
+    extra = torch.einsum("bp,ij->bijp", pooled, blocks).flatten(2)
+    return torch.cat([pad(states, (0, extra.shape[-1])), pad(extra, (states.shape[-1], 0))], dim=1)
+
+
+def read_captions(text_encoder: Any, text_encoder_2: Any, tokens: Tensor, channels: int) -> Tensor:
+    """Token ids int64 [b, t] as caption tokens float [b, t + k, channels]: see `caption_features`."""
+    first = text_encoder(tokens, output_hidden_states=True).hidden_states[-2]
+    second = text_encoder_2(tokens, output_hidden_states=True)
+    return caption_features(torch.cat([first, second.hidden_states[-2]], dim=-1), second.text_embeds, channels)
+
+
+class ClipPixArtPipeline(TextPipeline):
+    """Around PixArtTransformer2DModel; one tokenizer for both encoders, any diffusers scheduler without extra arguments."""
+
+    model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->transformer->vae"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection,
+        transformer: PixArtTransformer2DModel,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL,
+    ) -> None:
+        super().__init__(tokenizer, text_encoder, transformer, vae)
+        self.register_modules(text_encoder_2=text_encoder_2, scheduler=scheduler)
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str = "",
+    ) -> tuple[Tensor, Tensor]:
+        """Caption tokens [n, t + k, channels] of the prompts, padded as CLIP pads, and a mask of ones; with guidance those
+        of the negative prompt follow, as many again."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
+        texts = prompts + [negative_prompt] * len(prompts) * do_classifier_free_guidance
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        channels = self.transformer.config["caption_channels"]
+        features = read_captions(self.text_encoder, self.text_encoder_2, tokens, channels).to(self.transformer.dtype)
+        return features, torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+
+    def _estimate(self, x: Tensor, time: Tensor, text: Tensor, guidance: float) -> Tensor:
+        """The network's estimate [n, channels, h, w] for latents of the same shape, pushed away from the second half of
+        ``text`` where it has one."""
+        both = x.repeat(len(text) // len(x), 1, 1, 1)
+        out = self.transformer(both, text, timestep=time.expand(len(both))).sample
+        if len(both) == len(x):
+            return out
+        conditional, unconditional = out.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: str = "",
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> TextPipelineOutput | tuple[Any]:
+        """``guidance_scale`` ≤ 1: no guidance. ``height`` and ``width`` in pixels. ``generator``: one, or one an image."""
+        free = guidance_scale > 1
+        text, _ = self.encode_prompt(prompt, self._execution_device, 1, free, negative_prompt)
+        size = self.latent_size(height, width)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        count = len(text) // (1 + free)
+        x = self.noise((count, self.transformer.config["in_channels"], *size), generator)
+        x = x * self.scheduler.init_noise_sigma
+        for time in self.progress_bar(self.scheduler.timesteps):
+            out = self._estimate(self.scheduler.scale_model_input(x, time), time, text, guidance_scale)
+            x = self.scheduler.step(out, time, x).prev_sample
+        images = self.images(x, output_type)
+        self.maybe_free_model_hooks()
+        return TextPipelineOutput(images) if return_dict else (images,)
