@@ -69,12 +69,10 @@ def test_unconditional_image_space() -> None:
         family.sample(pipeline, ["anything"], seeds=[0], height=32)
 
 
-def test_transposed_convolutions_stay_dense(own: Own) -> None:
-    """Their weight is laid out input-first, so it has another matrix view; there are few of them."""
+def test_transposed_convolutions_are_quantized_too(own: Own) -> None:
     pipeline = own("diffit_image")
     plans = {plan.name: plan.kept for plan in architecture_of(pipeline).layers(pipeline, "transformer")}
-    assert plans["up.0"] == "ConvTranspose2d is neither a Linear nor a Conv2d"
-    assert plans["down.0"] is plans["merge.0"] is None
+    assert plans["up.0.patches"] is plans["down.0"] is plans["merge.0"] is None
 
 
 def test_a_layer_that_all_blocks_share_is_planned_once(own: Own) -> None:

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.models.diffit_image import DiffiTImage, WindowTimeAttention, from_windows, to_windows
+from vqcompress.models.diffit_image import (
+    DiffiTImage,
+    TransposedConvolution,
+    WindowTimeAttention,
+    from_windows,
+    to_windows,
+)
 from vqcompress.models.diffit_latent import TimeSelfAttention
 from vqcompress.models.presets import preset
 
@@ -25,6 +31,16 @@ def test_windows_round_trip() -> None:
     x = torch.randn(2, 8, 12, 3)
     assert from_windows(to_windows(x, 4), 8, 12).equal(x)
     assert to_windows(x, 4)[1].equal(x[0, :4, 4:8].reshape(16, 3))
+
+
+def test_patches_that_are_added_make_the_transposed_convolution() -> None:
+    torch.manual_seed(0)
+    ours, torchs = TransposedConvolution(6, 5), nn.ConvTranspose2d(6, 5, 4, 2, padding=1)
+    with torch.no_grad():
+        ours.patches.weight.copy_(torchs.weight.flatten(1).T)
+        ours.bias.copy_(torchs.bias)
+    x = torch.randn(2, 6, 3, 4)
+    assert torch.allclose(ours(x), torchs(x), atol=1e-6)
 
 
 def test_one_window_is_the_latent_models_attention() -> None:
@@ -55,7 +71,7 @@ def test_time_and_label_matter() -> None:
 
 def test_every_matrix_is_called() -> None:
     model, called = tiny(), set()
-    matrices = {m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)}
+    matrices = {m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     for part in matrices:
         part.register_forward_hook(lambda module, *_: called.add(module))
     model(torch.randn(1, 3, 16, 16), torch.tensor([0.5]))
@@ -81,4 +97,6 @@ def test_presets(name: str, levels: int) -> None:
 def test_save_and_load(tmp_path: Path) -> None:
     model, x, t = tiny(), torch.randn(1, 3, 16, 16), torch.tensor([0.5])
     model.save_pretrained(tmp_path)
-    assert DiffiTImage.from_pretrained(tmp_path)(x, t).equal(model(x, t))
+    opened = DiffiTImage.from_pretrained(tmp_path)
+    assert all(opened.get_parameter(name).equal(weight) for name, weight in model.named_parameters())
+    assert torch.allclose(opened(x, t), model(x, t), atol=1e-5)  # where weights lie in memory changes the rounding of sums

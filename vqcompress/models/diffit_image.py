@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import fold, scaled_dot_product_attention, silu
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.attention import join_heads, split_heads
@@ -55,6 +55,24 @@ class WindowTimeAttention(nn.Module):
         bias = relative_bias(self.relative_position_bias_table, self.window).to(query.dtype).unsqueeze(0)
         mixed = join_heads(scaled_dot_product_attention(query, key, value, attn_mask=bias))
         return self.proj(from_windows(mixed, *x.shape[1:3]))
+
+
+class TransposedConvolution(nn.Module):
+    """A transposed convolution of kernel 4, stride 2 and padding 1: each pixel times a matrix, overlapping patches added.
+
+    The matrix is a Linear [out·16, in], which can be packed like any other; ``nn.ConvTranspose2d`` keeps it input-first.
+    """
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.patches = nn.Linear(width, 16 * out, bias=False)
+        self.bias = nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, width, h, w] -> [n, out, 2h, 2w]."""
+        rows, columns = x.shape[2:]
+        patches = self.patches(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return fold(patches, (2 * rows, 2 * columns), 4, padding=1, stride=2) + self.bias[:, None, None]
 
 
 class DiffiTResBlock(nn.Module):
@@ -116,7 +134,7 @@ class DiffiTImage(Network):
         self.tokenizer = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(self._stage(level) for level in levels)
         self.down = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, 2, padding=1) for i in levels[:-1])
-        self.up = nn.ModuleList(nn.ConvTranspose2d(widths[i + 1], widths[i], 4, 2, padding=1) for i in levels[:-1])
+        self.up = nn.ModuleList(TransposedConvolution(widths[i + 1], widths[i]) for i in levels[:-1])
         self.merge = nn.ModuleList(nn.Conv2d(2 * widths[i], widths[i], 1) for i in levels[:-1])
         self.decoder = nn.ModuleList(self._stage(level) for level in levels[:-1])
         self.norm_out = nn.GroupNorm(math.gcd(32, widths[0]), widths[0])
