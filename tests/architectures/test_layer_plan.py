@@ -61,3 +61,11 @@ def test_integer_weights_count_as_quantized() -> None:
 def test_bad_pattern_is_named() -> None:
     with pytest.raises(RecipeError, match=r"'\(open' is not a regular expression"):
         reasons({"(open": "x"})
+
+
+def test_a_layer_in_two_places_is_quantized_once() -> None:
+    toy = Toy()
+    toy.again = toy.first
+    plans = plan_layers(toy, {})
+    assert [p.name for p in plans if p.kept is None] == ["first", "inner.0", "inner.2"]
+    assert "again" not in {p.name for p in plans}

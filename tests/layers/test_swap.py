@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from vqcompress.errors import ArchitectureError, CheckpointError
-from vqcompress.layers import FORMAT_VERSION, check_description, describe, empty_layers, swap, vq_layers
+from vqcompress.layers import (
+    FORMAT_VERSION,
+    check_description,
+    describe,
+    empty_layers,
+    make_dense,
+    swap,
+    vq_layers,
+)
 
 
 def _net() -> nn.Module:
@@ -50,6 +58,17 @@ def test_description_rebuilds_empty_layers_of_the_same_state(random_weight):
     x = torch.randn(3, 40)
     assert torch.equal(twin[0](x), net[0](x))
     assert describe(twin) == describe(net)
+
+
+def test_a_layer_in_two_places_is_replaced_in_both(random_weight):
+    shared = nn.Linear(24, 24)
+    net = nn.Sequential(shared, nn.Sequential(shared, nn.ReLU()))
+    swap(net, {"0": random_weight("trellis", (24, 24))})
+    assert net[0] is net[1][0]
+    assert list(vq_layers(net)) == ["0"]
+    make_dense(net)
+    assert net[0] is net[1][0]
+    assert type(net[0]) is nn.Linear
 
 
 @pytest.mark.parametrize(

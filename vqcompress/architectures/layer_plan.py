@@ -41,7 +41,8 @@ def plan_layers(component: nn.Module, keep: KeepRules) -> list[LayerPlan]:
     Raises `RecipeError` for a pattern that is no regular expression.
     """
     rules = [(_compiled(pattern), reason) for pattern, reason in keep.items()]
-    owners = Counter(id(parameter) for _, parameter in component.named_parameters(remove_duplicate=False))
+    # A layer that sits in several places counts once, and is planned once; a weight that several layers hold is tied.
+    owners = Counter(id(weight) for module in component.modules() for weight in module.parameters(recurse=False))
     return [
         LayerPlan(name, _reason(name, module, parameter, owners[id(parameter)] > 1, rules), tuple(parameter.shape))
         for name, module, parameter in _matrices(component)

@@ -48,8 +48,14 @@ def replace_layer(
     """
     dense = find_layer(component, name, shape)
     packed = VQConv2d if isinstance(dense, nn.Conv2d) else VQLinear
-    parent, _, child = name.rpartition(".")
-    setattr(component.get_submodule(parent), child, packed(dense, spec, tensors, _shared(component, spec)))
+    put_layer(component, dense, packed(dense, spec, tensors, _shared(component, spec)))
+
+
+def put_layer(component: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``component`` has ``old``: a layer can sit in several places, as one that blocks share."""
+    for parent in list(component.modules()):
+        for child in [name for name, module in parent._modules.items() if module is old]:
+            setattr(parent, child, new)
 
 
 def _shared(component: nn.Module, spec: FormatSpec) -> SharedCodebooks | None:
