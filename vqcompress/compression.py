@@ -7,7 +7,6 @@ keeps its results in a run folder beside the output, so a run that was stopped g
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
+from vqcompress.architectures.narrow_weights import hold_narrow
 from vqcompress.calibration.importance import layer_importance
-from vqcompress.calibration.moments import Moments
+from vqcompress.calibration.moments import Moments, RecordedRows
 from vqcompress.calibration.prompts import PromptSet, choose_diverse, load_prompts
 from vqcompress.calibration.record import record_moments
 from vqcompress.calibration.starved import is_starved, sibling_key, usable_moment
@@ -34,14 +34,16 @@ from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.finetune import Lessons, prepare_lessons, swap_and_tune
 from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.layers import swap, vq_layers
-from vqcompress.matrix_view import to_matrix
+from vqcompress.matrix_view import matrix_shape, to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, allocate_whole_bits
 from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.quantizers.row_moment import RowMoment
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
+from vqcompress.working_memory import WorkingMemory, usable_cores
 
 Progress = Callable[[str, int, int, str], None]
 """``(stage, done, total, detail)``"""
@@ -101,10 +103,12 @@ def quantize(
         raise CheckpointError(f"{output} exists; choose another folder or pass --overwrite (overwrite=True)")
     settings_for(recipe.method, recipe.settings)
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
-    pipeline = open_pipeline(model) if isinstance(model, str) else model
+    pipeline = open_pipeline(model, narrow=recipe.finetune == "none") if isinstance(model, str) else model
     architecture = architecture_of(pipeline)
     prompts = named or load_prompts(architecture.prompt_set)
     layers, kept = _plan(recipe, pipeline, architecture)
+    if isinstance(model, str):
+        hold_narrow(architecture.module(pipeline, architecture.denoiser), layers.get(architecture.denoiser, ()))
     work = output.with_name(output.name + ".partial")
     recorded = _recording_signature(recipe, prompts, pipeline, architecture)
     with ExitStack() as stores:
@@ -206,7 +210,7 @@ def _record_of(
     """What became of a layer; ``quantized`` is ``None`` where it stays dense."""
     weight = run.weight(component, layer)
     importance = _importance_of_layers(run, component, [layer]) if run.recipe.shares_budget else {}
-    seen = None if group is None else _recorded_moments(run, component, group)
+    seen = None if group is None else _group(run, f"{component}.moments", group)
     return LayerRecord(
         component=component,
         layer=layer,
@@ -216,7 +220,7 @@ def _record_of(
         if quantized is None
         else run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"],
         importance=importance.get(layer),
-        rows=None if seen is None else seen.used_rows,
+        rows=None if seen is None else seen["used_rows"],
         columns=to_matrix(weight).shape[1],
     )
 
@@ -224,7 +228,9 @@ def _record_of(
 def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
     """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
     stage, calibration = f"{component}.moments", run.recipe.calibration
-    groups = {layer: key for key in run.recordings.done(f"{stage}.layers") for layer in _group(run, stage, key)}
+    groups = {
+        layer: key for key in run.recordings.done(f"{stage}.layers") for layer in _group(run, stage, key)["layers"]
+    }
     missing = [layer for layer in layers if layer not in groups]
     if not missing:
         return groups
@@ -246,16 +252,17 @@ def _record(run: Run, component: str, layers: list[str]) -> dict[str, str]:
     )
     for names, moments in recorded:
         run.recordings.load_or_make(stage, names[0], moments.state_dict)
-        run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names})
+        run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names, "used_rows": moments.used_rows})
         groups.update(dict.fromkeys(names, names[0]))
     return groups
 
 
-def _group(run: Run, stage: str, key: str) -> list[str]:
-    return run.recordings.load_or_make_json(f"{stage}.layers", key, dict)["layers"]
+def _group(run: Run, stage: str, key: str) -> dict[str, Any]:
+    """``{"layers": names of one input, "used_rows": how many of its rows were multiplied}``"""
+    return run.recordings.load_or_make_json(f"{stage}.layers", key, dict)
 
 
-def _moments(run: Run, component: str, key: str | None) -> Tensor | None:
+def _moments(run: Run, component: str, key: str | None) -> Tensor | RowMoment | None:
     """The second moment of a group, or None where no row was seen (or none is needed): white inputs."""
     if key is None:
         return None
@@ -264,11 +271,11 @@ def _moments(run: Run, component: str, key: str | None) -> Tensor | None:
     return usable_moment(moments, siblings)
 
 
-def _recorded_moments(run: Run, component: str, key: str) -> Moments:
+def _recorded_moments(run: Run, component: str, key: str) -> Moments | RecordedRows:
     return Moments.from_state_dict(run.recordings.load_or_make(f"{component}.moments", key, dict))
 
 
-def _siblings(run: Run, component: str, key: str) -> list[Moments]:
+def _siblings(run: Run, component: str, key: str) -> list[Moments | RecordedRows]:
     """What the layers at the same place of all experts saw."""
     wanted, keys = sibling_key(key), run.recordings.done(f"{component}.moments.layers")
     return [_recorded_moments(run, component, each) for each in keys if wanted and sibling_key(each) == wanted]
@@ -368,10 +375,13 @@ def _encode_all(
     """Encode all layers, one a core: the searches let go of the interpreter, and layers do not depend on each other."""
 
     def encode(layer: str) -> QuantizedWeight:
-        return _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
+        rows, columns = matrix_shape(run.weight(component, layer).shape)
+        with room.holding(9 * columns**2 + 32 * rows * columns):  # the moment, its factor, and copies of the weight
+            return _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
 
     quantized = {}
-    with one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    room = WorkingMemory(int(run.recipe.calibration.memory_budget_gb * 1e9))
+    with one_thread_each(), ThreadPoolExecutor(usable_cores()) as pool:
         for index, (layer, weight) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
             quantized[layer] = weight
             error = run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"]

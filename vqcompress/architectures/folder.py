@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from vqcompress.architectures.dtype_option import dtype_option
+from vqcompress.architectures.narrow_weights import narrow_dtypes
 from vqcompress.errors import ArchitectureError, VQCompressError
 
 if TYPE_CHECKING:
@@ -19,15 +20,19 @@ INDEX = "model_index.json"
 HALF = "fp16"
 
 
-def open_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline in ``folder``, weights cast to ``dtype``. Raises `ArchitectureError` when it is none or incomplete."""
+def open_folder(folder: Path, dtype: torch.dtype, *, narrow: bool = False) -> DiffusionPipeline:
+    """The pipeline in ``folder``, weights cast to ``dtype``; with ``narrow`` a denoiser whose file is 16-bit stays so.
+
+    Raises `ArchitectureError` when it is none or incomplete.
+    """
     from vqcompress.models.pipelines import pipeline_class
 
     if problem := problem_of(folder):
         raise ArchitectureError(problem)
+    dtypes = {**narrow_dtypes(folder), "default": dtype} if narrow else dtype
     try:
         return pipeline_class(folder).from_pretrained(
-            str(folder), **dtype_option(dtype), variant=_variant(folder), use_safetensors=True, local_files_only=True
+            str(folder), **dtype_option(dtypes), variant=_variant(folder), use_safetensors=True, local_files_only=True
         )
     except VQCompressError:
         raise

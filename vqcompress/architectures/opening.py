@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """Open ``model`` for compression, its weights cast to ``dtype``.
+def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narrow: bool = False) -> DiffusionPipeline:
+    """Open ``model`` for compression, its weights cast to ``dtype``; with ``narrow`` a folder's 16-bit denoiser stays 16-bit.
 
     ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` checkpoint, or a Hub id; Hub
     models come from the local cache where they are complete there. Only safetensors are read, never pickles.
@@ -35,18 +35,18 @@ def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32) -> D
     if name == EMBEDDED:
         return open_folder(_embedded(), dtype)
     if name in ALIASES:
-        return _open_alias(name, dtype)
+        return _open_alias(name, dtype, narrow)
     if path.is_dir():
-        return open_folder(path, dtype)
+        return open_folder(path, dtype, narrow=narrow)
     if path.is_file():
         return _open_file(path, dtype)
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
-        return open_folder(cached_or_downloaded(name), dtype)
+        return open_folder(cached_or_downloaded(name), dtype, narrow=narrow)
     raise _unknown(name)
 
 
-def _open_alias(name: str, dtype: torch.dtype) -> DiffusionPipeline:
-    pipeline = open_folder(cached_or_downloaded(ALIASES[name]), dtype)
+def _open_alias(name: str, dtype: torch.dtype, narrow: bool) -> DiffusionPipeline:
+    pipeline = open_folder(cached_or_downloaded(ALIASES[name]), dtype, narrow=narrow)
     row = published(name)
     return mount_published(pipeline, row[1].official) if row and row[1].official else pipeline
 

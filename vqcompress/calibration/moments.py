@@ -12,6 +12,7 @@ from vqcompress.errors import CalibrationError
 
 BLOCK = 512  # columns summed at once: half the product is the other half's mirror image
 BUFFERED_ROWS = 256
+LEAST_COLUMNS = 1024  # smaller squares take little memory and time, whatever the rows
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,47 @@ class Moments:
         return {"second_moment": self.second_moment, "rows": counts}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Moments:
-        """The inverse of `state_dict`."""
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Moments | RecordedRows:
+        """The inverse of `state_dict`, and of that of `RecordedRows`."""
         rows, used_rows = state["rows"].tolist()
-        return cls(state["second_moment"], rows, used_rows)
+        return (
+            RecordedRows(state["inputs"], rows) if "inputs" in state else cls(state["second_moment"], rows, used_rows)
+        )
+
+
+@dataclass(frozen=True)
+class RecordedRows:
+    """Moments of a layer that saw so few rows that they are kept instead: ``inputs [used rows, columns]``, float32, ``rows`` in all.
+
+    ``inputsᵀ inputs`` is the second moment; the square is made only where something asks for it.
+    """
+
+    inputs: Tensor
+    rows: int
+
+    @property
+    def used_rows(self) -> int:
+        """How many of the rows there are."""
+        return len(self.inputs)
+
+    @property
+    def columns(self) -> int:
+        """Width of the layer's input as a matrix."""
+        return self.inputs.shape[1]
+
+    @property
+    def second_moment(self) -> Tensor:
+        """``E[x xᵀ]``, float32 ``[columns, columns]``."""
+        return self.inputs.t() @ self.inputs
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors for a safetensors file."""
+        return {"inputs": self.inputs, "rows": torch.tensor([self.rows, self.used_rows], dtype=torch.int64)}
+
+
+def keeps_rows(columns: int, rows: int) -> bool:
+    """Whether that many rows are kept as they are: where they take at most a quarter of the square's memory, and that is much."""
+    return columns >= LEAST_COLUMNS and 4 * rows <= columns
 
 
 class MomentAccumulator:
@@ -57,7 +95,8 @@ class MomentAccumulator:
 
     With ``max_rows_per_call`` a call with more rows contributes that many of them, drawn uniformly without replacement
     from a generator seeded with ``seed``, each weighted by rows / drawn rows: the sum's expectation is the full sum.
-    Fewer than `BUFFERED_ROWS` rows are held back until there are enough for an efficient product.
+    Fewer than `BUFFERED_ROWS` rows are held back until there are enough for an efficient product, and all of them where they
+    are so few that `RecordedRows` say the same in less memory.
     """
 
     def __init__(self, columns: int, *, max_rows_per_call: int | None = None, seed: int = 0) -> None:
@@ -81,21 +120,28 @@ class MomentAccumulator:
         self._pending.append(drawn.float() * (total / drawn.shape[0]) ** 0.5)
         self.rows += total
         self.used_rows += drawn.shape[0]
-        if sum(len(held) for held in self._pending) >= BUFFERED_ROWS:
+        if not self._keeps_rows() and sum(len(held) for held in self._pending) >= BUFFERED_ROWS:
             self._multiply()
 
     def is_finite(self) -> bool:
         """Whether all that was added so far was finite: an infinity or NaN in a row stays on the diagonal."""
+        if self._keeps_rows():
+            return all(bool(torch.isfinite(held).all()) for held in self._pending)
         self._multiply()
         return self._upper is None or bool(torch.isfinite(self._upper.diagonal()).all())
 
-    def finish(self) -> Moments:
+    def finish(self) -> Moments | RecordedRows:
         """The mean over all rows. The sum is reused, so that only one matrix exists: add nothing afterwards."""
+        if self._pending and self._keeps_rows():
+            return RecordedRows(torch.cat(self._pending).div_(self.rows**0.5), self.rows)
         self._multiply()
         total = self._upper if self._upper is not None else torch.zeros(self.columns, self.columns)
         self._upper = None
         _mirror(total)
         return Moments(total.div_(max(self.rows, 1)), self.rows, self.used_rows)
+
+    def _keeps_rows(self) -> bool:
+        return self._upper is None and keeps_rows(self.columns, self.used_rows)
 
     def _draw(self, total: int) -> Tensor | None:
         """Positions to use of ``total`` rows; None for all."""

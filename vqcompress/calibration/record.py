@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.calibration.denoiser_call import call_arguments, first_output
 from vqcompress.calibration.input_rows import input_rows, row_count
-from vqcompress.calibration.moments import MomentAccumulator, Moments
+from vqcompress.calibration.moments import MomentAccumulator, Moments, RecordedRows
 from vqcompress.calibration.passes import plan_passes
 from vqcompress.calibration.sampling_run import SamplingRun
 from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared_inputs
@@ -43,7 +43,7 @@ def record_moments(
     memory_budget: int | None = None,
     max_rows_per_call: int | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[list[str], Moments]]:
+) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
     """Second moments of the inputs of ``layers`` of ``component``, one for all layers that read the same tensor.
 
     Every prompt goes through the pipeline's own sampler, prompt ``i`` from noise seeded with ``seed + i``: all timesteps and
@@ -60,7 +60,8 @@ def record_moments(
         encode_only=component != architecture.denoiser,
     )  # fmt: skip
     module = architecture.module(pipeline, component)
-    groups = shared_inputs(module, layers, lambda: run.probe(PROBE_STEPS))
+    repeats = len(run.prompts) * max(run.all_steps / PROBE_STEPS, 1.0)
+    groups = shared_inputs(module, layers, lambda: run.probe(PROBE_STEPS), repeats)
     passes = plan_passes(groups, memory_budget)
     total = len(passes) * run.batches
     for index, members in enumerate(passes):
@@ -97,7 +98,7 @@ class _Recorder:
                 self._check_finite()
                 yield batch + 1
 
-    def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], Moments]]:
+    def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
         """Each group's moments, let go as soon as they are handed over."""
         for group in groups:
             yield list(group.layers), self.accumulators.pop(group.layers[0]).finish()

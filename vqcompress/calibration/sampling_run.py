@@ -34,6 +34,11 @@ class SamplingRun:
         """Number of batches; the last may be smaller."""
         return -(-len(self.prompts) // self.batch_size)
 
+    @property
+    def all_steps(self) -> int:
+        """Denoising steps of every prompt."""
+        return self.architecture.defaults.steps if self.steps is None else self.steps
+
     def batch(self, index: int) -> None:
         """Sample batch ``index`` to its final latents."""
         first = index * self.batch_size
@@ -41,9 +46,7 @@ class SamplingRun:
 
     def probe(self, steps: int) -> None:
         """Sample the first prompt alone with few steps."""
-        self._sample(
-            0, self.prompts[:1], min(steps, self.architecture.defaults.steps if self.steps is None else self.steps)
-        )
+        self._sample(0, self.prompts[:1], min(steps, self.all_steps))
 
     def trial(self) -> None:
         """Sample the first prompt alone with all steps."""

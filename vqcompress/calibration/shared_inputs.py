@@ -6,6 +6,7 @@ same text: on SDXL that is 350 of 743 linear layers.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
@@ -14,26 +15,37 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vqcompress.calibration.input_rows import row_count
+from vqcompress.calibration.moments import keeps_rows
 from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import matrix_shape
 
 
 @dataclass(frozen=True)
 class InputGroup:
-    """Layers with the same input; ``columns`` is the side of its second moment, ``ran`` whether the probe reached them."""
+    """Layers with the same input; ``columns`` is the side of its second moment, ``ran`` whether the probe reached them.
+
+    ``rows`` is how many input rows are to be expected, where that is known.
+    """
 
     layers: tuple[str, ...]
     columns: int
     ran: bool
+    rows: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the float32 second moment."""
+        """Bytes of the float32 second moment, or of the rows that are kept in its place where they are few."""
+        if self.rows is not None and keeps_rows(self.columns, self.rows):
+            return 4 * self.columns * self.rows
         return 4 * self.columns**2
 
 
-def shared_inputs(component: nn.Module, layers: Sequence[str], run: Callable[[], None]) -> list[InputGroup]:
-    """Group ``layers`` by the inputs they receive while ``run`` calls ``component``.
+def shared_inputs(
+    component: nn.Module, layers: Sequence[str], run: Callable[[], None], repeats: float | None = None
+) -> list[InputGroup]:
+    """Group ``layers`` by the inputs they receive while ``run`` calls ``component``; ``repeats`` is how many times as many rows
+    the whole calibration will show.
 
     Layers share a group when they receive the same tensor object, unchanged in between, in every call, and lay it out in
     the same way. Layers that are not called are groups of their own. Groups come in the order of their first layers.
@@ -48,7 +60,7 @@ def shared_inputs(component: nn.Module, layers: Sequence[str], run: Callable[[],
     for name in layers:
         seen = tuple(trace.inputs.get(name, ()))
         grouped.setdefault((seen, _layout(component.get_submodule(name))) if seen else name, []).append(name)
-    return [_group(component, names, names[0] in trace.inputs) for names in grouped.values()]
+    return [_group(component, names, trace, repeats) for names in grouped.values()]
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -56,8 +68,10 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["input"]
 
 
-def _group(component: nn.Module, names: list[str], ran: bool) -> InputGroup:
-    return InputGroup(tuple(names), dense_columns(component.get_submodule(names[0])), ran)
+def _group(component: nn.Module, names: list[str], trace: _Trace, repeats: float | None) -> InputGroup:
+    ran = names[0] in trace.inputs
+    rows = math.ceil(trace.rows[names[0]] * repeats) if ran and repeats is not None else None
+    return InputGroup(tuple(names), dense_columns(component.get_submodule(names[0])), ran, rows)
 
 
 def dense_columns(layer: nn.Module) -> int:
@@ -80,12 +94,15 @@ class _Trace:
     """Numbers every distinct input tensor; holds weak references only, so no activation lives longer for it."""
 
     inputs: dict[str, list[int]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     _alive: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
     _count: int = 0
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.inputs.setdefault(name, []).append(self._number(layer_input(args, kwargs)))
+            x = layer_input(args, kwargs)
+            self.inputs.setdefault(name, []).append(self._number(x))
+            self.rows[name] = self.rows.get(name, 0) + row_count(x, module)
 
         return note
 

@@ -14,12 +14,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vqcompress.calibration.moments import Moments
+from vqcompress.calibration.moments import Moments, RecordedRows
+from vqcompress.quantizers.row_moment import RowMoment
 
+Recorded = Moments | RecordedRows
+
+SUMMED_ROWS = 4096  # in float64 at once
 EXPERT = re.compile(r"\bexperts\.\d+\.")
 
 
-def is_starved(moments: Moments) -> bool:
+def is_starved(moments: Recorded) -> bool:
     """Whether fewer rows were multiplied than there are columns: the sample then says nothing about some directions."""
     return moments.used_rows < moments.columns
 
@@ -29,9 +33,11 @@ def sibling_key(layer: str) -> str | None:
     return EXPERT.sub("experts.*.", layer) if EXPERT.search(layer) else None
 
 
-def usable_moment(moments: Moments, siblings: Sequence[Moments] = ()) -> Tensor | None:
+def usable_moment(moments: Recorded, siblings: Sequence[Recorded] = ()) -> Tensor | RowMoment | None:
     """The second moment ``[columns, columns]`` to quantize with; ``None`` where neither layer nor siblings saw a row."""
     target = _pooled(siblings)
+    if target is None and isinstance(moments, RecordedRows):
+        return _shrunk_rows(moments)
     if not moments.rows:
         return target
     weight = shrinkage(moments.second_moment, moments.used_rows)
@@ -45,14 +51,26 @@ def usable_moment(moments: Moments, siblings: Sequence[Moments] = ()) -> Tensor 
 
 def shrinkage(second_moment: Tensor, rows: int) -> float:
     """Weight of the target in 0..1, from the sample's own spread of eigenvalues and the number of rows."""
-    columns = len(second_moment)
-    power = float(second_moment.double().square().sum())
+    power = sum(float(part.double().square().sum()) for part in second_moment.split(SUMMED_ROWS))
     level = float(second_moment.diagonal().double().sum()) ** 2
+    return _oracle_weight(power, level, len(second_moment), rows)
+
+
+def _shrunk_rows(moments: RecordedRows) -> RowMoment:
+    """The same shrinkage towards the identity, from the rows: ``|Xᵀ X| = |X Xᵀ|``."""
+    gram = (moments.inputs @ moments.inputs.t()).double()
+    trace = float(gram.trace())
+    weight = _oracle_weight(float(gram.square().sum()), trace**2, moments.columns, moments.used_rows)
+    return RowMoment(moments.inputs * (1 - weight) ** 0.5, weight * trace / moments.columns)
+
+
+def _oracle_weight(power: float, level: float, columns: int, rows: int) -> float:
+    """``power`` is the squared norm of the sample's moment, ``level`` the square of its trace."""
     spread = (rows + 1 - 2 / columns) * (power - level / columns)
     return min(1.0, ((1 - 2 / columns) * power + level) / spread) if spread > 0 else 1.0
 
 
-def _pooled(siblings: Sequence[Moments]) -> Tensor | None:
+def _pooled(siblings: Sequence[Recorded]) -> Tensor | None:
     seen = [moments for moments in siblings if moments.rows]
     if not seen:
         return None

@@ -14,8 +14,10 @@ from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.additive import AdditiveSettings, learn_shared_codebooks, quantize_additive
+from vqcompress.quantizers.error_feedback import all_finite
 from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
 from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans
+from vqcompress.quantizers.row_moment import RowMoment
 from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
 from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
 
@@ -30,7 +32,7 @@ class Method:
     (spec, tensors)``.
 
     ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top. ``calibrated`` ones
-    use the second moment. Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share
+    use the second moment; those that ``takes_rows`` also as a `RowMoment`, which others are given as a square. Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share
     codebooks between layers; their ``quantize`` takes such codebooks (or ``None``) as a last argument.
     """
 
@@ -39,10 +41,11 @@ class Method:
     whole_bits: bool
     calibrated: bool = True
     learn_codebooks: Callable[[Iterable[Tensor], Any, int, float], Tensor] | None = None
+    takes_rows: bool = False
 
 
 METHODS: dict[str, Method] = {
-    "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False),
+    "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False, takes_rows=True),
     "additive": Method(quantize_additive, AdditiveSettings, whole_bits=False, learn_codebooks=learn_shared_codebooks),
     "kmeans": Method(quantize_kmeans, KMeansSettings, whole_bits=False, learn_codebooks=learn_shared_kmeans),
     "gptq": Method(quantize_gptq, GPTQSettings, whole_bits=True),
@@ -52,7 +55,7 @@ METHODS: dict[str, Method] = {
 
 def quantize_weight(
     weight: Tensor,
-    second_moment: Tensor | None = None,
+    second_moment: Tensor | RowMoment | None = None,
     *,
     method: str = "trellis",
     bits: float = 3.0,
@@ -63,7 +66,7 @@ def quantize_weight(
     """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype.
 
     ``second_moment`` is ``E[x xᵀ]`` of the layer's input, ``[columns, columns]`` in the column order of
-    `vqcompress.matrix_view`, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
+    `vqcompress.matrix_view`, a `RowMoment` where it is known by few rows, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
     settings dataclass, its defaults if ``None``; ``shared_codebooks`` are codebooks that the component stores once for all its
     layers (methods that have codebooks; others refuse). The same arguments give the same bytes on one machine. Raises
     `RecipeError` and `CalibrationError`.
@@ -74,7 +77,7 @@ def quantize_weight(
         raise RecipeError(f"method {method!r} takes {chosen.settings.__name__}, not {type(settings).__name__}")
     matrix = _checked_matrix(weight)
     if second_moment is not None:
-        second_moment = _checked_moment(second_moment, matrix.shape[1])
+        second_moment = _checked_moment(second_moment, matrix.shape[1], chosen)
     if shared_codebooks is None:
         spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed)
         return QuantizedWeight(spec, tuple(weight.shape), tensors)
@@ -116,17 +119,20 @@ def _checked_matrix(weight: Tensor) -> Tensor:
     return matrix
 
 
-def _checked_moment(second_moment: Tensor, columns: int) -> Tensor:
+def _checked_moment(second_moment: Tensor | RowMoment, columns: int, method: Method) -> Tensor | RowMoment:
     if second_moment.shape != (columns, columns):
         raise CalibrationError(
             f"a second moment of shape {tuple(second_moment.shape)} does not fit a weight of {columns} columns; it must be "
             f"[{columns}, {columns}], in the column order of vqcompress.matrix_view"
         )
-    if not torch.isfinite(second_moment).all():
+    values = second_moment.inputs if isinstance(second_moment, RowMoment) else second_moment
+    if not all_finite(values):
         raise CalibrationError(
             "a second moment holds NaN or infinite values; the activations it was recorded from overflowed: record again "
             "in float32 or bfloat16"
         )
+    if isinstance(second_moment, RowMoment):
+        return second_moment if method.takes_rows else second_moment.dense()
     return second_moment.detach()
 
 
@@ -137,6 +143,7 @@ __all__ = [
     "KMeansSettings",
     "Method",
     "RTNSettings",
+    "RowMoment",
     "TrellisSettings",
     "quantize_weight",
     "settings_for",

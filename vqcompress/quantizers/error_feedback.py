@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from vqcompress.errors import CalibrationError
+from vqcompress.quantizers.factorization import inverse_upper_factor
+from vqcompress.quantizers.row_moment import BLOCK as ROW_BLOCK
+from vqcompress.quantizers.row_moment import RowFeedback, RowMoment, prepare_row_feedback
 
+LARGE = 2048  # columns from which the factorization goes block by block: less memory, and faster
+FINITE_ROWS = 4096  # checked at once
 BLOCK = 128  # columns whose feedback is applied lazily to all later ones in one matrix product
 LEAST_DAMPING = 1e-8  # where the search for a damping that works starts, if it was none
 
@@ -44,39 +49,52 @@ class Feedback:
         return Feedback(self.order.to(device), self.factor.to(device), self.sensitivity.to(device))
 
 
-def prepare_feedback(second_moment: Tensor, damping: float = 1e-3) -> Feedback:
+def prepare_feedback(second_moment: Tensor | RowMoment, damping: float = 1e-3) -> Feedback | RowFeedback:
     """Factor ``second_moment [columns, columns]`` in float64 with ``damping`` times its mean diagonal added.
 
     Rank-deficient moments (fewer rows than columns, dead inputs) are fine: damping is raised tenfold until the
     factorization succeeds. Raises `CalibrationError` when values are not finite or the diagonal is negative.
     """
     diagonal = second_moment.diagonal()
-    if not torch.isfinite(second_moment).all() or (diagonal < 0).any():
+    if (
+        not all_finite(second_moment.inputs if isinstance(second_moment, RowMoment) else second_moment)
+        or (diagonal < 0).any()
+    ):
         raise CalibrationError(
             "a second moment holds NaN, infinite or negative diagonal values; the activations it was recorded from "
             "overflowed: record again in float32 or bfloat16"
         )
+    if isinstance(second_moment, RowMoment):
+        return prepare_row_feedback(second_moment, max(damping, 0.0 if second_moment.ridge else LEAST_DAMPING))
     order = torch.argsort(diagonal, descending=True, stable=True)
-    factor = _inverse_factor(second_moment, order, damping)
-    sensitivity = torch.empty(len(order), dtype=factor.dtype, device=factor.device)
-    sensitivity[order] = factor.diagonal().square().reciprocal()
-    return Feedback(order, factor.float(), sensitivity)
+    factored = inverse_upper_factor if len(order) > LARGE else _factored_whole
+    unit = float(diagonal.double().mean()) or 1.0
+    while (found := factored(second_moment, order, damping * unit)) is None:
+        damping = max(10 * damping, LEAST_DAMPING)
+    factor, on_diagonal = found
+    sensitivity = torch.empty(len(order), dtype=on_diagonal.dtype, device=factor.device)
+    sensitivity[order] = on_diagonal.square().reciprocal()
+    return Feedback(order, factor, sensitivity)
 
 
-def _inverse_factor(moment: Tensor, order: Tensor, damping: float) -> Tensor:
-    """Upper U with ``(H + damping)⁻¹ = Uᵀ U`` for H = ``moment`` in ``order``, float64; holds two such matrices at a time."""
+def all_finite(matrix: Tensor) -> bool:
+    """Whether no element of ``matrix`` is infinite or NaN; a part at a time, for the check makes copies."""
+    return all(bool(torch.isfinite(part).all()) for part in matrix.split(FINITE_ROWS))
+
+
+def _factored_whole(moment: Tensor, order: Tensor, damping: float) -> tuple[Tensor, Tensor] | None:
+    """Like `inverse_upper_factor`, in one piece; holds two float64 squares at a time."""
     # Reversing rows and columns turns the lower factor of H into the upper factor of its inverse: H = R Rᵀ with R upper,
     # hence H⁻¹ = R⁻ᵀ R⁻¹ and U = R⁻¹ needs one triangular inverse, no explicit H⁻¹.
     backward = order.flip(0)
     reverse = moment[backward][:, backward].double()
-    unit, added = float(reverse.diagonal().mean()) or 1.0, 0.0
-    while True:
-        reverse.diagonal().add_((damping - added) * unit)
-        lower, failed = torch.linalg.cholesky_ex(reverse)
-        if not failed:
-            del reverse
-            return _invert_upper(lower.flip(0, 1))
-        added, damping = damping, max(10 * damping, LEAST_DAMPING)
+    reverse.diagonal().add_(damping)
+    lower, failed = torch.linalg.cholesky_ex(reverse)
+    if failed:
+        return None
+    del reverse
+    factor = _invert_upper(lower.flip(0, 1))
+    return factor.float(), factor.diagonal()
 
 
 def _invert_upper(matrix: Tensor) -> Tensor:
@@ -90,26 +108,51 @@ def _invert_upper(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def sweep(weight: Tensor, feedback: Feedback, encode: EncodeColumn) -> Tensor:
+def sweep(weight: Tensor, feedback: Feedback | RowFeedback, encode: EncodeColumn) -> Tensor:
     """Encode every column of ``weight [columns, rows]`` (transposed, float32) with feedback; returns the decoded copy."""
+    if isinstance(feedback, RowFeedback):
+        return _sweep_rows(weight, feedback, encode)
     order, factor = feedback.order.tolist(), feedback.factor
     target = weight[feedback.order].float()
     decoded = torch.empty_like(target)
     for start in range(0, len(order), BLOCK):
         stop = min(start + BLOCK, len(order))
-        errors = torch.zeros(stop - start, target.shape[1], device=target.device)
-        for j in range(start, stop):
-            if j > start:
-                target[j] -= factor[start:j, j] @ errors[: j - start]
-            decoded[j] = encode(order[j], target[j])
-            errors[j - start] = (target[j] - decoded[j]) / factor[j, j]
+        block = slice(start, stop)
+        errors = _sweep_block(target[block], decoded[block], factor[block, block], order[block], encode)
         target[stop:] -= factor[start:stop, stop:].t() @ errors
     result = torch.empty_like(decoded)
     result[feedback.order] = decoded
     return result
 
 
-def refine(weight: Tensor, decoded: Tensor, second_moment: Tensor, encode: EncodeColumn) -> tuple[Tensor, Tensor]:
+def _sweep_block(target: Tensor, decoded: Tensor, factor: Tensor, order: list[int], encode: EncodeColumn) -> Tensor:
+    """Encode the columns of one block with feedback among them, into ``decoded``; returns their errors over the factor's diagonal."""
+    errors = torch.zeros_like(target)
+    for j, column in enumerate(order):
+        if j > 0:
+            target[j] -= factor[:j, j] @ errors[:j]
+        decoded[j] = encode(column, target[j])
+        errors[j] = (target[j] - decoded[j]) / factor[j, j]
+    return errors
+
+
+def _sweep_rows(weight: Tensor, feedback: RowFeedback, encode: EncodeColumn) -> Tensor:
+    """`sweep` with what the errors so far do to the few recorded inputs, ``X d [rows, m]``, in place of pushing them on."""
+    decoded = torch.empty_like(weight)
+    effect = torch.zeros(len(feedback.inputs[0]), weight.shape[1], device=weight.device)
+    parts = zip(feedback.order.split(ROW_BLOCK), feedback.inputs, feedback.factors, feedback.answers, strict=True)
+    for columns, inputs, factor, answer in parts:
+        original = weight[columns].float()
+        target, coded = original - answer.t() @ effect, torch.empty_like(original)
+        _sweep_block(target, coded, factor, columns.tolist(), encode)
+        decoded[columns] = coded
+        effect.addmm_(inputs, coded - original)
+    return decoded
+
+
+def refine(
+    weight: Tensor, decoded: Tensor, second_moment: Tensor | RowMoment, encode: EncodeColumn
+) -> tuple[Tensor, Tensor]:
     """One pass of cyclic coordinate descent over columns (``weight`` and ``decoded`` are ``[columns, rows]``, float32).
 
     With all other columns fixed, the objective in column j is ``H_jj |v - t|²`` plus a constant, with target
@@ -117,6 +160,8 @@ def refine(weight: Tensor, decoded: Tensor, second_moment: Tensor, encode: Encod
     pass never raises the objective. Returns the decoded copy and a mask ``[columns]`` of the accepted columns, whose
     new codes the caller keeps.
     """
+    if isinstance(second_moment, RowMoment):
+        return _refine_rows(weight, decoded.clone(), second_moment, encode)
     moment, decoded = second_moment.float(), decoded.clone()
     accepted = torch.zeros(len(decoded), dtype=torch.bool)
     gradient = moment @ (weight - decoded)
@@ -133,4 +178,20 @@ def refine(weight: Tensor, decoded: Tensor, second_moment: Tensor, encode: Encod
                 changes[j - start] = candidate - decoded[j]
                 decoded[j], accepted[j] = candidate, True
         gradient -= moment[:, start:stop] @ changes
+    return decoded, accepted
+
+
+def _refine_rows(weight: Tensor, decoded: Tensor, moment: RowMoment, encode: EncodeColumn) -> tuple[Tensor, Tensor]:
+    """`refine`, in ``decoded``, with what is still wrong on the few recorded inputs in place of a gradient."""
+    accepted = torch.zeros(len(decoded), dtype=torch.bool)
+    wrong, diagonal = moment.inputs @ (weight - decoded), moment.diagonal()
+    for j in range(len(decoded)):
+        if diagonal[j] <= 0:
+            continue
+        pull = moment.inputs[:, j] @ wrong + moment.ridge * (weight[j] - decoded[j])
+        target = decoded[j] + pull / diagonal[j]
+        candidate = encode(j, target)
+        if (candidate - target).square().sum() < (decoded[j] - target).square().sum():
+            wrong -= torch.outer(moment.inputs[:, j], candidate - decoded[j])
+            decoded[j], accepted[j] = candidate, True
     return decoded, accepted

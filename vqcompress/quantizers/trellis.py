@@ -23,6 +23,7 @@ from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rat
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback, refine, sweep
+from vqcompress.quantizers.row_moment import RowFeedback, RowMoment
 from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
 
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
@@ -47,7 +48,7 @@ class TrellisSettings:
 
 
 def quantize_trellis(
-    weight: Tensor, second_moment: Tensor | None, settings: TrellisSettings, bits: float, seed: int
+    weight: Tensor, second_moment: Tensor | RowMoment | None, settings: TrellisSettings, bits: float, seed: int
 ) -> tuple[TrellisSpec, dict[str, Tensor]]:
     """Encode ``weight [rows, columns]`` (float32, finite) so that all that is stored takes at most ``bits`` bits a weight.
 
@@ -130,7 +131,7 @@ class _TrellisColumns:
         tables = {rate: value_table(state_bits, rate, source.tail) for rate in set(self.rates) if rate}
         self.search = CpuViterbi(len(weight), state_bits, tables, phase)
 
-    def sweep(self, feedback: Feedback | None) -> None:
+    def sweep(self, feedback: Feedback | RowFeedback | None) -> None:
         """Encode every column once."""
         if feedback is None:
             for column, target in enumerate(self.target):
@@ -138,15 +139,17 @@ class _TrellisColumns:
         else:
             sweep(self.target, feedback, self._encode)
 
-    def polish(self, second_moment: Tensor) -> None:
+    def polish(self, second_moment: Tensor | RowMoment) -> None:
         """One pass of coordinate descent; columns that do not improve get their codes back."""
         symbols, values = self.symbols.clone(), self.values.clone()
         _, accepted = refine(self.target, self.values * self.scale, second_moment, self._encode)
         self.symbols[~accepted], self.values[~accepted] = symbols[~accepted], values[~accepted]
 
-    def refit_scale(self, second_moment: Tensor | None) -> None:
+    def refit_scale(self, second_moment: Tensor | RowMoment | None) -> None:
         """The best scales for the codes at hand: each row's is the least-squares gain under H, rounded as stored."""
-        filtered = self.values if second_moment is None else second_moment.float() @ self.values
+        if isinstance(second_moment, Tensor):
+            second_moment = second_moment.float()
+        filtered = self.values if second_moment is None else second_moment @ self.values
         along, power = (self.target * filtered).sum(0), (self.values * filtered).sum(0)
         if not self.source.row_scales:
             along, power = along.sum(), power.sum()
