@@ -12,13 +12,23 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from vqcompress.models.class_pipeline import ClassConditionalPipeline
+from vqcompress.models.clip_pixart_pipeline import ClipPixArtPipeline
 from vqcompress.models.diffit_image import DiffiTImage
 from vqcompress.models.diffit_latent import DiffiTLatent
 from vqcompress.models.dit import DiT, SiT
@@ -91,14 +101,28 @@ def pixart() -> DiffusionPipeline:
     return PixArtAlphaPipeline(*text(), vae(), network.transformer, DPMSolverMultistepScheduler())
 
 
+def clip_config(layers: int = 1) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2,
+        max_position_embeddings=12, bos_token_id=1, eos_token_id=1, pad_token_id=0, projection_dim=32,
+    )  # fmt: skip
+
+
+def clip_pixart() -> DiffusionPipeline:
+    torch.manual_seed(0)
+    network = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2, cross_attention_dim=32,
+        sample_size=8, patch_size=2, caption_channels=2 * 32 + 3 * 32,
+    )  # fmt: skip
+    encoders = CLIPTextModel(clip_config(2)), CLIPTextModelWithProjection(clip_config(2))
+    scheduler = EulerDiscreteScheduler(prediction_type="v_prediction")
+    return ClipPixArtPipeline(tokenizer(), *(e.eval() for e in encoders), randomized(network), scheduler, vae())
+
+
 def linfusion() -> DiffusionPipeline:
     torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=12, bos_token_id=1, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
     return StableDiffusionPipeline(
-        vae(), CLIPTextModel(config), tokenizer(), LinFusionUNet2DConditionModel(**UNET),
+        vae(), CLIPTextModel(clip_config()), tokenizer(), LinFusionUNet2DConditionModel(**UNET),
         DDIMScheduler(clip_sample=False, steps_offset=1), None, None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -113,6 +137,7 @@ OWN: dict[str, Callable[[], DiffusionPipeline]] = {
     "diffit_latent": lambda: labelled(DiffiTLatent(**LABELLED)),
     "diffit_image": image_space,
     "pixart_official": pixart,
+    "pixart_clip": clip_pixart,
     "next_dit": lambda: LuminaTextPipeline(*text(), randomized(NextDiT(**CAPTIONED)), vae()),
     "next_dit_labels": lambda: labelled(NextDiTLabels(**NUMBERED)),
     "flag_dit": lambda: LuminaTextPipeline(*text(), randomized(FlagDiT(**CAPTIONED)), vae()),
