@@ -48,6 +48,35 @@ def test_group_offload(kind, unet, run_unet):
     assert torch.equal(run_unet(unet, torch.float32), expected)
 
 
+def _to_disk(unet, folder):
+    """Between its calls a layer holds memory without contents, so whatever reads it then is wrong."""
+    cpu = torch.device("cpu")
+    options = {"offload_type": "leaf_level", "offload_to_disk_path": str(folder)}
+    unet.enable_group_offload(onload_device=cpu, offload_device=cpu, **options)
+
+
+@pytest.mark.feature("group offload", "UNet")
+def test_group_offload_to_disk(unet, run_unet, tmp_path):
+    expected = run_unet(unet)
+    _to_disk(unet, tmp_path)
+    for _ in range(2):
+        assert torch.equal(run_unet(unet, torch.float32), expected)
+
+
+@pytest.mark.feature("`torch.compile` with group offload", "UNet")
+@pytest.mark.slow
+def test_compiled_and_offloaded_by_group(unet, run_unet, tmp_path):
+    expected = run_unet(unet)
+    _to_disk(unet, tmp_path)
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]  # of the whole process
+    compiled = torch.compile(unet, backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(run_unet(compiled, torch.float32), expected)
+    assert counters["stats"]["unique_graphs"] > before
+    torch._dynamo.reset()
+
+
 @pytest.mark.feature("layerwise casting", "UNet")
 def test_layerwise_casting_keeps_packed_weights_exact(unet, run_unet):
     weights = {name: layer.dense_weight() for name, layer in vq_layers(unet).items()}

@@ -99,6 +99,14 @@ def test_shared_codebook_is_stored_once(random_weight):
     assert set(vq_layers(net)) == {"linear", "conv"}
 
 
+def test_a_codebook_in_use_outlives_an_offloader(random_weight):
+    # diffusers' group offloading changes `.data` of a module's parameters as soon as its forward has returned.
+    net = _swapped(random_weight, "additive", shared="book")
+    given, expected = net.vq_shared("book"), net.vq_shared.book.detach().clone()
+    net.vq_shared.book.data = torch.zeros_like(expected)
+    assert torch.equal(given, expected)
+
+
 def test_a_conv_made_by_its_type_is_dense():
     made = VQConv2d(5, 4, (3, 3), (1, 1), (1, 1), bias=False)
     assert type(made) is nn.Conv2d

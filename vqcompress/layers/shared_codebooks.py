@@ -13,7 +13,8 @@ class SharedCodebooks(nn.Module):
     """One frozen parameter per codebook name, registered as ``vq_shared`` at the component's root.
 
     Layers *call* it for a codebook rather than reach into it, so that offloading hooks, which bring a module's
-    parameters in before its forward and take them away after it, work here as on any other module.
+    parameters in before its forward and take them away after it, work here as on any other module. What a layer gets
+    is a view: some hooks take a parameter away by changing its ``.data``, which a view made before does not follow.
     """
 
     def __init__(self, codebooks: Mapping[str, Tensor]) -> None:
@@ -23,7 +24,8 @@ class SharedCodebooks(nn.Module):
 
     def forward(self, name: str) -> Tensor:
         """The codebook of that name, ``[codebooks, 2**code_bits, dimension]``."""
-        return getattr(self, name)
+        codebook = getattr(self, name)
+        return codebook.view_as(codebook)
 
     def _apply(self, fn, recurse=True):
         return super()._apply(keep_dtype(fn, list(self.parameters())), recurse)
