@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -38,17 +39,14 @@ def presets(words: tuple[str, ...], as_json: bool) -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
-    from vqcompress.architectures.aliases import EMBEDDED
     from vqcompress.architectures.published import PUBLISHED, synonyms
+    from vqcompress.shapes import EMBEDDED
 
-    embedded: dict[str, Any] = {
-        "name": EMBEDDED,
-        "also": [],
-        "parameters": None,
-        "source": "embedded, needs no download",
-    }
+    embedded: Iterator[dict[str, Any]] = (
+        {"name": name, "also": [], "parameters": None, "source": "embedded, needs no download"} for name in EMBEDDED
+    )
     named = (
         {"name": name, "also": list(synonyms(name)), "parameters": row.parameters, "source": row.source}
         for name, row in PUBLISHED.items()
     )
-    return [embedded, *named]
+    return [*embedded, *named]

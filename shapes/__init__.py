@@ -6,9 +6,14 @@ DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE = 3.0
 IMAGE_SIZE = 32
 
-__all__ = ["DEFAULT_GUIDANCE", "DEFAULT_STEPS", "IMAGE_SIZE", "pipeline_path"]
+EMBEDDED = {
+    "shapes": "pipeline",
+}
+"""Name of each model that comes with the package: its folder beside this file."""
+
+__all__ = ["DEFAULT_GUIDANCE", "DEFAULT_STEPS", "EMBEDDED", "IMAGE_SIZE", "pipeline_path"]
 
 
-def pipeline_path() -> Path:
-    """Folder of the shipped pipeline, an ordinary diffusers folder (fp16 safetensors)."""
-    return Path(__file__).resolve().parent / "pipeline"
+def pipeline_path(name: str = "shapes") -> Path:
+    """Folder of a shipped pipeline, in diffusers' layout (fp16 safetensors)."""
+    return Path(__file__).resolve().parent / EMBEDDED[name]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vqcompress.shapes import EMBEDDED
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,7 +31,7 @@ def test_top_level_folders_install_under_the_package(wheel: zipfile.ZipFile) -> 
         "cli/main.py",
         "calib_prompts/general.txt",
         "shapes/scenes.py",
-        "shapes/pipeline/model_index.json",
+        *(f"shapes/{folder}/model_index.json" for folder in EMBEDDED.values()),
     ):
         assert f"vqcompress/{expected}" in names
     assert any(name.endswith("unet/diffusion_pytorch_model.safetensors") for name in names)
@@ -49,4 +51,5 @@ def test_console_script(wheel: zipfile.ZipFile) -> None:
 
 def test_resources_are_found_through_importlib() -> None:
     assert files("vqcompress.calib_prompts").joinpath("general.txt").is_file()
-    assert files("vqcompress.shapes").joinpath("pipeline", "model_index.json").is_file()
+    for folder in EMBEDDED.values():
+        assert files("vqcompress.shapes").joinpath(folder, "model_index.json").is_file()

@@ -49,9 +49,9 @@ def test_cached_model_needs_no_network(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_embedded_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening_module, "pipeline_path", lambda: folder)
+    monkeypatch.setattr(opening_module, "pipeline_path", lambda name: folder)
     assert open_pipeline("shapes").unet is not None
-    monkeypatch.setattr(opening_module, "pipeline_path", lambda: folder / "missing")
+    monkeypatch.setattr(opening_module, "pipeline_path", lambda name: folder / "missing")
     assert "python -m vqcompress.shapes.train" in line("shapes")
 
 

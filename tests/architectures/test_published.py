@@ -17,6 +17,7 @@ from vqcompress.errors import ArchitectureError
 from vqcompress.models.linear_attention import LinearAttention
 from vqcompress.models.linfusion import LinFusionUNet2DConditionModel
 from vqcompress.models.presets import PRESETS, SYNONYMS
+from vqcompress.shapes import EMBEDDED
 
 # The largest is counted by the test of its estimate; sizes that differ in their patches alone are counted once.
 COUNTED = [n for n in PUBLISHED if n != "dit-moe-g-16e2a" and not n.endswith(("-4", "-8"))]
@@ -24,7 +25,7 @@ COUNTED = [n for n in PUBLISHED if n != "dit-moe-g-16e2a" and not n.endswith(("-
 
 def test_presets_and_aliases_are_one_table() -> None:
     assert PUBLISHED.keys() == PRESETS.keys()
-    assert {name for name, row in PUBLISHED.items() if row.hub} == ALIASES.keys() - SYNONYMS.keys() - {"shapes"}
+    assert {name for name, row in PUBLISHED.items() if row.hub} == ALIASES.keys() - SYNONYMS.keys() - EMBEDDED.keys()
     assert published("dit-moe-b") == ("dit-moe-b-8e2a", PUBLISHED["dit-moe-b-8e2a"])
     assert synonyms("dit-moe-b-8e2a") == ("dit-moe-b",)
     assert published("dit-moe-q") is None

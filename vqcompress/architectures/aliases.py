@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from vqcompress.architectures.published import PUBLISHED
 from vqcompress.models.presets import SYNONYMS
-
-EMBEDDED = "shapes"
+from vqcompress.shapes import EMBEDDED
 
 _HUB = {name: row.hub for name, row in PUBLISHED.items() if row.hub}
 
 ALIASES: dict[str, str] = {
     **_HUB,
     **{name: _HUB[known] for name, known in SYNONYMS.items() if known in _HUB},
-    EMBEDDED: "the trained model that comes with this package",
+    **dict.fromkeys(EMBEDDED, "trained, comes with this package"),
 }
-"""Alias -> Hub id (of LinFusion: of the base); the embedded model needs no Hub."""
+"""Alias -> Hub id (of LinFusion: of the base); the embedded models need no Hub."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqcompress.architectures.aliases import ALIASES, EMBEDDED
+from vqcompress.architectures.aliases import ALIASES
 from vqcompress.architectures.folder import open_folder
 from vqcompress.architectures.hub import cached_or_downloaded
 from vqcompress.architectures.linfusion import mount_published
 from vqcompress.architectures.published import Published, published
 from vqcompress.architectures.single_file import open_single_file
 from vqcompress.errors import ArchitectureError
-from vqcompress.shapes import pipeline_path
+from vqcompress.shapes import EMBEDDED, pipeline_path
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,8 +32,8 @@ def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narr
     """
     name = str(model)
     path = Path(model).expanduser()
-    if name == EMBEDDED:
-        return open_folder(_embedded(), dtype)
+    if name in EMBEDDED:
+        return open_folder(_embedded(name), dtype)
     if name in ALIASES:
         return _open_alias(name, dtype, narrow)
     if path.is_dir():
@@ -51,11 +51,11 @@ def _open_alias(name: str, dtype: torch.dtype, narrow: bool) -> DiffusionPipelin
     return mount_published(pipeline, row[1].official) if row and row[1].official else pipeline
 
 
-def _embedded() -> Path:
-    folder = pipeline_path()
+def _embedded(name: str) -> Path:
+    folder = pipeline_path(name)
     if not (folder / "model_index.json").is_file():
         raise ArchitectureError(
-            f"the embedded model {EMBEDDED!r} is missing from this installation; reinstall vqcompress, or train it: "
+            f"the embedded model {name!r} is missing from this installation; reinstall vqcompress, or train it: "
             "python -m vqcompress.shapes.train"
         )
     return folder
