@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig, UNet2DConditionModel
@@ -35,6 +37,30 @@ def test_named_components_are_packed_and_the_rest_is_not(dense_folder, tmp_path,
     pipeline.save_pretrained(tmp_path / "packed")
     again = UNet2DConditionModel.from_pretrained(tmp_path / "packed" / "unet")
     assert torch.equal(run_unet(again), run_unet(pipeline.unet))
+
+
+@pytest.mark.feature("`modules_to_not_convert`", "UNet", "text encoder")
+def test_named_layers_stay_dense(dense_folder):
+    config = PipelineQuantizationConfig(
+        quant_backend="vqcompress",
+        quant_kwargs={"bits": 4, "method": "rtn", "modules_to_not_convert": ["to_q", "mid_block", "fc1"]},
+        components_to_quantize=["unet", "text_encoder"],
+    )
+    pipeline = DiffusionPipeline.from_pretrained(dense_folder, quantization_config=config)
+    packed = [*vq_layers(pipeline.unet), *vq_layers(pipeline.text_encoder)]
+    assert any(name.endswith("to_k") for name in packed)
+    assert any(name.endswith("fc2") for name in packed)
+    assert not [name for name in packed if "to_q" in name or "mid_block" in name or "fc1" in name]
+
+
+def test_a_config_says_what_it_asks_for():
+    from vqcompress.integrations.config import VQCompressConfig
+
+    asked = VQCompressConfig(bits=2.5, method="rtn", seed=3, modules_to_not_convert=["proj_out"])
+    again = VQCompressConfig.from_dict(json.loads(asked.to_json_string()))
+    assert again.to_dict() == asked.to_dict() == asked.to_diff_dict()
+    assert asked.to_dict()["modules_to_not_convert"] == ["proj_out"]
+    assert asked.quant_method.value == "vqcompress"
 
 
 def test_unknown_keys_are_refused():

@@ -301,6 +301,22 @@ def test_training_an_adapter_moves_it_and_nothing_else(kind, packed):
     assert all("lora" in name for name in moved)
 
 
+@pytest.mark.feature("training under autocast, one-dimensional parameters in float32")
+def test_training_as_recipes_do(kind, packed):
+    before = copy.deepcopy(packed)
+    for parameter in packed.requires_grad_(False).parameters():
+        if parameter.ndim == 1:  # scales among them
+            parameter.data = parameter.data.float()
+    assert exact(packed, before)
+    packed.add_adapter(LoraConfig(r=2, target_modules=kind.targets, init_lora_weights=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = kind.call(packed, torch.float32, 8)
+    output[..., 0].float().square().mean().backward()
+    gradients = [parameter.grad for parameter in packed.parameters() if parameter.requires_grad]
+    assert len(gradients) > 3
+    assert all(torch.isfinite(gradient).all() and gradient.abs().max() > 0 for gradient in gradients)
+
+
 def _adapters(kind: Kind, packed: Any) -> None:
     """Two adapters whose products are not zero."""
     for name in ("one", "two"):

@@ -59,8 +59,47 @@ def test_an_adapter_adds_what_it_adds_to_the_dense_layer(random_weight):
     wrapped[1].load_state_dict({k: v for k, v in wrapped[0].state_dict().items() if "lora" in k}, strict=False)
     x, image = torch.randn(3, 16), torch.randn(2, 4, 6, 6)
     for layer, value in (("a", x), ("c", image)):
-        ours, dense = (net.base_model.model[layer](value) for net in wrapped)
+        inputs = [value.clone().requires_grad_() for _ in wrapped]
+        ours, dense = (net.base_model.model[layer](given) for net, given in zip(wrapped, inputs, strict=True))
         torch.testing.assert_close(ours, dense)
+        (ours.square().sum() + dense.square().sum()).backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    ours, dense = ({k: p.grad for k, p in net.named_parameters() if "lora" in k} for net in wrapped)
+    assert len(ours) == 4
+    torch.testing.assert_close(ours, dense)
+
+
+@pytest.mark.feature("training under autocast, one-dimensional parameters in float32", "UNet")
+def test_training_as_recipes_do(compressed_pipeline, run_unet):
+    unet = compressed_pipeline.unet
+    weights = {name: layer.dense_weight() for name, layer in vq_layers(unet).items()}
+    for parameter in unet.requires_grad_(False).parameters():
+        if parameter.ndim == 1:  # scales among them
+            parameter.data = parameter.data.float()
+    assert all(torch.equal(layer.dense_weight(), weights[name]) for name, layer in vq_layers(unet).items())
+    unet.add_adapter(LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = unet(torch.randn(2, 4, 8, 8), 3, torch.randn(2, 5, 32)).sample
+    output.float().square().mean().backward()
+    gradients = [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
+    assert len(gradients) > 3
+    assert all(torch.isfinite(gradient).all() and gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.mark.feature("several LoRA adapters, switched and disabled without a trace", "text encoder")
+def test_an_adapter_file_for_the_text_encoder(compressed_pipeline, make_tiny_pipeline):
+    from peft.utils import get_peft_model_state_dict
+
+    dense = make_tiny_pipeline().text_encoder
+    dense.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "fc1"], init_lora_weights=False))
+    state = {f"text_encoder.{key}": tensor for key, tensor in get_peft_model_state_dict(dense).items()}
+    encoder, ids = compressed_pipeline.text_encoder, torch.arange(8)[None]
+    with torch.no_grad():
+        bare = encoder(ids).last_hidden_state
+        compressed_pipeline.load_lora_weights(state, adapter_name="one")
+        assert not torch.equal(encoder(ids).last_hidden_state, bare)
+        compressed_pipeline.unload_lora_weights()
+        assert torch.equal(encoder(ids).last_hidden_state, bare)
 
 
 @pytest.mark.feature("training a LoRA", "UNet")

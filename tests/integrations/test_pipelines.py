@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import DiffusionPipeline, PixArtTransformer2DModel
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
 from vqcompress.checkpoint import inspect, save_pipeline
 from vqcompress.cli.main import main
-from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.layers import make_dense, vq_layers
 
 _spec = importlib.util.spec_from_file_location(
@@ -72,23 +71,21 @@ def test_offloaded_by_component(compressed_pipeline, draw):
     assert torch.equal(draw(compressed_pipeline), expected)
 
 
+@pytest.mark.feature("`modules_to_not_convert`", "DiT")
 @pytest.mark.feature("`PipelineQuantizationConfig`, data-free while loading", "DiT")
 def test_a_transformer_is_packed_while_loading(tmp_path):
-    torch.manual_seed(0)
-    sizes = {
-        "sample_size": 8,
-        "num_layers": 1,
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "norm_num_groups": 4,
-    }
-    PixArtTransformer2DModel(**sizes, cross_attention_dim=32, caption_channels=32).save_pretrained(tmp_path / "dense")
-    config = VQCompressConfig(bits=4, method="rtn")
-    packed = PixArtTransformer2DModel.from_pretrained(tmp_path / "dense", quantization_config=config)
-    assert len(vq_layers(packed)) > 8
-    assert not {"pos_embed.proj", "proj_out"} & set(vq_layers(packed))
+    _tiny.dit().save_pretrained(tmp_path / "dense")
+    config = PipelineQuantizationConfig(
+        quant_backend="vqcompress",
+        quant_kwargs={"bits": 4, "method": "rtn", "modules_to_not_convert": ["attn1.to_q"]},
+        components_to_quantize=["transformer"],
+    )
+    packed = DiffusionPipeline.from_pretrained(tmp_path / "dense", quantization_config=config).transformer
+    assert len(vq_layers(packed)) > 4
+    assert not [name for name in vq_layers(packed) if "attn1.to_q" in name or name in ("pos_embed.proj", "proj_out")]
+    assert any("attn1.to_k" in name for name in vq_layers(packed))
     packed.save_pretrained(tmp_path / "packed")
-    again = PixArtTransformer2DModel.from_pretrained(tmp_path / "packed")
+    again = type(packed).from_pretrained(tmp_path / "packed")
     assert all(torch.equal(vq_layers(again)[name].weight, layer.weight) for name, layer in vq_layers(packed).items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -24,7 +24,7 @@ class VQCompressConfig(QuantizationConfigMixin):
 
     Without layers it asks to quantize while loading, without data: ``bits`` a weight, ``method`` and ``seed`` as in
     `vqcompress.quantize_weight`; for example through ``PipelineQuantizationConfig(quant_backend="vqcompress",
-    quant_kwargs={"bits": 4})``.
+    quant_kwargs={"bits": 4})``. Layers whose name contains one of ``modules_to_not_convert`` stay dense.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class VQCompressConfig(QuantizationConfigMixin):
         bits: float = 3.0,
         method: str = "trellis",
         seed: int = 0,
+        modules_to_not_convert: Sequence[str] | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -51,6 +52,7 @@ class VQCompressConfig(QuantizationConfigMixin):
         self.shared = dict(shared or {})
         self.unpacked = {"dense": dict(dense or {}), "kept": dict(kept or {})}
         self.bits, self.method, self.seed = bits, method, seed
+        self.modules_to_not_convert = list(modules_to_not_convert or ())
         check_description(self.to_dict())
 
     @property
@@ -68,7 +70,8 @@ class VQCompressConfig(QuantizationConfigMixin):
         """Plain JSON data, as it stands in ``config.json``."""
         if self.layers:
             return self.description
-        return {**self.description, "bits": self.bits, "method": self.method, "seed": self.seed}
+        names = ("bits", "method", "seed", "modules_to_not_convert")
+        return {**self.description, **{name: getattr(self, name) for name in names}}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Nothing is left out."""

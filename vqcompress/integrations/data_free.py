@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
+from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.layers import swap
 
 
-def quantize_data_free(component: nn.Module, *, method: str, bits: float, seed: int) -> None:
-    """Pack every layer of ``component`` that the rules for denoisers and text encoders do not keep dense, in place."""
+def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
+    """Pack every layer of ``component`` that neither the rules for denoisers and text encoders nor ``asked`` keep dense.
+
+    In place. Layers that ``asked`` names are found by a part of their name, as other backends find them.
+    """
     # Loading a packed folder must not import quantizers, so these are imported here.
     from vqcompress.architectures.architecture import TEXT_KEEP
     from vqcompress.architectures.generic import GenericArchitecture
@@ -16,7 +22,9 @@ def quantize_data_free(component: nn.Module, *, method: str, bits: float, seed: 
     from vqcompress.architectures.unet import UNetArchitecture
     from vqcompress.quantizers import quantize_weight
 
-    keep = {**UNetArchitecture.keep, **GenericArchitecture.keep, **TEXT_KEEP}
+    named = {re.escape(part): "named in modules_to_not_convert" for part in asked.modules_to_not_convert}
+    keep = {**named, **UNetArchitecture.keep, **GenericArchitecture.keep, **TEXT_KEEP}
     names = [plan.name for plan in plan_layers(component, keep) if plan.kept is None]
     weights = {name: component.get_submodule(name).weight.detach() for name in names}
-    swap(component, {n: quantize_weight(w, method=method, bits=bits, seed=seed) for n, w in weights.items()})
+    options = {"method": asked.method, "bits": asked.bits, "seed": asked.seed}
+    swap(component, {name: quantize_weight(weight, **options) for name, weight in weights.items()})

@@ -79,8 +79,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         if self.pre_quantized:
             settle(model)
         else:
-            config = self.quantization_config
-            quantize_data_free(model, method=config.method, bits=config.bits, seed=config.seed)
+            quantize_data_free(model, self.quantization_config)
         # Casting works on our layers, and diffusers refuses it for what it calls quantized.
         model.is_quantized = False
 

@@ -44,8 +44,7 @@ class VQTransformersQuantizer(HfQuantizer):
         if self.pre_quantized:
             self._check_and_settle(model)
         else:
-            config = self.quantization_config
-            quantize_data_free(model, method=config.method, bits=config.bits, seed=config.seed)
+            quantize_data_free(model, self.quantization_config)
         # Casting works on our layers, and transformers refuses it for what it calls quantized.
         model.is_quantized = False
         return model
