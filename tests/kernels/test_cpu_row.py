@@ -54,11 +54,11 @@ def test_inputs_that_are_not_contiguous_and_empty_batches(random_weight):
     assert multiply(x[:0], *packed(weight), None).shape == (0, 40)
 
 
-def test_it_serves_one_and_two_rows_of_vector_codes(random_weight):
+def test_it_serves_one_and_two_rows(random_weight):
     weight, other = random_weight("trellis", (40, 12)), random_weight("scalar", (40, 12))
     assert choose_kernel(weight.spec, weight.shape, torch.zeros(2, 12)).name == "cpu_row"
     assert choose_kernel(weight.spec, weight.shape, torch.zeros(3, 12)).name == "cpu_numba"
-    assert choose_kernel(other.spec, other.shape, torch.zeros(1, 12)).name == "cpu_numba"
+    assert choose_kernel(other.spec, other.shape, torch.zeros(1, 12)).name == "cpu_row"
     assert "3 rows" in refusal(weight.spec, weight.shape, torch.zeros(3, 12))
 
 

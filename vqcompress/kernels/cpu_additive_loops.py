@@ -1,4 +1,8 @@
-"""Additive columns to values, a vector at a time; compiled for one dimension and code size."""
+"""Additive columns to values, or straight into a product, a vector at a time; compiled for one dimension and code size.
+
+Addresses are integers, see `vqcompress.kernels.cpu_vectors`. Sums of codewords begin with a zero: one that began with -0 would
+stay -0, where the reference has 0.
+"""
 
 from __future__ import annotations
 
@@ -7,65 +11,99 @@ from functools import lru_cache
 
 import numpy as np
 
-from vqcompress.kernels.cpu_loops import _compiled, _read_bits
-from vqcompress.kernels.cpu_words import add_word, begin_word, multiply_add_word, scale_word
+from vqcompress.kernels.cpu_loops import _compiled
+from vqcompress.kernels.cpu_vectors import add, byte_at, fetch_ahead, float_at, load, multiply_add, store, times, zeros
+
+BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the first cache beside the codebooks
+LINE = 64  # bytes of a cache line
 
 
 @_compiled(inline="always")
 def _code(stream, index, code_bits):
     if code_bits == 8:
-        return np.int64(stream[index])
-    bit = index * code_bits
-    at, last = bit >> 3, (bit + code_bits - 1) >> 3
-    if last - at == 1:  # nearly always
-        two = (np.int64(stream[at]) << 8) | np.int64(stream[last])
-        return (two >> (16 - code_bits - (bit & 7))) & ((1 << code_bits) - 1)
-    return _read_bits(stream, bit, code_bits)
+        return byte_at(stream + index)
+    bit, value = index * code_bits, np.int64(0)
+    last = (bit + code_bits - 1) >> 3
+    for place in range(bit >> 3, last + 1):
+        value = (value << 8) | byte_at(stream + place)
+    return (value >> (8 * (last + 1) - bit - code_bits)) & ((1 << code_bits) - 1)
 
 
 @lru_cache(maxsize=64)
 def additive_decoder(dimension: int, code_bits: int) -> Callable[..., None]:
     """``(first, last, values [columns, rows], codes, starts, rates, codebooks [M, 2**code_bits, dimension], scale [rows])`` fills
     columns ``first … last``."""
-    size = dimension << code_bits
+    word = 4 * dimension  # bytes
+    size = word << code_bits
 
     def decode(first, last, values, codes, starts, rates, codebooks, scale):
-        rows, books = values.shape[1], codebooks.reshape(-1)
+        rows, books, gains = values.shape[1], codebooks.ctypes.data, scale.ctypes.data
         whole = rows // dimension
         for column in range(first, last):
-            stream, out, rate = codes[starts[column] :], values[column], rates[column]
-            if rate == 0:
-                values[column] = np.float32(0) * scale
-                continue
+            stream, rate = codes.ctypes.data + starts[column], rates[column]
+            target = values[column].ctypes.data
             for vector in range(whole):
-                row, code = vector * dimension, vector * rate
-                begin_word(dimension, books, _code(stream, code, code_bits) * dimension, out, row)
-                for book in range(1, rate):
-                    word = book * size + _code(stream, code + book, code_bits) * dimension
-                    add_word(dimension, books, word, out, row)
-                scale_word(dimension, scale, out, row)
-            for row in range(whole * dimension, rows):
-                total = np.float32(0)
+                total = zeros(dimension)
                 for book in range(rate):
-                    total += codebooks[book, _code(stream, whole * rate + book, code_bits), row - whole * dimension]
-                out[row] = total * scale[row]
+                    at = books + book * size + word * _code(stream, vector * rate + book, code_bits)
+                    total = add(total, load(dimension, at))
+                store(times(total, load(dimension, gains + vector * word)), target + vector * word)
+            for row in range(whole * dimension, rows):
+                value = np.float32(0)
+                for book in range(rate):
+                    value += codebooks[book, _code(stream, whole * rate + book, code_bits), row - whole * dimension]
+                values[column, row] = value * scale[row]
 
     return _compiled(nogil=True)(decode)
 
 
 @lru_cache(maxsize=64)
-def additive_row(dimension: int, code_bits: int) -> Callable[..., None]:
-    """``(first, last, total [padded], x [columns], codes, starts, rates, codebooks, vectors)``: adds to ``total`` the product of one input
-    row with the unscaled values of columns ``first … last``; ``padded`` is ``vectors * dimension``."""
-    size = dimension << code_bits
+def additive_row(dimension: int, code_bits: int, rate: int) -> Callable[..., None]:
+    """``(first, last, total, inputs [n], codes, books, vectors)``: adds to ``total [vectors * dimension]``, from vector ``first`` to
+    ``last``, the product of one input row with the unscaled values of ``n`` columns of this rate. ``codes`` and ``books`` are
+    addresses."""
+    word = 4 * dimension
+    size = word << code_bits
 
-    def multiply(first, last, total, x, codes, starts, rates, codebooks, vectors):
-        books = codebooks.reshape(-1)
-        for column in range(first, last):
-            stream, rate, factor = codes[starts[column] :], rates[column], x[column]
-            for vector in range(vectors):
-                for book in range(rate):
-                    word = book * size + _code(stream, vector * rate + book, code_bits) * dimension
-                    multiply_add_word(dimension, books, word, factor, total, vector * dimension)
+    def multiply(first, last, total, inputs, codes, books, vectors):
+        n, x = len(inputs), inputs.ctypes.data
+        sums, width = total.ctypes.data, (vectors * rate * code_bits + 7) >> 3
+        for begin in range(0, n, BLOCK):
+            stop, vector = min(begin + BLOCK, n), first
+            while vector + 4 <= last:  # four at a time: a multiplication waits for the one before it
+                place, stream = vector * rate, codes + begin * width
+                ahead = (4 * rate * code_bits * BLOCK) >> 3
+                for line in range(vector // 4 * ahead, (vector // 4 + 1) * ahead, LINE):
+                    fetch_ahead(codes + (begin + BLOCK) * width + line)
+                a, b, c, d = zeros(dimension), zeros(dimension), zeros(dimension), zeros(dimension)
+                for column in range(begin, stop):
+                    p, q, r, s = zeros(dimension), zeros(dimension), zeros(dimension), zeros(dimension)
+                    for book in range(rate):
+                        at = books + book * size
+                        p = add(p, load(dimension, at + word * _code(stream, place + book, code_bits)))
+                        q = add(q, load(dimension, at + word * _code(stream, place + rate + book, code_bits)))
+                        r = add(r, load(dimension, at + word * _code(stream, place + 2 * rate + book, code_bits)))
+                        s = add(s, load(dimension, at + word * _code(stream, place + 3 * rate + book, code_bits)))
+                    factor = float_at(x + 4 * column)
+                    a, b = multiply_add(p, factor, a), multiply_add(q, factor, b)
+                    c, d = multiply_add(r, factor, c), multiply_add(s, factor, d)
+                    stream += width
+                target = sums + vector * word
+                store(add(load(dimension, target), a), target)
+                store(add(load(dimension, target + word), b), target + word)
+                store(add(load(dimension, target + 2 * word), c), target + 2 * word)
+                store(add(load(dimension, target + 3 * word), d), target + 3 * word)
+                vector += 4
+            while vector < last:
+                a, stream = zeros(dimension), codes + begin * width
+                for column in range(begin, stop):
+                    p = zeros(dimension)
+                    for book in range(rate):
+                        at = books + book * size + word * _code(stream, vector * rate + book, code_bits)
+                        p = add(p, load(dimension, at))
+                    a = multiply_add(p, float_at(x + 4 * column), a)
+                    stream += width
+                store(add(load(dimension, sums + vector * word), a), sums + vector * word)
+                vector += 1
 
     return _compiled(nogil=True)(multiply)

@@ -6,10 +6,8 @@ The loops are in `vqcompress.kernels.cpu_loops`, imported at the first call: num
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,11 @@ from torch import Tensor
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.trellis_table import max_rate, value_table
 from vqcompress.kernels.column_order import bits_per_rate
+from vqcompress.kernels.cpu_threads import share
 from vqcompress.kernels.derived import Derived
 from vqcompress.matrix_view import matrix_shape
 
 PURPOSE = "decodes with compiled loops, then multiplies with torch"
-
-# Starting a thread costs about as much as decoding this many weights saves.
-WEIGHTS_PER_THREAD = 1 << 19
 
 
 @lru_cache(maxsize=1)
@@ -89,15 +85,7 @@ def _decode_scalar(values: Tensor, spec: ScalarSpec, tensors: Mapping[str, Tenso
 
 def share_columns(loop: Callable, columns: int, rows: int, *arguments: Any) -> None:
     """Run ``loop(first, last, *arguments)`` over all columns, in threads when the weight is large."""
-    threads = min(torch.get_num_threads(), columns * rows // WEIGHTS_PER_THREAD, columns)
-    if threads <= 1:
-        loop(0, columns, *arguments)
-        return
-    bounds = [columns * thread // threads for thread in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        runs = [pool.submit(loop, *pair, *arguments) for pair in pairwise(bounds)]
-    for run in runs:
-        run.result()
+    share(columns, columns * rows, lambda first, last: loop(first, last, *arguments))
 
 
 def trellis_arguments(loops: Any, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
@@ -142,6 +130,13 @@ def trellis_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> np.ndarr
     tables = tables.copy()
     tables[np.array(spec.codebook_rates) - 1] = _floats(tensors["codebooks"])
     return tables
+
+
+def trellis_table(spec: TrellisSpec, rate: int, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    """The value table of one rate, learned or the formula's, float32 ``[2**state_bits]``."""
+    if rate in spec.codebook_rates:
+        return _floats(tensors["codebooks"][spec.codebook_rates.index(rate)])
+    return _value_tables(spec.state_bits, spec.tail)[rate - 1]
 
 
 @lru_cache(maxsize=32)

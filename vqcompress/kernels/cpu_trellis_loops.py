@@ -1,4 +1,4 @@
-"""Trellis columns to values, or straight into a product, sixteen weights at a time; compiled for one state size and rate.
+"""Trellis columns to values, sixteen weights at a time; compiled for one state size and rate.
 
 The first sixteen weights need the end of the circular stream before them, and the last few may end where memory does: both go
 through a small buffer that holds their bytes as if they lay in sequence.
@@ -11,8 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from vqcompress.kernels.cpu_loops import _compiled, _wrapped_window
-from vqcompress.kernels.cpu_windows import LANES, look_up_add, look_up_scaled, window_bytes
+from vqcompress.kernels.cpu_loops import _compiled
+from vqcompress.kernels.cpu_vectors import byte_at, load, store, times
+from vqcompress.kernels.cpu_windows import LANES, look_up, window_bytes
 
 EDGE = 34  # bytes of the small buffer: more than is ever loaded at once
 
@@ -25,18 +26,28 @@ def _fill_edge(edge, stream, rate, rows, group):
         at = first + place
         edge[place] = stream[at] if at >= 0 and at * 8 < bits else 0
     if group == 0:
-        last = _last_sixteen(stream, bits)
-        edge[0], edge[1] = last >> 8, last & 255
+        last = last_sixteen(stream.ctypes.data, bits)
+        edge[0], edge[1] = last >> np.uint64(8), last & np.uint64(255)
 
 
 @_compiled(inline="always")
-def _last_sixteen(stream, bits):
-    """The circle's last sixteen bits."""
+def last_sixteen(address, bits):
+    """The last sixteen bits of the circle of ``bits`` bits at ``address``."""
     if bits < 24:
-        return _wrapped_window(stream, 0, bits, 16)
-    at = (bits - 1) >> 3
-    three = (np.int64(stream[at - 2]) << 16) | (np.int64(stream[at - 1]) << 8) | np.int64(stream[at])
-    return (three >> (7 - ((bits - 1) & 7))) & 0xFFFF
+        return wrapped_sixteen(address, bits)
+    at = address + ((bits - 1) >> 3)
+    three = (byte_at(at - 2) << 16) | (byte_at(at - 1) << 8) | byte_at(at)
+    return np.uint64((three >> (7 - ((bits - 1) & 7))) & 0xFFFF)
+
+
+@_compiled(inline="always")
+def wrapped_sixteen(address, bits):
+    """The same for a circle that may be shorter than that."""
+    value = np.int64(0)
+    for place in range(-16, 0):
+        at = place % bits
+        value = (value << 1) | ((byte_at(address + (at >> 3)) >> (7 - (at & 7))) & 1)
+    return np.uint64(value)
 
 
 @lru_cache(maxsize=64)
@@ -47,44 +58,23 @@ def trellis_decoder(state_bits: int, rate: int) -> Callable[..., None]:
 
     def decode(first, last, values, codes, starts, rates, table, scale):
         edge, sixteen = np.zeros(EDGE, np.uint8), np.empty(LANES, np.float32)
-        rows = values.shape[1]
+        rows, values_at, gains = values.shape[1], table.ctypes.data, scale.ctypes.data
         for column in range(first, last):
             if rates[column] != rate:
                 continue
             start, out = starts[column], values[column]
+            at, target = codes.ctypes.data + start, out.ctypes.data
             inner = max(1, min(rows // LANES, (len(codes) - start + 2 - loaded) // (2 * rate) + 1))
             for group in range(1, inner):
-                look_up_scaled(rate, state_bits, codes, start + 2 * rate * group, table, scale, out, LANES * group)
+                found = look_up(rate, state_bits, at + 2 * rate * group, values_at)
+                store(times(found, load(LANES, gains + 4 * LANES * group)), target + 4 * LANES * group)
             group = 0
             while group * LANES < rows:
                 _fill_edge(edge, codes[start:], rate, rows, group)
-                look_up_scaled(rate, state_bits, edge, 2, table, scale[LANES * group :], sixteen, 0)
+                found = look_up(rate, state_bits, edge.ctypes.data + 2, values_at)
+                store(times(found, load(LANES, gains + 4 * LANES * group)), sixteen.ctypes.data)
                 for place in range(min(LANES, rows - LANES * group)):
                     out[LANES * group + place] = sixteen[place]
                 group = inner if group == 0 else group + 1
 
     return _compiled(nogil=True)(decode)
-
-
-@lru_cache(maxsize=64)
-def trellis_row(state_bits: int, rate: int) -> Callable[..., None]:
-    """``(first, last, total [padded], x [columns], codes, starts, rates, table, rows)``: adds to ``total`` the product of one input row
-    with the unscaled values of those of the columns ``first … last`` that have this rate."""
-    loaded = window_bytes(rate, state_bits, 2)
-
-    def multiply(first, last, total, x, codes, starts, rates, table, rows):
-        edge = np.zeros(EDGE, np.uint8)
-        for column in range(first, last):
-            if rates[column] != rate:
-                continue
-            start, factor = starts[column], x[column]
-            inner = max(1, min(rows // LANES, (len(codes) - start + 2 - loaded) // (2 * rate) + 1))
-            for group in range(1, inner):
-                look_up_add(rate, state_bits, codes, start + 2 * rate * group, table, factor, total, LANES * group)
-            group = 0
-            while group * LANES < rows:
-                _fill_edge(edge, codes[start:], rate, rows, group)
-                look_up_add(rate, state_bits, edge, 2, table, factor, total, LANES * group)
-                group = inner if group == 0 else group + 1
-
-    return _compiled(nogil=True)(multiply)

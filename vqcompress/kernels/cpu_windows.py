@@ -2,23 +2,28 @@
 
 Sixteen numbers of ``k`` bits are ``2 * k`` whole bytes, so the bytes that each field needs and the shift that brings it down are
 constants. LLVM turns that into one byte permutation, one shift by lanes, one mask and, for the trellis, one gather from the value
-table (AVX-512), or into whatever the processor has; loops over single weights come out two to ten times slower.
+table (AVX-512), or into whatever the processor has.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import llvmlite.binding
 from llvmlite import ir
 from llvmlite.ir.instructions import GEPInstr
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from vqcompress.kernels.cpu_vectors import Floats, pointer
+
 LANES = 16
 LEAD = 2  # bytes before the first number's own: a state reaches back less than 16 bits
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
+# A gather of sixteen is faster than sixteen loads only in AVX-512; on Zen 3 it takes twice their time.
+GATHERS = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 
 
 def window_bytes(rate: int, length: int, lead: int) -> int:
@@ -63,81 +68,44 @@ def _gathered(builder: Any, table: Any, indices: Any) -> Any:
     return builder.call(gather, [address, ir.Constant(ir.IntType(32), 4), every, ir.Constant(FLOATS, ir.Undefined)])
 
 
-def element(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    """Address of ``array[index]`` of a one-dimensional contiguous array."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.gep(data, [index], inbounds=True, source_etype=context.get_data_type(kind.dtype))
-
-
-def _load(builder: Any, address: Any) -> Any:
-    return builder.load(builder.bitcast(address, FLOATS.as_pointer()), align=4)
-
-
-def _store(builder: Any, value: Any, address: Any) -> None:
-    builder.store(value, builder.bitcast(address, FLOATS.as_pointer()), align=4)
-
-
-def splat(builder: Any, value: Any, count: int = LANES) -> Any:
-    """A vector of ``count`` floats that are all ``value``."""
-    kind = ir.VectorType(ir.FloatType(), count)
-    single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), _constant([0] * count))
+def _looked_up(builder: Any, table: Any, base: Any, rate: int, length: int, lead: int) -> Any:
+    """The same from windows ``rate`` bits apart, one load after the other; windows that one word of 64 bits covers share it."""
+    values, wide, origin = ir.Constant(FLOATS, ir.Undefined), ir.IntType(64), -64
+    for lane in range(LANES):
+        end = 8 * lead + (lane + 1) * rate
+        if end > origin + 64:
+            origin = 8 * min((end - length) >> 3, window_bytes(rate, length, lead) - 8)
+            address = builder.gep(base, [wide(origin >> 3)], source_etype=ir.IntType(8))
+            word = builder.bswap(builder.load(builder.bitcast(address, wide.as_pointer()), align=1))
+        state = builder.and_(builder.lshr(word, wide(origin + 64 - end)), wide((1 << length) - 1))
+        value = builder.load(builder.gep(table, [state], inbounds=True, source_etype=ir.FloatType()), align=4)
+        values = builder.insert_element(values, value, ir.IntType(32)(lane))
+    return values
 
 
 @intrinsic(prefer_literal=True)
-def look_up_scaled(typing_context, rate, length, codes, at, table, scale, out, row):
-    """``out[row + i] = table[window i] * scale[row + i]``, windows of ``length`` bits ``rate`` apart, the numbers at byte ``at``."""
+def look_up(typing_context, rate, length, codes, table):
+    """``table[window i]`` as sixteen floats: windows of ``length`` bits, ``rate`` bits apart, the first ``rate`` of them at the address
+    ``codes``; ``table`` is an address too."""
 
     def generate(context, builder, signature, arguments):
-        _, _, codes_, at_, table_, scale_, out_, row_ = arguments
-        kinds = signature.args
-        base = element(context, builder, kinds[2], codes_, builder.sub(at_, ir.Constant(at_.type, LEAD)))
-        states = _windows(builder, base, rate.literal_value, length.literal_value, LEAD)
-        start = element(context, builder, kinds[4], table_, ir.Constant(at_.type, 0))
-        gain = _load(builder, element(context, builder, kinds[5], scale_, row_))
-        _store(
-            builder,
-            builder.fmul(_gathered(builder, start, states), gain),
-            element(context, builder, kinds[6], out_, row_),
-        )
-        return context.get_dummy_value()
+        step, bits = (kind.literal_value for kind in signature.args[:2])
+        base = pointer(builder, builder.sub(arguments[2], arguments[2].type(LEAD)), ir.IntType(8))
+        values = pointer(builder, arguments[3], ir.FloatType())
+        if GATHERS:
+            return _gathered(builder, values, _windows(builder, base, step, bits, LEAD))
+        return _looked_up(builder, values, base, step, bits, LEAD)
 
-    return types.void(rate, length, codes, types.intp, table, scale, out, types.intp), generate
+    return Floats(LANES)(rate, length, types.intp, types.intp), generate
 
 
 @intrinsic(prefer_literal=True)
-def look_up_add(typing_context, rate, length, codes, at, table, factor, total, row):
-    """``total[row + i] += factor * table[window i]``, else as `look_up_scaled`."""
+def differences(typing_context, bits, codes, offsets):
+    """``code i - offset i`` as sixteen floats: numbers of ``bits`` bits at the addresses ``codes`` and ``offsets``."""
 
     def generate(context, builder, signature, arguments):
-        _, _, codes_, at_, table_, factor_, total_, row_ = arguments
-        kinds = signature.args
-        base = element(context, builder, kinds[2], codes_, builder.sub(at_, ir.Constant(at_.type, LEAD)))
-        states = _windows(builder, base, rate.literal_value, length.literal_value, LEAD)
-        start = element(context, builder, kinds[4], table_, ir.Constant(at_.type, 0))
-        where = element(context, builder, kinds[6], total_, row_)
-        multiply_add = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), "llvm.fmuladd.v16f32"
-        )
-        values = _gathered(builder, start, states)
-        _store(builder, builder.call(multiply_add, [splat(builder, factor_), values, _load(builder, where)]), where)
-        return context.get_dummy_value()
+        count, byte = signature.args[0].literal_value, ir.IntType(8)
+        code, offset = (_windows(builder, pointer(builder, a, byte), count, count, 0) for a in arguments[1:])
+        return builder.sitofp(builder.sub(code, offset), FLOATS)
 
-    return types.void(rate, length, codes, types.intp, table, types.float32, total, types.intp), generate
-
-
-@intrinsic(prefer_literal=True)
-def differences_scaled(typing_context, bits, codes, at, zeros, zeros_at, scale, scale_at, out, row):
-    """``out[row + i] = (code i - zero i) * scale[scale_at + i]``: numbers of ``bits`` bits at bytes ``at`` and ``zeros_at``."""
-
-    def generate(context, builder, signature, arguments):
-        _, codes_, at_, zeros_, zeros_at_, scale_, scale_at_, out_, row_ = arguments
-        kinds, count = signature.args, bits.literal_value
-        code = _windows(builder, element(context, builder, kinds[1], codes_, at_), count, count, 0)
-        zero = _windows(builder, element(context, builder, kinds[3], zeros_, zeros_at_), count, count, 0)
-        steps = builder.sitofp(builder.sub(code, zero), FLOATS)
-        gain = _load(builder, element(context, builder, kinds[5], scale_, scale_at_))
-        _store(builder, builder.fmul(steps, gain), element(context, builder, kinds[7], out_, row_))
-        return context.get_dummy_value()
-
-    return types.void(bits, codes, types.intp, zeros, types.intp, scale, types.intp, out, types.intp), generate
+    return Floats(LANES)(bits, types.intp, types.intp), generate

@@ -53,7 +53,8 @@ class PackedLayer(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Codes ``[1, bytes]`` and all companions, a shared codebook under ``codebooks`` included."""
-        named = {"weight": self.weight.reshape(1, -1)}
+        codes = self.weight
+        named = {"weight": codes if codes.dim() == 2 else codes.reshape(1, -1)}
         named |= {name: as_float16(getattr(self, name)) for name in self.companion_names}
         if (shared := self.__dict__["shared_codebooks"]) is not None:
             named["codebooks"] = as_float16(shared(self.spec.codebook))  # type: ignore[union-attr]
