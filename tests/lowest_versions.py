@@ -33,6 +33,11 @@ def lowest(project: Mapping[str, Any], leave_out: Collection[str] = ()) -> list[
     return [constraint for name, constraint in found.items() if name not in leave_out]
 
 
+def declared() -> dict[str, Any]:
+    """``[project]`` of `PYPROJECT`."""
+    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+
+
 def _pinned(requirement: str) -> tuple[str, str]:
     versions, _, marker = requirement.partition(";")
     bound = BOUND.match(versions)
@@ -43,5 +48,4 @@ def _pinned(requirement: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    declared = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    sys.stdout.write("\n".join(lowest(declared, sys.argv[2:])) + "\n")
+    sys.stdout.write("\n".join(lowest(declared(), sys.argv[2:])) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
@@ -71,11 +72,32 @@ def compatibility() -> str:
         "",
         f"Last run with {versions}, on CPU.",
         "",
+        *_lowest(),
+        "",
         f"| | {' | '.join(KINDS)} |",
         f"|---|{'---|' * len(KINDS)}",
     ]
     rows = [f"| {name} | {' | '.join(_cell(name, kind) for kind in KINDS)} |" for name in sorted(RESULTS, key=_plain)]
     return "\n".join([*lines, *rows, "", *_today(), ""])
+
+
+def _lowest() -> list[str]:
+    """What `make test-lowest` installs of the same libraries."""
+    spec = importlib.util.spec_from_file_location("lowest_versions", Path(__file__).parents[1] / "lowest_versions.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    pinned = dict(line.split("==") for line in script.lowest(script.declared()) if line.split("==")[0] in LIBRARIES)
+    versions = ", ".join(f"{name} {pinned[name]}" for name in LIBRARIES if name != "torch")
+    return [
+        f"CI runs the tests behind these cells a second time with the lowest versions that `pyproject.toml` declares "
+        f"({versions}, and everything else at its lowest), with these exceptions: the slow ones, which are compiling and peak "
+        f"memory; group offload and `from_single_file` on a component's own weight file, which diffusers {pinned['diffusers']} "
+        "does not have on a machine without an accelerator, or not for quantizers. Torch is the same both times: of the "
+        f"lowest, {pinned['torch']}, there is only a build with CUDA libraries for Linux, 4 GB to download; `make test-lowest "
+        f"LOWEST_TORCH=torch=={pinned['torch']}.0` runs with it.",
+    ]
 
 
 def _plain(name: str) -> str:
