@@ -157,7 +157,7 @@ def _teller(stage: str, schedule: Schedule):
 @click.option("--stage", type=click.Choice(["all", "text", "decoder", "denoiser", "untrained"]), default="all")
 @click.option("--text-steps", default=1000, show_default=True)
 @click.option("--decoder-steps", default=1330, show_default=True)
-@click.option("--steps", default=8_000, show_default=True, help="Denoiser steps.")
+@click.option("--steps", default=24_000, show_default=True, help="Denoiser steps.")
 @click.option("--minutes", type=float, help="End the denoiser's training by the clock, in place of --steps.")
 @click.option("--scenes", default=150_000, show_default=True, help="Training scenes held in memory.")
 @click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate of the denoiser.")
