@@ -26,5 +26,5 @@ def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
     keep = {**named, **UNetArchitecture.keep, **GenericArchitecture.keep, **TEXT_KEEP}
     names = [plan.name for plan in plan_layers(component, keep) if plan.kept is None]
     weights = {name: component.get_submodule(name).weight.detach() for name in names}
-    options = {"method": asked.method, "bits": asked.bits, "seed": asked.seed}
-    swap(component, {name: quantize_weight(weight, **options) for name, weight in weights.items()})
+    method, bits, seed = asked.method, asked.bits, asked.seed
+    swap(component, {n: quantize_weight(w, method=method, bits=bits, seed=seed) for n, w in weights.items()})
