@@ -88,6 +88,27 @@ def test_adapters_train_on_transformers(packed):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+@pytest.mark.feature("several LoRA adapters, switched and disabled without a trace", "DiT")
+def test_adapter_files_with_scales(pack_component):
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(0)
+    packed, dense = pack_component(_sd3().eval(), ("pos_embed.proj", "proj_out")), _sd3()
+    dense.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+    state, bare = get_peft_model_state_dict(dense), _run(packed)
+    for name in ("one", "two"):
+        packed.load_lora_adapter(dict(state), prefix=None, adapter_name=name)
+    packed.set_adapters(["one", "two"], [0.5, 0.25])
+    both = _run(packed)
+    assert not torch.allclose(both, bare)
+    packed.set_adapters(["one"], [0.75])
+    torch.testing.assert_close(_run(packed), both)
+    packed.disable_lora()
+    assert torch.equal(_run(packed), bare)
+
+
 @pytest.mark.feature("`from_single_file`", "UNet")
 @pytest.mark.skipif(
     diffusers.__version__ < "0.42", reason="diffusers asks the quantizer only since; bundles work with all"
