@@ -20,6 +20,7 @@ import torch
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
 from vqcompress.matrix_view import is_quantizable, matrix_shape
+from vqcompress.models.presets import PRESETS
 from vqcompress.quantizers.error_feedback import prepare_feedback
 
 SETTINGS = {"fast": (10, 0), "default": (12, 1), "best": (16, 2)}  # state bits, polish
@@ -54,22 +55,7 @@ def main(only: str, rate: int, columns: int, largest: int, cores: int, json_path
 
 def sdxl_shapes() -> Counter[tuple[int, int]]:
     """``(rows, columns) -> layers`` of the UNet, all Linear and Conv2d but conv_in and conv_out; no weights are made."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        )
+    unet = PRESETS["sdxl"].build("meta")
     layers = [layer for name, layer in unet.named_modules() if is_quantizable(layer) and not name.startswith("conv_")]
     return Counter(matrix_shape(layer.weight.shape) for layer in layers)
 

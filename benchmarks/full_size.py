@@ -171,7 +171,7 @@ class Meter:
         self.last = (0.0, 0.0)
 
     def __enter__(self) -> Meter:
-        self._start("open and plan" if self.stage == "quantize" else "")
+        self._start("open" if self.stage == "quantize" else "")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:

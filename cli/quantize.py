@@ -76,6 +76,7 @@ def quantize(
     vqcompress quantize sdxl -o out/sdxl-vq3 --bits 3 --prompts general --count 256
     vqcompress quantize my_model.safetensors -o out/mine --method additive
     vqcompress quantize dit-moe-g --dry-run
+    torchrun --nproc-per-node 8 -m vqcompress.cli quantize sdxl -o out/sdxl-vq3
     """
     recipe = _recipe(model, options)
     if dry_run:
@@ -85,8 +86,9 @@ def quantize(
         raise RecipeError("name the folder to write: -o FOLDER")
     from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
+    from vqcompress.workers import is_first_of_all
 
-    with StageProgress(quiet=as_json) as progress:
+    with StageProgress(quiet=as_json or not is_first_of_all()) as progress:
         folder = compress(
             model,
             output,
@@ -95,6 +97,8 @@ def quantize(
             calibration_folder=options["calibration"],
             progress=progress,
         )
+    if not is_first_of_all():
+        return
     found = inspect(folder)
     if as_json:
         click.echo(

@@ -16,6 +16,7 @@ import vqcompress
 from vqcompress import compression
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.errors import ArchitectureError, CheckpointError, RecipeError, VQCompressError
+from vqcompress.stages import budget, encoding, recording
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "architectures" / "tiny_pipelines.py")
 assert _spec is not None
@@ -60,9 +61,9 @@ def test_a_run_that_stops_goes_on_to_the_same_bytes(
         encoded.append(1)
         return original(*args, **kwargs)
 
-    original = compression.quantize_weight
+    original = encoding.quantize_weight
     with monkeypatch.context() as patch:
-        patch.setattr(compression, "quantize_weight", failing)
+        patch.setattr(encoding, "quantize_weight", failing)
         with pytest.raises(PowerCut):
             vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
     assert not (tmp_path / "out").exists()
@@ -72,8 +73,8 @@ def test_a_run_that_stops_goes_on_to_the_same_bytes(
         encoded.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(compression, "quantize_weight", counting)
-    monkeypatch.setattr(compression, "record_moments", lambda *a, **k: pytest.fail("recorded what was on disk"))
+    monkeypatch.setattr(encoding, "quantize_weight", counting)
+    monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded what was on disk"))
     folder = vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
     assert weights(folder) == weights(finished)
     layers = vqcompress.inspect(folder)["components"]["unet"]["layers"]
@@ -97,7 +98,7 @@ def test_kept_recordings_serve_other_methods_with_the_same_result(
     vqcompress.quantize(
         str(source), tmp_path / "a", calibration_folder=kept, **{**RECIPE, "method": "gptq", "settings": {}}
     )
-    monkeypatch.setattr(compression, "record_moments", lambda *a, **k: pytest.fail("recorded again"))
+    monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded again"))
     folder = vqcompress.quantize(str(source), tmp_path / "b", calibration_folder=kept, **RECIPE)
     assert weights(folder) == weights(finished)
 
@@ -152,7 +153,7 @@ def test_a_small_layer_that_decides_the_output_stays_dense(
     def one_matters(run: Any, component: str, layers: list[str]) -> dict[str, float]:
         return {layer: 1e9 if layer == layers[0] else 1e-3 for layer in layers}
 
-    monkeypatch.setattr(compression, "_importance", one_matters)
+    monkeypatch.setattr(budget, "_importance", one_matters)
     folder = vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
     found = vqcompress.inspect(folder)
     dense = [row for row in found["layers"] if row["format"] == "dense"]

@@ -12,13 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {"errors"},
-    1: {"matrix_view", "bitpack", "bundle", "recipe", "run_store", "working_memory"},
+    1: {"matrix_view", "bitpack", "bundle", "recipe", "run_store", "workers", "working_memory"},
     2: {"formats", "quantized_weight"},
     3: {"kernels", "metrics", "models"},
     4: {"quantizers", "layers", "architectures"},
     5: {"calibration"},
     6: {"finetune", "checkpoint", "integrations"},
-    7: {"report"},
+    7: {"report", "stages"},
     8: {"compression", "estimate", "tuning"},
     9: {"cli", "shapes", "calib_prompts"},
 }

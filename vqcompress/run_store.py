@@ -29,7 +29,7 @@ STAGE = re.compile(r"[\w-][\w.-]*")
 
 
 class RunStore:
-    """Finished work of one run in ``folder``, which one process at a time may hold.
+    """Finished work of one run in ``folder``, which one process at a time may hold, with others that it lets in (``joins``).
 
     ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder that was made
     with another signature is refused. Use as a context manager, or call `close`.
@@ -38,13 +38,16 @@ class RunStore:
     holds the folder, `CheckpointError` when the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, signature: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, signature: Mapping[str, Any], *, joins: bool = False) -> None:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"the run folder {self.folder} cannot be made: {error.strerror}") from error
         self._lock = FileLock(self.folder / LOCK)
+        if joins:
+            self._sign(signature)
+            return
         self._take_lock()
         try:
             self._sign(signature)

@@ -21,10 +21,10 @@ from vqcompress.errors import CheckpointError, VQCompressError
 from vqcompress.finetune import Lessons, Outcome, record_lessons, tune_whole
 from vqcompress.finetune.cost import cost
 from vqcompress.finetune.lessons import found_lessons
-from vqcompress.finetune.workers import Workers, joined_workers
 from vqcompress.layers import vq_layers
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
+from vqcompress.workers import Workers, joined_workers
 
 Progress = Callable[[str, int, int, str], None]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqcompress.calibration.moments import MomentAccumulator, Moments
+from vqcompress.calibration.accumulator import MomentAccumulator
+from vqcompress.calibration.moments import Moments
 from vqcompress.calibration.starved import is_starved, shrinkage, sibling_key, usable_moment
 
 COLUMNS = 32

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from vqcompress.finetune import tune_whole
 from vqcompress.finetune.stage_two import tensors_of
-from vqcompress.finetune.workers import Workers, joined_workers
 from vqcompress.recipe import Training
+from vqcompress.workers import Workers, joined_workers
 
 
 def free_port() -> str:

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
+from vqcompress.calibration.accumulator import MomentAccumulator
 from vqcompress.calibration.denoiser_call import call_arguments, first_output
+from vqcompress.calibration.exchange import gather_round, owners
 from vqcompress.calibration.input_rows import input_rows, row_count
-from vqcompress.calibration.moments import MomentAccumulator, Moments, RecordedRows
+from vqcompress.calibration.moments import Moments, RecordedRows
 from vqcompress.calibration.passes import plan_passes
 from vqcompress.calibration.sampling_run import SamplingRun
 from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared_inputs
 from vqcompress.errors import CalibrationError
+from vqcompress.workers import Workers
 
 Progress = Callable[[int, int, str], None]
 """``(done, total, what)``"""
@@ -43,13 +46,15 @@ def record_moments(
     memory_budget: int | None = None,
     max_rows_per_call: int | None = None,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
     """Second moments of the inputs of ``layers`` of ``component``, one for all layers that read the same tensor.
 
     Every prompt goes through the pipeline's own sampler, prompt ``i`` from noise seeded with ``seed + i``: all timesteps and
     both guidance halves count. Activations are summed as they pass and never kept. ``memory_budget`` is in bytes, for
     the second moments alone; what exceeds it is recorded in further passes, with the same result. ``max_rows_per_call``
-    draws that many rows from larger calls (see `MomentAccumulator`). None for steps, guidance, height (pixels) or width
+    draws that many rows from larger calls (see `MomentAccumulator`). With ``workers`` the batches are shared among processes, and
+    each yields the groups that it summed; together they are what one process yields, bit for bit. None for steps, guidance, height (pixels) or width
     means the architecture's default.
 
     Yields (layer names, moments), pass by pass; a layer that never ran comes with ``rows == 0``. Raises
@@ -63,9 +68,11 @@ def record_moments(
     repeats = len(run.prompts) * max(run.all_steps / PROBE_STEPS, 1.0)
     groups = shared_inputs(module, layers, lambda: run.probe(PROBE_STEPS), repeats)
     passes = plan_passes(groups, memory_budget)
-    total = len(passes) * run.batches
+    workers, total = workers or Workers(), len(passes) * run.batches
+    if progress:
+        progress(0, total, f"{len(passes)} passes")
     for index, members in enumerate(passes):
-        recorder = _Recorder(architecture, component, max_rows_per_call, seed)
+        recorder = _Recorder(architecture, component, max_rows_per_call, seed, workers)
         what = f"pass {index + 1} of {len(passes)}"
         for done in recorder.record(pipeline, members, run):
             if progress:
@@ -81,11 +88,12 @@ class _Recorder:
     component: str
     max_rows_per_call: int | None
     seed: int
+    workers: Workers
     accumulators: dict[str, MomentAccumulator] = field(default_factory=dict)
     text_mask: Tensor | None = None
 
     def record(self, pipeline: Pipeline, groups: Sequence[InputGroup], run: SamplingRun) -> Iterator[int]:
-        """Run all prompts; yields the number of finished batches."""
+        """Run this process's share of the prompts; yields the number of batches that all have finished."""
         module = self.architecture.module(pipeline, self.component)
         with ExitStack() as hooks:
             hooks.callback(module.register_forward_pre_hook(self._note_mask, with_kwargs=True).remove)
@@ -93,15 +101,28 @@ class _Recorder:
             for group in groups:
                 layer = module.get_submodule(group.layers[0])
                 hooks.callback(layer.register_forward_pre_hook(self._feed(group), with_kwargs=True).remove)
-            for batch in range(run.batches):
-                run.batch(batch)
-                self._check_finite()
-                yield batch + 1
+            owner, world = owners(groups, self.workers), self.workers.world
+            device = next(module.parameters()).device
+            for first in range(0, run.batches, world):
+                recording = min(world, run.batches - first)
+                if self.workers.rank < recording:
+                    self._batch(run, first + self.workers.rank)
+                gather_round(self.accumulators, owner, recording, self.workers, device)
+                yield first + recording
 
     def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
-        """Each group's moments, let go as soon as they are handed over."""
+        """The moments of each group that this process sums, let go as soon as they are handed over."""
+        owner = owners(groups, self.workers)
         for group in groups:
-            yield list(group.layers), self.accumulators.pop(group.layers[0]).finish()
+            accumulator = self.accumulators.pop(group.layers[0])
+            if owner[group.layers[0]] == self.workers.rank:
+                yield list(group.layers), accumulator.finish()
+
+    def _batch(self, run: SamplingRun, number: int) -> None:
+        for accumulator in self.accumulators.values():
+            accumulator.start_part(number)
+        run.batch(number)
+        self._check_finite()
 
     def _feed(self, group: InputGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         name = group.layers[0]

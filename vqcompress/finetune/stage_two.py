@@ -18,10 +18,10 @@ from vqcompress.finetune.lessons import Lessons, weighted
 from vqcompress.finetune.presets import Effort, effort
 from vqcompress.finetune.whole import Study, WholeDenoiser
 from vqcompress.finetune.widening import give_row_scales, give_tables
-from vqcompress.finetune.workers import Workers
 from vqcompress.layers import vq_layers
 from vqcompress.recipe import Training
 from vqcompress.run_store import RunStore
+from vqcompress.workers import Workers
 
 Progress = Callable[[str, int, int, str], None]
 

@@ -12,7 +12,7 @@ from torch import nn
 from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.finetune.objective import unit_losses
 from vqcompress.finetune.recordings import Batch, Recordings
-from vqcompress.finetune.workers import Workers
+from vqcompress.workers import Workers
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,173 @@
+"""How long quantization takes on 1, 8 and 64 machines with an accelerator, on paper: per-layer costs from speeds measured here.
+
+``python benchmarks/scaling_model.py`` measures three speeds on one core of this machine: the trellis search (weights a second),
+float32 products, and the float64 factorization of second moments. Every layer of a model then costs what its shape asks for, and
+layers are dealt out to processes as `vqcompress.quantize` does under `torchrun`. What an accelerator does to products,
+factorization and calibration is NOT measured: those columns follow from the assumed speeds that the options name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from encode_speed import SETTINGS, coding_speed, products_per_second, seconds
+from torch import nn
+
+from vqcompress.architectures.layer_plan import plan_layers
+from vqcompress.matrix_view import matrix_shape
+from vqcompress.models.presets import PRESETS
+from vqcompress.quantizers.factorization import inverse_upper_factor
+from vqcompress.working_memory import balanced
+
+PROCESSES = (1, 8, 64)
+# Of one calibration image: denoiser calls, tokens that most weights see in a call, share of the weights that a token meets.
+CALLS = {"sdxl": (100, 1024, 1.0), "flux": (28, 4608, 1.0), "dit-moe-g-16e2a": (100, 256, 0.2)}
+REPEATS = 7  # of each measurement; the fastest counts, for other programs only slow it down
+RATE = 3
+FACTORED = 3072  # columns of the moment that is factored to measure the speed
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Of one core, and of the accelerator that each process is assumed to have; ``search`` in weights a second, the rest in operations."""
+
+    search: float
+    products: float
+    factoring: float
+    device_products: float
+    device_factoring: float
+    device_forward: float
+    cores: int
+
+
+@click.command(help=__doc__)
+@click.option("--preset", type=click.Choice(sorted(SETTINGS)), default="fast", show_default=True)
+@click.option("--models", default=",".join(CALLS), show_default=True)
+@click.option("--cores", default=16, show_default=True, help="Host cores of each process, which search.")
+@click.option("--device-products", default=30e12, show_default=True, help="Assumed float32 operations a second.")
+@click.option("--device-factoring", default=10e12, show_default=True, help="Assumed float64 operations a second.")
+@click.option("--device-forward", default=3e14, show_default=True, help="Assumed 16-bit operations a second.")
+@click.option("--prompts", default=256, show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
+def main(preset: str, models: str, cores: int, prompts: int, json_path: Path | None, **device: float) -> None:
+    torch.set_num_threads(1)
+    state_bits, polish = SETTINGS[preset]
+    speeds = Speeds(
+        max(coding_speed(1280, state_bits, RATE, 16) for _ in range(REPEATS)),
+        max(products_per_second() for _ in range(REPEATS)),
+        max(factorings_per_second() for _ in range(REPEATS)),
+        **device,
+        cores=cores,
+    )
+    found = {name: estimate(layers_of(name), CALLS[name], speeds, polish, prompts) for name in models.split(",")}
+    click.echo(markdown(found, speeds, preset))
+    if json_path:
+        json_path.write_text(json.dumps({"speeds": asdict(speeds), "models": found}, indent=1) + "\n")
+
+
+def layers_of(name: str) -> list[tuple[int, int]]:
+    """(rows, columns) of every layer that is quantized, on the meta device; ``flux`` is the 12 B transformer of diffusers' defaults."""
+    denoiser = _flux() if name == "flux" else PRESETS[name].build("meta")
+    return [
+        matrix_shape(plan.shape)
+        for plan in plan_layers(denoiser, {r"^conv_(in|out)$": "as SDXL's"})
+        if plan.kept is None
+    ]
+
+
+def _flux() -> nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return FluxTransformer2DModel(guidance_embeds=True)
+
+
+def estimate(
+    layers: list[tuple[int, int]], calls: tuple[int, int, float], speeds: Speeds, polish: int, prompts: int
+) -> dict[str, object]:
+    """Hours of one core, and seconds of 1, 8 and 64 processes."""
+    weights = sum(rows * columns for rows, columns in layers)
+    times, tokens, share = calls
+    image = times * tokens * 2 * share * weights  # two operations a weight and token
+    searches = [(1 + polish) * rows * columns / speeds.search for rows, columns in layers]
+    # A sweep multiplies half of a square with the errors; each polish pass, fit of scales, and measured error whole ones.
+    products = [(1 + 4 * polish + 6) * rows * columns**2 for rows, columns in layers]
+    factorings = [2 / 3 * columns**3 for _, columns in layers]
+    core = [
+        search + product / speeds.products + factoring / speeds.factoring
+        for search, product, factoring in zip(searches, products, factorings, strict=True)
+    ]
+    device = [
+        max(search / speeds.cores, product / speeds.device_products + factoring / speeds.device_factoring)
+        for search, product, factoring in zip(searches, products, factorings, strict=True)
+    ]
+    return {
+        "layers": len(layers),
+        "weights": weights,
+        "core_hours": sum(core) / 3600,
+        "largest_layer_core_seconds": max(core),
+        "cores_until_flat": sum(core) / max(core),
+        "moment_bytes": sum(4 * columns**2 for _, columns in layers),
+        "encode_seconds": {n: slowest(device, n) for n in PROCESSES},
+        "calibrate_seconds": {n: -(-prompts // n) * image / speeds.device_forward for n in PROCESSES},
+    }
+
+
+def slowest(costs: list[float], processes: int) -> float:
+    """Seconds of the process that has most to do."""
+    shares = balanced(costs, processes)
+    return max(sum(cost for cost, share in zip(costs, shares, strict=True) if share == n) for n in range(processes))
+
+
+def factorings_per_second() -> float:
+    """Float64 operations a second of the block-wise factorization."""
+    x = torch.randn(600, FACTORED, generator=torch.Generator().manual_seed(0))
+    moment = x.t() @ x / len(x)
+    taken = seconds(lambda: inverse_upper_factor(moment, torch.arange(FACTORED), 1.0))
+    return 2 / 3 * FACTORED**3 / taken
+
+
+def markdown(found: Mapping[str, Mapping[str, object]], speeds: Speeds, preset: str) -> str:
+    """Both tables."""
+    return "\n".join([*_measured(found, speeds, preset), "", *_assumed(found, speeds)])
+
+
+def _measured(found: Mapping[str, Mapping[str, object]], speeds: Speeds, preset: str) -> Iterator[str]:
+    yield (
+        f"Measured, one core, {preset}: search {speeds.search / 1e6:.2f} M weights a second, products "
+        f"{speeds.products / 1e9:.0f} and factorization {speeds.factoring / 1e9:.0f} billion operations a second.\n"
+    )
+    yield "| model | layers | weights | core hours | largest layer, core s | cores until it stops scaling | moments, one a layer |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, row in found.items():
+        yield (
+            f"| {name} | {row['layers']} | {row['weights'] / 1e9:.2f} B | {row['core_hours']:.2f} | "  # type: ignore[operator]
+            f"{row['largest_layer_core_seconds']:.0f} | {row['cores_until_flat']:.0f} | {row['moment_bytes'] / 1e9:.0f} GB |"  # type: ignore[operator]
+        )
+
+
+def _assumed(found: Mapping[str, Mapping[str, object]], speeds: Speeds) -> Iterator[str]:
+    yield (
+        f"Assumed, not measured: {speeds.cores} host cores a process that search as this one, an accelerator with "
+        f"{speeds.device_products:.0e} float32, {speeds.device_factoring:.0e} float64 and {speeds.device_forward:.0e} 16-bit operations a second.\n"
+    )
+    yield (
+        "| model | "
+        + " | ".join(f"calibrate, {n}" for n in PROCESSES)
+        + " | "
+        + " | ".join(f"encode, {n}" for n in PROCESSES)
+        + " |"
+    )
+    yield "|---" * (1 + 2 * len(PROCESSES)) + "|"
+    for name, row in found.items():
+        cells = [row[stage][n] for stage in ("calibrate_seconds", "encode_seconds") for n in PROCESSES]  # type: ignore[index]
+        yield f"| {name} | " + " | ".join(f"{value:.0f} s" for value in cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Deal out bits: the same for every layer, or a model-wide budget by what each layer's error costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqcompress.calibration.importance import layer_importance
+from vqcompress.calibration.teacher import record_teacher
+from vqcompress.matrix_view import to_matrix
+from vqcompress.quantizers import METHODS
+from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, allocate_whole_bits
+from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.stages.recording import moment_of
+from vqcompress.stages.run import Run, dense_bits
+
+SCALAR_BITS = (2, 8)  # widths that scalar codes may have
+IMPORTANCE_CALLS, IMPORTANCE_PROMPTS = 16, 8  # recorded denoiser calls from which layer importance is estimated
+
+
+def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
+    """Bits for each layer: the same for all, or a model-wide budget dealt out by what each layer's error costs."""
+    recipe = run.recipe
+    if not recipe.shares_budget:
+        return dict.fromkeys(layers, recipe.bits)
+
+    def make() -> dict[str, float]:
+        importance = importance_of_layers(run, component, layers)
+        keys = dict.fromkeys(groups.get(layer) for layer in layers)
+        sensitivities = {key: _sensitivity(run, component, key) for key in keys}
+        costs = {}
+        for layer in layers:
+            weight = to_matrix(run.weight(component, layer)).float()
+            sensitivity = sensitivities[groups.get(layer)]
+            sensitivity = torch.ones(weight.shape[1]) if sensitivity is None else sensitivity
+            energy = float(weight.square().mean())
+            costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], dense_bits(weight))
+        if METHODS[recipe.method].whole_bits:
+            return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
+        return allocate_bits(costs, recipe.bits)
+
+    return run.made_by_first(lambda: run.store.load_or_make_json(f"{component}.bits", "all", make))
+
+
+def importance_of_layers(run: Run, component: str, layers: list[str]) -> dict[str, float]:
+    """Layer -> what its error costs the output, estimated once for all layers of the component."""
+    return run.recordings.load_or_make_json(
+        f"{component}.importance", "all", lambda: _importance(run, component, layers)
+    )
+
+
+def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]:
+    """How far each layer's error moves the denoiser's output; equal for parts that are not the denoiser."""
+    if component != run.architecture.denoiser:
+        return dict.fromkeys(layers, 1.0)
+    calibration = run.recipe.calibration
+    calls = record_teacher(
+        run.pipeline,
+        run.architecture,
+        run.chosen_prompts(IMPORTANCE_PROMPTS),
+        seed=run.recipe.seed,
+        steps=calibration.steps,
+        guidance=calibration.guidance,
+        height=calibration.height,
+        width=calibration.width,
+        batch_size=max(1, calibration.batch_size // 4),  # the backward pass keeps activations
+        count=IMPORTANCE_CALLS,
+    )
+    return layer_importance(
+        run.component(component),
+        layers,
+        [call["kwargs"] for call in calls],
+        seed=run.recipe.seed,
+        progress=lambda done, total, what: run.progress(f"importance {component}", done, total, what),
+    )
+
+
+def _sensitivity(run: Run, component: str, group: str | None) -> Tensor | None:
+    moment = moment_of(run, component, group)
+    return None if moment is None else prepare_feedback(moment).sensitivity

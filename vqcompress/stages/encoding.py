@@ -1,0 +1,135 @@
+"""Encode the layers of a component, one a core, each kept in the run folder as soon as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from vqcompress.calibration.moments import keeps_rows
+from vqcompress.formats import spec_from_dict, spec_to_dict
+from vqcompress.matrix_view import matrix_shape
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.quantizers import METHODS, quantize_weight, settings_for
+from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.stages.recording import moment_of, recorded_group
+from vqcompress.stages.run import Run
+from vqcompress.workers import workers_here
+from vqcompress.working_memory import WorkingMemory, balanced, usable_cores
+
+CODING = 12_000  # operations of a matrix product that take as long as the search for one weight's code
+
+
+def encode_all(
+    run: Run,
+    component: str,
+    layers: list[str],
+    bits: dict[str, float],
+    groups: dict[str, str],
+    codebooks: Tensor | None,
+) -> dict[str, QuantizedWeight]:
+    """Encode all layers, one a core: the searches let go of the interpreter, and layers do not depend on each other.
+
+    Where several processes work together each encodes its share, and then finds those of the others in the run folder.
+    """
+    room = WorkingMemory(int(run.recipe.calibration.memory_budget_gb * 1e9))
+
+    def encode(layer: str) -> QuantizedWeight:
+        rows, columns, side = _sides(run, component, layer, groups.get(layer))
+        with room.holding(9 * columns * side + 32 * rows * columns):  # the moment, its factor, and copies of the weight
+            return _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
+
+    if run.workers.world > 1:
+        costs = [_cost(run, component, layer, groups.get(layer)) for layer in layers]
+        shares = balanced(costs, run.workers.world)
+        mine = [layer for layer, share in zip(layers, shares, strict=True) if share == run.workers.rank]
+        _encode_each(run, component, mine, encode)
+        run.workers.wait()
+    return _encode_each(run, component, layers, encode)
+
+
+def _encode_each(
+    run: Run, component: str, layers: list[str], encode: Callable[[str], QuantizedWeight]
+) -> dict[str, QuantizedWeight]:
+    quantized = {}
+    cores = max(1, usable_cores() // workers_here())
+    with one_thread_each(), ThreadPoolExecutor(cores) as pool:
+        for index, (layer, weight) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
+            quantized[layer] = weight
+            error = run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"]
+            detail = f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}"
+            run.progress(f"encode {component}", index + 1, len(layers), detail)
+    return quantized
+
+
+def _cost(run: Run, component: str, layer: str, group: str | None) -> float:
+    """About how many operations a layer takes: the search, products with the moment, its factorization."""
+    rows, columns, side = _sides(run, component, layer, group)
+    return rows * columns * (CODING + 7.0 * side) + columns**2 * side
+
+
+def _sides(run: Run, component: str, layer: str, group: str | None) -> tuple[int, int, int]:
+    """Rows and columns of a layer's matrix, and rows of what stands for its second moment: the square, or the few inputs kept."""
+    rows, columns = matrix_shape(run.weight(component, layer).shape)
+    seen = 0 if group is None else recorded_group(run, f"{component}.moments", group)["used_rows"]
+    return rows, columns, seen if keeps_rows(columns, seen) else columns
+
+
+def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | None:
+    """Codebooks for the whole component, where the method has codebooks and the recipe shares them."""
+    learn = METHODS[run.recipe.method].learn_codebooks
+    if learn is None or not run.recipe.shared_codebooks:
+        return None
+    settings = settings_for(run.recipe.method, run.recipe.settings)
+
+    def make() -> dict[str, Tensor]:
+        run.progress(f"codebooks {component}", 0, 1, "")
+        weights = (run.weight(component, layer) for layer in layers)
+        learned = learn(weights, settings, run.recipe.seed, run.recipe.bits)
+        run.progress(f"codebooks {component}", 1, 1, "")
+        return {"codebooks": learned}
+
+    stored = run.made_by_first(lambda: run.store.load_or_make(f"{component}.codebooks", "shared", make))
+    return stored["codebooks"]
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Torch's own threads off while layers are spread over cores; it also keeps sums in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _encode(
+    run: Run, component: str, layer: str, bits: float, group: str | None, codebooks: Tensor | None
+) -> QuantizedWeight:
+    """Quantize one layer, or take it from the run folder where an earlier try left it."""
+    stage, weight = f"{component}.layers", run.weight(component, layer)
+
+    def make() -> dict[str, Tensor]:
+        moment = moment_of(run, component, group)
+        fresh = quantize_weight(
+            weight,
+            moment,
+            method=run.recipe.method,
+            bits=bits,
+            seed=run.recipe.seed,
+            settings=settings_for(run.recipe.method, run.recipe.settings),
+            shared_codebooks=codebooks,
+        )
+        error = relative_error(weight, fresh.decode(), moment)
+        # Before the tensors: whoever finds them after a crash needs the spec, and one without them is made again.
+        run.store.put_json(f"{stage}.spec", layer, {"spec": spec_to_dict(fresh.spec), "error": error})
+        return dict(fresh.tensors)
+
+    tensors = run.store.load_or_make(stage, layer, make)
+    spec = run.store.load_or_make_json(f"{stage}.spec", layer, dict)["spec"]
+    shared = {} if codebooks is None else {"codebooks": codebooks}
+    return QuantizedWeight(spec_from_dict(spec), tuple(weight.shape), tensors, shared)

@@ -1,0 +1,77 @@
+"""Record the second moments of a component's inputs, or find what an earlier try recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vqcompress.calibration.moments import Moments, RecordedRows
+from vqcompress.calibration.record import record_moments
+from vqcompress.calibration.starved import is_starved, sibling_key, usable_moment
+from vqcompress.quantizers.row_moment import RowMoment
+from vqcompress.stages.run import Run
+
+
+def record_component(run: Run, component: str, layers: list[str]) -> dict[str, str]:
+    """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
+    stage, calibration = f"{component}.moments", run.recipe.calibration
+    groups = {
+        layer: key
+        for key in run.recordings.done(f"{stage}.layers")
+        for layer in recorded_group(run, stage, key)["layers"]
+    }
+    missing = [layer for layer in layers if layer not in groups]
+    if not missing:
+        return groups
+    recorded = record_moments(
+        run.pipeline,
+        run.architecture,
+        component,
+        missing,
+        run.chosen_prompts(calibration.count),
+        seed=run.recipe.seed,
+        steps=calibration.steps,
+        guidance=calibration.guidance,
+        height=calibration.height,
+        width=calibration.width,
+        batch_size=calibration.batch_size,
+        memory_budget=int(calibration.memory_budget_gb * 1e9),
+        max_rows_per_call=calibration.rows_per_call,
+        progress=lambda done, total, what: run.progress(f"calibrate {component}", done, total, what),
+        workers=run.workers,
+    )
+    for names, moments in recorded:
+        run.recordings.load_or_make(stage, names[0], moments.state_dict)
+        run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names, "used_rows": moments.used_rows})
+    run.workers.wait()
+    return _recorded_groups(run, stage)
+
+
+def _recorded_groups(run: Run, stage: str) -> dict[str, str]:
+    keys = sorted(run.recordings.done(f"{stage}.layers"))
+    return {layer: key for key in keys for layer in recorded_group(run, stage, key)["layers"]}
+
+
+def recorded_group(run: Run, stage: str, key: str) -> dict[str, Any]:
+    """``{"layers": names of one input, "used_rows": how many of its rows were multiplied}``"""
+    return run.recordings.load_or_make_json(f"{stage}.layers", key, dict)
+
+
+def moment_of(run: Run, component: str, key: str | None) -> Tensor | RowMoment | None:
+    """The second moment of a group, or None where no row was seen (or none is needed): white inputs."""
+    if key is None:
+        return None
+    moments = _recorded_moments(run, component, key)
+    siblings = _siblings(run, component, key) if is_starved(moments) else []
+    return usable_moment(moments, siblings)
+
+
+def _recorded_moments(run: Run, component: str, key: str) -> Moments | RecordedRows:
+    return Moments.from_state_dict(run.recordings.load_or_make(f"{component}.moments", key, dict))
+
+
+def _siblings(run: Run, component: str, key: str) -> list[Moments | RecordedRows]:
+    """What the layers at the same place of all experts saw."""
+    wanted, keys = sibling_key(key), sorted(run.recordings.done(f"{component}.moments.layers"))
+    return [_recorded_moments(run, component, each) for each in keys if wanted and sibling_key(each) == wanted]

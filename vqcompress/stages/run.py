@@ -1,0 +1,65 @@
+"""What the stages of one compression run share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from vqcompress.architectures import Architecture
+from vqcompress.calibration.prompts import PromptSet, choose_diverse
+from vqcompress.checkpoint.narrowing import narrowest_dtype
+from vqcompress.finetune import Lessons
+from vqcompress.recipe import Recipe
+from vqcompress.run_store import RunStore
+from vqcompress.workers import Workers
+
+Progress = Callable[[str, int, int, str], None]
+"""``(stage, done, total, detail)``"""
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one run share. ``kept`` maps a component to its layers that stay dense, and why."""
+
+    recipe: Recipe
+    pipeline: DiffusionPipeline
+    architecture: Architecture
+    store: RunStore
+    recordings: RunStore
+    prompts: PromptSet
+    progress: Progress
+    kept: dict[str, dict[str, str]]
+    workers: Workers
+    lessons: Lessons | None = None
+
+    def component(self, name: str) -> nn.Module:
+        """A part of the pipeline by its name."""
+        return getattr(self.pipeline, name)
+
+    def weight(self, component: str, layer: str) -> Tensor:
+        """A layer's dense weight."""
+        return self.component(component).get_submodule(layer).weight.detach()
+
+    def chosen_prompts(self, count: int) -> tuple[str, ...]:
+        """The most diverse ``count`` calibration prompts."""
+        return choose_diverse(self.prompts.prompts, count, self.recipe.seed)
+
+    def made_by_first(self, make: Callable[[], Made]) -> Made:
+        """What ``make`` finds or makes in a run folder: made by the first process, then found there by the others."""
+        if self.workers.is_first:
+            made = make()
+            self.workers.wait()
+            return made
+        self.workers.wait()
+        return make()
+
+
+def dense_bits(weight: Tensor) -> int:
+    """Bits that each weight of a dense layer takes in the saved folder."""
+    return 8 * narrowest_dtype([weight]).itemsize
