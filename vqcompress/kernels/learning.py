@@ -16,6 +16,7 @@ from torch import Tensor
 from vqcompress.kernels import operators
 from vqcompress.kernels.companion_gradients import companion_gradients
 from vqcompress.kernels.layout import layout_from_text
+from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.rotated import is_rotated
 from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
@@ -66,6 +67,10 @@ def _dense(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return from_transposed(kernel.decode_transposed(parsed.spec, parsed.shape, tensors, x.dtype), parsed.shape)
 
 
+def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
+
+
 def _named(layout: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return dict(zip(layout_from_text(layout).names, tensors, strict=True))
 
@@ -84,7 +89,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layout: str, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(x, *tensors)
         ctx.layout, ctx.bias_dtype = layout, None if bias is None else bias.dtype
-        return F.linear(x, _dense(x, layout, _named(layout, tensors)), None if bias is None else bias.to(x.dtype))
+        named = _named(layout, tensors)
+        return in_product_dtype(x, lambda x: F.linear(x, _dense(x, layout, named), _as(bias, x)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
@@ -92,7 +98,7 @@ class _Linear(torch.autograd.Function):
         (grad,), named = grads, _named(ctx.layout, tuple(tensors))
         needs_x, needs_bias, _, *needed = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
-        grad_x = grad @ _dense(grad, ctx.layout, named) if needs_x else None
+        grad_x = in_product_dtype(grad, lambda grad: grad @ _dense(grad, ctx.layout, named)) if needs_x else None
         grad_bias = rows.sum(0).to(ctx.bias_dtype) if needs_bias else None
         companions: list[Tensor | None] = [None] * len(tensors)
         if any(needed):
@@ -105,8 +111,8 @@ class _Conv2d(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layout: str, geometry: Geometry, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(x, *tensors)
         ctx.layout, ctx.geometry, ctx.bias_dtype = layout, geometry, None if bias is None else bias.dtype
-        weight = _dense(x, layout, _named(layout, tensors))
-        return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), *geometry)
+        named = _named(layout, tensors)
+        return in_product_dtype(x, lambda x: F.conv2d(x, _dense(x, layout, named), _as(bias, x), *geometry))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:

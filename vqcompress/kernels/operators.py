@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqcompress.kernels.layout import layout_from_text
+from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
 
@@ -22,7 +23,7 @@ def multiply(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: 
     parsed = layout_from_text(layout)
     kernel = choose_kernel(parsed.spec, parsed.shape, x)
     if kernel.multiply is None:
-        return F.linear(x, _dense(x, tensors, layout), _as(bias, x))
+        return in_product_dtype(x, lambda x: F.linear(x, _dense(x, tensors, layout), _as(bias, x)))
     named = dict(zip(parsed.names, tensors, strict=True))
     return kernel.multiply(x, parsed.spec, parsed.shape, named, bias)
 
@@ -48,7 +49,8 @@ def convolve(
     dilation: Sequence[int],
 ) -> Tensor:
     """What `conv2d` does, for callers as those of `multiply`."""
-    return F.conv2d(x, _dense(x, tensors, layout), _as(bias, x), stride, padding, dilation)
+    geometry = stride, padding, dilation
+    return in_product_dtype(x, lambda x: F.conv2d(x, _dense(x, tensors, layout), _as(bias, x), *geometry))
 
 
 @torch.library.custom_op("vqcompress::conv2d", mutates_args=())
@@ -124,7 +126,7 @@ conv2d.register_autograd(_conv2d_backward, setup_context=_remember)
 @torch.library.custom_op("vqcompress::multiply_back", mutates_args=())
 def multiply_back(grad: Tensor, tensors: list[Tensor], layout: str) -> Tensor:
     """Gradient of `linear` in its input: ``grad [..., out]`` -> ``[..., in]``."""
-    return grad @ _dense(grad, tensors, layout)
+    return in_product_dtype(grad, lambda grad: grad @ _dense(grad, tensors, layout))
 
 
 @multiply_back.register_fake
@@ -143,8 +145,12 @@ def convolve_back(
     dilation: list[int],
 ) -> Tensor:
     """Gradient of `conv2d` in its input, ``[batch, in, height, width]``."""
-    weight = _dense(grad, tensors, layout)
-    return torch.nn.grad.conv2d_input(x_shape, weight, grad, stride, padding, dilation).contiguous()
+
+    def product(grad: Tensor) -> Tensor:
+        weight = _dense(grad, tensors, layout)
+        return torch.nn.grad.conv2d_input(x_shape, weight, grad, stride, padding, dilation).contiguous()
+
+    return in_product_dtype(grad, product)
 
 
 @convolve_back.register_fake
