@@ -19,14 +19,14 @@ from encode_speed import SETTINGS, coding_speed, products_per_second, seconds
 from torch import nn
 
 from vqcompress.architectures.layer_plan import plan_layers
+from vqcompress.architectures.published import skeleton
 from vqcompress.matrix_view import matrix_shape
-from vqcompress.models.presets import PRESETS
 from vqcompress.quantizers.factorization import inverse_upper_factor
 from vqcompress.working_memory import balanced
 
 PROCESSES = (1, 8, 64)
-# Of one calibration image: denoiser calls, tokens that most weights see in a call, share of the weights that a token meets.
-CALLS = {"sdxl": (100, 1024, 1.0), "flux": (28, 4608, 1.0), "dit-moe-g-16e2a": (100, 256, 0.2)}
+# Of a calibration run: steps, guidance halves, tokens that most weights see in a call, share of the weights that a token meets.
+CALLS = {"sdxl": (50, 2, 1024, 1.0), "flux": (28, 1, 4608, 1.0), "dit-moe-g-16e2a": (50, 2, 256, 0.2)}
 REPEATS = 7  # of each measurement; the fastest counts, for other programs only slow it down
 RATE = 3
 FACTORED = 3072  # columns of the moment that is factored to measure the speed
@@ -45,6 +45,15 @@ class Speeds:
     cores: int
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """``prompts`` in batches of ``batch``, of whose calls at most ``rows`` rows are multiplied."""
+
+    prompts: int
+    batch: int
+    rows: int
+
+
 @click.command(help=__doc__)
 @click.option("--preset", type=click.Choice(sorted(SETTINGS)), default="fast", show_default=True)
 @click.option("--models", default=",".join(CALLS), show_default=True)
@@ -52,9 +61,15 @@ class Speeds:
 @click.option("--device-products", default=30e12, show_default=True, help="Assumed float32 operations a second.")
 @click.option("--device-factoring", default=10e12, show_default=True, help="Assumed float64 operations a second.")
 @click.option("--device-forward", default=3e14, show_default=True, help="Assumed 16-bit operations a second.")
-@click.option("--prompts", default=256, show_default=True)
+@click.option("--prompts", default=256, show_default=True, help="Calibration prompts.")
+@click.option("--batch", default=8, show_default=True, help="Prompts in a batch.")
+@click.option(
+    "--rows", default=8192, show_default=True, help="Rows multiplied of each call, `calibration.rows_per_call`."
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
-def main(preset: str, models: str, cores: int, prompts: int, json_path: Path | None, **device: float) -> None:
+def main(
+    preset: str, models: str, cores: int, prompts: int, batch: int, rows: int, json_path: Path | None, **device: float
+) -> None:
     torch.set_num_threads(1)
     state_bits, polish = SETTINGS[preset]
     speeds = Speeds(
@@ -64,7 +79,8 @@ def main(preset: str, models: str, cores: int, prompts: int, json_path: Path | N
         **device,
         cores=cores,
     )
-    found = {name: estimate(layers_of(name), CALLS[name], speeds, polish, prompts) for name in models.split(",")}
+    calibration = Calibration(prompts, batch, rows)
+    found = {name: estimate(name, layers_of(name), speeds, polish, calibration) for name in models.split(",")}
     click.echo(markdown(found, speeds, preset))
     if json_path:
         json_path.write_text(json.dumps({"speeds": asdict(speeds), "models": found}, indent=1) + "\n")
@@ -72,12 +88,12 @@ def main(preset: str, models: str, cores: int, prompts: int, json_path: Path | N
 
 def layers_of(name: str) -> list[tuple[int, int]]:
     """(rows, columns) of every layer that is quantized, on the meta device; ``flux`` is the 12 B transformer of diffusers' defaults."""
-    denoiser = _flux() if name == "flux" else PRESETS[name].build("meta")
-    return [
-        matrix_shape(plan.shape)
-        for plan in plan_layers(denoiser, {r"^conv_(in|out)$": "as SDXL's"})
-        if plan.kept is None
-    ]
+    if name == "flux":
+        plans = plan_layers(_flux(), {})
+    else:
+        architecture, shell = skeleton(name)
+        plans = architecture.layers(shell, architecture.denoiser)
+    return [matrix_shape(plan.shape) for plan in plans if plan.kept is None]
 
 
 def _flux() -> nn.Module:
@@ -88,12 +104,10 @@ def _flux() -> nn.Module:
 
 
 def estimate(
-    layers: list[tuple[int, int]], calls: tuple[int, int, float], speeds: Speeds, polish: int, prompts: int
+    name: str, layers: list[tuple[int, int]], speeds: Speeds, polish: int, calibration: Calibration
 ) -> dict[str, object]:
     """Hours of one core, and seconds of 1, 8 and 64 processes."""
     weights = sum(rows * columns for rows, columns in layers)
-    times, tokens, share = calls
-    image = times * tokens * 2 * share * weights  # two operations a weight and token
     searches = [(1 + polish) * rows * columns / speeds.search for rows, columns in layers]
     # A sweep multiplies half of a square with the errors; each polish pass, fit of scales, and measured error whole ones.
     products = [(1 + 4 * polish + 6) * rows * columns**2 for rows, columns in layers]
@@ -114,8 +128,20 @@ def estimate(
         "cores_until_flat": sum(core) / max(core),
         "moment_bytes": sum(4 * columns**2 for _, columns in layers),
         "encode_seconds": {n: slowest(device, n) for n in PROCESSES},
-        "calibrate_seconds": {n: -(-prompts // n) * image / speeds.device_forward for n in PROCESSES},
+        "calibrate_seconds": {n: calibrating(name, layers, speeds, calibration, n) for n in PROCESSES},
     }
+
+
+def calibrating(
+    name: str, layers: list[tuple[int, int]], speeds: Speeds, calibration: Calibration, processes: int
+) -> float:
+    """Seconds of the rounds of batches: forward passes, and products of second moments, one a layer, half of each square."""
+    steps, halves, tokens, share = CALLS[name]
+    seen = calibration.batch * halves * tokens * share
+    forward = 2 * seen * sum(rows * columns for rows, columns in layers) / speeds.device_forward
+    moments = min(seen, calibration.rows) * sum(columns**2 for _, columns in layers) / speeds.device_products
+    rounds = -(-calibration.prompts // (calibration.batch * processes))
+    return rounds * steps * (forward + moments)
 
 
 def slowest(costs: list[float], processes: int) -> float:

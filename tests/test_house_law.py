@@ -26,7 +26,7 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # formats and quantized_weight share a floor on purpose: a packed weight is a format with its tensors.
 DOORS = {("quantized_weight", "formats")}
 # The facade registers the formats and re-exports names lazily; shapes is data that architectures may look up.
-LIGHT_LOOKUPS = {("architectures", "shapes"), ("report", "shapes")}
+LIGHT_LOOKUPS = {("architectures", "shapes"), ("report", "shapes"), ("cli", "shapes")}
 ONLY_IN = {"triton": ("kernels",), "click": ("cli", "shapes"), "rich": ("cli",)}
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqcompress.errors import VQCompressError
+
 PATIENCE = timedelta(hours=12)  # the others wait while the first process records the teacher
 
 
@@ -73,6 +75,21 @@ def joined_workers() -> Iterator[Workers]:
         )
     finally:
         state.destroy_process_group()
+
+
+def _with_all_present(talk: Callable[..., Any]) -> Callable[..., Any]:
+    """``talk``, which says in a sentence when somebody it needs has left."""
+
+    def talk_or_say(*arguments: Any) -> Any:
+        try:
+            return talk(*arguments)
+        except RuntimeError as error:
+            raise VQCompressError(
+                "another process of this job has ended, so this one stops too; its own message is above. Finished work is kept: run the "
+                "same command again"
+            ) from error
+
+    return talk_or_say
 
 
 def _sum_over_processes(tensors: Sequence[Tensor]) -> None:

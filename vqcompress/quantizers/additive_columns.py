@@ -13,6 +13,7 @@ from vqcompress.quantizers.additive_beam import BeamSearch, sum_codewords
 from vqcompress.quantizers.codebook_refit import CodebookProblem
 from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.error_feedback import Feedback, refine, sweep
+from vqcompress.quantizers.row_moment import RowFeedback
 from vqcompress.quantizers.unit_scale import divide_by_scale
 
 
@@ -34,7 +35,7 @@ class AdditiveColumns:
         self.codes = torch.zeros(len(self.target), vectors, len(codebooks), dtype=torch.int32)
         self.values = torch.zeros_like(self.target)
 
-    def sweep(self, feedback: Feedback | None) -> None:
+    def sweep(self, feedback: Feedback | RowFeedback | None) -> None:
         """Encode every column, with error feedback if there is a second moment."""
         if feedback is None:
             for column, target in enumerate(self.target):
