@@ -39,7 +39,7 @@ LOWEST_TORCH ?= $(TORCH)
 LOWEST := $(VENV)-lowest
 LOWEST_INSTALLED := $(LOWEST)/.installed-$(subst ==,-,$(LOWEST_TORCH))
 # What hangs on other libraries; the rest is our own arithmetic on torch, which stays the same. WORKERS=1 where a core is busy.
-LOWEST_TESTS ?= tests/integrations tests/layers tests/checkpoint
+LOWEST_TESTS ?= tests/integrations tests/layers
 WORKERS ?= 2
 
 # Compiled loops are kept beside the sources for one version of numba only, hence a folder of their own.
