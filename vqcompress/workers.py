@@ -64,15 +64,8 @@ def joined_workers() -> Iterator[Workers]:
 
     state = PartialState(cpu=not torch.cuda.is_available(), **InitProcessGroupKwargs(timeout=PATIENCE).to_kwargs())
     try:
-        yield Workers(
-            state.process_index,
-            state.num_processes,
-            _sum_over_processes,
-            state.wait_for_everyone,
-            _tell,
-            _send,
-            _receive,
-        )
+        talk = (_sum_over_processes, state.wait_for_everyone, _tell, _send, _receive)
+        yield Workers(state.process_index, state.num_processes, *map(_with_all_present, talk))
     finally:
         state.destroy_process_group()
 
