@@ -9,14 +9,14 @@ from vqcompress.layers.conv2d import GEOMETRY, VQConv2d
 from vqcompress.layers.description import write_description
 from vqcompress.layers.guards import allow_fusing
 from vqcompress.layers.packed import PackedLayer
-from vqcompress.layers.replace import put_layer
+from vqcompress.layers.replace import put_layers
 from vqcompress.layers.shared_codebooks import SHARED_NAME
 
 
 def make_dense(component: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Replace every packed layer by the dense layer that it stands for, in place; the config forgets the packing."""
-    for layer in [module for module in component.modules() if isinstance(module, PackedLayer)]:
-        put_layer(component, layer, _dense(layer, dtype))
+    packed = [module for module in component.modules() if isinstance(module, PackedLayer)]
+    put_layers(component, {layer: _dense(layer, dtype) for layer in packed})
     if hasattr(component, SHARED_NAME):
         delattr(component, SHARED_NAME)
     write_description(component, None)

@@ -13,7 +13,7 @@ from vqcompress.formats import FormatSpec, ScalarSpec, TrellisSpec, shared_codeb
 from vqcompress.formats.trellis_table import max_rate
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
-from vqcompress.layers.replace import replace_layer
+from vqcompress.layers.replace import packed_layer, put_layers
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.matrix_view import matrix_shape
 
@@ -114,8 +114,11 @@ def empty_layers(
     if description["shared"]:
         books = {name: _empty(tuple(shape), companion_dtype) for name, shape in description["shared"].items()}
         component.add_module(SHARED_NAME, SharedCodebooks(books))
-    for name, (spec, shape) in specs.items():
-        replace_layer(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype))
+    layers = (
+        packed_layer(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype))
+        for name, (spec, shape) in specs.items()
+    )
+    put_layers(component, dict(layers))
     refuse_fusing(component)
 
 

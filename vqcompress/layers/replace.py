@@ -35,27 +35,31 @@ def find_layer(component: nn.Module, name: str, shape: tuple[int, ...]) -> nn.Mo
     return layer
 
 
-def replace_layer(
+def packed_layer(
     component: nn.Module,
     name: str,
     spec: FormatSpec,
     shape: tuple[int, ...],
     tensors: Mapping[str, Tensor],
-) -> None:
-    """Put a packed layer in the place of the dense layer ``name``; ``shape`` must be its weight's.
+) -> tuple[nn.Module, nn.Module]:
+    """The dense layer ``name`` of ``component``, whose weight must have ``shape``, and a packed one for its place, see `put_layers`.
 
     A spec with a shared codebook needs the component's `SharedCodebooks` to be registered before.
     """
     dense = find_layer(component, name, shape)
     packed = VQConv2d if isinstance(dense, nn.Conv2d) else VQLinear
-    put_layer(component, dense, packed(dense, spec, tensors, _shared(component, spec)))
+    return dense, packed(dense, spec, tensors, _shared(component, spec))
 
 
-def put_layer(component: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``component`` has ``old``: a layer can sit in several places, as one that blocks share."""
+def put_layers(component: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the new layers wherever ``component`` has the old ones: a layer can sit in several places, as one that blocks share.
+
+    All in one walk over the modules: a walk for each layer was most of what loading a packed model took.
+    """
     for parent in list(component.modules()):
-        for child in [name for name, module in parent._modules.items() if module is old]:
-            setattr(parent, child, new)
+        for child, module in list(parent._modules.items()):
+            if module in replacements:
+                setattr(parent, child, replacements[module])
 
 
 def _shared(component: nn.Module, spec: FormatSpec) -> SharedCodebooks | None:

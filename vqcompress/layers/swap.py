@@ -12,7 +12,7 @@ from vqcompress.formats import shared_codebook
 from vqcompress.layers.description import describe, write_description
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
-from vqcompress.layers.replace import find_layer, replace_layer
+from vqcompress.layers.replace import find_layer, packed_layer, put_layers
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.quantized_weight import QuantizedWeight
 
@@ -37,7 +37,8 @@ def swap(
     for name, weight in quantized.items():
         device = _device(component, name, weight)
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
-        replace_layer(component, name, weight.spec, weight.shape, tensors)
+        # One by one, so that dense weights go as packed ones arrive on the device.
+        put_layers(component, dict([packed_layer(component, name, weight.spec, weight.shape, tensors)]))
     write_description(component, describe(component, dense, kept))
     refuse_fusing(component)
 
