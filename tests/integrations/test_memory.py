@@ -41,6 +41,34 @@ def _t5() -> nn.Module:
     return T5EncoderModel(T5Config(d_model=2048, d_kv=64, d_ff=2560, num_layers=1, num_heads=32, vocab_size=100))
 
 
+RESIDENT = """
+import sys
+import torch, vqcompress, diffusers
+def anonymous():
+    with open("/proc/self/status") as status:
+        return 1024 * int(next(line for line in status if line.startswith("RssAnon")).split()[1])
+from diffusers import UNet2DConditionModel
+from vqcompress import layers
+before = anonymous()
+model = UNet2DConditionModel.from_pretrained(sys.argv[1])
+print(anonymous() - before + sum(p.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_loaded_model_takes_little_more_than_its_bytes_on_disk(pack_component, tmp_path):
+    """Its parameters, whether they are mapped from the file or copied, and all that loading has allocated beside them."""
+    with torch.device("meta"):
+        model = _unet()
+    pack_component(model, ("conv_in", "conv_out"))
+    _fill(model)
+    model.save_pretrained(tmp_path)
+    on_disk = sum(file.stat().st_size for file in tmp_path.iterdir())
+    result = subprocess.run([sys.executable, "-c", RESIDENT, tmp_path], capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) < 1.15 * on_disk
+
+
 @pytest.mark.slow
 @pytest.mark.feature("loading never holds a dense copy (peak memory)")
 @pytest.mark.parametrize("kind", ["UNet", "DiT", "text encoder"])
