@@ -42,7 +42,8 @@ def _is_mixed(row: Row) -> bool:
 
 
 def _width(row: Row) -> int:
-    return round(row.bits_per_weight - (0.3 if row.family == "scalar" else 0.0))  # scales of groups of 64 take .28 to .31
+    scales = 0.3 if row.family == "scalar" else 0.0  # those of groups of 64 take .28 to .31
+    return round(row.bits_per_weight - scales)
 
 
 def _cell(row: Row | None) -> str:

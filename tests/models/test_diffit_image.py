@@ -99,4 +99,5 @@ def test_save_and_load(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     opened = DiffiTImage.from_pretrained(tmp_path)
     assert all(opened.get_parameter(name).equal(weight) for name, weight in model.named_parameters())
-    assert torch.allclose(opened(x, t), model(x, t), atol=1e-5)  # where weights lie in memory changes the rounding of sums
+    # Where weights lie in memory changes the rounding of sums.
+    assert torch.allclose(opened(x, t), model(x, t), atol=1e-5)
