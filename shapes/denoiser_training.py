@@ -54,7 +54,7 @@ class DenoiserTraining(TrainingRun):
             self.lessons = LESSONS[-1:]  # the others have been learned
 
     def loss(self, generator: torch.Generator) -> torch.Tensor:
-        lesson = lesson_at(self.schedule.progress, self.lessons)
+        lesson = self.lessons[-1] if self.schedule.cycle else lesson_at(self.schedule.cycle_progress, self.lessons)
         clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator, lesson.shares)
         odds = self.odds + lesson.floor
         steps = torch.multinomial(odds, BATCH, replacement=True, generator=generator)

@@ -7,22 +7,43 @@ import time
 from dataclasses import dataclass, field
 
 
+FADE = 0.7  # peak of a cycle by that of the one before
+
+
 @dataclass
 class Schedule:
-    """Warm-up, then a cosine to zero over `steps`, or over `seconds` of training time where steps is None."""
+    """Warm-up, then a cosine to zero over `steps`, or over `seconds` of training time where steps is None.
+
+    With `cycles`, so many of them one after the other, each from a lower peak: the weights at the end of every cycle are a
+    finished model, and a longer run starts from a shorter one (warm restarts, Loshchilov & Hutter 2017, arXiv:1608.03983).
+    """
 
     peak: float
     warmup: int = 300
     steps: int | None = None
     seconds: float | None = None
+    cycles: int = 1
     step: int = 0
     spent: float = 0.0
     _mark: float = field(default_factory=time.monotonic)
 
     @property
+    def cycle(self) -> int:
+        """Which cycle the next step belongs to, from 0."""
+        done = self.step // self.steps if self.steps else int(self.spent // self.seconds)
+        return min(done, self.cycles - 1)
+
+    @property
+    def cycle_progress(self) -> float:
+        """0 at the start of a cycle, 1 at the end of the last."""
+        if self.steps:
+            return (self.step - self.cycle * self.steps) / self.steps
+        return self.spent / self.seconds - self.cycle
+
+    @property
     def progress(self) -> float:
         """0 at the start, 1 at the end."""
-        return self.step / self.steps if self.steps else self.spent / self.seconds
+        return (self.cycle + self.cycle_progress) / self.cycles
 
     @property
     def done(self) -> bool:
@@ -31,8 +52,9 @@ class Schedule:
 
     def rate(self) -> float:
         """Learning rate of the next step."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
-        return self.peak * cosine * min(1.0, (self.step + 1) / self.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(self.cycle_progress, 1.0)))
+        since = self.step - self.cycle * self.steps if self.steps else self.step
+        return self.peak * FADE**self.cycle * cosine * min(1.0, (since + 1) / self.warmup)
 
     def advance(self) -> None:
         """Count one step and the time since the last one."""

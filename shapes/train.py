@@ -157,8 +157,9 @@ def _teller(stage: str, schedule: Schedule):
 @click.option("--stage", type=click.Choice(["all", "text", "decoder", "denoiser", "untrained"]), default="all")
 @click.option("--text-steps", default=1000, show_default=True)
 @click.option("--decoder-steps", default=1330, show_default=True)
-@click.option("--steps", default=24_000, show_default=True, help="Denoiser steps.")
-@click.option("--minutes", type=float, help="End the denoiser's training by the clock, in place of --steps.")
+@click.option("--steps", default=8000, show_default=True, help="Denoiser steps in a cycle of the learning rate.")
+@click.option("--cycles", default=2, show_default=True, help="Cycles; a finished run goes on with one more.")
+@click.option("--minutes", type=float, help="End each cycle by the clock, in place of --steps.")
 @click.option("--scenes", default=150_000, show_default=True, help="Training scenes held in memory.")
 @click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate of the denoiser.")
 @click.option("--snapshot-minutes", default=10.0, show_default=True)
@@ -166,7 +167,7 @@ def _teller(stage: str, schedule: Schedule):
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
-    out, work, subject, parts, stage, text_steps, decoder_steps, steps, minutes, scenes, rate, snapshot_minutes,
+    out, work, subject, parts, stage, text_steps, decoder_steps, steps, cycles, minutes, scenes, rate, snapshot_minutes,
     renew, threads, seed,
 ):  # fmt: skip
     """Train an embedded model and write it as a diffusers folder."""
@@ -179,7 +180,8 @@ def main(
     if stage in ("all", "decoder"):
         run_decoder_stage(shop, decoder_steps)
     if stage in ("all", "denoiser"):
-        schedule = Schedule(rate, seconds=60 * minutes) if minutes else Schedule(rate, steps=steps)
+        length = {"seconds": 60 * minutes} if minutes else {"steps": steps}
+        schedule = Schedule(rate, cycles=cycles, **length)
         run_denoiser_stage(shop, schedule, scenes, snapshot_minutes, renew)
 
 

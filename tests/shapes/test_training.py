@@ -15,7 +15,7 @@ from vqcompress.shapes.denoiser_training import DenoiserTraining, min_snr_weight
 from vqcompress.shapes.lessons import KINDS, LESSONS, kind_of, lesson_at
 from vqcompress.shapes.networks import build_scheduler, build_text_encoders
 from vqcompress.shapes.scenes import monitor_captions
-from vqcompress.shapes.schedule import Schedule
+from vqcompress.shapes.schedule import FADE, Schedule
 from vqcompress.shapes.text_training import QUESTIONS, Reader, answers, reading_accuracy, train_text
 from vqcompress.shapes.tokenizer import MAX_TOKENS, build_tokenizer, learn_vocabulary
 
@@ -98,6 +98,22 @@ def test_the_rate_warms_up_and_ends_at_zero() -> None:
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == pytest.approx(2.0, rel=0.05)
     assert rates[-1] < 0.001
+
+
+def test_a_second_cycle_starts_where_a_run_of_one_ends_and_from_a_lower_peak() -> None:
+    short, long = Schedule(peak=2.0, warmup=10, steps=100), Schedule(peak=2.0, warmup=10, steps=100, cycles=2)
+    while not short.done:
+        assert (long.rate(), long.cycle) == (short.rate(), 0)
+        short.advance()
+        long.advance()
+    assert (long.cycle, long.cycle_progress, long.progress) == (1, 0.0, 0.5)
+    later = []
+    while not long.done:
+        later.append(long.rate())
+        long.advance()
+    assert len(later) == 100
+    assert max(later) == pytest.approx(2.0 * FADE, rel=0.05)
+    assert (later[0], later[-1]) == (pytest.approx(0.2 * FADE), pytest.approx(0.0, abs=1e-3))
 
 
 def test_a_run_by_the_clock_ends() -> None:
