@@ -32,6 +32,8 @@ def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
 def _calibration(expected: dict[str, Any]) -> Iterator[str]:
     yield f"  calibration        {expected['prompts']} prompts, at most {expected['passes']} passes over the sampler"
     yield f"  second moments     at most {_bytes(expected['moment_bytes'])} on disk while running"
+    if expected["order"] == "sequential":
+        yield f"  recorded calls     at most {_bytes(expected['call_bytes'])} on disk while running; every block replays them"
 
 
 def _millions(count: int) -> str:

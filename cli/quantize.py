@@ -36,6 +36,14 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 @click.option("--count", type=int, help="How many prompts to calibrate on, chosen for diversity [default: 64].")
 @click.option("--steps", type=int, help="Denoising steps of the calibration runs [default: the model's own].")
 @click.option("--guidance", type=float, help="Guidance scale of the calibration runs [default: the model's own].")
+@click.option(
+    "--resolution", type=int, help="Height and width of the calibration images, in pixels [default: the model's own]."
+)
+@click.option(
+    "--order",
+    type=click.Choice(["parallel", "sequential"]),
+    help="Record all layers in one pass of the original, or each block behind the compressed ones [default: parallel].",
+)
 @click.option("--memory-budget", type=float, help="GB for second moments in one recording pass [default: 4].")
 @click.option("--seed", type=int, help="Seed of everything random [default: 0].")
 @click.option(
@@ -121,6 +129,9 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
         "count": options["count"],
         "steps": options["steps"],
         "guidance": options["guidance"],
+        "height": options["resolution"],
+        "width": options["resolution"],
+        "order": options["order"],
         "memory_budget_gb": options["memory_budget"],
     }
     base: dict[str, Any] = (

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from vqcompress.architectures.published import PUBLISHED
+from vqcompress.cli.dry_run import dry_run_lines
 from vqcompress.cli.main import main
 from vqcompress.errors import ArchitectureError
 from vqcompress.estimate import estimate
@@ -73,3 +74,9 @@ def test_presets_are_listed() -> None:
     rows = json.loads(run("presets", "dit-moe", "--json"))
     assert [row["name"] for row in rows] == [name for name in PUBLISHED if "dit-moe" in name]
     assert CliRunner().invoke(main, ["presets", "nothing-like-it"]).exit_code == 2
+
+
+def test_sequential_order_tells_what_it_keeps_on_disk() -> None:
+    recipe = Recipe.parse({"model": "sdxl", "calibration": {"order": "sequential"}, "training": {"budget_gb": 3.0}})
+    assert any("3.00 GB" in line and "replays" in line for line in dry_run_lines(estimate("sdxl", recipe)))
+    assert not any("replays" in line for line in dry_run_lines(estimate("sdxl", Recipe(model="sdxl"))))

@@ -30,6 +30,7 @@ from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
 from vqcompress.stages.budget import allocate, importance_of_layers
 from vqcompress.stages.encoding import encode_all, shared_codebooks
+from vqcompress.stages.in_order import encode_in_order, encodes_in_order
 from vqcompress.stages.plan import plan_components, recording_signature
 from vqcompress.stages.recording import record_component, recorded_group
 from vqcompress.stages.run import Progress, Run, dense_bits
@@ -60,10 +61,7 @@ def quantize(
     if output.exists() and not overwrite:
         raise CheckpointError(f"{output} exists; choose another folder or pass --overwrite (overwrite=True)")
     settings_for(recipe.method, recipe.settings)
-    if recipe.finetune != "none" and expected_workers() > 1:
-        raise RecipeError(
-            "several processes quantize together only with finetune='none'; tune the folder afterwards: torchrun … -m vqcompress.cli finetune"
-        )
+    _check_workers(recipe)
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
     pipeline = open_pipeline(model, narrow=recipe.finetune == "none") if isinstance(model, str) else model
     architecture = architecture_of(pipeline)
@@ -104,6 +102,21 @@ def _opened(folder: str | Path, signature: Mapping[str, Any], workers: Workers) 
         yield store
 
 
+def _check_workers(recipe: Recipe) -> None:
+    """Several processes share one-pass recording and encoding, nothing else."""
+    if expected_workers() == 1:
+        return
+    if recipe.finetune != "none":
+        raise RecipeError(
+            "several processes quantize together only with finetune='none'; tune the folder afterwards: torchrun … -m vqcompress.cli finetune"
+        )
+    if recipe.calibration.order == "sequential":
+        raise RecipeError(
+            "blocks in sequence wait for each other: several processes quantize together only in parallel order; "
+            "leave out --order sequential, or torchrun"
+        )
+
+
 def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with ``changes`` applied and the model's name in it."""
     name = model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or type(model).__name__)
@@ -112,13 +125,18 @@ def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, chan
 
 def _compress_component(run: Run, component: str, layers: list[str]) -> list[LayerRecord]:
     """Compress a component in place; returns what became of each of ``layers``."""
-    needs_moments = METHODS[run.recipe.method].calibrated or run.recipe.shares_budget
+    in_order = METHODS[run.recipe.method].calibrated and encodes_in_order(run, component)
+    needs_moments = (METHODS[run.recipe.method].calibrated and not in_order) or run.recipe.shares_budget
     groups = record_component(run, component, layers) if needs_moments else {}
     bits = allocate(run, component, layers, groups)
     coded = [layer for layer in layers if bits[layer] < dense_bits(run.weight(component, layer))]
     codebooks = shared_codebooks(run, component, coded)
-    quantized = encode_all(run, component, coded, bits, groups, codebooks)
-    records = [_record_of(run, component, layer, quantized.get(layer), groups.get(layer)) for layer in layers]
+    if in_order:
+        seen, groups, quantized = encode_in_order(run, coded, bits, codebooks)
+    else:
+        seen, quantized = run, encode_all(run, component, coded, bits, groups, codebooks)
+    rows = {layer: recorded_group(seen, component, key)["used_rows"] for layer, key in groups.items()}
+    records = [_record_of(run, component, layer, quantized.get(layer), rows.get(layer)) for layer in layers]
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
     reasons = {"dense": dense, "kept": run.kept[component]}
     if run.lessons and component == run.architecture.denoiser:
@@ -138,12 +156,11 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
 
 
 def _record_of(
-    run: Run, component: str, layer: str, quantized: QuantizedWeight | None, group: str | None
+    run: Run, component: str, layer: str, quantized: QuantizedWeight | None, rows: int | None
 ) -> LayerRecord:
-    """What became of a layer; ``quantized`` is ``None`` where it stays dense."""
+    """What became of a layer that saw ``rows`` input rows; ``quantized`` is ``None`` where it stays dense."""
     weight = run.weight(component, layer)
     importance = importance_of_layers(run, component, [layer]) if run.recipe.shares_budget else {}
-    seen = None if group is None else recorded_group(run, f"{component}.moments", group)
     return LayerRecord(
         component=component,
         layer=layer,
@@ -153,7 +170,7 @@ def _record_of(
         if quantized is None
         else run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"],
         importance=importance.get(layer),
-        rows=None if seen is None else seen["used_rows"],
+        rows=rows,
         columns=to_matrix(weight).shape[1],
     )
 

@@ -49,6 +49,8 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
         "bytes_after": _bytes_after(weights, packed, recipe, recipe.bits),
         "bytes_by_bits": {f"{bits:g}": _bytes_after(weights, packed, recipe, bits) for bits in WIDTHS},
         "prompts": recipe.calibration.count if needs_moments else 0,
+        "order": recipe.calibration.order,
+        "call_bytes": recipe.training.budget_gb * 1e9 if recipe.calibration.order == "sequential" else 0,
         "passes": math.ceil(sum(moments) / budget),
         "moment_bytes": sum(moments),
         "peak_memory_bytes": int(

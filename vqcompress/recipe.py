@@ -24,7 +24,11 @@ class _Section(BaseModel):
 
 
 class Calibration(_Section):
-    """What is run to record the inputs of the layers. ``None`` means the architecture's own default."""
+    """What is run to record the inputs of the layers. ``None`` means the architecture's own default.
+
+    ``order`` is "parallel" (all layers are recorded in one pass of the original) or "sequential" (the denoiser's blocks are encoded one
+    after the other, each for what the blocks before it, compressed, give it).
+    """
 
     prompts: str | None = None
     count: int = Field(default=64, ge=1)
@@ -35,6 +39,7 @@ class Calibration(_Section):
     batch_size: int = Field(default=8, ge=1)
     memory_budget_gb: float = Field(default=4.0, gt=0)
     rows_per_call: int | None = Field(default=8192, ge=1)
+    order: Literal["parallel", "sequential"] = "parallel"
 
 
 class Training(_Section):

@@ -103,6 +103,10 @@ class RunStore:
         for suffix in (".safetensors", ".json"):
             self._path(stage, key, suffix).unlink(missing_ok=True)
 
+    def discard_tensors(self, stage: str, key: str) -> None:
+        """Forget a finished piece's tensors alone."""
+        self._path(stage, key, ".safetensors").unlink(missing_ok=True)
+
     def _stage(self, stage: str) -> Path:
         if not STAGE.fullmatch(stage):
             raise CheckpointError(f"{stage!r} cannot name a stage of a run: use letters, digits, '.', '_' and '-'")

@@ -23,6 +23,27 @@ def test_the_blocks_of_a_unet_are_its_resnets_and_attentions(dense, quantized):
     assert blocks["down_blocks.0"] == [name for name in quantized if name.startswith("down_blocks.0.")]
 
 
+def test_the_finest_blocks_hold_no_others_and_run_one_after_the_other(dense, lessons, quantized):
+    blocks = find_blocks(dense, list(quantized), finest=True)
+    assert sorted(layer for layers in blocks.values() for layer in layers) == sorted(quantized)
+    assert {"mid_block.attentions.0.transformer_blocks.0", "mid_block.attentions.0.proj_out"} <= blocks.keys()
+    assert not [name for name in blocks for other in blocks if other.startswith(name + ".")]
+    kwargs = lessons.train.batch([0]).kwargs
+    with torch.no_grad():
+        order = execution_order(dense, list(blocks), lambda: dense(**kwargs))
+    place = {name: index for index, name in enumerate(order)}
+    stack = "mid_block.attentions.0"
+    assert place[f"{stack}.proj_in"] < place[f"{stack}.transformer_blocks.0"] < place[f"{stack}.proj_out"]
+
+
+def test_experts_stay_in_their_block():
+    expert = torch.nn.ModuleDict({"fc1": torch.nn.Linear(4, 4), "fc2": torch.nn.Linear(4, 4)})
+    block = torch.nn.ModuleDict({"attn": torch.nn.Linear(4, 4), "experts": torch.nn.ModuleList([expert, expert])})
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([block])})
+    layers = ["blocks.0.attn", *(f"blocks.0.experts.{i}.{fc}" for i in range(2) for fc in ("fc1", "fc2"))]
+    assert find_blocks(model, layers, finest=True) == {"blocks.0": layers}
+
+
 def test_the_blocks_of_a_transformer_are_its_blocks():
     from diffusers import DiTTransformer2DModel
 

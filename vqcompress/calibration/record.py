@@ -1,4 +1,4 @@
-"""Run a pipeline over calibration prompts and record what its layers and its denoiser see."""
+"""Run a pipeline over calibration prompts, or a denoiser over calls of its own, and record what the layers see."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,23 @@ from vqcompress.workers import Workers
 Progress = Callable[[int, int, str], None]
 """``(done, total, what)``"""
 
-PROBE_STEPS = 2
+
+class Source(Protocol):
+    """What makes a module run: batch after batch, or once for a look at what its layers are given."""
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+
+    @property
+    def repeats(self) -> float:
+        """How many times as many rows all batches show as `probe` does, about."""
+
+    def batch(self, index: int) -> None:
+        """Run batch ``index``."""
+
+    def probe(self) -> None:
+        """Run a little, all layers once."""
 
 
 def record_moments(
@@ -65,18 +81,37 @@ def record_moments(
         encode_only=component != architecture.denoiser,
     )  # fmt: skip
     module = architecture.module(pipeline, component)
-    repeats = len(run.prompts) * max(run.all_steps / PROBE_STEPS, 1.0)
-    groups = shared_inputs(module, layers, lambda: run.probe(PROBE_STEPS), repeats)
+    yield from record_inputs(
+        module, architecture, component, layers, run, seed=seed, memory_budget=memory_budget,
+        max_rows_per_call=max_rows_per_call, progress=progress, workers=workers,
+    )  # fmt: skip
+
+
+def record_inputs(
+    module: nn.Module,
+    architecture: Architecture,
+    component: str,
+    layers: Sequence[str],
+    source: Source,
+    *,
+    seed: int = 0,
+    memory_budget: int | None = None,
+    max_rows_per_call: int | None = None,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
+) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
+    """`record_moments` of ``module``, which is ``component`` or a copy of it, while ``source`` makes it run."""
+    groups = shared_inputs(module, layers, source.probe, source.repeats)
     passes = plan_passes(groups, memory_budget)
-    workers, total = workers or Workers(), len(passes) * run.batches
+    workers, total = workers or Workers(), len(passes) * source.batches
     if progress:
         progress(0, total, f"{len(passes)} passes")
     for index, members in enumerate(passes):
         recorder = _Recorder(architecture, component, max_rows_per_call, seed, workers)
         what = f"pass {index + 1} of {len(passes)}"
-        for done in recorder.record(pipeline, members, run):
+        for done in recorder.record(module, members, source):
             if progress:
-                progress(index * run.batches + done, total, what)
+                progress(index * source.batches + done, total, what)
         yield from recorder.results(members)
 
 
@@ -92,9 +127,8 @@ class _Recorder:
     accumulators: dict[str, MomentAccumulator] = field(default_factory=dict)
     text_mask: Tensor | None = None
 
-    def record(self, pipeline: Pipeline, groups: Sequence[InputGroup], run: SamplingRun) -> Iterator[int]:
-        """Run this process's share of the prompts; yields the number of batches that all have finished."""
-        module = self.architecture.module(pipeline, self.component)
+    def record(self, module: nn.Module, groups: Sequence[InputGroup], source: Source) -> Iterator[int]:
+        """Run this process's share of the batches; yields the number of those that all have finished."""
         with ExitStack() as hooks:
             hooks.callback(module.register_forward_pre_hook(self._note_mask, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(self._check_output).remove)
@@ -103,10 +137,10 @@ class _Recorder:
                 hooks.callback(layer.register_forward_pre_hook(self._feed(group), with_kwargs=True).remove)
             owner, world = owners(groups, self.workers), self.workers.world
             device = next(module.parameters()).device
-            for first in range(0, run.batches, world):
-                recording = min(world, run.batches - first)
+            for first in range(0, source.batches, world):
+                recording = min(world, source.batches - first)
                 if self.workers.rank < recording:
-                    self._batch(run, first + self.workers.rank)
+                    self._batch(source, first + self.workers.rank)
                 gather_round(self.accumulators, owner, recording, self.workers, device)
                 yield first + recording
 
@@ -118,10 +152,10 @@ class _Recorder:
             if owner[group.layers[0]] == self.workers.rank:
                 yield list(group.layers), accumulator.finish()
 
-    def _batch(self, run: SamplingRun, number: int) -> None:
+    def _batch(self, source: Source, number: int) -> None:
         for accumulator in self.accumulators.values():
             accumulator.start_part(number)
-        run.batch(number)
+        source.batch(number)
         self._check_finite()
 
     def _feed(self, group: InputGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.errors import CalibrationError
 
+PROBE_STEPS = 2
+
 
 @dataclass(frozen=True)
 class SamplingRun:
@@ -44,9 +46,14 @@ class SamplingRun:
         first = index * self.batch_size
         self._sample(first, self.prompts[first : first + self.batch_size], self.steps)
 
-    def probe(self, steps: int) -> None:
+    def probe(self) -> None:
         """Sample the first prompt alone with few steps."""
-        self._sample(0, self.prompts[:1], min(steps, self.all_steps))
+        self._sample(0, self.prompts[:1], min(PROBE_STEPS, self.all_steps))
+
+    @property
+    def repeats(self) -> float:
+        """How many times as many rows all batches show as `probe` does, about."""
+        return len(self.prompts) * max(self.all_steps / PROBE_STEPS, 1.0)
 
     def trial(self) -> None:
         """Sample the first prompt alone with all steps."""

@@ -1,4 +1,4 @@
-"""A denoiser's blocks: the modules that stage 1 tunes one after the other."""
+"""A denoiser's blocks: the modules that stage 1 tunes, and sequential encoding takes, one after the other."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from typing import Any
 
 from torch import nn
 
+from vqcompress.calibration.starved import sibling_key
 
-def find_blocks(component: nn.Module, layers: Sequence[str]) -> dict[str, list[str]]:
+
+def find_blocks(component: nn.Module, layers: Sequence[str], *, finest: bool = False) -> dict[str, list[str]]:
     """Block name -> the layers of ``layers`` in it; a layer outside of every block is a block of its own.
 
     A block is the outermost member of a `nn.ModuleList` with at least two of the layers that is not itself made of several
-    lists of blocks: a transformer block, a ResNet, an attention with its projections, but not a whole level of a UNet.
+    lists of blocks: a ResNet, a stack of transformer blocks with its projections, but not a whole level of a UNet. With ``finest``
+    it is the innermost such member: each transformer block by itself, and by themselves the projections around the stack. Experts,
+    which run side by side, stay together.
     """
     members = [name for name, module in component.named_modules() if _is_member(component, name) and module is not None]
     held = {name: [layer for layer in layers if layer.startswith(name + ".")] for name in members}
     large = {name for name, inside in held.items() if len(inside) >= 2}
+    if finest:
+        large = {name for name in large if sibling_key(name + ".") is None and not _holds_another(name, large)}
     blocks: dict[str, list[str]] = {}
     for layer in layers:
         around = [name for name in large if layer.startswith(name + ".") and len(_inner_lists(name, large)) <= 1]
@@ -40,6 +46,11 @@ def execution_order(component: nn.Module, names: Sequence[str], call: Callable[[
 def _is_member(component: nn.Module, name: str) -> bool:
     parent, _, index = name.rpartition(".")
     return bool(parent) and index.isdigit() and isinstance(component.get_submodule(parent), nn.ModuleList)
+
+
+def _holds_another(name: str, large: set[str]) -> bool:
+    """Whether another of ``large`` that is no expert lies inside."""
+    return any(other.startswith(name + ".") and sibling_key(other + ".") is None for other in large)
 
 
 def _inner_lists(name: str, large: set[str]) -> set[str]:

@@ -6,7 +6,6 @@ so that it makes up for the errors of the blocks before it. Only that block lear
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from vqcompress.finetune.block_list import execution_order, find_blocks
 from vqcompress.finetune.descent import Descent, Schedule
 from vqcompress.finetune.learnable import learnable_names, make_learnable
 from vqcompress.finetune.lessons import Lessons
+from vqcompress.finetune.prefix import run_to_the_end_of, twin
 from vqcompress.finetune.presets import effort
 from vqcompress.finetune.recordings import Recordings
 from vqcompress.finetune.stage_two import put_tensors, tensors_of
@@ -61,7 +61,7 @@ def tune_blocks(
     train = _units(lessons.train, size.block_units, size.micro_batch, seed)
     held_out = _units(lessons.held_out, size.block_units // HELD_OUT_SHARE, size.micro_batch, seed)
     blocks = find_blocks(denoiser, list(quantized))
-    teacher = _twin(denoiser)
+    teacher = twin(denoiser)
     with torch.no_grad():
         order = execution_order(
             denoiser, list(blocks), lambda: denoiser(**lessons.train.batch([0], _device(denoiser)).kwargs)
@@ -127,8 +127,8 @@ class _Block:
     @torch.no_grad()
     def _capture(self, kwargs: dict[str, Any]) -> BlockCall:
         """What student and teacher do with this block, each run just so far."""
-        args, options, _ = _reach(self.denoiser, self.name, kwargs)
-        return BlockCall(args, options, tensors_in(_reach(self.teacher, self.name, kwargs)[2]))
+        args, options, _ = run_to_the_end_of(self.name, self.denoiser, kwargs)
+        return BlockCall(args, options, tensors_in(run_to_the_end_of(self.name, self.teacher, kwargs)[2]))
 
 
 class _BlockTask:
@@ -153,34 +153,6 @@ class _BlockTask:
         error = sum((o.float() - t.float()).square().sum() for o, t in zip(outputs, call.target, strict=True))
         signal = sum(t.float().square().sum() for t in call.target)
         return torch.as_tensor(error) / torch.as_tensor(signal).clamp_min(1e-30)
-
-
-class _Reached(Exception):
-    """The denoiser has run far enough."""
-
-
-def _reach(denoiser: nn.Module, block: str, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Run ``denoiser`` up to the end of ``block``: the block's arguments, keyword arguments and output."""
-    found: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        found.append((args, options, output))
-        raise _Reached
-
-    handle = denoiser.get_submodule(block).register_forward_hook(note, with_kwargs=True)
-    try:
-        denoiser(**kwargs)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
-
-
-def _twin(denoiser: nn.Module) -> nn.Module:
-    """The same modules over the same tensors: layers can be replaced in one without the other."""
-    tensors = [*denoiser.parameters(), *denoiser.buffers()]
-    return copy.deepcopy(denoiser, {id(tensor): tensor for tensor in tensors})
 
 
 def tensors_in(output: Any) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,10 +38,12 @@ def encode_all(
     """
     room = WorkingMemory(int(run.recipe.calibration.memory_budget_gb * 1e9))
 
-    def encode(layer: str) -> QuantizedWeight:
+    def encode(layer: str) -> tuple[QuantizedWeight, float]:
         rows, columns, side = _sides(run, component, layer, groups.get(layer))
         with room.holding(9 * columns * side + 32 * rows * columns):  # the moment, its factor, and copies of the weight
-            return _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
+            start = time.perf_counter()
+            weight = _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
+            return weight, time.perf_counter() - start
 
     if run.workers.world > 1:
         costs = [_cost(run, component, layer, groups.get(layer)) for layer in layers]
@@ -52,15 +55,15 @@ def encode_all(
 
 
 def _encode_each(
-    run: Run, component: str, layers: list[str], encode: Callable[[str], QuantizedWeight]
+    run: Run, component: str, layers: list[str], encode: Callable[[str], tuple[QuantizedWeight, float]]
 ) -> dict[str, QuantizedWeight]:
     quantized = {}
     cores = max(1, usable_cores() // workers_here())
     with one_thread_each(), ThreadPoolExecutor(cores) as pool:
-        for index, (layer, weight) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
+        for index, (layer, (weight, seconds)) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
             quantized[layer] = weight
             error = run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"]
-            detail = f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}"
+            detail = f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}, {seconds:.1f} s"
             run.progress(f"encode {component}", index + 1, len(layers), detail)
     return quantized
 
@@ -74,7 +77,7 @@ def _cost(run: Run, component: str, layer: str, group: str | None) -> float:
 def _sides(run: Run, component: str, layer: str, group: str | None) -> tuple[int, int, int]:
     """Rows and columns of a layer's matrix, and rows of what stands for its second moment: the square, or the few inputs kept."""
     rows, columns = matrix_shape(run.weight(component, layer).shape)
-    seen = 0 if group is None else recorded_group(run, f"{component}.moments", group)["used_rows"]
+    seen = 0 if group is None else recorded_group(run, component, group)["used_rows"]
     return rows, columns, seen if keeps_rows(columns, seen) else columns
 
 

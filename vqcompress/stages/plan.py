@@ -22,7 +22,7 @@ def recording_signature(
     """What calibration depends on: a stopped run, or another one that reuses its recordings, must agree on it."""
     return {
         "version": version("vqcompress"),
-        "calibration": recipe.calibration.model_dump(mode="json"),
+        "calibration": recipe.calibration.model_dump(mode="json", exclude={"order"}),  # of encoding
         "keep": recipe.keep,
         "seed": recipe.seed,
         "prompts": prompts.sha256,

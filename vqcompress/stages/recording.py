@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -15,12 +16,7 @@ from vqcompress.stages.run import Run
 
 def record_component(run: Run, component: str, layers: list[str]) -> dict[str, str]:
     """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
-    stage, calibration = f"{component}.moments", run.recipe.calibration
-    groups = {
-        layer: key
-        for key in run.recordings.done(f"{stage}.layers")
-        for layer in recorded_group(run, stage, key)["layers"]
-    }
+    calibration, groups = run.recipe.calibration, recorded_groups(run, component)
     missing = [layer for layer in layers if layer not in groups]
     if not missing:
         return groups
@@ -41,21 +37,28 @@ def record_component(run: Run, component: str, layers: list[str]) -> dict[str, s
         progress=lambda done, total, what: run.progress(f"calibrate {component}", done, total, what),
         workers=run.workers,
     )
+    keep_recorded(run, component, recorded)
+    run.workers.wait()
+    return recorded_groups(run, component)
+
+
+def keep_recorded(run: Run, component: str, recorded: Iterable[tuple[list[str], Moments | RecordedRows]]) -> None:
+    """Write moments to disk as they come, each under its first layer's name."""
+    stage = run.moments_of(component)
     for names, moments in recorded:
         run.recordings.load_or_make(stage, names[0], moments.state_dict)
         run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names, "used_rows": moments.used_rows})
-    run.workers.wait()
-    return _recorded_groups(run, stage)
 
 
-def _recorded_groups(run: Run, stage: str) -> dict[str, str]:
-    keys = sorted(run.recordings.done(f"{stage}.layers"))
-    return {layer: key for key in keys for layer in recorded_group(run, stage, key)["layers"]}
+def recorded_groups(run: Run, component: str) -> dict[str, str]:
+    """Layer -> key of its group, of all that has been recorded."""
+    keys = sorted(run.recordings.done(f"{run.moments_of(component)}.layers"))
+    return {layer: key for key in keys for layer in recorded_group(run, component, key)["layers"]}
 
 
-def recorded_group(run: Run, stage: str, key: str) -> dict[str, Any]:
+def recorded_group(run: Run, component: str, key: str) -> dict[str, Any]:
     """``{"layers": names of one input, "used_rows": how many of its rows were multiplied}``"""
-    return run.recordings.load_or_make_json(f"{stage}.layers", key, dict)
+    return run.recordings.load_or_make_json(f"{run.moments_of(component)}.layers", key, dict)
 
 
 def moment_of(run: Run, component: str, key: str | None) -> Tensor | RowMoment | None:
@@ -68,10 +71,10 @@ def moment_of(run: Run, component: str, key: str | None) -> Tensor | RowMoment |
 
 
 def _recorded_moments(run: Run, component: str, key: str) -> Moments | RecordedRows:
-    return Moments.from_state_dict(run.recordings.load_or_make(f"{component}.moments", key, dict))
+    return Moments.from_state_dict(run.recordings.load_or_make(run.moments_of(component), key, dict))
 
 
 def _siblings(run: Run, component: str, key: str) -> list[Moments | RecordedRows]:
     """What the layers at the same place of all experts saw."""
-    wanted, keys = sibling_key(key), sorted(run.recordings.done(f"{component}.moments.layers"))
+    wanted, keys = sibling_key(key), sorted(run.recordings.done(run.moments_of(component)))
     return [_recorded_moments(run, component, each) for each in keys if wanted and sibling_key(each) == wanted]

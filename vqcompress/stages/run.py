@@ -25,7 +25,8 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages of one run share. ``kept`` maps a component to its layers that stay dense, and why."""
+    """What the stages of one run share. ``kept`` maps a component to its layers that stay dense, and why; ``moments`` names the
+    recorded moments that its layers are encoded for."""
 
     recipe: Recipe
     pipeline: DiffusionPipeline
@@ -37,10 +38,15 @@ class Run:
     kept: dict[str, dict[str, str]]
     workers: Workers
     lessons: Lessons | None = None
+    moments: str = "moments"
 
     def component(self, name: str) -> nn.Module:
         """A part of the pipeline by its name."""
         return getattr(self.pipeline, name)
+
+    def moments_of(self, component: str) -> str:
+        """The stage of ``recordings`` that has a component's moments."""
+        return f"{component}.{self.moments}"
 
     def weight(self, component: str, layer: str) -> Tensor:
         """A layer's dense weight."""
