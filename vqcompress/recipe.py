@@ -66,7 +66,7 @@ class Training(_Section):
     )  # fmt: skip
     row_scales: bool = False
     tables: float = Field(default=0.0, ge=0, le=1)
-    weighting: Literal["uniform", "min-snr", "measured"] = "uniform"
+    weighting: Literal["uniform", "min-snr", "measured", "trajectory"] = "uniform"
     guided: float = Field(default=0.0, ge=0, le=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False

@@ -7,7 +7,7 @@ import torch
 
 from vqcompress.errors import RecipeError
 from vqcompress.finetune.noise_levels import noise_levels
-from vqcompress.finetune.objective import measured_weights, min_snr_weights, unit_losses
+from vqcompress.finetune.objective import measured_weights, min_snr_weights, trajectory_weights, unit_losses
 
 SHAPE = (6, 4, 3, 3)  # two branches of three units
 
@@ -51,6 +51,32 @@ def test_min_snr_weights_are_the_papers():
     assert (flow[1] / flow[0]).item() == pytest.approx(1 * 0.25 / (0.1 / (1 + 0.1**0.5) ** 2))
     for weights in (epsilon, velocity, flow):
         assert float(weights.mean()) == pytest.approx(1)
+
+
+def euler(levels: list[float], disturbed: int, target: str, error: float) -> float:
+    """How far one step from ``levels[disturbed]`` ends from where it should, by Euler's rule on data 0 seen as noise 1."""
+    sigma, following = levels[disturbed], (*levels, 0.0)[disturbed + 1]
+    size = (1 + sigma**2) ** 0.5
+
+    def step(shift: float) -> float:
+        if target == "v_prediction":
+            output = 1 / size + shift
+            denoised = sigma / size**2 - sigma / size * output
+        elif target == "epsilon":
+            denoised = sigma - sigma * (1 + shift)
+        else:  # flow: x = (1 - t) data + t noise, of which the output is noise - data
+            denoised = -sigma / (1 + sigma) * shift
+        return sigma + (following - sigma) * (sigma - denoised) / sigma
+
+    return step(error) - step(0.0)
+
+
+@pytest.mark.parametrize("target", ["v_prediction", "epsilon", "flow"])
+def test_trajectory_weights_are_what_one_step_of_the_sampler_makes_of_an_error(target):
+    levels = [14.0, 5.0, 1.5, 0.3]
+    snr = torch.tensor([levels[i] ** -2 for i in (0, 2, 1, 3, 2)], dtype=torch.float64)  # units come in any order
+    moved = torch.tensor([euler(levels, i, target, 1e-3) ** 2 for i in (0, 2, 1, 3, 2)])
+    torch.testing.assert_close(trajectory_weights(snr, target), moved / moved.mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_measured_weights_follow_the_error_of_each_range_of_timesteps():

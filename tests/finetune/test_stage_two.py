@@ -73,7 +73,14 @@ def test_a_dense_model_and_an_unknown_group_are_refused(dense, lessons, training
 
 
 @pytest.mark.parametrize(
-    "changes", [{"weighting": "min-snr"}, {"weighting": "measured"}, {"guided": 0.2}, {"dtype": "bfloat16"}]
+    "changes",
+    [
+        {"weighting": "min-snr"},
+        {"weighting": "measured"},
+        {"weighting": "trajectory"},
+        {"guided": 0.2},
+        {"dtype": "bfloat16"},
+    ],
 )
 def test_every_objective_runs(student, lessons, training, tmp_path, teacher, changes):
     short = Training(**{**training.model_dump(), "steps": 3, **changes})

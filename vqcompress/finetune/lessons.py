@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.finetune.noise_levels import noise_levels
-from vqcompress.finetune.objective import measured_weights, min_snr_weights
+from vqcompress.finetune.objective import measured_weights, min_snr_weights, trajectory_weights
 from vqcompress.finetune.presets import effort
 from vqcompress.finetune.prompt_split import split_prompts
 from vqcompress.finetune.recordings import Recordings, Sampling, record
@@ -82,8 +82,14 @@ def weighted(lessons: Lessons, training: Training, scheduler: Any, denoiser: nn.
     if training.weighting == "uniform":
         return lessons
     if training.weighting == "min-snr":
-        found = {id(part): min_snr_weights(*noise_levels(scheduler, part.timesteps)) for part in _parts(lessons)}
-        return Lessons(*(replace(part, weights=found[id(part)]) for part in _parts(lessons)))
+        train, held_out = (min_snr_weights(*noise_levels(scheduler, part.timesteps)) for part in _parts(lessons))
+        return Lessons(replace(lessons.train, weights=train), replace(lessons.held_out, weights=held_out))
+    if training.weighting == "trajectory":
+        train = trajectory_weights(*noise_levels(scheduler, lessons.train.timesteps))
+        held_out = _nearest(lessons.held_out.timesteps, lessons.train.timesteps, train)
+        return Lessons(
+            replace(lessons.train, weights=train), replace(lessons.held_out, weights=held_out / held_out.mean())
+        )
     with torch.no_grad():
         errors = WholeDenoiser(denoiser, lessons.train, lessons.held_out, study).unit_errors()
     held_out = measured_weights(lessons.held_out.timesteps, errors)

@@ -25,5 +25,6 @@ def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[Tensor, Target]:
         sigma = (timesteps.double() / (count if float(timesteps.max()) > 1 else 1.0)).clamp(1e-4, 1 - 1e-4)
         return ((1 - sigma) / sigma).square(), "flow"
     raise RecipeError(
-        f"min-SNR weights need noise levels, and {type(scheduler).__name__} tells none; use weighting='uniform' or 'measured'"
+        f"weights by noise levels need a scheduler that tells them, and {type(scheduler).__name__} does not; "
+        "use weighting='uniform' or 'measured'"
     )

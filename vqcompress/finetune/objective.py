@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Weighting = Literal["uniform", "min-snr", "measured"]
+from vqcompress.finetune.noise_levels import Target
+
+Weighting = Literal["uniform", "min-snr", "measured", "trajectory"]
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023 (arXiv 2303.09556), section 3.4
 
 
@@ -31,21 +33,41 @@ def unit_losses(output: Tensor, target: Tensor, branches: int, guidance: float =
     return mean.square().mean(1) + weight * difference.square().mean(1)
 
 
-def min_snr_weights(snr: Tensor, target: Literal["epsilon", "v_prediction", "sample", "flow"]) -> Tensor:
+def min_snr_weights(snr: Tensor, target: Target) -> Tensor:
     """Weights of timesteps with signal-to-noise ratio ``snr``: ``min(snr, 5)`` in units of the denoised sample's error.
 
-    Of an error ``e`` in the network's output the denoised sample inherits ``e² / snr`` (epsilon), ``e² / (snr + 1)`` (v) or
-    ``e² / (1 + √snr)²`` (flow matching, whose noise level is ``1 / (1 + √snr)``). Normalised to a mean of 1.
+    Normalised to a mean of 1.
     """
     snr = snr.double().clamp_min(1e-8)
-    inherited = {
+    weights = snr.clamp_max(MIN_SNR_GAMMA) * _inherited(snr, target)
+    return (weights / weights.mean()).float()
+
+
+def trajectory_weights(snr: Tensor, target: Target) -> Tensor:
+    """Weights by how far an output's error moves the sample in the one step that a first-order sampler makes with it.
+
+    With ``σ² = 1 / snr`` the sampler solves ``dx/dσ = (x - x₀) / σ`` (Karras et al. 2022, arXiv 2206.00364, equation 4), so
+    of the denoised sample's error ``e`` a step from ``σ`` to ``σ'`` takes over ``e (σ - σ') / σ``; the last one takes all of it. What the
+    steps after it make of that, forgive it or turn it into another picture, is left out. ``σ'`` is the next lower level in ``snr``,
+    ``[units]``, which therefore are those of whole trajectories. Normalised to a mean of 1.
+    """
+    snr = snr.double().clamp_min(1e-8)
+    levels, places = snr.rsqrt().unique(return_inverse=True)
+    following = torch.cat([levels.new_zeros(1), levels[:-1]])
+    weights = ((levels - following) / levels).square()[places] * _inherited(snr, target)
+    return (weights / weights.mean()).float()
+
+
+def _inherited(snr: Tensor, target: Target) -> Tensor:
+    """What the denoised sample's squared error is to that of the output: ``1 / snr`` (epsilon), ``1 / (snr + 1)`` (v), 1, or
+    ``1 / (1 + √snr)²`` (flow matching, whose noise level is ``1 / (1 + √snr)``)."""
+    found = {
         "epsilon": 1 / snr,
         "v_prediction": 1 / (snr + 1),
         "sample": torch.ones_like(snr),
         "flow": 1 / (1 + snr.sqrt()).square(),
     }
-    weights = snr.clamp_max(MIN_SNR_GAMMA) * inherited[target]
-    return (weights / weights.mean()).float()
+    return found[target]
 
 
 def measured_weights(timesteps: Tensor, errors: Tensor, buckets: int = 10) -> Tensor:
