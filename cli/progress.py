@@ -1,4 +1,4 @@
-"""A progress bar on stderr: one line a stage, with elapsed time and an estimate of what is left."""
+"""Progress on stderr: a bar a stage with elapsed time and an estimate of what is left, and above them a line for every encoded layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
+
+LAYER_BY_LAYER = "encode"  # the stage whose details are worth keeping: each tells a layer's bits, error and seconds
 
 
 class StageProgress:
@@ -35,6 +37,10 @@ class StageProgress:
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
         self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)
+        if stage.startswith(LAYER_BY_LAYER):
+            self._bars.console.print(
+                f"{done}/{total} {detail}", style="dim", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def _silence_other_bars() -> None:
