@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from vqcompress.shapes.autoencoder import PatchCode
+from vqcompress.shapes.descent import descend
 from vqcompress.shapes.fast_arithmetic import fast_arithmetic
 from vqcompress.shapes.schedule import Schedule
 
@@ -18,24 +19,13 @@ LATENT_NOISE = 0.04  # the denoiser's latents are never exact; the decoder must 
 
 def train_decoder(vae, images: np.ndarray, code: PatchCode, schedule: Schedule, seed: int, tell: Callable) -> None:
     """Train `vae.decoder` in place on uint8 `images` [n, 32, 32, 3]; `tell(step, loss)` hears of the progress."""
-    decoder = vae.decoder.train()
-    optimizer = torch.optim.AdamW(decoder.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     latents = torch.from_numpy(code.encode(images)).half()
     pictures = torch.from_numpy(images)
-    schedule.restart_clock()
-    while not schedule.done:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + schedule.step)
-        loss = _loss(decoder, latents, pictures, generator)
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.advance()
-        if schedule.step % 100 == 0:
-            tell(schedule.step, loss.item())
-    decoder.eval()
+
+    def loss_of(generator: torch.Generator) -> torch.Tensor:
+        return _loss(vae.decoder, latents, pictures, generator)
+
+    descend(vae.decoder, loss_of, schedule, seed, tell, weight_decay=1e-4)
 
 
 def _loss(decoder, latents, pictures, generator) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from vqcompress.shapes.claims import read_claim
+from vqcompress.shapes.descent import descend
 from vqcompress.shapes.networks import POOLED_WIDTH, TEXT_WIDTH
 from vqcompress.shapes.scenes import BACKGROUNDS, COLORS, RADII, SHAPES
 from vqcompress.shapes.schedule import Schedule
@@ -76,24 +77,13 @@ def train_text(
     reader: Reader, tokens: torch.Tensor, facts: torch.Tensor, schedule: Schedule, seed: int, tell: Callable
 ):
     """Train `reader` in place on tokens int [n, t] and facts int64 [n, questions]; `tell(step, loss)` hears of the progress."""
-    reader.train()
     end = reader.text_encoder.config.eos_token_id
-    optimizer = torch.optim.AdamW(reader.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    schedule.restart_clock()
-    while not schedule.done:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + schedule.step)
+
+    def loss_of(generator: torch.Generator) -> torch.Tensor:
         index = torch.randint(len(tokens), (BATCH,), generator=generator)
-        loss = _loss(reader, tokens[index].long(), facts[index], end)
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate()
-        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.advance()
-        if schedule.step % 100 == 0:
-            tell(schedule.step, loss.item())
-    reader.eval()
+        return _loss(reader, tokens[index].long(), facts[index], end)
+
+    descend(reader, loss_of, schedule, seed, tell, weight_decay=0.01)
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ class ClipPixArtPipeline(TextPipeline):
     """Around PixArtTransformer2DModel; one tokenizer for both encoders, any diffusers scheduler without extra arguments."""
 
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->transformer->vae"
+    padding = "max_length"  # as CLIP pads
 
     def __init__(
         self,
@@ -55,22 +56,15 @@ class ClipPixArtPipeline(TextPipeline):
         super().__init__(tokenizer, text_encoder, transformer, vae)
         self.register_modules(text_encoder_2=text_encoder_2, scheduler=scheduler)
 
-    def encode_prompt(
-        self,
-        prompt: str | Sequence[str],
-        device: torch.device | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str = "",
-    ) -> tuple[Tensor, Tensor]:
-        """Caption tokens [n, t + k, channels] of the prompts, padded as CLIP pads, and a mask of ones; with guidance those
-        of the negative prompt follow, as many again."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        texts = prompts + [negative_prompt] * len(prompts) * do_classifier_free_guidance
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-        channels = self.transformer.config["caption_channels"]
-        features = read_captions(self.text_encoder, self.text_encoder_2, tokens, channels).to(self.transformer.dtype)
+    def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Caption tokens [n, t + k, channels], see `read_captions`."""
+        return read_captions(
+            self.text_encoder, self.text_encoder_2, tokens, self.transformer.config["caption_channels"]
+        )
+
+    def read_tokens(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Caption tokens and a mask of ones: the network reads the padding too, as it was trained to."""
+        features, _ = super().read_tokens(tokens, mask)
         return features, torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
 
     def _estimate(self, x: Tensor, time: Tensor, text: Tensor, guidance: float) -> Tensor:

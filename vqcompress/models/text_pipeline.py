@@ -31,6 +31,7 @@ class TextPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
     longest_prompt = 256
+    padding: bool | str = True  # as the tokenizer takes it: to the longest prompt of the batch
 
     def __init__(
         self,
@@ -67,10 +68,12 @@ class TextPipeline(DiffusionPipeline):
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         texts = prompts + [negative_prompt] * len(prompts) * do_classifier_free_guidance
         limit = min(self.longest_prompt, self.tokenizer.model_max_length)
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        mask = tokens.attention_mask.to(device)
-        features = self.text_features(tokens.input_ids.to(device), mask)
-        return features.to(self.transformer.dtype), mask
+        tokens = self.tokenizer(texts, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt")
+        return self.read_tokens(tokens.input_ids.to(device), tokens.attention_mask.to(device))
+
+    def read_tokens(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of token ids ``[n, length]``, and which of the features are text."""
+        return self.text_features(tokens, mask).to(self.transformer.dtype), mask
 
     def noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         return randn_tensor(shape, generator, self._execution_device, self.transformer.dtype)
