@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {"errors"},
-    1: {"matrix_view", "bitpack", "bundle", "recipe", "run_store", "workers", "working_memory"},
+    1: {"matrix_view", "bitpack", "bundle", "cache_line", "recipe", "run_store", "workers", "working_memory"},
     2: {"formats", "quantized_weight"},
     3: {"kernels", "metrics", "models"},
     4: {"quantizers", "layers", "architectures"},

@@ -14,13 +14,18 @@ from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape
 
 
-def companion_keys(description: Mapping[str, Any], dtype: torch.dtype | None = None) -> set[str]:
-    """State-dict keys of everything packed but codes and biases; with a ``dtype``, of what has that dtype."""
+def packed_dtypes(description: Mapping[str, Any]) -> dict[str, torch.dtype]:
+    """State-dict key of everything packed (biases are not) -> the dtype in which the format stores it."""
     found = {f"{SHARED_NAME}.{name}": torch.float16 for name in description["shared"]}
     for layer, (spec, shape) in layer_specs(description).items():
-        shapes = spec.tensor_shapes(*matrix_shape(shape))
-        found |= {f"{layer}.{name}": kind for name, (_, kind) in shapes.items() if name != "weight"}
-    return {key for key, kind in found.items() if dtype in (None, kind)}
+        for name, (_, dtype) in spec.tensor_shapes(*matrix_shape(shape)).items():
+            found[f"{layer}.{name}"] = dtype
+    return found
+
+
+def companion_keys(description: Mapping[str, Any]) -> set[str]:
+    """State-dict keys of everything packed but codes: those that a dense model lacks."""
+    return set(packed_dtypes(description)) - {f"{layer}.weight" for layer in description["layers"]}
 
 
 def packed_keys(component: nn.Module) -> set[str]:
@@ -68,12 +73,13 @@ def settle(component: nn.Module) -> None:
 def _settle(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
     for name, dtype in dtypes.items():
         parameter = module.get_parameter(name)
-        if parameter.device.type != "meta":
-            setattr(module, name, nn.Parameter(_restored(parameter.data, dtype), requires_grad=False))
+        if parameter.device.type != "meta" and (parameter.dtype != dtype or parameter.requires_grad):
+            setattr(module, name, nn.Parameter(restored(parameter.data, dtype), requires_grad=False))
 
 
-def _restored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    carried = tensor.dtype == torch.int16 and dtype == torch.float16  # as bits, see `to_bits`
+def restored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A packed tensor as the format stores it, from what a loader made of it: bits, see `to_bits`, or a cast that lost nothing."""
+    carried = tensor.dtype == torch.int16 and dtype == torch.float16
     return tensor.view(dtype) if carried else tensor.to(dtype)
 
 

@@ -9,16 +9,21 @@ import torch
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor, nn
 
+from vqcompress.cache_line import on_cache_line
+from vqcompress.errors import CheckpointError
 from vqcompress.integrations.companions import (
     companion_keys,
     from_bits,
+    packed_dtypes,
     packed_keys,
     refuse_missing,
+    restored,
     settle,
     to_bits,
 )
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.integrations.data_free import quantize_data_free
+from vqcompress.integrations.placement import place
 from vqcompress.integrations.upstream import table
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
 
@@ -33,7 +38,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     """Loads the packed form as it is stored; companions keep every bit at any load dtype.
 
     diffusers casts what is floating to the load dtype, also on the way to an offload folder. So companions travel as
-    int16 bits and become float16 again in `_process_model_after_weight_loading`, or in the layer when they are offloaded.
+    int16 bits and become float16 again when they are placed, or in the layer when they are offloaded.
     """
 
     use_keep_in_fp32_modules = True
@@ -42,7 +47,9 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def __init__(self, quantization_config: VQCompressConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.description = quantization_config.description
-        self.companions = companion_keys(self.description, torch.float16)
+        self.dtypes = packed_dtypes(self.description)
+        self.companions = {key for key, dtype in self.dtypes.items() if dtype == torch.float16}
+        self.unsettled = set(self.dtypes)
         self.layers_are_placed = False
         self.set_aside: dict[str, Tensor] = {}
 
@@ -70,16 +77,43 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         self.set_aside = {key: tensor for key, tensor in state.items() if key in extra}
         return {key: tensor for key, tensor in state.items() if key not in extra}
 
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Tensor, param_name: str, *args: Any, **kwargs: Any
+    ) -> bool:
+        """Whether `create_quantized_param` places it: everything. The general way takes several times as long, and a packed layer
+        has more tensors than a dense one."""
+        return self.pre_quantized
+
+    def check_quantized_param_shape(self, param_name: str, expected: Tensor, found: Tensor) -> None:
+        """Called when shapes differ, which is fine for some formats and never for ours."""
+        raise CheckpointError(
+            f"{param_name} is stored with shape {tuple(found.shape)}, the config says {tuple(expected.shape)}; the weight file and "
+            "config.json are not of one model, copy or download the folder again"
+        )
+
+    def create_quantized_param(
+        self, model: nn.Module, param_value: Tensor, param_name: str, target_device: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Put a tensor in its place, a packed one in its stored dtype."""
+        if (dtype := self.dtypes.get(param_name)) is not None:
+            param_value = restored(param_value, dtype)
+            self.unsettled.discard(param_name)
+        else:
+            param_value = on_cache_line(param_value)
+        place(model, param_name, param_value.to(target_device))
+
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Upstream only warns; a packed layer without its tensors must not run."""
-        refuse_missing(packed_keys(model) & set(missing_keys), type(model).__name__)
+        layers = self.description["layers"]
+        packed = {key for key in missing_keys if key in self.dtypes or key.rpartition(".")[0] in layers}
+        refuse_missing(packed, type(model).__name__)
         return missing_keys
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        if self.pre_quantized:
-            settle(model)
-        else:
+        if not self.pre_quantized:
             quantize_data_free(model, self.quantization_config)
+        elif self.unsettled:  # what went through an offload folder
+            settle(model)
         # Casting works on our layers, and diffusers refuses it for what it calls quantized.
         model.is_quantized = False
 

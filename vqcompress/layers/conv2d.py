@@ -42,11 +42,10 @@ class VQConv2d(PackedLayer, nn.Conv2d):
         shared: SharedCodebooks | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        for name in GEOMETRY:
-            setattr(self, name, getattr(dense, name))
+        self.__dict__ |= {name: dense.__dict__[name] for name in GEOMETRY}
         shape = (dense.out_channels, dense.in_channels, *dense.kernel_size)
         self._hold(spec, shape, tensors, dense.bias, shared)
-        self.train(dense.training)
+        self.training = dense.training
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in, height, width] -> [batch, out, …]`` in the dtype of ``x``."""

@@ -25,7 +25,7 @@ class VQLinear(PackedLayer, nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = dense.in_features, dense.out_features
         self._hold(spec, (dense.out_features, dense.in_features), tensors, dense.bias, shared)
-        self.train(dense.training)
+        self.training = dense.training
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]`` in the dtype of ``x``."""

@@ -24,6 +24,8 @@ class PackedLayer(nn.Module):
 
     spec: FormatSpec
     dense_shape: tuple[int, ...]
+    companion_names: tuple[str, ...]
+    layout: str
     weight: nn.Parameter
     bias: nn.Parameter | None
 
@@ -37,19 +39,18 @@ class PackedLayer(nn.Module):
     ) -> None:
         """Register codes, bias and companions; the bias comes before the companions, since a model's dtype is read
         off its first floating-point parameter."""
-        self.spec, self.dense_shape = spec, tuple(dense_shape)
-        self.companion_names = tuple(
-            name for name in spec.tensor_shapes(*matrix_shape(dense_shape)) if name != "weight"
-        )
-        codes = tensors["weight"].reshape(stored_shape(len(dense_shape), (1, tensors["weight"].numel())))
-        self.weight = nn.Parameter(codes, requires_grad=False)
+        shape, codes = tuple(dense_shape), tensors["weight"]
+        stored = tuple(name for name in spec.tensor_shapes(*matrix_shape(shape)) if name != "weight")
+        codes = codes.reshape(stored_shape(len(shape), (1, codes.numel())))
+        self.register_parameter("weight", nn.Parameter(codes, requires_grad=False))
         self.register_parameter("bias", bias)
-        for name in self.companion_names:
+        for name in stored:
             self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
-        # Past nn.Module.__setattr__: a registered child would be stored again under every layer.
-        self.__dict__["shared_codebooks"] = shared
-        names = ("weight", *self.companion_names, *(("codebooks",) if shared is not None else ()))
-        self.layout = kernels.layout_to_text(kernels.Layout(spec, self.dense_shape, names))
+        names = ("weight", *stored, *(("codebooks",) if shared is not None else ()))
+        layout = kernels.layout_to_text(kernels.Layout(spec, shape, names))
+        # Past nn.Module.__setattr__, which takes its time, and by which shared codebooks would be stored under every layer.
+        self.__dict__ |= {"spec": spec, "dense_shape": shape, "companion_names": stored}
+        self.__dict__ |= {"layout": layout, "shared_codebooks": shared}
 
     def tensors(self) -> dict[str, Tensor]:
         """Codes ``[1, bytes]`` and all companions, a shared codebook under ``codebooks`` included."""

@@ -14,11 +14,22 @@ from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.matrix_view import is_quantizable
 
 
+def submodule(component: nn.Module, name: str) -> nn.Module:
+    """The module of that name. Raises `KeyError` when there is none.
+
+    ``get_submodule`` asks three times a level through whatever ``__getattr__`` the model has, which loading cannot afford.
+    """
+    module = component
+    for part in name.split("."):
+        module = module._modules[part]  # type: ignore[assignment]
+    return module
+
+
 def find_layer(component: nn.Module, name: str, shape: tuple[int, ...]) -> nn.Module:
     """The dense layer of that name, whose weight has ``shape``. Raises `ArchitectureError` when there is no such layer."""
     try:
-        layer = component.get_submodule(name)
-    except AttributeError:
+        layer = submodule(component, name)
+    except (KeyError, AttributeError):
         raise ArchitectureError(
             f"{type(component).__name__} has no layer {name!r}; the packed weights belong to another model, or the library that "
             "defines it has renamed its layers since"
@@ -63,4 +74,4 @@ def put_layers(component: nn.Module, replacements: Mapping[nn.Module, nn.Module]
 
 
 def _shared(component: nn.Module, spec: FormatSpec) -> SharedCodebooks | None:
-    return None if shared_codebook(spec) is None else component.get_submodule(SHARED_NAME)  # type: ignore[return-value]
+    return None if shared_codebook(spec) is None else submodule(component, SHARED_NAME)  # type: ignore[return-value]
