@@ -48,8 +48,6 @@ def test_folder_gives_the_same_estimates(tmp_path: Path, network: DiT) -> None:
     save_file(network.state_dict(), tmp_path / "official.safetensors")
     folder = convert_official("tiny", tmp_path / "official.safetensors", tmp_path / "dit", id2label={2: "hen"})
     opened = DiffusionPipeline.from_pretrained(folder)
-    for weight in opened.transformer.parameters():
-        weight.data = weight.data.clone()  # products round by where a mapped file's tensors lie, on some processors
     x, t, y = torch.randn(1, 4, 8, 8), torch.tensor([5.0]), torch.tensor([2])
     assert opened.transformer(x, t, y).equal(network(x, t, y))
     assert opened.labels == {"hen": 2}
