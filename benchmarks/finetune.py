@@ -1,26 +1,31 @@
 """What fine-tuning gains: the same codes before and after, on prompts that neither calibration nor training saw.
 
-``python benchmarks/finetune.py FOLDER… [--reference GPTQ_FOLDER] [--stages blocks full] [--preset default] [--steps N]``
+``python benchmarks/finetune.py [FOLDER…] [--reference FOLDER…] [--stages blocks full] [--preset fast] [--set KEY=VALUE…]``
 
-FOLDERs are compressed variants of `shapes`. Each row is one of them after one stage (``none``, ``blocks``, ``full`` after ``blocks``, or
-``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, PSNR of images with the
-original's under the same seeds, the share of images that show their caption, bits a quantized weight with everything
-stored counted, and processor seconds. Recordings are kept in ``--out`` and serve all variants. Nothing is written to FOLDERs.
+Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same bits in every layer) and, as the reference, to
+4 bits with GPTQ in groups of 64; what lies in ``--out`` already is not made again. Each row is a variant after one stage (``none``, ``blocks``,
+``full`` after ``blocks``, or ``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, of
+both branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels and the median; the
+share of images that show their caption; bits a quantized weight with everything stored counted; and processor seconds. One
+JSON line a row while it runs, then the table in Markdown. Nothing is written to FOLDERs.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import vqcompress
 from vqcompress.architectures import architecture_of, open_pipeline
+from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import load
@@ -34,7 +39,13 @@ from vqcompress.run_store import RunStore
 from vqcompress.shapes.judge import judge
 from vqcompress.shapes.scenes import held_out_captions
 
-SEED, BATCH = 1000, 16
+SEED, BATCH, GUIDANCE = 1000, 16, 3.0
+VARIANTS: dict[str, dict[str, Any]] = {
+    "trellis-2": {"bits": 2, "budget": "layer"},
+    "trellis-3": {"bits": 3, "budget": "layer"},
+}
+REFERENCES: dict[str, dict[str, Any]] = {"gptq-4": {"bits": 4, "method": "gptq"}}
+COLUMNS = ("variant", "stage", "bits", "error", "guided error", "PSNR, dB", "median", "right images", "seconds")
 
 
 class Examination:
@@ -64,17 +75,38 @@ class Examination:
         self.pipeline.unet = unet
         images = self.draw()
         self.pipeline.unet = self.dense
+        fidelity = image_fidelity(images, self.images)
         return {
             "bits": round(bits_per_weight(unet), 3),
             "error": denoiser_error(replay(unet, self.calls, lambda done, total: None)),
-            "psnr": round(image_fidelity(images, self.images)["psnr"], 2),
+            "guided": self.guided_error(unet),
+            "psnr": round(fidelity["psnr"], 2),
+            "median": round(fidelity["psnr_median"], 2),
             "right": round(self.right(images), 3),
         }
+
+    @torch.inference_mode()
+    def guided_error(self, unet: nn.Module) -> float:
+        """Relative squared error of what the sampler makes of the two branches, on the original's inputs."""
+        pairs = [(guided(first_output(unet(**call["kwargs"]))), guided(call["output"])) for call in self.calls]
+        error, signal = sum(energy(ours - theirs) for ours, theirs in pairs), sum(energy(theirs) for _, theirs in pairs)
+        return error / signal
 
     def right(self, images: torch.Tensor) -> float:
         """Share of images that show all that their caption says."""
         pairs = zip(images, self.captions, strict=True)
         return sum(judge(to_picture(image), caption)["all"] for image, caption in pairs) / len(images)
+
+
+def guided(output: Tensor) -> Tensor:
+    """``[2 n, …]``, without and with the caption -> ``[n, …]``."""
+    without, captioned = output.chunk(2)
+    return without + GUIDANCE * (captioned - without)
+
+
+def energy(tensor: Tensor) -> float:
+    """Sum of squares."""
+    return float(tensor.double().square().sum())
 
 
 def bits_per_weight(unet: nn.Module) -> float:
@@ -85,65 +117,106 @@ def bits_per_weight(unet: nn.Module) -> float:
     return 8 * stored / sum(torch.Size(layer.dense_shape).numel() for layer in layers.values())
 
 
-def tuned(stage: str, start: nn.Module, dense: nn.Module, lessons: Lessons, store: RunStore, options: dict[str, Any]):
-    """The denoiser after ``stage``; ``start`` is the packed one."""
-    unet = copy.deepcopy(start)
-    if stage in ("blocks", "full"):
-        unet = copy.deepcopy(dense)
-        quantized = {name: layer.quantized_weight() for name, layer in vq_layers(start).items()}
-        tune_blocks(unet, quantized, lessons, store, **options)
-        swap(unet, {})
-    if stage in ("full", "whole"):
-        tune_whole(unet, lessons, store.folder, None, guidance=3.0, **options)
-    return unet
+def compressed(folder: Path, recipe: dict[str, Any], calibration: Path) -> Path:
+    """`shapes` by ``recipe``, unless it is there already."""
+    if not folder.exists():
+        vqcompress.quantize("shapes", folder, calibration_folder=calibration, **recipe)
+    return folder
+
+
+class Bench:
+    """Tunes variants and writes down what comes out."""
+
+    def __init__(self, out: Path, images: int, training: Training, stages: list[str]) -> None:
+        self.out, self.training, self.stages = out, training, stages
+        self.examination = Examination(images)
+        self.rows: list[dict[str, Any]] = []
+        self.note(variant="original", right=self.examination.right(self.examination.images))
+
+    def note(self, **row: Any) -> None:
+        """One row, printed at once."""
+        self.rows.append(row)
+        print(json.dumps(row), flush=True)
+
+    def lessons(self, store: RunStore) -> Lessons:
+        """What all variants learn from."""
+        bench, prompts = self.examination, load_prompts("shapes").prompts
+        return record_lessons(
+            bench.pipeline, bench.architecture, prompts, choose_diverse(prompts, Calibration().count, 0), store,
+            training=self.training, calibration=Calibration(), seed=0, progress=lambda *told: None,
+        )  # fmt: skip
+
+    def grade(self, folder: Path) -> nn.Module:
+        """A folder as it is."""
+        unet: nn.Module = load(folder).unet
+        self.note(variant=folder.name, stage="none", **self.examination.grade(unet))
+        return unet
+
+    def run(self, name: str, start: nn.Module, lessons: Lessons) -> None:
+        """One row for each stage. Blocks are tuned once, in a folder of their own, and found there by ``full``."""
+        seconds = 0.0
+        settings = self.training.model_dump(mode="json")
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+        with RunStore(self.out / f"{name}-{digest}", {"training": settings}) as own:
+            for stage in self.stages:
+                clock = time.process_time()
+                unet = self.tuned(stage, start, lessons, own)
+                taken = time.process_time() - clock
+                seconds = taken + (seconds if stage == "full" else 0.0)
+                self.note(variant=name, stage=stage, **self.examination.grade(unet), seconds=round(seconds, 1))
+
+    def tuned(self, stage: str, start: nn.Module, lessons: Lessons, store: RunStore) -> nn.Module:
+        """The denoiser after ``stage``; ``start`` is the packed one."""
+        unet, scheduler = copy.deepcopy(start), self.examination.pipeline.scheduler
+        if stage in ("blocks", "full"):
+            unet = copy.deepcopy(self.examination.dense)
+            quantized = {name: layer.quantized_weight() for name, layer in vq_layers(start).items()}
+            tune_blocks(unet, quantized, lessons, store, training=self.training)
+            swap(unet, {})
+        if stage in ("full", "whole"):
+            tune_whole(
+                unet, lessons, store.folder, None, training=self.training, guidance=GUIDANCE, scheduler=scheduler
+            )
+        return unet
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    for row in rows:
+        shares = (f"{row[key]:.2%}" if key in row else "–" for key in ("error", "guided"))
+        plain = (f"{row[key]:.2f}" if key in row else "–" for key in ("psnr", "median"))
+        seconds = f"{row['seconds']:.0f}" if "seconds" in row else "–"
+        bits = f"{row['bits']:.3f}" if "bits" in row else "–"
+        lines.append((row["variant"], row.get("stage", "–"), bits, *shares, *plain, f"{row['right']:.0%}", seconds))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--reference", type=Path, nargs="*", default=[], help="folders to grade as they are")
     parser.add_argument("--stages", nargs="+", choices=["blocks", "full", "whole"], default=["blocks", "full"])
-    parser.add_argument("--preset", choices=["fast", "default", "best"], default="default")
+    parser.add_argument("--preset", choices=["fast", "default", "best"], default="fast")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe's training")
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("out/finetune"))
     given = parser.parse_args()
     changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in given.set)}
-    training = Training(preset=given.preset, **changes)
-    bench = Examination(given.images)
-    print(json.dumps({"variant": "original", "right": bench.right(bench.images)}), flush=True)
-    with RunStore(given.out, {}) as store:
-        lessons = _lessons(bench, store, training)
-        for folder in given.reference:
-            print(json.dumps({"variant": folder.name, **bench.grade(load(folder).unet)}), flush=True)
-        for folder in given.folders:
-            start: nn.Module = load(folder).unet
-            print(json.dumps({"variant": folder.name, **bench.grade(start)}), flush=True)
-            _run(bench, folder.name, start, lessons, given, training)
-
-
-def _run(bench: Examination, name: str, start: nn.Module, lessons: Lessons, given: Any, training: Training) -> None:
-    """One row for each stage. Blocks are tuned once, in a folder of their own, and found there by ``full``."""
-    seconds = 0.0
-    with RunStore(given.out / f"{name}-{training.preset}", {"training": training.model_dump(mode="json")}) as own:
-        for stage in given.stages:
-            clock = time.process_time()
-            unet = tuned(stage, start, bench.dense, lessons, own, {"training": training})
-            taken = time.process_time() - clock
-            seconds = taken + (seconds if stage == "full" else 0.0)
-            row = {"variant": name, "stage": stage, **bench.grade(unet), "seconds": round(seconds, 1)}
-            print(json.dumps(row), flush=True)
-
-
-def _lessons(bench: Examination, store: RunStore, training: Training) -> Lessons:
-    prompts = load_prompts("shapes").prompts
-    clock = time.process_time()
-    lessons = record_lessons(
-        bench.pipeline, bench.architecture, prompts, choose_diverse(prompts, Calibration().count, 0), store,
-        training=training, calibration=Calibration(), seed=0, progress=lambda *told: None,
-    )  # fmt: skip
-    print(json.dumps({"lessons": len(lessons.train), "seconds": round(time.process_time() - clock, 1)}), flush=True)
-    return lessons
+    given.out.mkdir(parents=True, exist_ok=True)
+    folders, references = given.folders, given.reference
+    if not folders:
+        kept = given.out / "calibration"
+        references = [compressed(given.out / name, recipe, kept) for name, recipe in REFERENCES.items()] + references
+        folders = [compressed(given.out / name, recipe, kept) for name, recipe in VARIANTS.items()]
+    bench = Bench(given.out, given.images, Training(preset=given.preset, **changes), given.stages)
+    for folder in references:
+        bench.grade(folder)
+    with RunStore(given.out / "lessons", {}) as store:
+        lessons = bench.lessons(store)
+        for folder in folders:
+            bench.run(folder.name, bench.grade(folder), lessons)
+    print(table(bench.rows))
 
 
 if __name__ == "__main__":

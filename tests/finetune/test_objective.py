@@ -76,7 +76,8 @@ def test_trajectory_weights_are_what_one_step_of_the_sampler_makes_of_an_error(t
     levels = [14.0, 5.0, 1.5, 0.3]
     snr = torch.tensor([levels[i] ** -2 for i in (0, 2, 1, 3, 2)], dtype=torch.float64)  # units come in any order
     moved = torch.tensor([euler(levels, i, target, 1e-3) ** 2 for i in (0, 2, 1, 3, 2)])
-    torch.testing.assert_close(trajectory_weights(snr, target), moved / moved.mean(), rtol=1e-4, atol=1e-6)
+    bounded = (moved / moved.mean()).clamp(0.1, 10)
+    torch.testing.assert_close(trajectory_weights(snr, target), bounded / bounded.mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_measured_weights_follow_the_error_of_each_range_of_timesteps():

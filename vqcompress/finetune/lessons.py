@@ -83,18 +83,20 @@ def weighted(lessons: Lessons, training: Training, scheduler: Any, denoiser: nn.
         return lessons
     if training.weighting == "min-snr":
         train, held_out = (min_snr_weights(*noise_levels(scheduler, part.timesteps)) for part in _parts(lessons))
-        return Lessons(replace(lessons.train, weights=train), replace(lessons.held_out, weights=held_out))
+        return _with(lessons, train, held_out)
     if training.weighting == "trajectory":
         train = trajectory_weights(*noise_levels(scheduler, lessons.train.timesteps))
         held_out = _nearest(lessons.held_out.timesteps, lessons.train.timesteps, train)
-        return Lessons(
-            replace(lessons.train, weights=train), replace(lessons.held_out, weights=held_out / held_out.mean())
-        )
+        return _with(lessons, train, held_out / held_out.mean())
     with torch.no_grad():
         errors = WholeDenoiser(denoiser, lessons.train, lessons.held_out, study).unit_errors()
     held_out = measured_weights(lessons.held_out.timesteps, errors)
     train = _nearest(lessons.train.timesteps, lessons.held_out.timesteps, held_out)
-    return Lessons(replace(lessons.train, weights=train / train.mean()), replace(lessons.held_out, weights=held_out))
+    return _with(lessons, train / train.mean(), held_out)
+
+
+def _with(lessons: Lessons, train: Tensor, held_out: Tensor) -> Lessons:
+    return Lessons(replace(lessons.train, weights=train), replace(lessons.held_out, weights=held_out))
 
 
 def _key(*settings: Any) -> str:

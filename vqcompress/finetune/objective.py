@@ -8,14 +8,11 @@ far to go from the one to the other.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from vqcompress.finetune.noise_levels import Target
 
-Weighting = Literal["uniform", "min-snr", "measured", "trajectory"]
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023 (arXiv 2303.09556), section 3.4
 
 
@@ -49,12 +46,14 @@ def trajectory_weights(snr: Tensor, target: Target) -> Tensor:
     With ``σ² = 1 / snr`` the sampler solves ``dx/dσ = (x - x₀) / σ`` (Karras et al. 2022, arXiv 2206.00364, equation 4), so
     of the denoised sample's error ``e`` a step from ``σ`` to ``σ'`` takes over ``e (σ - σ') / σ``; the last one takes all of it. What the
     steps after it make of that, forgive it or turn it into another picture, is left out. ``σ'`` is the next lower level in ``snr``,
-    ``[units]``, which therefore are those of whole trajectories. Normalised to a mean of 1.
+    ``[units]``, which therefore are those of whole trajectories. Kept within a factor of 10 of their mean, as
+    `measured_weights` are, and normalised to a mean of 1.
     """
     snr = snr.double().clamp_min(1e-8)
     levels, places = snr.rsqrt().unique(return_inverse=True)
     following = torch.cat([levels.new_zeros(1), levels[:-1]])
     weights = ((levels - following) / levels).square()[places] * _inherited(snr, target)
+    weights = (weights / weights.mean()).clamp(0.1, 10)
     return (weights / weights.mean()).float()
 
 

@@ -30,7 +30,8 @@ class Study:
 class WholeDenoiser:
     """``gradient`` and ``measure`` for `Descent`, over training and held-out units.
 
-    Losses are relative to the mean square of the held-out targets. Of each step every process of ``workers`` takes its share.
+    Losses are relative to those of a denoiser that puts out nothing, over all held-out units. Of each step every process of ``workers``
+    takes its share.
     """
 
     def __init__(
@@ -87,6 +88,9 @@ class WholeDenoiser:
         narrow = self.study.dtype != torch.float32
         with torch.autocast(self.device.type, self.study.dtype) if narrow else nullcontext():
             output = first_output(self.denoiser(**batch.kwargs))
+        return self._unit_losses(output, batch)
+
+    def _unit_losses(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         return unit_losses(output, batch.target, batch.branches, self.study.guidance, self.study.guided)
 
     def _share(self, total: torch.Tensor) -> None:
@@ -98,8 +102,10 @@ class WholeDenoiser:
             self.workers.reduce([*(p.grad for p in learning if p.grad is not None), total])
 
     def _signal(self) -> float:
-        squares = [float(self.held_out.batch([i]).target.float().square().mean()) for i in range(len(self.held_out))]
-        return sum(squares) / len(squares)
+        silent = 0.0
+        for batch in map(self.held_out.batch, ([i] for i in range(len(self.held_out)))):
+            silent += float((self._unit_losses(torch.zeros_like(batch.target), batch) * batch.weights.cpu()).sum())
+        return silent / len(self.held_out)
 
 
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
