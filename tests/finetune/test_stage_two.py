@@ -12,6 +12,7 @@ import torch
 from vqcompress.errors import ArchitectureError, RecipeError
 from vqcompress.finetune import tune_whole
 from vqcompress.finetune.learnable import make_learnable
+from vqcompress.finetune.lessons import weighted
 from vqcompress.finetune.stage_two import STATES, study_of, tensors_of, widen
 from vqcompress.finetune.whole import WholeDenoiser
 from vqcompress.recipe import Training
@@ -113,3 +114,14 @@ def test_micro_batches_add_up(student, lessons, training):
     for name, gradient in found[0][1].items():
         scale = float(gradient.abs().max()) + 1e-12
         torch.testing.assert_close(gradient / scale, found[1][1][name] / scale, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("guided", [0.0, 1.0])
+def test_a_denoiser_that_puts_out_nothing_has_a_loss_of_one(student, lessons, training, teacher, guided):
+    chosen = training.model_copy(update={"guided": guided, "weighting": "trajectory"})
+    study = study_of(chosen, 2.0, 0)
+    weighed = weighted(lessons, chosen, teacher.scheduler, student, study)
+    for parameter in (student.conv_out.weight, student.conv_out.bias):
+        parameter.data.zero_()
+    with torch.no_grad():
+        assert WholeDenoiser(student, weighed.train, weighed.held_out, study).measure() == pytest.approx(1.0, rel=1e-4)
