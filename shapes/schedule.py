@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass, field
 
-
 FADE = 0.7  # peak of a cycle by that of the one before
 
 
