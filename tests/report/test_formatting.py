@@ -30,3 +30,9 @@ def test_columns_of_percentages_keep_two_digits_of_the_smallest():
     assert percent_decimals([0.1, 0.0021]) == 2
     assert percent_decimals([0.5]) == 1
     assert percent_decimals([math.nan, 0.0]) == 1
+
+
+def test_a_small_percentage_is_never_written_as_none_at_all():
+    assert percent(1.1e-7, 4) == f"0.000011{NBSP}%"
+    assert percent(0.0, 4) == f"0.0000{NBSP}%"
+    assert percent(1e-6, 4) == f"0.0001{NBSP}%"

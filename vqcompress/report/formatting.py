@@ -43,10 +43,10 @@ def fixed(value: float | None, decimals: int) -> str:
 
 
 def percent(share: float | None, decimals: int) -> str:
-    """``0.0123`` -> ``1.23 %``."""
-    return (
-        f"{text}{SPACE}%" if share is not None and (text := fixed(100 * share, decimals)) not in (NONE, "∞") else NONE
-    )
+    """``0.0123`` -> ``1.23 %``; what so many decimals would round to nothing keeps two digits."""
+    if share is None or (text := fixed(100 * share, decimals)) in (NONE, "∞"):
+        return NONE
+    return percent_short(share) if share > 0 and float(text) == 0 else f"{text}{SPACE}%"
 
 
 def percent_short(share: float) -> str:
