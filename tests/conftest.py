@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -287,3 +289,18 @@ def make_tiny_unet():
 def make_tiny_pipeline():
     """`tiny_stable_diffusion`."""
     return tiny_stable_diffusion
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SDXL pipeline on disk, to read from only."""
+    path = Path(__file__).parent / "architectures" / "tiny_pipelines.py"
+    spec = importlib.util.spec_from_file_location("tiny_pipelines_on_disk", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source") / "tiny"
+    tiny.TINY["sdxl"]().save_pretrained(folder)
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,13 @@ from vqcompress.checkpoint import read_layer_table
 from vqcompress.errors import ArchitectureError, CheckpointError, RecipeError, VQCompressError
 from vqcompress.stages import budget, encoding, recording
 
-_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "architectures" / "tiny_pipelines.py")
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
-
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
 RECIPE: dict[str, Any] = {"method": "trellis", "bits": 4.0, "settings": {"state_bits": 8}, "calibration": CALIBRATION}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("source") / "tiny"
-    _tiny.TINY["sdxl"]().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vqcompress.quantize(str(source), tmp_path_factory.mktemp("finished") / "out", **RECIPE)
+def finished(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vqcompress.quantize(str(tiny_sdxl), tmp_path_factory.mktemp("finished") / "out", **RECIPE)
 
 
 def weights(folder: Path) -> str:
@@ -51,7 +36,7 @@ class PowerCut(BaseException):
 
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_run_that_stops_goes_on_to_the_same_bytes(
-    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tiny_sdxl: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     encoded = []
 
@@ -65,7 +50,7 @@ def test_a_run_that_stops_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "quantize_weight", failing)
         with pytest.raises(PowerCut):
-            vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / "out.partial" / "unet.layers").glob("*.safetensors"))) >= after
 
@@ -75,36 +60,36 @@ def test_a_run_that_stops_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(encoding, "quantize_weight", counting)
     monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded what was on disk"))
-    folder = vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     assert weights(folder) == weights(finished)
     layers = vqcompress.inspect(folder)["components"]["unet"]["layers"]
     assert len(encoded) <= len(layers) + 1
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_changed_recipe_does_not_go_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_recipe_does_not_go_on(tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(compression, "swap", lambda *a, **k: (_ for _ in ()).throw(PowerCut))
         with pytest.raises(PowerCut):
-            vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     with pytest.raises(RecipeError, match=r"recipe\.bits"):
-        vqcompress.quantize(str(source), tmp_path / "out", **{**RECIPE, "bits": 3.5})
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **{**RECIPE, "bits": 3.5})
 
 
 def test_kept_recordings_serve_other_methods_with_the_same_result(
-    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sdxl: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept"
     vqcompress.quantize(
-        str(source), tmp_path / "a", calibration_folder=kept, **{**RECIPE, "method": "gptq", "settings": {}}
+        str(tiny_sdxl), tmp_path / "a", calibration_folder=kept, **{**RECIPE, "method": "gptq", "settings": {}}
     )
     monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded again"))
-    folder = vqcompress.quantize(str(source), tmp_path / "b", calibration_folder=kept, **RECIPE)
+    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "b", calibration_folder=kept, **RECIPE)
     assert weights(folder) == weights(finished)
 
 
-def test_images_before_saving_and_after_loading_are_the_same(source: Path, tmp_path: Path) -> None:
-    pipeline = DiffusionPipeline.from_pretrained(source, use_safetensors=True)
+def test_images_before_saving_and_after_loading_are_the_same(tiny_sdxl: Path, tmp_path: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True)
     architecture = compression.architecture_of(pipeline)
     draw = {"seeds": [3], "steps": 2, "height": 16, "width": 16, "output_type": "pt"}
     dense = architecture.sample(pipeline, ["a cat"], **draw)
@@ -121,8 +106,8 @@ def test_bits_are_a_budget_for_all_that_is_stored(finished: Path) -> None:
     assert len({round(row["bits_per_weight"], 1) for row in found["components"]["unet"]["layers"]}) > 1
 
 
-def test_every_matrix_is_packed_or_listed_with_the_reason(source: Path, finished: Path) -> None:
-    unet = DiffusionPipeline.from_pretrained(source, use_safetensors=True).unet
+def test_every_matrix_is_packed_or_listed_with_the_reason(tiny_sdxl: Path, finished: Path) -> None:
+    unet = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True).unet
     matrices = {name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)}
     config = json.loads((finished / "unet" / "config.json").read_text())["quantization_config"]
     listed = [*config["layers"], *config.get("dense", {}), *config["kept"]]
@@ -130,8 +115,8 @@ def test_every_matrix_is_packed_or_listed_with_the_reason(source: Path, finished
     assert all(config["kept"].values())
 
 
-def test_the_table_of_layers_says_what_became_of_each(source: Path, finished: Path) -> None:
-    unet = DiffusionPipeline.from_pretrained(source, use_safetensors=True).unet
+def test_the_table_of_layers_says_what_became_of_each(tiny_sdxl: Path, finished: Path) -> None:
+    unet = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True).unet
     packed = vqcompress.load(finished).unet
     records = read_layer_table(finished)
     rows = {row["name"]: row for row in vqcompress.inspect(finished)["layers"]}
@@ -148,17 +133,17 @@ def test_the_table_of_layers_says_what_became_of_each(source: Path, finished: Pa
 
 
 def test_a_small_layer_that_decides_the_output_stays_dense(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one_matters(run: Any, component: str, layers: list[str]) -> dict[str, float]:
         return {layer: 1e9 if layer == layers[0] else 1e-3 for layer in layers}
 
     monkeypatch.setattr(budget, "_importance", one_matters)
-    folder = vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     found = vqcompress.inspect(folder)
     dense = [row for row in found["layers"] if row["format"] == "dense"]
     assert found["bits_per_weight"] <= 4.0
-    before, after = (DiffusionPipeline.from_pretrained(f, use_safetensors=True).unet for f in (source, folder))
+    before, after = (DiffusionPipeline.from_pretrained(f, use_safetensors=True).unet for f in (tiny_sdxl, folder))
     name = min(row["name"] for row in dense)
     assert name == "down_blocks.0.resnets.0.conv1"
     assert torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight)
@@ -168,16 +153,16 @@ def test_a_small_layer_that_decides_the_output_stays_dense(
     assert "conv_in" in config["kept"]
 
 
-def test_text_encoders_can_be_compressed_too(source: Path, tmp_path: Path) -> None:
-    folder = vqcompress.quantize(str(source), tmp_path / "out", components=["text_encoder", "unet"], **RECIPE)
+def test_text_encoders_can_be_compressed_too(tiny_sdxl: Path, tmp_path: Path) -> None:
+    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", components=["text_encoder", "unet"], **RECIPE)
     assert set(vqcompress.inspect(folder)["components"]) == {"text_encoder", "unet"}
     assert vqcompress.verify(folder) == []
 
 
-def test_an_existing_folder_is_kept(source: Path, finished: Path) -> None:
+def test_an_existing_folder_is_kept(tiny_sdxl: Path, finished: Path) -> None:
     before = weights(finished)
     with pytest.raises(CheckpointError, match="--overwrite"):
-        vqcompress.quantize(str(source), finished, **RECIPE)
+        vqcompress.quantize(str(tiny_sdxl), finished, **RECIPE)
     assert weights(finished) == before
 
 
@@ -186,15 +171,15 @@ def test_a_compressed_pipeline_is_not_compressed_again(finished: Path, tmp_path:
         vqcompress.quantize(str(finished), tmp_path / "twice", **RECIPE)
 
 
-def test_keep_patterns_of_the_recipe_replace_the_architectures(source: Path, tmp_path: Path) -> None:
+def test_keep_patterns_of_the_recipe_replace_the_architectures(tiny_sdxl: Path, tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="keep"):
-        vqcompress.quantize(str(source), tmp_path / "out", keep={".*": "a test"}, **RECIPE)
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", keep={".*": "a test"}, **RECIPE)
     assert not list(tmp_path.iterdir())
 
 
-def test_dense_parts_of_a_16_bit_model_stay_16_bit(source: Path, tmp_path: Path) -> None:
+def test_dense_parts_of_a_16_bit_model_stay_16_bit(tiny_sdxl: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
-    DiffusionPipeline.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float16).save_pretrained(half)
+    DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True, torch_dtype=torch.float16).save_pretrained(half)
     folder = vqcompress.quantize(str(half), tmp_path / "out", **{**RECIPE, "method": "rtn", "settings": {}})
     vae = "vae/diffusion_pytorch_model.safetensors"
     assert (folder / vae).stat().st_size == (half / vae).stat().st_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import multiprocessing
 import os
 import random
@@ -18,12 +17,6 @@ import torch
 import vqcompress
 from vqcompress import compression  # here, so that no run has to import it
 
-_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "architectures" / "tiny_pipelines.py")
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
-
 RECIPE: dict[str, Any] = {
     "method": "rtn",
     "bits": 4,
@@ -36,15 +29,7 @@ KILLS = 20
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("source") / "tiny"
-    _tiny.TINY["sdxl"]().save_pretrained(folder)
-    return folder
-
-
-def compress(source: Path, output: Path, kill_at: int | None, count: Any) -> None:
+def compress(tiny_sdxl: Path, output: Path, kill_at: int | None, count: Any) -> None:
     """One run in its own process, which ends by its own SIGKILL at the ``kill_at``-th change below ``output``'s parent."""
     inside = str(output.parent)
 
@@ -56,14 +41,14 @@ def compress(source: Path, output: Path, kill_at: int | None, count: Any) -> Non
 
     torch.set_num_threads(1)
     sys.addaudithook(hook)
-    compression.quantize(str(source), output, **RECIPE)
+    compression.quantize(str(tiny_sdxl), output, **RECIPE)
 
 
-def run(source: Path, output: Path, kill_at: int | None = None) -> tuple[int, int]:
+def run(tiny_sdxl: Path, output: Path, kill_at: int | None = None) -> tuple[int, int]:
     """(exit code, changes on disk) of one run."""
     context = multiprocessing.get_context("fork")
     count = context.Value("i", 0)
-    process = context.Process(target=compress, args=(source, output, kill_at, count))
+    process = context.Process(target=compress, args=(tiny_sdxl, output, kill_at, count))
     process.start()
     process.join()
     return process.exitcode or 0, count.value
@@ -75,8 +60,8 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(source: Path, tmp_path: Path) -> None:
-    code, changes = run(source, tmp_path / "whole" / "out")
+def test_killed_at_twenty_random_moments(tiny_sdxl: Path, tmp_path: Path) -> None:
+    code, changes = run(tiny_sdxl, tmp_path / "whole" / "out")
     assert code == 0
     whole = digest(tmp_path / "whole" / "out")
     draw = random.Random(0)
@@ -85,12 +70,12 @@ def test_killed_at_twenty_random_moments(source: Path, tmp_path: Path) -> None:
     for moment in moments:
         output = tmp_path / str(moment) / "out"
         output.parent.mkdir()
-        code, _ = run(source, output, kill_at=moment)
+        code, _ = run(tiny_sdxl, output, kill_at=moment)
         assert code == -signal.SIGKILL
         if output.exists():
             assert vqcompress.verify(output) == []
             assert digest(output) == whole
             continue
-        assert run(source, output)[0] == 0
+        assert run(tiny_sdxl, output)[0] == 0
         assert digest(output) == whole
         assert sorted(path.name for path in output.parent.iterdir()) == ["out"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,6 @@ from vqcompress.layers import vq_layers
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.stages import encoding, recording
 
-_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "architectures" / "tiny_pipelines.py")
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
-
 SAMPLING = {"steps": 2, "height": 16, "width": 16, "batch_size": 2}
 CALIBRATION = {"count": 2, **SAMPLING}
 RECIPE: dict[str, Any] = {"bits": 2.0, "budget": "layer", "settings": {"state_bits": 8}, "calibration": CALIBRATION}
@@ -36,24 +29,16 @@ FIRST, LATER = "down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.1.conv_shor
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("source") / "tiny"
-    _tiny.TINY["sdxl"]().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def in_order(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vqcompress.quantize(str(source), tmp_path_factory.mktemp("in-order") / "out", **IN_ORDER)
+def in_order(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vqcompress.quantize(str(tiny_sdxl), tmp_path_factory.mktemp("in-order") / "out", **IN_ORDER)
 
 
 def weights(folder: Path) -> bytes:
     return (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
-def test_only_the_first_block_gets_the_originals_inputs(source: Path, in_order: Path, tmp_path: Path) -> None:
-    one_pass = vqcompress.quantize(str(source), tmp_path / "out", **RECIPE)
+def test_only_the_first_block_gets_the_originals_inputs(tiny_sdxl: Path, in_order: Path, tmp_path: Path) -> None:
+    one_pass = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     ours, theirs = (vq_layers(vqcompress.load(folder).unet) for folder in (in_order, one_pass))
     assert ours.keys() == theirs.keys()
     assert torch.equal(ours[FIRST].weight, theirs[FIRST].weight)
@@ -62,9 +47,9 @@ def test_only_the_first_block_gets_the_originals_inputs(source: Path, in_order: 
     assert rows[0] == rows[1]
 
 
-def test_a_layers_error_is_told_for_the_inputs_it_will_get(source: Path, in_order: Path) -> None:
+def test_a_layers_error_is_told_for_the_inputs_it_will_get(tiny_sdxl: Path, in_order: Path) -> None:
     """The table's error is under the second moment behind the packed blocks, on the original's own calls."""
-    pipeline = DiffusionPipeline.from_pretrained(source, use_safetensors=True)
+    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True)
     architecture = architecture_of(pipeline)
     chosen = choose_diverse(load_prompts(architecture.prompt_set).prompts, 2, 0)
     calls = record_teacher(pipeline, architecture, chosen, count=99, **SAMPLING)
@@ -98,7 +83,7 @@ def moments_of_inputs(denoiser: torch.nn.Module, layer: str, calls: list[Any]) -
 
 
 def test_a_run_that_stops_inside_a_block_goes_on_to_the_same_bytes(
-    source: Path, in_order: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sdxl: Path, in_order: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = []
 
@@ -112,28 +97,28 @@ def test_a_run_that_stops_inside_a_block_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "quantize_weight", failing)
         with pytest.raises(KeyboardInterrupt):
-            vqcompress.quantize(str(source), tmp_path / "out", **IN_ORDER)
+            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **IN_ORDER)
     left = tmp_path / "out.partial"
     assert len(list((left / "unet.layers").glob("*.safetensors"))) >= 12
     kept = list((left / "unet.moments-in-order").glob("*.safetensors"))
     assert len(kept) <= 10, "moments of finished blocks stay on disk"
-    assert weights(vqcompress.quantize(str(source), tmp_path / "out", **IN_ORDER)) == weights(in_order)
+    assert weights(vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **IN_ORDER)) == weights(in_order)
 
 
 def test_recordings_of_the_original_serve_both_orders(
-    source: Path, in_order: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sdxl: Path, in_order: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, budgeted = tmp_path / "kept", {"bits": 4.0, "budget": "model"}
-    vqcompress.quantize(str(source), tmp_path / "a", calibration_folder=kept, **{**RECIPE, **budgeted})
+    vqcompress.quantize(str(tiny_sdxl), tmp_path / "a", calibration_folder=kept, **{**RECIPE, **budgeted})
     monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded again"))
-    folder = vqcompress.quantize(str(source), tmp_path / "b", calibration_folder=kept, **{**IN_ORDER, **budgeted})
+    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "b", calibration_folder=kept, **{**IN_ORDER, **budgeted})
     assert not (kept / "unet.moments-in-order").exists()
     assert vqcompress.inspect(folder)["bits_per_weight"] <= 4.0
     assert vqcompress.verify(folder) == []
 
 
-def test_several_processes_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_refused(tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="parallel order"):
-        vqcompress.quantize(str(source), tmp_path / "out", **IN_ORDER)
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **IN_ORDER)
     assert not list(tmp_path.iterdir())
