@@ -9,8 +9,11 @@ TORCH  ?= torch==2.13.0
 
 .PHONY: demo results test test-lowest lint clean install install-test
 
-CALIBRATION := --calibration $(OUT)/shapes-calibration --overwrite
+# The embedded model that `make results` is about: shapes, shapes-dit or shapes-moe.
+MODEL ?= shapes
+CALIBRATION = --calibration $(OUT)/$(MODEL)-calibration --overwrite
 
+demo: MODEL := shapes
 demo: install  ## compress the embedded model, compare with scalar baselines, write images and an HTML report
 	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-trellis-3bit --bits 3 $(CALIBRATION)
 	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-gptq-4bit --method gptq --bits 4 $(CALIBRATION)
@@ -25,9 +28,9 @@ RESULTS := $(foreach bits,3 2 4,$(foreach method,trellis additive gptq,$(method)
 results: install  ## the comparison in docs/results
 	for variant in $(RESULTS); do \
 	  budget=$${variant#*-}; \
-	  $(BIN)/vqcompress quantize shapes -o $(OUT)/results/$$variant --method $${variant%%-*} --bits $${variant##*-} \
+	  $(BIN)/vqcompress quantize $(MODEL) -o $(OUT)/results/$(MODEL)/$$variant --method $${variant%%-*} --bits $${variant##*-} \
 	    --budget $${budget%-*} $(CALIBRATION) || exit 1; done
-	$(BIN)/vqcompress report shapes $(RESULTS:%=$(OUT)/results/%) --count 64 -o $(OUT)/results/report
+	$(BIN)/vqcompress report $(MODEL) $(RESULTS:%=$(OUT)/results/$(MODEL)/%) --count 64 -o $(OUT)/results/$(MODEL)/report
 
 test: install-test lint  ## everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,6 +1,6 @@
 """The README's tables of `shapes`, from the reports that `make demo` and `make results` write.
 
-``python benchmarks/result_tables.py out/report/report.json out/results/report/report.json``
+``python benchmarks/result_tables.py out/report/report.json out/results/shapes/report/report.json``
 """
 
 from __future__ import annotations

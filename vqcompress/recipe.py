@@ -50,7 +50,9 @@ class Training(_Section):
     relative error at the start. ``learn`` names what
     learns. ``row_scales`` gives layers with one common scale a scale for each row, ``tables`` is the most that learned
     trellis tables may add to the codes that read them, as a share of these; both are off, for they cost bits, and on the
-    embedded model they gained nothing (docs/finetune.md). ``guided`` is the share of the guided output in the loss; ``budget_gb`` bounds the teacher's outputs on disk.
+    embedded model they gained nothing (docs/finetune.md). ``weighting`` is that of timesteps, ``None`` meaning "trajectory" where the scheduler
+    tells its noise levels, else "uniform"; ``guided`` is the share of the guided output in the loss; ``budget_gb`` bounds the
+    teacher's outputs on disk.
     """
 
     preset: Literal["fast", "default", "best"] = "default"
@@ -66,8 +68,8 @@ class Training(_Section):
     )  # fmt: skip
     row_scales: bool = False
     tables: float = Field(default=0.0, ge=0, le=1)
-    weighting: Literal["uniform", "min-snr", "measured", "trajectory"] = "uniform"
-    guided: float = Field(default=0.0, ge=0, le=1)
+    weighting: Literal["uniform", "min-snr", "measured", "trajectory"] | None = None
+    guided: float = Field(default=1.0, ge=0, le=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     budget_gb: float = Field(default=8.0, gt=0)

@@ -88,3 +88,23 @@ def test_masters_are_measured_as_they_will_be_stored():
     learnable.settle()
     assert torch.equal(toy.norm.weight, torch.full((8,), 0.5))
     assert not toy.norm.weight.requires_grad
+
+
+def test_steps_of_a_matrix_shrink_with_the_inputs_that_a_row_adds_up():
+    torch.manual_seed(0)
+    moved = {}
+    for columns in (16, 1024):
+        layer = nn.Linear(columns, 8, bias=False)
+        nn.init.normal_(layer.weight)
+        before, x = layer.weight.detach().clone(), torch.ones(columns)
+
+        def gradient(step: int, layer=layer, x=x) -> float:
+            loss = layer(x).sum()
+            loss.backward()
+            return float(loss.detach())
+
+        learnable = make_learnable(layer, ["dense"])
+        Descent(learnable, gradient, lambda: 1.0, Schedule(1, 0.01, measure_every=2), keep=None).run()
+        ends = learnable.parameters["weight"].detach()
+        moved[columns] = float(((ends - before) @ x).abs().mean() / columns**0.5)
+    assert moved[16] == pytest.approx(moved[1024], rel=0.2)

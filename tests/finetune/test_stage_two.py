@@ -89,6 +89,17 @@ def test_every_objective_runs(student, lessons, training, tmp_path, teacher, cha
     assert outcome.after <= outcome.before
 
 
+def test_timesteps_weigh_by_trajectory_where_the_scheduler_tells_noise_levels(student, lessons, teacher):
+    found = {}
+    for weighting, scheduler in ((None, teacher.scheduler), ("trajectory", teacher.scheduler), (None, None)):
+        training = Training(weighting=weighting)
+        study = study_of(training, 2.0, 0)
+        found[weighting, scheduler] = weighted(lessons, training, scheduler, student, study).train.weights
+    assert torch.equal(found[None, teacher.scheduler], found["trajectory", teacher.scheduler])
+    assert torch.equal(found[None, None], torch.ones(len(lessons.train)))
+    assert found[None, teacher.scheduler].std() > 0.1
+
+
 def test_checkpointing_changes_memory_and_not_the_gradient(student, lessons, training):
     widen(student, training)
     learnable = make_learnable(student)

@@ -148,5 +148,11 @@ class Descent:
 
 
 def _size(parameter: Tensor) -> float:
-    """RMS of a tensor, what its steps are relative to; one that is all zeros (an untrained bias) moves in hundredths."""
-    return float(parameter.detach().square().mean().sqrt()) or 0.01
+    """What the steps of a tensor are relative to: its RMS, for matrices over the root of the inputs that a row adds up.
+
+    Adam moves all entries of a row alike, so their effects on an output add up in step, while those of the entries themselves
+    go every which way (Yang et al. 2022, arXiv 2203.03466, table 3). A tensor that is all zeros, an untrained bias, moves in
+    hundredths.
+    """
+    size = float(parameter.detach().square().mean().sqrt()) or 0.01
+    return size / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else size

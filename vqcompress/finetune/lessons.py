@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
-from vqcompress.finetune.noise_levels import noise_levels
+from vqcompress.finetune.noise_levels import noise_levels, tells_noise_levels
 from vqcompress.finetune.objective import measured_weights, min_snr_weights, trajectory_weights
 from vqcompress.finetune.presets import effort
 from vqcompress.finetune.prompt_split import split_prompts
@@ -79,12 +79,13 @@ def found_lessons(run_folder: Path) -> Lessons:
 
 def weighted(lessons: Lessons, training: Training, scheduler: Any, denoiser: nn.Module, study: Study) -> Lessons:
     """The lessons with the weights that the recipe asks for; ``measured`` runs the untrained student on held-out units."""
-    if training.weighting == "uniform":
+    weighting = training.weighting or ("trajectory" if tells_noise_levels(scheduler) else "uniform")
+    if weighting == "uniform":
         return lessons
-    if training.weighting == "min-snr":
+    if weighting == "min-snr":
         train, held_out = (min_snr_weights(*noise_levels(scheduler, part.timesteps)) for part in _parts(lessons))
         return _with(lessons, train, held_out)
-    if training.weighting == "trajectory":
+    if weighting == "trajectory":
         train = trajectory_weights(*noise_levels(scheduler, lessons.train.timesteps))
         held_out = _nearest(lessons.held_out.timesteps, lessons.train.timesteps, train)
         return _with(lessons, train, held_out / held_out.mean())
