@@ -6,13 +6,26 @@ stay -0, where the reference has 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numba import carray
 
-from vqcompress.kernels.cpu_loops import _compiled
-from vqcompress.kernels.cpu_vectors import add, byte_at, fetch_ahead, float_at, load, multiply_add, store, times, zeros
+from vqcompress.kernels.cpu_loops import _compiled, shared_loop
+from vqcompress.kernels.cpu_parts import numbers, raw_pointer
+from vqcompress.kernels.cpu_vectors import (
+    add,
+    byte_at,
+    fetch_ahead,
+    float_at,
+    load,
+    multiply_add,
+    put_float,
+    store,
+    times,
+    zeros,
+)
 
 BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the first cache beside the codebooks
 LINE = 64  # bytes of a cache line
@@ -30,18 +43,22 @@ def _code(stream, index, code_bits):
 
 
 @lru_cache(maxsize=64)
-def additive_decoder(dimension: int, code_bits: int) -> Callable[..., None]:
-    """``(first, last, values [columns, rows], codes, starts, rates, codebooks [M, 2**code_bits, dimension], scale [rows])`` fills
+def additive_decoder(dimension: int, code_bits: int) -> Any:
+    """Over columns, for ``(values [columns, rows], codes, starts, rates, codebooks [M, 2**code_bits, dimension], scale [rows])``: fills
     columns ``first … last``."""
     word = 4 * dimension  # bytes
     size = word << code_bits
 
-    def decode(first, last, values, codes, starts, rates, codebooks, scale):
-        rows, books, gains = values.shape[1], codebooks.ctypes.data, scale.ctypes.data
+    def decode(first, last, arguments):
+        values, columns, rows, codes, _, starts_at, _, rates_at, _, books, _, _, _, gains, _ = numbers(15, arguments)
+        starts, rates = (
+            carray(raw_pointer(starts_at), columns, np.int64),
+            carray(raw_pointer(rates_at), columns, np.int64),
+        )
         whole = rows // dimension
         for column in range(first, last):
-            stream, rate = codes.ctypes.data + starts[column], rates[column]
-            target = values[column].ctypes.data
+            stream, rate = codes + starts[column], rates[column]
+            target = values + 4 * rows * column
             for vector in range(whole):
                 total = zeros(dimension)
                 for book in range(rate):
@@ -51,23 +68,23 @@ def additive_decoder(dimension: int, code_bits: int) -> Callable[..., None]:
             for row in range(whole * dimension, rows):
                 value = np.float32(0)
                 for book in range(rate):
-                    value += codebooks[book, _code(stream, whole * rate + book, code_bits), row - whole * dimension]
-                values[column, row] = value * scale[row]
+                    at = books + book * size + word * _code(stream, whole * rate + book, code_bits)
+                    value += float_at(at + 4 * (row - whole * dimension))
+                put_float(value * float_at(gains + 4 * row), target + 4 * row)
 
-    return _compiled(nogil=True)(decode)
+    return shared_loop(decode)
 
 
 @lru_cache(maxsize=64)
-def additive_row(dimension: int, code_bits: int, rate: int) -> Callable[..., None]:
-    """``(first, last, total, inputs [n], codes, books, vectors)``: adds to ``total [vectors * dimension]``, from vector ``first`` to
-    ``last``, the product of one input row with the unscaled values of ``n`` columns of this rate. ``codes`` and ``books`` are
-    addresses."""
+def additive_row(dimension: int, code_bits: int, rate: int) -> Any:
+    """Over vectors of outputs, for the addresses and numbers ``(total [vectors * dimension], inputs [n], n, codes, books, vectors)``: adds to
+    ``total``, from vector ``first`` to ``last``, the product of one input row with the unscaled values of ``n`` columns of this rate."""
     word = 4 * dimension
     size = word << code_bits
 
-    def multiply(first, last, total, inputs, codes, books, vectors):
-        n, x = len(inputs), inputs.ctypes.data
-        sums, width = total.ctypes.data, (vectors * rate * code_bits + 7) >> 3
+    def multiply(first, last, arguments):
+        sums, x, n, codes, books, vectors = numbers(6, arguments)
+        width = (vectors * rate * code_bits + 7) >> 3
         for begin in range(0, n, BLOCK):
             stop, vector = min(begin + BLOCK, n), first
             while vector + 4 <= last:  # four at a time: a multiplication waits for the one before it
@@ -106,4 +123,4 @@ def additive_row(dimension: int, code_bits: int, rate: int) -> Callable[..., Non
                 store(add(load(dimension, sums + vector * word), a), sums + vector * word)
                 vector += 1
 
-    return _compiled(nogil=True)(multiply)
+    return shared_loop(multiply)

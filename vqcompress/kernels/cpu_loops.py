@@ -1,7 +1,7 @@
 """Reading packed bytes on the CPU with numba: bit fields, rates, where columns start.
 
-The loops that decode whole columns are in ``cpu_trellis_loops``, ``cpu_additive_loops`` and ``cpu_scalar_loops``. All release the interpreter lock, so that threads can share the columns of a large weight. (numba's own parallel loops keep a
-pool that spins beside torch's, and do not survive a fork.)
+The loops that decode whole columns are in ``cpu_trellis_loops``, ``cpu_additive_loops`` and ``cpu_scalar_loops``. They are C
+functions of addresses, which any thread can call without the interpreter (`vqcompress.kernels.cpu_threads`).
 
 No fast-math: products and sums round as in the reference, so the results are equal bit for bit.
 """
@@ -25,6 +25,23 @@ def _compiled(**options: Any) -> Callable[[Callable], Any]:
             return numba.njit(**options)(function)
 
     return decorate
+
+
+def native(signature: str) -> Callable[[Callable], Any]:
+    """The function as a C function, with ``address`` to call it by from machine code and ``ctypes`` from here, without the
+    interpreter's lock; its machine code cached likewise."""
+
+    def decorate(function: Callable) -> Any:
+        try:
+            return numba.cfunc(signature, cache=True)(function)
+        except RuntimeError:
+            return numba.cfunc(signature)(function)
+
+    return decorate
+
+
+# (first, last, the address of what `vqcompress.kernels.cpu_threads.share` was given)
+shared_loop = native("void(intp, intp, intp)")
 
 
 @_compiled(inline="always")

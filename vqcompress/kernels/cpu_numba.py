@@ -5,7 +5,7 @@ The loops are in `vqcompress.kernels.cpu_loops`, imported at the first call: num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -62,7 +62,7 @@ def _decode_trellis(values: Tensor, spec: TrellisSpec, tensors: Mapping[str, Ten
             values[torch.from_numpy(rates == 0)] = torch.from_numpy(np.float32(0) * scale[:rows])
         else:
             loop = cpu_trellis_loops.trellis_decoder(state_bits, rate)
-            share_columns(loop, columns, rows, values.numpy(), codes, starts, rates, tables[rate - 1], scale)
+            _share_columns(loop, values, codes, starts, rates, tables[rate - 1], scale)
 
 
 def _decode_additive(values: Tensor, spec: AdditiveSpec, tensors: Mapping[str, Tensor]) -> None:
@@ -71,21 +71,26 @@ def _decode_additive(values: Tensor, spec: AdditiveSpec, tensors: Mapping[str, T
     columns, rows = values.shape
     codes, starts, rates, books, _, scale = additive_arguments(cpu_loops, spec, tensors, rows, columns)
     loop = cpu_additive_loops.additive_decoder(spec.dimension, spec.code_bits)
-    share_columns(loop, columns, rows, values.numpy(), codes, starts, rates, books, scale)
+    _share_columns(loop, values, codes, starts, rates, books, scale)
 
 
 def _decode_scalar(values: Tensor, spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> None:
     from vqcompress.kernels import cpu_scalar_loops
 
-    columns, rows = values.shape
     codes, zeros, scales, bits, group_size = scalar_arguments(spec, tensors)
     loop = cpu_scalar_loops.scalar_decoder(bits)
-    share_columns(loop, columns, rows, values.numpy(), codes, zeros, scales, group_size)
+    _share_columns(loop, values, codes, zeros, scales, group_size)
 
 
-def share_columns(loop: Callable, columns: int, rows: int, *arguments: Any) -> None:
-    """Run ``loop(first, last, *arguments)`` over all columns, in threads when the weight is large."""
-    share(columns, columns * rows, lambda first, last: loop(first, last, *arguments))
+def _share_columns(loop: Any, values: Tensor, *arguments: Any) -> None:
+    """Run ``loop`` over all columns of ``values [columns, rows]``, in threads when the weight is large.
+
+    It finds arrays as their address and shape, numbers as they are.
+    """
+    plain: list[int] = []
+    for argument in (values.numpy(), *arguments):
+        plain += [argument.ctypes.data, *argument.shape] if isinstance(argument, np.ndarray) else [argument]
+    share(len(values), values.numel(), loop, *plain)
 
 
 def trellis_arguments(loops: Any, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> tuple:
@@ -130,13 +135,6 @@ def trellis_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> np.ndarr
     tables = tables.copy()
     tables[np.array(spec.codebook_rates) - 1] = _floats(tensors["codebooks"])
     return tables
-
-
-def trellis_table(spec: TrellisSpec, rate: int, tensors: Mapping[str, Tensor]) -> np.ndarray:
-    """The value table of one rate, learned or the formula's, float32 ``[2**state_bits]``."""
-    if rate in spec.codebook_rates:
-        return _floats(tensors["codebooks"][spec.codebook_rates.index(rate)])
-    return _value_tables(spec.state_bits, spec.tail)[rate - 1]
 
 
 @lru_cache(maxsize=32)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
+from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import cpu_numba
 from vqcompress.kernels.column_order import bits_per_rate
 from vqcompress.kernels.cpu_threads import share
@@ -20,7 +25,7 @@ Shape = tuple[int, ...]
 
 PURPOSE = "one or two rows: looks up and multiplies in one pass, reading the codes alone"
 MOST_ROWS = 2  # each costs as much as decoding
-SCALAR_PART = 32  # outputs that the scalar loop takes at a time
+TRELLIS_PART, SCALAR_PART = 8, 32  # outputs that the loops take at a time
 
 
 def refusal(spec: FormatSpec, shape: Shape, x: Tensor) -> str:
@@ -34,22 +39,19 @@ def refusal(spec: FormatSpec, shape: Shape, x: Tensor) -> str:
 
 def multiply(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """``x [..., columns] -> [..., rows]`` in the dtype of ``x``; sums and scale in float32."""
-    from vqcompress.kernels.cpu_row_loops import finish
-
     rows, columns = shape
-    inputs = as_floats(x)
-    y = torch.empty(*x.shape[:-1], rows, dtype=torch.float32)
-    scale, offset = _row_scale(spec, tensors), None if bias is None else as_floats(bias)
+    inputs, offset, scale = as_floats(x), None if bias is None else as_floats(bias), _row_scale(spec, tensors)
+    y, unit = torch.empty(*x.shape[:-1], rows, dtype=torch.float32), _outputs(spec)
+    parts = -(-rows // unit)
+    total = torch.empty(parts * unit)
+    last = (0, 0, 0) if scale is None else (scale.data_ptr(), scale.numel(), scale.itemsize)
     for row in range(y.numel() // max(1, rows)):
-        total = _SUMS[type(spec)](inputs.data_ptr() + 4 * columns * row, spec, tensors, rows, columns)
-        finish(
-            total,
-            0 if scale is None else scale.data_ptr(),
-            1 if scale is None else scale.numel(),
-            0 if offset is None else offset.data_ptr(),
-            y.data_ptr() + 4 * rows * row,
-            rows,
-        )
+        at = inputs.data_ptr() + 4 * columns * row
+        blocks, kept = _BLOCKS[type(spec)](at, total.data_ptr(), spec, tensors, rows, columns)
+        head = (y.data_ptr() + 4 * rows * row, rows, total.data_ptr(), unit, *last)
+        add = 0 if offset is None else offset.data_ptr()
+        share(parts, rows * columns, _loops().row_product, *head, add, len(blocks), *chain.from_iterable(blocks))
+        del kept  # held until here: the blocks have nothing but addresses
     return y if x.dtype == torch.float32 else y.to(x.dtype)
 
 
@@ -61,7 +63,34 @@ def as_floats(tensor: Tensor) -> Tensor:
 
 
 def _row_scale(spec: FormatSpec, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    return None if isinstance(spec, ScalarSpec) else as_floats(tensors["scale"])
+    return None if isinstance(spec, ScalarSpec) else _as_scale(tensors["scale"])
+
+
+def _as_scale(scale: Tensor) -> Tensor:
+    """Contiguous, in float16 or float32."""
+    return scale if scale.dtype == torch.float16 and scale.is_contiguous() else as_floats(scale)
+
+
+@lru_cache(maxsize=1)
+def _loops() -> Any:
+    """numba's part, imported once: an import statement takes microseconds each time."""
+    from vqcompress.kernels import cpu_additive_loops, cpu_row_loops, cpu_scalar_loops, cpu_trellis_row
+
+    return SimpleNamespace(
+        take=cpu_row_loops.take.ctypes,
+        row_product=cpu_row_loops.row_product,
+        step=cpu_row_loops.STEP,
+        trellis=cpu_trellis_row.trellis_row,
+        additive=cpu_additive_loops.additive_row,
+        scalar=cpu_scalar_loops.scalar_row,
+    )
+
+
+def _outputs(spec: FormatSpec) -> int:
+    """How many outputs the loops take at a time."""
+    if isinstance(spec, AdditiveSpec):
+        return spec.dimension
+    return TRELLIS_PART if isinstance(spec, TrellisSpec) else SCALAR_PART
 
 
 @dataclass(frozen=True)
@@ -76,9 +105,9 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Plan:
-    """``order [columns]`` (int32): the columns in stored order."""
+    """``order [columns]`` (int64): the columns in stored order."""
 
-    order: np.ndarray
+    order: Tensor
     blocks: tuple[_Block, ...]
 
 
@@ -90,7 +119,7 @@ def _plan(spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, Tensor], rows:
 
     def make() -> _Plan:
         rates = spec.rates(columns, tensors).cpu().numpy()
-        order = np.argsort(rates, kind="stable").astype(np.int32)
+        order = torch.from_numpy(np.argsort(rates, kind="stable").astype(np.int64))
         known, counts = np.unique(rates, return_counts=True)
         blocks, first, start = [], 0, 0
         for rate, count in zip(known.tolist(), counts.tolist(), strict=True):
@@ -107,67 +136,90 @@ def _plan(spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, Tensor], rows:
     return _PLANS(tensors.get("rates", codes), (spec, rows, columns), make)
 
 
-def _ordered(x: int, plan: _Plan) -> list[np.ndarray]:
-    """The inputs of every block, from those at the address ``x``."""
-    from vqcompress.kernels.cpu_row_loops import take
-
-    values = np.empty(len(plan.order), np.float32)
-    take(x, plan.order, values)
-    return [values[block.first : block.last] for block in plan.blocks]
+def _ordered(x: int, plan: _Plan) -> Tensor:
+    """The inputs at the address ``x`` in stored order."""
+    values = torch.empty(len(plan.order))
+    _loops().take(x, plan.order.data_ptr(), values.data_ptr(), len(values))
+    return values
 
 
-def _trellis(x: int, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> np.ndarray:
-    from vqcompress.kernels.cpu_trellis_row import OUTPUTS, trellis_row
+Blocks = tuple[list[list[int]], tuple]
+"""Of each block its loop's address and what it is called with, then whatever must live until it has been."""
 
+
+def _block(loop: Any, *numbers: int) -> list[int]:
+    return [loop.address, *numbers, *[0] * (_loops().step - 1 - len(numbers))]
+
+
+def _trellis(x: int, total: int, spec: TrellisSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> Blocks:
     plan, codes = _plan(spec, tensors, rows, columns), tensors["weight"]
-    begin, groups = codes.data_ptr(), -(-rows // OUTPUTS)
-    end, total = begin + codes.numel(), np.zeros(OUTPUTS * groups, np.float32)
-    calls = [
-        (trellis_row(spec.state_bits, b.rate), values, begin + b.start, cpu_numba.trellis_table(spec, b.rate, tensors))
-        for b, values in zip(plan.blocks, _ordered(x, plan), strict=True)
+    begin, values = codes.data_ptr(), _ordered(x, plan)
+    end, tables = begin + codes.numel(), [_table(spec, block.rate, tensors) for block in plan.blocks]
+    blocks = [
+        _block(
+            _loops().trellis(spec.state_bits, block.rate),
+            total,
+            values.data_ptr() + 4 * block.first,
+            block.last - block.first,
+            begin + block.start,
+            end,
+            table.data_ptr(),
+            rows,
+        )
+        for block, table in zip(plan.blocks, tables, strict=True)
     ]
-
-    def work(first: int, last: int) -> None:
-        for loop, values, at, table in calls:
-            loop(first, last, total, values, at, end, table, rows)
-
-    share(groups, rows * columns, work)
-    return total
+    return blocks, (values, tables)
 
 
-def _additive(x: int, spec: AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> np.ndarray:
-    from vqcompress.kernels.cpu_additive_loops import additive_row
+_BOOKS: Derived[Tensor] = Derived()
 
-    plan, books, vectors = _plan(spec, tensors, rows, columns), as_floats(tensors["codebooks"]), spec.vectors(rows)
-    begin, total = tensors["weight"].data_ptr(), np.zeros(vectors * spec.dimension, np.float32)
-    calls = [
-        (additive_row(spec.dimension, spec.code_bits, b.rate), values, begin + b.start)
-        for b, values in zip(plan.blocks, _ordered(x, plan), strict=True)
+
+def _books(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The learned tables in float32, made once: layers share them."""
+    books = tensors["codebooks"]
+    return _BOOKS(books, tuple(books.shape), lambda: as_floats(books.detach()))
+
+
+def _table(spec: TrellisSpec, rate: int, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The value table of one rate, learned or the formula's, float32 ``[2**state_bits]``."""
+    if rate in spec.codebook_rates:
+        return _books(tensors)[spec.codebook_rates.index(rate)]
+    return _formula_table(spec.state_bits, spec.tail, rate)
+
+
+@lru_cache(maxsize=64)
+def _formula_table(state_bits: int, tail: float, rate: int) -> Tensor:
+    return value_table(state_bits, rate, tail).float()
+
+
+def _additive(x: int, total: int, spec: AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> Blocks:
+    plan, books, vectors = _plan(spec, tensors, rows, columns), _books(tensors), spec.vectors(rows)
+    begin, values = tensors["weight"].data_ptr(), _ordered(x, plan)
+    blocks = [
+        _block(
+            _loops().additive(spec.dimension, spec.code_bits, block.rate),
+            total,
+            values.data_ptr() + 4 * block.first,
+            block.last - block.first,
+            begin + block.start,
+            books.data_ptr(),
+            vectors,
+        )
+        for block in plan.blocks
     ]
-
-    def work(first: int, last: int) -> None:
-        for loop, values, at in calls:
-            loop(first, last, total, values, at, books.data_ptr(), vectors)
-
-    share(vectors, rows * columns, work)
-    return total
+    return blocks, (values, books)
 
 
-def _scalar(x: int, spec: ScalarSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> np.ndarray:
-    from vqcompress.kernels.cpu_scalar_loops import scalar_row
-
-    codes, zeros, scales, bits, group_size = cpu_numba.scalar_arguments(spec, tensors)
-    parts = -(-rows // SCALAR_PART)
-    total = np.zeros(SCALAR_PART * parts, np.float32)
-
-    def work(first: int, last: int) -> None:
-        scalar_row(bits)(first, last, total, x, columns, codes, zeros, scales, group_size)
-
-    share(parts, rows * columns, work)
-    return total
+def _scalar(x: int, total: int, spec: ScalarSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> Blocks:
+    codes, zeros, scales = tensors["weight"], tensors["group_zero"], _as_scale(tensors["group_scale"])
+    numbers = (total, x, columns, codes.data_ptr(), codes.nbytes, zeros.data_ptr(), zeros.nbytes)
+    block = _block(
+        _loops().scalar(spec.bits), *numbers, scales.data_ptr(), scales.itemsize, len(scales), rows, spec.group_size
+    )
+    return [block], (scales,)
 
 
-_SUMS: dict[type, Callable[..., np.ndarray]] = {
+_BLOCKS: dict[type, Callable[..., Blocks]] = {
     TrellisSpec: _trellis,
     AdditiveSpec: _additive,
     ScalarSpec: _scalar,

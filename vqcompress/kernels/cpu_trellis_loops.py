@@ -6,12 +6,14 @@ through a small buffer that holds their bytes as if they lay in sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numba import carray
 
-from vqcompress.kernels.cpu_loops import _compiled
+from vqcompress.kernels.cpu_loops import _compiled, shared_loop
+from vqcompress.kernels.cpu_parts import numbers, raw_pointer
 from vqcompress.kernels.cpu_vectors import byte_at, load, store, times
 from vqcompress.kernels.cpu_windows import LANES, look_up, window_bytes
 
@@ -51,30 +53,38 @@ def wrapped_sixteen(address, bits):
 
 
 @lru_cache(maxsize=64)
-def trellis_decoder(state_bits: int, rate: int) -> Callable[..., None]:
-    """``(first, last, values [columns, rows], codes, starts, rates, table, scale [padded])``: fills those of the columns
+def trellis_decoder(state_bits: int, rate: int) -> Any:
+    """Over columns, for ``(values [columns, rows], codes, starts, rates, table, scale [padded])``: fills those of the columns
     ``first … last`` that have this rate. ``padded`` is the number of rows rounded up to sixteen."""
     loaded = window_bytes(rate, state_bits, 2)
 
-    def decode(first, last, values, codes, starts, rates, table, scale):
+    def decode(first, last, arguments):
+        out_at, columns, rows, codes_at, length, starts_at, _, rates_at, _, table, _, gains, _ = numbers(13, arguments)
+        codes, values = (
+            carray(raw_pointer(codes_at), length, np.uint8),
+            carray(raw_pointer(out_at), (columns, rows), np.float32),
+        )
+        starts, rates = (
+            carray(raw_pointer(starts_at), columns, np.int64),
+            carray(raw_pointer(rates_at), columns, np.int64),
+        )
         edge, sixteen = np.zeros(EDGE, np.uint8), np.empty(LANES, np.float32)
-        rows, values_at, gains = values.shape[1], table.ctypes.data, scale.ctypes.data
         for column in range(first, last):
             if rates[column] != rate:
                 continue
             start, out = starts[column], values[column]
-            at, target = codes.ctypes.data + start, out.ctypes.data
-            inner = max(1, min(rows // LANES, (len(codes) - start + 2 - loaded) // (2 * rate) + 1))
+            at, target = codes_at + start, out_at + 4 * rows * column
+            inner = max(1, min(rows // LANES, (length - start + 2 - loaded) // (2 * rate) + 1))
             for group in range(1, inner):
-                found = look_up(rate, state_bits, at + 2 * rate * group, values_at)
+                found = look_up(rate, state_bits, at + 2 * rate * group, table)
                 store(times(found, load(LANES, gains + 4 * LANES * group)), target + 4 * LANES * group)
             group = 0
             while group * LANES < rows:
                 _fill_edge(edge, codes[start:], rate, rows, group)
-                found = look_up(rate, state_bits, edge.ctypes.data + 2, values_at)
+                found = look_up(rate, state_bits, edge.ctypes.data + 2, table)
                 store(times(found, load(LANES, gains + 4 * LANES * group)), sixteen.ctypes.data)
-                for place in range(min(LANES, rows - LANES * group)):
-                    out[LANES * group + place] = sixteen[place]
+                for row in range(min(LANES, rows - LANES * group)):
+                    out[LANES * group + row] = sixteen[row]
                 group = inner if group == 0 else group + 1
 
-    return _compiled(nogil=True)(decode)
+    return shared_loop(decode)

@@ -7,17 +7,18 @@ shifts give all their states.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vqcompress.kernels.cpu_loops import _compiled
+from vqcompress.kernels.cpu_loops import _compiled, shared_loop
+from vqcompress.kernels.cpu_parts import numbers
 from vqcompress.kernels.cpu_trellis_loops import last_sixteen
-from vqcompress.kernels.cpu_vectors import byte_at, fetch_ahead, float_at, fused, pointer, word_at
+from vqcompress.kernels.cpu_vectors import byte_at, fetch_ahead, float_at, fused, pointer, put_float, word_at
 
 OUTPUTS = 8
 BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the first cache beside the table
@@ -72,24 +73,29 @@ def _wrapped_word(address, before, bits, end):
 
 
 @lru_cache(maxsize=64)
-def trellis_row(state_bits: int, rate: int) -> Callable[..., None]:
-    """``(first, last, total [8 * groups], inputs [n], codes, end, table, rows)``: adds to the sums of the groups ``first … last`` of
-    eight outputs the product of one input row with the unscaled values of ``n`` columns of this rate, whose bytes begin at the
-    address ``codes``; memory ends at ``end``."""
+def trellis_row(state_bits: int, rate: int) -> Any:
+    """Over the groups ``first … last`` of eight outputs, for the addresses and numbers ``(total [8 * groups], inputs [n], n, codes, end, table, rows)``: adds to their
+    sums the product of one input row with the unscaled values of ``n`` columns of this rate, whose bytes begin at
+    ``codes``; memory ends at ``end``."""
     reach = 12 if rate * OUTPUTS > FIRST_WORD else 8  # bytes read from where a group begins
 
-    def multiply(first, last, total, inputs, codes, end, table, rows):
-        n, x, values = len(inputs), inputs.ctypes.data, table.ctypes.data
+    def multiply(first, last, arguments):
+        total, x, n, codes, end, values, rows = numbers(7, arguments)
         width, zero = (rows * rate + 7) >> 3, np.float32(0)
+        lines = (last - first) * rate // LINE + 1  # of a column
+        together = BLOCK * lines // (last - first) + 1
         for begin in range(0, n, BLOCK):
-            stop = min(begin + BLOCK, n)
+            stop, ahead, left = min(begin + BLOCK, n), codes + (begin + BLOCK) * width + first * rate, lines
             for group in range(first, last):
                 sums = (zero, zero, zero, zero, zero, zero, zero, zero)
                 at = codes + begin * width + group * rate
                 inside = max(begin, min(stop, begin + (end - reach - at) // width + 1))
-                # The next block's bytes, in step and in sequence: as many streams as columns are more than a processor follows.
-                for line in range(group * BLOCK * rate, (group + 1) * BLOCK * rate, LINE):
-                    fetch_ahead(codes + (begin + BLOCK) * width + line)
+                # The next block's bytes of these groups, in step: as many streams as columns are more than a processor follows.
+                for _ in range(together):
+                    fetch_ahead(ahead)
+                    ahead, left = ahead + LINE, left - 1
+                    if left == 0:
+                        ahead, left = ahead + width - lines * LINE, lines
                 wraps = group * rate < 2
                 if wraps:
                     inside = begin
@@ -103,7 +109,8 @@ def trellis_row(state_bits: int, rate: int) -> Callable[..., None]:
                     later = _bytes(at + 4, end)
                     sums = _add_products(rate, state_bits, word, later, values, float_at(x + 4 * column), sums)
                     at += width
+                target = total + 4 * OUTPUTS * group
                 for place in range(OUTPUTS):
-                    total[OUTPUTS * group + place] += sums[place]
+                    put_float(float_at(target + 4 * place) + sums[place], target + 4 * place)
 
-    return _compiled(nogil=True)(multiply)
+    return shared_loop(multiply)

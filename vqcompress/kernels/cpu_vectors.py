@@ -123,6 +123,17 @@ def float_at(typing_context, address):
 
 
 @intrinsic
+def half_at(typing_context, address):
+    """The float16 at ``address``, as a float."""
+
+    def generate(context, builder, signature, arguments):
+        half = builder.load(pointer(builder, arguments[0], ir.HalfType()), align=2)
+        return builder.fpext(half, ir.FloatType())
+
+    return types.float32(types.intp), generate
+
+
+@intrinsic
 def byte_at(typing_context, address):
     """The byte at ``address``, as an int64."""
 
