@@ -5,7 +5,8 @@ in each dtype to a temporary folder and loads the two in turn, several times, wi
 process forked off one that has loaded nothing but two tiny models: imports are paid for, caches of layers are not. Medians. CPU
 seconds are those of the whole process; memory is the growth of the most that was resident, mapped pages of the file included,
 after loading and after two calls. A dense model reads its mapped weights in the first call, a packed one makes its kernels ready
-there: ``until ready`` is loading and what the first call takes longer than the second.
+there: ``until ready`` is loading and what the first call takes longer than the second. Then the same *from disk*, as after a
+reboot: the page cache forgets the files before each load (Linux only), and the clock runs through the first call.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from vqcompress.layers import swap
 KINDS = ("dense", "packed")
 TINY = {"blocks": 1, "width": 32}
 FIGURES = ("load_cpu", "load_wall", "load_peak", "first_cpu", "second_cpu", "ready_cpu", "ready_peak")
+COLD_FIGURES = ("cold_load_wall", "cold_first_wall")
 LABELS = ("load, CPU s", "load, wall s", "peak after load, MB", "first call, CPU s", "second call, CPU s",
-          "until ready, CPU s", "peak after calls, MB")  # fmt: skip
+          "until ready, CPU s", "peak after calls, MB", "from disk: load, wall s",
+          "from disk: through the first call, wall s")  # fmt: skip
 
 
 @click.command(help=__doc__)
@@ -57,7 +60,7 @@ def main(blocks: int, width: int, name: str, bits: int, dtypes: str, rounds: int
 
 
 def benchmark(folder: Path, size: dict[str, int], name: str, bits: int, dtype: str, rounds: int) -> dict[str, Any]:
-    """Medians of `FIGURES` for each of `KINDS`, with what was loaded, as plain data."""
+    """Medians of `FIGURES` and `COLD_FIGURES` for each of `KINDS`, with what was loaded, as plain data."""
     for label, extent in (("tiny", TINY), ("full", size)):
         if not (folder / label / dtype).exists():
             described = in_a_fork(lambda label=label, extent=extent: write(folder / label / dtype, extent, name, bits))
@@ -66,9 +69,11 @@ def benchmark(folder: Path, size: dict[str, int], name: str, bits: int, dtype: s
     taken: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         for kind in KINDS:
-            taken[kind].append(in_a_fork(lambda kind=kind: measured(folder / "full" / dtype / kind)))
+            path = folder / "full" / dtype / kind
+            warm = in_a_fork(lambda path=path: measured(path))
+            taken[kind].append(warm | in_a_fork(lambda path=path: measured_from_disk(path)))
     medians = {
-        kind: {figure: statistics.median(run[figure] for run in runs) for figure in FIGURES}
+        kind: {figure: statistics.median(run[figure] for run in runs) for figure in runs[0]}
         for kind, runs in taken.items()
     }
     return {"dtype": dtype, "format": name, "threads": torch.get_num_threads(), **described, **medians}
@@ -101,6 +106,29 @@ def measured(folder: Path) -> dict[str, float]:
     calls = [timed(lambda: unet(**inputs))[1][0] for _ in range(2)]
     ready = load_cpu + calls[0] - calls[1]
     return dict(zip(FIGURES, (load_cpu, load_wall, load_peak, *calls, ready, peak() - before), strict=True))
+
+
+@torch.no_grad()
+def measured_from_disk(folder: Path) -> dict[str, float]:
+    """One load and one call, of files that no cache holds; nothing where the system cannot forget them."""
+    from diffusers import UNet2DConditionModel
+
+    if not hasattr(os, "posix_fadvise"):
+        return {}
+    forget(folder)
+    dtype = getattr(torch, folder.parent.name)
+    unet, (_, load_wall) = timed(lambda: UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype))
+    inputs = sample(unet.config, dtype)
+    _, (_, first_wall) = timed(lambda: unet(**inputs))
+    return dict(zip(COLD_FIGURES, (load_wall, load_wall + first_wall), strict=True))
+
+
+def forget(folder: Path) -> None:
+    """Take the files of ``folder`` out of the page cache."""
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # what is not yet written cannot be forgotten
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sample(config: Any, dtype: torch.dtype) -> dict[str, Any]:
@@ -154,7 +182,9 @@ def markdown(table: dict[str, Any]) -> str:
         f"CPU, {table['threads']} threads"
     )
     lines = [head, "", "| | dense | packed | of dense |", "|---|---|---|---|"]
-    for figure, label in zip(FIGURES, LABELS, strict=True):
+    for figure, label in zip((*FIGURES, *COLD_FIGURES), LABELS, strict=True):
+        if figure not in dense:
+            continue
         unit = 1e6 if figure.endswith("peak") else 1
         values = [table[kind][figure] / unit for kind in KINDS]
         shown = [f"{value:.0f}" if unit > 1 else f"{value:.3f}" for value in values]

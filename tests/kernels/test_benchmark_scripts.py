@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,25 @@ def test_matmul(monkeypatch):
     assert sizes["trellis"] < sizes["dense"] / 6
     assert "| 64x32 | 1 | dense |" in matmul.markdown(report)
     assert matmul.parse_shapes("square,64x32") == [(1280, 1280), (64, 32)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each load runs in a fork")
+def test_loading(tmp_path):
+    """In a process of its own, as it forks and this one may have threads."""
+    numbers = tmp_path / "numbers.json"
+    command = [sys.executable, BENCHMARKS / "loading.py", "--blocks", "1", "--width", "32", "--rounds", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = ["--dtypes", "float32", "--json", numbers]
+    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, env=environment, check=True)
+    (table,) = json.loads(numbers.read_text())
+    assert table["packed_bytes"] < table["dense_bytes"] / 2
+    for kind in ("dense", "packed"):
+        figures = table[kind]
+        calls = figures["first_cpu"] - figures["second_cpu"]
+        assert figures["ready_cpu"] == pytest.approx(figures["load_cpu"] + calls)
+        assert figures["load_peak"] <= figures["ready_peak"]
+        assert not hasattr(os, "posix_fadvise") or 0 < figures["cold_load_wall"] < figures["cold_first_wall"]
+    assert "| until ready, CPU s |" in run.stdout
 
 
 def test_whole_network_step():

@@ -26,6 +26,7 @@ from vqcompress.integrations.data_free import quantize_data_free
 from vqcompress.integrations.placement import place
 from vqcompress.integrations.upstream import table
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
+from vqcompress.layers.replace import submodule
 
 
 def attach(auto: ModuleType) -> None:
@@ -51,6 +52,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         self.companions = {key for key, dtype in self.dtypes.items() if dtype == torch.float16}
         self.unsettled = set(self.dtypes)
         self.layers_are_placed = False
+        self.on_cpu: nn.Module | None = None  # the model, while packed tensors stay where they are read
         self.set_aside: dict[str, Tensor] = {}
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
@@ -58,6 +60,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
             return
         empty_layers(model, self.description, companion_dtype=torch.int16)
         self.layers_are_placed = True
+        self.on_cpu = model if kwargs.get("device_map") is None else None
         if (state := kwargs.get("state_dict")) is not None:
             state.update(self.set_aside)
             self.set_aside = {}
@@ -71,11 +74,23 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         layout: they are set aside until the packed layers are in place.
         """
         state = to_bits(state_dict, self.companions)
+        if self.layers_are_placed and self.on_cpu is not None:
+            return self._place_packed(self.on_cpu, state)
         if self.layers_are_placed or not self.pre_quantized:
             return state
         extra = companion_keys(self.description)
         self.set_aside = {key: tensor for key, tensor in state.items() if key in extra}
         return {key: tensor for key, tensor in state.items() if key not in extra}
+
+    def _place_packed(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put packed tensors in their places and return the others: diffusers' own way to each takes longer than all we do to it."""
+        for key in state.keys() & self.unsettled:
+            path, _, name = key.rpartition(".")
+            expected, found = submodule(model, path)._parameters[name], state[key]
+            if expected.shape != found.shape:
+                self.check_quantized_param_shape(key, expected, found)
+            self.create_quantized_param(model, found, key, found.device)
+        return {key: tensor for key, tensor in state.items() if key not in self.dtypes}
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, *args: Any, **kwargs: Any
@@ -114,6 +129,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
             quantize_data_free(model, self.quantization_config)
         elif self.unsettled:  # what went through an offload folder
             settle(model)
+        self.on_cpu = None  # the model keeps us: together they would outlive their last user
         # Casting works on our layers, and diffusers refuses it for what it calls quantized.
         model.is_quantized = False
 

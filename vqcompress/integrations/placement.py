@@ -19,4 +19,5 @@ def place(model: nn.Module, name: str, value: Tensor) -> None:
         return
     old = module._parameters[key]
     trainable = old is not None and old.requires_grad and value.is_floating_point()
-    module.register_parameter(key, nn.Parameter(value, requires_grad=trainable))
+    # Past nn.Module.register_parameter: its checks are for new names, and loading cannot afford them.
+    module._parameters[key] = nn.Parameter(value, requires_grad=trainable)

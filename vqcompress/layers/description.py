@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from vqcompress.formats import FormatSpec, ScalarSpec, TrellisSpec, shared_codeb
 from vqcompress.formats.trellis_table import max_rate
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
-from vqcompress.layers.replace import packed_layer, put_layers
+from vqcompress.layers.replace import pack_in_place
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.matrix_view import matrix_shape
 
@@ -105,7 +106,7 @@ def _check_codebook(layer: str, spec: FormatSpec, shared: Mapping[str, Any]) -> 
 def empty_layers(
     component: nn.Module, description: Mapping[str, Any], companion_dtype: torch.dtype = torch.float16
 ) -> None:
-    """Replace the layers that ``description`` names by packed ones without contents (on the meta device).
+    """Make packed layers without contents (on the meta device) of the dense ones that ``description`` names.
 
     ``companion_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
     """
@@ -114,11 +115,8 @@ def empty_layers(
     if description["shared"]:
         books = {name: _empty(tuple(shape), companion_dtype) for name, shape in description["shared"].items()}
         component.add_module(SHARED_NAME, SharedCodebooks(books))
-    layers = (
-        packed_layer(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype))
-        for name, (spec, shape) in specs.items()
-    )
-    put_layers(component, dict(layers))
+    for name, (spec, shape) in specs.items():
+        pack_in_place(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype))
     refuse_fusing(component)
 
 
@@ -130,5 +128,6 @@ def _empty_tensors(spec: FormatSpec, shape: tuple[int, ...], companion_dtype: to
     }
 
 
+@lru_cache(maxsize=4096)
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")

@@ -41,11 +41,13 @@ class PackedLayer(nn.Module):
         off its first floating-point parameter."""
         shape, codes = tuple(dense_shape), tensors["weight"]
         stored = tuple(name for name in spec.tensor_shapes(*matrix_shape(shape)) if name != "weight")
-        codes = codes.reshape(stored_shape(len(shape), (1, codes.numel())))
-        self.register_parameter("weight", nn.Parameter(codes, requires_grad=False))
-        self.register_parameter("bias", bias)
+        if codes.dim() != len(shape):
+            codes = codes.reshape(stored_shape(len(shape), (1, codes.numel())))
+        # Past nn.Module.register_parameter too, whose checks cost as much as the rest of loading a layer.
+        self._parameters["weight"] = nn.Parameter(codes, requires_grad=False)
+        self._parameters["bias"] = bias
         for name in stored:
-            self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
+            self._parameters[name] = nn.Parameter(tensors[name], requires_grad=False)
         names = ("weight", *stored, *(("codebooks",) if shared is not None else ()))
         layout = kernels.layout_to_text(kernels.Layout(spec, shape, names))
         # Past nn.Module.__setattr__, which takes its time, and by which shared codebooks would be stored under every layer.

@@ -62,6 +62,18 @@ def packed_layer(
     return dense, packed(dense, spec, tensors, _shared(component, spec))
 
 
+def pack_in_place(
+    component: nn.Module, name: str, spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor]
+) -> None:
+    """Make a packed layer of the dense layer ``name`` itself, wherever else it sits; arguments as for `packed_layer`.
+
+    For a model that a loader has just built: hooks and attributes that somebody put on the dense layer would stay.
+    """
+    layer, shared = find_layer(component, name, shape), _shared(component, spec)
+    layer.__class__ = VQConv2d if isinstance(layer, nn.Conv2d) else VQLinear
+    layer._hold(spec, shape, tensors, layer._parameters["bias"], shared)  # type: ignore[operator]
+
+
 def put_layers(component: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Put the new layers wherever ``component`` has the old ones: a layer can sit in several places, as one that blocks share.
 
