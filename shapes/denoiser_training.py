@@ -8,6 +8,7 @@ import torch
 
 from vqcompress.shapes.dataset import LatentSet
 from vqcompress.shapes.fast_arithmetic import fast_arithmetic
+from vqcompress.shapes.layout import LayoutReader
 from vqcompress.shapes.lessons import LESSONS, lesson_at
 from vqcompress.shapes.networks import TIME_IDS
 from vqcompress.shapes.schedule import Schedule
@@ -39,9 +40,15 @@ class DenoiserTraining(TrainingRun):
     """A model that takes (noisy latents, timesteps, tokens) learns v."""
 
     def __init__(
-        self, model: torch.nn.Module, data: LatentSet, alphas: torch.Tensor, schedule: Schedule, seed: int
+        self,
+        model: torch.nn.Module,
+        data: LatentSet,
+        alphas: torch.Tensor,
+        schedule: Schedule,
+        seed: int,
+        reader: LayoutReader | None = None,
     ) -> None:
-        super().__init__(model, schedule, seed)
+        super().__init__(model, schedule, seed, reader)
         self.data, self.alphas = data, alphas
         self.lessons = LESSONS
         # Noise levels are drawn as often as they weigh: half of a uniform batch would hardly count.
@@ -55,7 +62,7 @@ class DenoiserTraining(TrainingRun):
 
     def loss(self, generator: torch.Generator) -> torch.Tensor:
         lesson = self.lessons[-1] if self.schedule.cycle else lesson_at(self.schedule.cycle_progress, self.lessons)
-        clean, tokens = self.data.batch(BATCH, CAPTION_DROP, generator, lesson.shares)
+        clean, tokens, layouts = self.data.batch(BATCH, CAPTION_DROP, generator, lesson.shares)
         odds = self.odds + lesson.floor
         steps = torch.multinomial(odds, BATCH, replacement=True, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
@@ -64,7 +71,8 @@ class DenoiserTraining(TrainingRun):
         with fast_arithmetic():
             v = self.model(signal * clean + sigma * noise, steps, tokens)
         error = (v.float() - (signal * noise - sigma * clean)).square().mean()
-        return error * odds.mean()
+        loss = error * odds.mean()
+        return loss + self.reader.loss(layouts) if self.reader else loss
 
 
 def min_snr_weight(alphas: torch.Tensor) -> torch.Tensor:

@@ -34,19 +34,19 @@ def build_unet():
     )
 
 
-def build_transformer(width: int = 256, depth: int = 4):
-    """`PixArtTransformer2DModel` on [batch, 8, 8, 8] latents, in 2x2 patches."""
+def build_transformer(width: int = 192, depth: int = 6):
+    """`PixArtTransformer2DModel` on [batch, 8, 8, 8] latents, a token for each place."""
     from diffusers import PixArtTransformer2DModel
 
     network = PixArtTransformer2DModel(
-        num_attention_heads=width // 64,
-        attention_head_dim=64,
+        num_attention_heads=width // 32,
+        attention_head_dim=32,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=depth,
         cross_attention_dim=width,
         sample_size=8,
-        patch_size=2,
+        patch_size=1,
         caption_channels=2 * TEXT_WIDTH + ANSWER_TOKENS * POOLED_WIDTH,
     )
     _open_gates(network)
@@ -54,17 +54,18 @@ def build_transformer(width: int = 256, depth: int = 4):
 
 
 def build_mixture(width: int = 128, depth: int = 4, experts: int = 8):
-    """Class-conditional `DiTMoE` on [batch, 8, 8, 8] latents, in 2x2 patches, two experts a token."""
+    """Class-conditional `DiTMoE` on [batch, 8, 8, 8] latents, a token for each place, two experts a token."""
     from vqcompress.models.dit_moe import DiTMoE
     from vqcompress.models.modulation import adaln_zero_
     from vqcompress.shapes.singles import CLASSES
 
     network = DiTMoE(
         input_size=8,
+        patch_size=1,
         in_channels=LATENT_CHANNELS,
         hidden_size=width,
         depth=depth,
-        num_heads=width // 64,
+        num_heads=width // 32,
         mlp_ratio=1,
         num_classes=len(CLASSES),
         num_experts=experts,

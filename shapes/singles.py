@@ -10,6 +10,7 @@ import torch
 
 from vqcompress.shapes.autoencoder import PatchCode
 from vqcompress.shapes.dataset import CHUNK
+from vqcompress.shapes.layout import layout
 from vqcompress.shapes.render import render
 from vqcompress.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, caption, sample_singles, with_article
 
@@ -24,26 +25,32 @@ CLASSES = tuple(
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """latents float16 [n, 8, 8, 8]; labels int64 [n] into CLASSES."""
+    """latents float16 [n, 8, 8, 8]; labels int64 [n] into CLASSES; layouts uint8 [n, 8, 8], see `layout`."""
 
     latents: torch.Tensor
     labels: torch.Tensor
+    layouts: torch.Tensor
 
-    def batch(self, size: int, drop: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random latents float32 [size, 8, 8, 8] and labels int64 [size], a share `drop` of them the null label."""
+    def batch(
+        self, size: int, drop: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Random latents float32 [size, 8, 8, 8], labels int64 [size], a share `drop` of them the null label, and layouts
+        int64 [size, 8, 8]."""
         index = torch.randint(len(self.latents), (size,), generator=generator)
         dropped = torch.rand(size, generator=generator) < drop
-        return self.latents[index].float(), torch.where(dropped, len(CLASSES), self.labels[index])
+        labels = torch.where(dropped, len(CLASSES), self.labels[index])
+        return self.latents[index].float(), labels, self.layouts[index].long()
 
 
 def build_labelled_set(count: int, seed: int, code: PatchCode) -> LabelledSet:
     """Draw `count` scenes of one object, of every class and both sizes."""
     numbers = {text: number for number, text in enumerate(CLASSES)}
-    latents, labels = [], []
+    latents, labels, layouts = [], [], []
     for scenes in _chunks(sample_singles(count, seed), count):
         latents.append(torch.from_numpy(code.encode(np.stack([render(scene) for scene in scenes]))).half())
+        layouts.append(torch.from_numpy(np.stack([layout(scene) for scene in scenes])))
         labels += [numbers[caption(scene)] for scene in scenes]
-    return LabelledSet(torch.cat(latents), torch.tensor(labels))
+    return LabelledSet(torch.cat(latents), torch.tensor(labels), torch.cat(layouts))
 
 
 def class_captions(count: int = len(CLASSES)) -> list[str]:

@@ -12,6 +12,7 @@ from vqcompress.shapes.dataset import build_latent_set, training_captions
 from vqcompress.shapes.denoiser_training import Denoiser, DenoiserTraining
 from vqcompress.shapes.flow_training import FlowTraining
 from vqcompress.shapes.folder import save_class_pipeline, save_pipeline, save_transformer_pipeline
+from vqcompress.shapes.layout import LayoutReader
 from vqcompress.shapes.networks import build_mixture, build_scheduler, build_transformer
 from vqcompress.shapes.schedule import Schedule
 from vqcompress.shapes.singles import CLASSES, build_labelled_set
@@ -45,7 +46,12 @@ class UNetSubject:
 
     def training(self, model, shop: Workshop, scenes: int, schedule: Schedule) -> TrainingRun:
         data = build_latent_set(scenes, shop.seed + 2, shop.code, shop.tokenizer)
-        return DenoiserTraining(model, data, build_scheduler().alphas_cumprod, schedule, shop.seed)
+        alphas = build_scheduler().alphas_cumprod
+        return DenoiserTraining(model, data, alphas, schedule, shop.seed, self.reader(model))
+
+    def reader(self, model) -> LayoutReader | None:
+        """What asks a transformer for the layout while it learns; none here."""
+        return None
 
     def save(self, model: Denoiser, shop: Workshop) -> None:
         encoders = model.text_encoder, model.text_encoder_2
@@ -60,6 +66,10 @@ class TransformerSubject(UNetSubject):
         captions = training_captions(FIT_CAPTIONS, shop.seed + 4)
         set_answer_tokens(model.transformer, model.text_encoder_2, shop.tokenizer, captions)
         return model
+
+    def reader(self, model: TransformerDenoiser) -> LayoutReader:
+        network = model.transformer
+        return LayoutReader(network.transformer_blocks[network.config["num_layers"] // 2 - 1], network.inner_dim)
 
     def save(self, model: TransformerDenoiser, shop: Workshop) -> None:
         encoders = model.text_encoder, model.text_encoder_2

@@ -7,19 +7,28 @@ from pathlib import Path
 
 import torch
 
+from vqcompress.shapes.layout import LayoutReader
 from vqcompress.shapes.schedule import Schedule
 
 EMA_DECAY = 0.999
 
 
 class TrainingRun:
-    """One run: the model, its moving average, the optimizer. A subclass has the data and the loss."""
+    """One run: the model, its moving average, the optimizer. A subclass has the data and the loss.
 
-    def __init__(self, model: torch.nn.Module, schedule: Schedule, seed: int) -> None:
+    A ``reader`` of the model learns with it and stays behind.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, schedule: Schedule, seed: int, reader: LayoutReader | None = None
+    ) -> None:
         self.model, self.schedule, self.seed = model.train(), schedule, seed
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.reader = reader
+        learned = torch.nn.ModuleList([model, *([reader] if reader else [])])
+        self.learned = [p for p in learned.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.learned, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
     def loss(self, generator: torch.Generator) -> torch.Tensor:
         """The loss of one batch, drawn with ``generator``; a scalar with gradients."""
@@ -42,6 +51,7 @@ class TrainingRun:
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "reader": self.reader.state_dict() if self.reader else None,
             "step": self.schedule.step,
             "spent": self.schedule.spent,
         }
@@ -55,6 +65,8 @@ class TrainingRun:
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.reader:
+            self.reader.load_state_dict(state["reader"])
         if keep_clock:
             self.schedule.step, self.schedule.spent = state["step"], state["spent"]
 
@@ -71,7 +83,7 @@ class TrainingRun:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.schedule.step)
         loss = self.loss(generator)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate()
         self.optimizer.step()

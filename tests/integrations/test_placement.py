@@ -60,12 +60,12 @@ def test_only_what_is_small_and_begins_within_a_line_is_copied():
 
 def test_parameters_stay_trainable_and_codes_do_not_become_so():
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
-    place(model, "0.weight", torch.zeros(2))
-    place(model, "0.running_mean", torch.full((2,), 3.0))
+    place(model[0], "weight", torch.zeros(2))
+    place(model[0], "running_mean", torch.full((2,), 3.0))
     assert model[0].weight.requires_grad
     assert torch.equal(model[0].running_mean, torch.full((2,), 3.0))
     assert "running_mean" not in dict(model[0].named_parameters())
-    place(model, "0.weight", torch.zeros(2, dtype=torch.int8))
+    place(model[0], "weight", torch.zeros(2, dtype=torch.int8))
     assert not model[0].weight.requires_grad
 
 

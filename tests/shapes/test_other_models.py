@@ -145,7 +145,8 @@ def test_labels_name_what_latents_show(shop: TinyShop) -> None:
     images = np.stack([render(scene) for scene in sample_singles(12, 7)])
     assert data.latents.numpy() == pytest.approx(shop.code.encode(images), abs=0.01)
     assert [CLASSES[label] for label in data.labels] == [caption(scene) for scene in sample_singles(12, 7)]
-    _, labels = data.batch(300, 0.5, torch.Generator().manual_seed(0))
+    assert all((seen > 0).any() for seen in data.layouts)
+    _, labels, _ = data.batch(300, 0.5, torch.Generator().manual_seed(0))
     assert (labels == len(CLASSES)).float().mean() == pytest.approx(0.5, abs=0.1)
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from vqcompress.shapes.autoencoder import build_autoencoder, fit_patch_code, set_encoder
 from vqcompress.shapes.dataset import LatentSet, build_latent_set, tokenize, training_captions, training_images
 from vqcompress.shapes.denoiser_training import DenoiserTraining, min_snr_weight
+from vqcompress.shapes.layout import layout
 from vqcompress.shapes.lessons import KINDS, LESSONS, kind_of, lesson_at
 from vqcompress.shapes.networks import build_scheduler, build_text_encoders
-from vqcompress.shapes.scenes import monitor_captions
+from vqcompress.shapes.scenes import monitor_captions, sample_scenes
 from vqcompress.shapes.schedule import FADE, Schedule
 from vqcompress.shapes.text_training import QUESTIONS, Reader, answers, reading_accuracy, train_text
 from vqcompress.shapes.tokenizer import MAX_TOKENS, build_tokenizer, learn_vocabulary
@@ -52,13 +53,23 @@ def test_a_latent_set_pairs_pictures_with_their_captions() -> None:
     assert data.latents.numpy() == pytest.approx(code.encode(training_images(8, seed=2)), abs=0.01)
     texts = tokenizer.batch_decode(data.tokens.long(), skip_special_tokens=True)
     assert [text.strip() for text in texts] == training_captions(8, seed=2)
+    layouts = np.stack([layout(scene) for scene in sample_scenes(8, 2, "train")])
+    assert np.array_equal(data.layouts.numpy(), layouts)
+    latents, _, drawn = data.batch(20, 0.5, torch.Generator().manual_seed(0))
+    places = [int((data.latents.float() == one).flatten(1).all(1).nonzero()[0]) for one in latents]
+    assert torch.equal(drawn, data.layouts[places].long())
+
+
+def latent_set(tokens: torch.Tensor, kinds: torch.Tensor, empty: torch.Tensor) -> LatentSet:
+    """Of empty pictures."""
+    count = len(tokens)
+    latents, layouts = torch.zeros(count, 8, 8, 8).half(), torch.zeros(count, 8, 8, dtype=torch.uint8)
+    return LatentSet(latents, tokens.short(), layouts, kinds, empty)
 
 
 def test_dropped_captions_are_the_empty_caption() -> None:
-    data = LatentSet(
-        torch.zeros(4, 8, 8, 8).half(), torch.ones(4, 5).short(), torch.zeros(4).long(), torch.full((5,), 7)
-    )
-    _, tokens = data.batch(400, 0.25, torch.Generator().manual_seed(0))
+    data = latent_set(torch.ones(4, 5), torch.zeros(4).long(), torch.full((5,), 7))
+    _, tokens, _ = data.batch(400, 0.25, torch.Generator().manual_seed(0))
     share = (tokens == 7).all(1).float().mean()
     assert share == pytest.approx(0.25, abs=0.06)
     assert set(tokens.unique().tolist()) == {1, 7}
@@ -66,8 +77,8 @@ def test_dropped_captions_are_the_empty_caption() -> None:
 
 def test_a_lesson_gives_each_kind_its_share() -> None:
     kinds = torch.arange(1000) % len(KINDS)
-    data = LatentSet(torch.zeros(1000, 8, 8, 8).half(), kinds[:, None].short(), kinds, torch.zeros(1).long())
-    _, tokens = data.batch(2000, 0.0, torch.Generator().manual_seed(0), (0.5, 0.5, *[0.0] * (len(KINDS) - 2)))
+    data = latent_set(kinds[:, None], kinds, torch.zeros(1).long())
+    _, tokens, _ = data.batch(2000, 0.0, torch.Generator().manual_seed(0), (0.5, 0.5, *[0.0] * (len(KINDS) - 2)))
     counts = torch.bincount(tokens[:, 0], minlength=len(KINDS))
     assert counts[2:].sum() == 0
     assert counts[0] / 2000 == pytest.approx(0.5, abs=0.05)
@@ -168,7 +179,8 @@ def tiny_training(steps: int) -> DenoiserTraining:
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(32, 8, 8, 8, generator=generator).half()
     tokens = torch.randint(16, (32, 4), generator=generator).short()
-    data = LatentSet(latents, tokens, torch.arange(32) % len(KINDS), torch.zeros(4).long())
+    layouts = torch.zeros(32, 8, 8, dtype=torch.uint8)
+    data = LatentSet(latents, tokens, layouts, torch.arange(32) % len(KINDS), torch.zeros(4).long())
     schedule = Schedule(peak=1e-2, warmup=2, steps=steps)
     return DenoiserTraining(TinyDenoiser(), data, build_scheduler().alphas_cumprod, schedule, seed=3)
 

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import CheckpointError
 from vqcompress.layers import SHARED_NAME, SharedCodebooks, vq_layers
-from vqcompress.layers.description import layer_specs
+from vqcompress.layers.description import LayerSpecs
 from vqcompress.matrix_view import matrix_shape
 
 
-def packed_dtypes(description: Mapping[str, Any]) -> dict[str, torch.dtype]:
-    """State-dict key of everything packed (biases are not) -> the dtype in which the format stores it."""
-    found = {f"{SHARED_NAME}.{name}": torch.float16 for name in description["shared"]}
-    for layer, (spec, shape) in layer_specs(description).items():
+def packed_dtypes(specs: LayerSpecs, shared: Iterable[str]) -> dict[str, torch.dtype]:
+    """State-dict key of everything packed (biases are not) -> the dtype in which the format stores it.
+
+    ``shared`` names the shared codebooks.
+    """
+    found = {f"{SHARED_NAME}.{name}": torch.float16 for name in shared}
+    for layer, (spec, shape) in specs.items():
         for name, (_, dtype) in spec.tensor_shapes(*matrix_shape(shape)).items():
             found[f"{layer}.{name}"] = dtype
     return found
-
-
-def companion_keys(description: Mapping[str, Any]) -> set[str]:
-    """State-dict keys of everything packed but codes: those that a dense model lacks."""
-    return set(packed_dtypes(description)) - {f"{layer}.weight" for layer in description["layers"]}
 
 
 def packed_keys(component: nn.Module) -> set[str]:

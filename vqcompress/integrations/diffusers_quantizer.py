@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from vqcompress.cache_line import on_cache_line
 from vqcompress.errors import CheckpointError
 from vqcompress.integrations.companions import (
-    companion_keys,
     from_bits,
     packed_dtypes,
     packed_keys,
@@ -26,7 +25,7 @@ from vqcompress.integrations.data_free import quantize_data_free
 from vqcompress.integrations.placement import place
 from vqcompress.integrations.upstream import table
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
-from vqcompress.layers.replace import submodule
+from vqcompress.layers.description import layer_specs
 
 
 def attach(auto: ModuleType) -> None:
@@ -48,19 +47,30 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def __init__(self, quantization_config: VQCompressConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.description = quantization_config.description
-        self.dtypes = packed_dtypes(self.description)
+        self.specs = layer_specs(self.description)
+        self.dtypes = packed_dtypes(self.specs, self.description["shared"])
         self.companions = {key for key, dtype in self.dtypes.items() if dtype == torch.float16}
         self.unsettled = set(self.dtypes)
         self.layers_are_placed = False
-        self.on_cpu: nn.Module | None = None  # the model, while packed tensors stay where they are read
+        self.load_dtype: torch.dtype | None = None
+        self.one_dtype = False  # whether everything floating gets it
+        self.modules: dict[str, nn.Module] = {}  # of the model that is being loaded
+        self.stays_on_cpu = False
         self.set_aside: dict[str, Tensor] = {}
+
+    def update_torch_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
+        """The load dtype as it is; we note it."""
+        self.load_dtype = torch_dtype
+        return torch_dtype
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
             return
-        empty_layers(model, self.description, companion_dtype=torch.int16)
+        empty_layers(model, self.description, companion_dtype=torch.int16, specs=self.specs)
         self.layers_are_placed = True
-        self.on_cpu = model if kwargs.get("device_map") is None else None
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.stays_on_cpu = kwargs.get("device_map") is None
+        self.one_dtype = not kwargs.get("keep_in_fp32_modules")
         if (state := kwargs.get("state_dict")) is not None:
             state.update(self.set_aside)
             self.set_aside = {}
@@ -74,23 +84,30 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         layout: they are set aside until the packed layers are in place.
         """
         state = to_bits(state_dict, self.companions)
-        if self.layers_are_placed and self.on_cpu is not None:
-            return self._place_packed(self.on_cpu, state)
-        if self.layers_are_placed or not self.pre_quantized:
+        if self.layers_are_placed:
+            return self._without_placed(state) if self.stays_on_cpu else state
+        if not self.pre_quantized:
             return state
-        extra = companion_keys(self.description)
+        extra = self.dtypes.keys() - {f"{layer}.weight" for layer in self.specs}
         self.set_aside = {key: tensor for key, tensor in state.items() if key in extra}
         return {key: tensor for key, tensor in state.items() if key not in extra}
 
-    def _place_packed(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put packed tensors in their places and return the others: diffusers' own way to each takes longer than all we do to it."""
-        for key in state.keys() & self.unsettled:
+    def _without_placed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put what needs no cast in its place and return the rest: diffusers' own way takes longer than all we do to a tensor."""
+        rest = {}
+        for key, tensor in state.items():
             path, _, name = key.rpartition(".")
-            expected, found = submodule(model, path)._parameters[name], state[key]
-            if expected.shape != found.shape:
-                self.check_quantized_param_shape(key, expected, found)
-            self.create_quantized_param(model, found, key, found.device)
-        return {key: tensor for key, tensor in state.items() if key not in self.dtypes}
+            packed = key in self.unsettled
+            held = getattr(self.modules.get(path), "_parameters", {}).get(name)
+            if held is None or not (packed or (self.one_dtype and tensor.dtype == (self.load_dtype or held.dtype))):
+                rest[key] = tensor
+            elif held.shape == tensor.shape:
+                self.create_quantized_param(None, tensor, key, tensor.device)
+            elif packed:
+                self.check_quantized_param_shape(key, held, tensor)
+            else:
+                rest[key] = tensor
+        return rest
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, *args: Any, **kwargs: Any
@@ -107,15 +124,22 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         )
 
     def create_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, target_device: Any, *args: Any, **kwargs: Any
+        self,
+        model: nn.Module | None,
+        param_value: Tensor,
+        param_name: str,
+        target_device: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Put a tensor in its place, a packed one in its stored dtype."""
+        path, _, name = param_name.rpartition(".")
         if (dtype := self.dtypes.get(param_name)) is not None:
             param_value = restored(param_value, dtype)
             self.unsettled.discard(param_name)
         else:
             param_value = on_cache_line(param_value)
-        place(model, param_name, param_value.to(target_device))
+        place(self.modules[path], name, param_value.to(target_device))
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Upstream only warns; a packed layer without its tensors must not run."""
@@ -129,7 +153,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
             quantize_data_free(model, self.quantization_config)
         elif self.unsettled:  # what went through an offload folder
             settle(model)
-        self.on_cpu = None  # the model keeps us: together they would outlive their last user
+        self.modules = {}  # the model keeps us: together they would outlive their last user
         # Casting works on our layers, and diffusers refuses it for what it calls quantized.
         model.is_quantized = False
 

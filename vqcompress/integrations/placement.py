@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vqcompress.layers.replace import submodule
 
-
-def place(model: nn.Module, name: str, value: Tensor) -> None:
-    """Make ``value`` the parameter or buffer ``name`` of ``model``; a new parameter is trainable if the old one is.
+def place(module: nn.Module, key: str, value: Tensor) -> None:
+    """Make ``value`` the parameter or buffer ``key`` of ``module`` itself; a new parameter is trainable if the old one is.
 
     Codes and other integers become frozen parameters.
     """
-    path, _, key = name.rpartition(".")
-    module = submodule(model, path) if path else model
     if key in module._buffers:
         module._buffers[key] = value
         return

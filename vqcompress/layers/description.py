@@ -76,7 +76,11 @@ def check_description(description: Mapping[str, Any], where: str = "this model")
             )
 
 
-def layer_specs(description: Mapping[str, Any]) -> dict[str, tuple[FormatSpec, tuple[int, ...]]]:
+LayerSpecs = dict[str, tuple[FormatSpec, tuple[int, ...]]]
+"""Layer name -> (spec, dense shape)."""
+
+
+def layer_specs(description: Mapping[str, Any]) -> LayerSpecs:
     """Layer name -> (spec, dense shape). Raises `CheckpointError` for what this version cannot read."""
     specs = {}
     for name, entry in description["layers"].items():
@@ -104,14 +108,18 @@ def _check_codebook(layer: str, spec: FormatSpec, shared: Mapping[str, Any]) -> 
 
 
 def empty_layers(
-    component: nn.Module, description: Mapping[str, Any], companion_dtype: torch.dtype = torch.float16
+    component: nn.Module,
+    description: Mapping[str, Any],
+    companion_dtype: torch.dtype = torch.float16,
+    specs: LayerSpecs | None = None,
 ) -> None:
     """Make packed layers without contents (on the meta device) of the dense ones that ``description`` names.
 
     ``companion_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
+    ``specs`` are the description's `layer_specs`, from a caller who has them.
     """
     check_description(description, type(component).__name__)
-    specs = layer_specs(description)
+    specs = layer_specs(description) if specs is None else specs
     if description["shared"]:
         books = {name: _empty(tuple(shape), companion_dtype) for name, shape in description["shared"].items()}
         component.add_module(SHARED_NAME, SharedCodebooks(books))
