@@ -14,13 +14,16 @@ FormatSpec = ScalarSpec | AdditiveSpec | TrellisSpec
 
 FORMATS: dict[str, type[FormatSpec]] = {spec.format: spec for spec in (ScalarSpec, AdditiveSpec, TrellisSpec)}
 
+_DEFAULTS = {name: tuple((field.name, field.default) for field in fields(spec)) for name, spec in FORMATS.items()}
+
 
 def spec_to_dict(spec: FormatSpec) -> dict[str, Any]:
     """JSON form of a spec, ``{"format": name, ...fields}``; a field that has its default is left out."""
-    values = {
-        field.name: getattr(spec, field.name) for field in fields(spec) if getattr(spec, field.name) != field.default
-    }
-    return {"format": spec.format, **{name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}}
+    data: dict[str, Any] = {"format": spec.format}
+    for name, default in _DEFAULTS[spec.format]:
+        if (value := getattr(spec, name)) != default:
+            data[name] = list(value) if isinstance(value, tuple) else value
+    return data
 
 
 def shared_codebook(spec: FormatSpec) -> str | None:

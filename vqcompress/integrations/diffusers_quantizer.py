@@ -22,7 +22,7 @@ from vqcompress.integrations.companions import (
 )
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.integrations.data_free import quantize_data_free
-from vqcompress.integrations.placement import place
+from vqcompress.integrations.placement import collector_resting, place
 from vqcompress.integrations.upstream import table
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
 from vqcompress.layers.description import layer_specs
@@ -66,10 +66,13 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
             return
-        empty_layers(model, self.description, companion_dtype=torch.int16, specs=self.specs)
-        self.layers_are_placed = True
-        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.stays_on_cpu = kwargs.get("device_map") is None
+        with collector_resting():
+            empty_layers(
+                model, self.description, companion_dtype=torch.int16, specs=self.specs, alike_are_one=self.stays_on_cpu
+            )
+            self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.layers_are_placed = True
         self.one_dtype = not kwargs.get("keep_in_fp32_modules")
         if (state := kwargs.get("state_dict")) is not None:
             state.update(self.set_aside)
@@ -84,9 +87,10 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         layout: they are set aside until the packed layers are in place.
         """
         state = to_bits(state_dict, self.companions)
-        if self.layers_are_placed:
-            return self._without_placed(state) if self.stays_on_cpu else state
-        if not self.pre_quantized:
+        if self.layers_are_placed and self.stays_on_cpu:
+            with collector_resting():
+                return self._without_placed(state)
+        if self.layers_are_placed or not self.pre_quantized:
             return state
         extra = self.dtypes.keys() - {f"{layer}.weight" for layer in self.specs}
         self.set_aside = {key: tensor for key, tensor in state.items() if key in extra}
@@ -97,16 +101,19 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         rest = {}
         for key, tensor in state.items():
             path, _, name = key.rpartition(".")
-            packed = key in self.unsettled
-            held = getattr(self.modules.get(path), "_parameters", {}).get(name)
-            if held is None or not (packed or (self.one_dtype and tensor.dtype == (self.load_dtype or held.dtype))):
+            module, dtype = self.modules.get(path), self.dtypes.get(key)
+            held = None if module is None else module._parameters.get(name)
+            if held is None or held.shape != tensor.shape:
+                if held is not None and dtype is not None:
+                    self.check_quantized_param_shape(key, held, tensor)
                 rest[key] = tensor
-            elif held.shape == tensor.shape:
-                self.create_quantized_param(None, tensor, key, tensor.device)
-            elif packed:
-                self.check_quantized_param_shape(key, held, tensor)
+            elif dtype is not None:
+                place(module, name, restored(tensor, dtype))
+            elif self.one_dtype and tensor.dtype == (self.load_dtype or held.dtype):
+                place(module, name, on_cache_line(tensor))
             else:
                 rest[key] = tensor
+        self.unsettled -= state.keys()
         return rest
 
     def check_if_quantized_param(

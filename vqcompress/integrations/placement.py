@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 
 
@@ -17,3 +21,15 @@ def place(module: nn.Module, key: str, value: Tensor) -> None:
     trainable = old is not None and old.requires_grad and value.is_floating_point()
     # Past nn.Module.register_parameter: its checks are for new names, and loading cannot afford them.
     module._parameters[key] = nn.Parameter(value, requires_grad=trainable)
+
+
+@contextmanager
+def collector_resting() -> Iterator[None]:
+    """No search for garbage meanwhile: thousands of small objects are made, and all of them stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

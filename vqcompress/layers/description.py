@@ -112,11 +112,13 @@ def empty_layers(
     description: Mapping[str, Any],
     companion_dtype: torch.dtype = torch.float16,
     specs: LayerSpecs | None = None,
+    alike_are_one: bool = False,
 ) -> None:
     """Make packed layers without contents (on the meta device) of the dense ones that ``description`` names.
 
     ``companion_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
-    ``specs`` are the description's `layer_specs`, from a caller who has them.
+    ``specs`` are the description's `layer_specs`, from a caller who has them. With ``alike_are_one``, empty parameters of the same
+    shape are one object: for a loader that replaces each and looks at none.
     """
     check_description(description, type(component).__name__)
     specs = layer_specs(description) if specs is None else specs
@@ -124,16 +126,23 @@ def empty_layers(
         books = {name: _empty(tuple(shape), companion_dtype) for name, shape in description["shared"].items()}
         component.add_module(SHARED_NAME, SharedCodebooks(books))
     for name, (spec, shape) in specs.items():
-        pack_in_place(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype))
+        pack_in_place(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype, alike_are_one))
     refuse_fusing(component)
 
 
-def _empty_tensors(spec: FormatSpec, shape: tuple[int, ...], companion_dtype: torch.dtype) -> dict[str, Tensor]:
-    shapes = spec.tensor_shapes(*matrix_shape(shape))
+def _empty_tensors(
+    spec: FormatSpec, shape: tuple[int, ...], companion_dtype: torch.dtype, alike_are_one: bool
+) -> dict[str, Tensor]:
+    shapes, empty = spec.tensor_shapes(*matrix_shape(shape)), _empty_parameter if alike_are_one else _empty
     return {
-        name: _empty(size, companion_dtype if dtype == torch.float16 else dtype)
+        name: empty(size, companion_dtype if dtype == torch.float16 else dtype)
         for name, (size, dtype) in shapes.items()
     }
+
+
+@lru_cache(maxsize=4096)
+def _empty_parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(_empty(shape, dtype), requires_grad=False)
 
 
 @lru_cache(maxsize=4096)

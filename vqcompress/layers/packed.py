@@ -44,10 +44,10 @@ class PackedLayer(nn.Module):
         if codes.dim() != len(shape):
             codes = codes.reshape(stored_shape(len(shape), (1, codes.numel())))
         # Past nn.Module.register_parameter too, whose checks cost as much as the rest of loading a layer.
-        self._parameters["weight"] = nn.Parameter(codes, requires_grad=False)
+        self._parameters["weight"] = _frozen(codes)
         self._parameters["bias"] = bias
         for name in stored:
-            self._parameters[name] = nn.Parameter(tensors[name], requires_grad=False)
+            self._parameters[name] = _frozen(tensors[name])
         names = ("weight", *stored, *(("codebooks",) if shared is not None else ()))
         layout = kernels.layout_to_text(kernels.Layout(spec, shape, names))
         # Past nn.Module.__setattr__, which takes its time, and by which shared codebooks would be stored under every layer.
@@ -87,6 +87,10 @@ class PackedLayer(nn.Module):
     def extra_repr(self) -> str:
         """Shape and spec, for ``print(model)``."""
         return f"{'x'.join(map(str, self.dense_shape))}, {self.spec}, bias={self.bias is not None}"
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return tensor if type(tensor) is nn.Parameter else nn.Parameter(tensor, requires_grad=False)
 
 
 def as_float16(tensor: Tensor) -> Tensor:
