@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from vqcompress.cache_line import CACHE_LINE, REHOMED_BYTES, on_cache_line
 from vqcompress.errors import CheckpointError
-from vqcompress.integrations.placement import place
+from vqcompress.integrations.placement import collector_resting, place
 from vqcompress.layers import vq_layers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -76,3 +78,38 @@ def test_a_tensor_of_another_shape_is_refused(shifted):
     save_file({**tensors, scale: tensors[scale][:-1].clone()}, folder / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="of one model"):
         UNet2DConditionModel.from_pretrained(folder)
+
+
+def test_no_two_layers_hold_one_parameter(shifted):
+    unet = UNet2DConditionModel.from_pretrained(shifted(0))
+    held = [
+        parameter for module in unet.modules() for parameter in module._parameters.values() if parameter is not None
+    ]
+    assert len({id(parameter) for parameter in held}) == len(held)
+    assert not any(parameter.is_meta for parameter in held)
+
+
+def test_modules_that_stay_in_float32_do(shifted, monkeypatch, compressed_pipeline):
+    monkeypatch.setattr(UNet2DConditionModel, "_keep_in_fp32_modules", ["conv_out"])
+    unet = UNet2DConditionModel.from_pretrained(shifted(0), torch_dtype=torch.float16)
+    assert unet.conv_out.weight.dtype == torch.float32
+    assert torch.equal(unet.conv_out.weight, compressed_pipeline.unet.conv_out.weight.float())
+    assert unet.conv_in.weight.dtype == torch.float16
+
+
+def fail_while_the_collector_rests():
+    with collector_resting():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_collector_is_as_it_was(on):
+    was_on = gc.isenabled()
+    try:
+        gc.enable() if on else gc.disable()
+        with pytest.raises(ZeroDivisionError):
+            fail_while_the_collector_rests()
+        assert gc.isenabled() == on
+    finally:
+        gc.enable() if was_on else gc.disable()
