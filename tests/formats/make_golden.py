@@ -44,6 +44,11 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
             (9, 6),
             learned,
         ),
+        "trellis_gains": (
+            TrellisSpec(10, 2, 2, 0.0, True, _stream(11, three), gains=True),
+            (11, 8),
+            three,
+        ),
         "additive_linear": (AdditiveSpec(4, 6, 3, 0, 2, None, True, _stream(3, mixed, 6)), (10, 12), mixed),
         "additive_shared": (AdditiveSpec(8, 8, 2, 2, 0, "book", False, 5 * 4), (16, 5), None),
         "scalar_linear": (ScalarSpec(3, 4), (7, 10), None),

@@ -79,7 +79,11 @@ class Page:
             for t in range(self.rows):
                 state = number([circle[b % size] for b in range((t + 1) * rate - L, (t + 1) * rate)])
                 weight[t, column] = table[state] * self.scale()[t]
-        return weight
+        return weight * self.gains()
+
+    def gains(self) -> np.ndarray:
+        codes = numbers(self.raw["gains"], 4, self.columns) if self.spec.get("gains") else [4] * self.columns
+        return np.array([2 ** ((4 - n) / 2) for n in codes], np.float32)
 
     def table(self, rate: int) -> np.ndarray:
         learned = self.spec.get("codebook_rates", [])

@@ -18,7 +18,7 @@ from vqcompress.quantizers.bit_allocation import (
 
 
 def layer(importance: float, rows: int = 64, columns: int = 32, energy: float = 1.0) -> LayerCost:
-    return LayerCost(rows, torch.ones(columns), energy, importance)
+    return LayerCost(rows, torch.ones(columns), torch.full((columns,), energy), importance)
 
 
 def mean(granted: dict[str, float], layers: dict[str, LayerCost]) -> float:
@@ -59,8 +59,8 @@ def test_a_small_layer_that_decides_the_output_stays_dense() -> None:
 
 def test_dense_is_judged_by_what_it_takes_on_disk() -> None:
     others = {str(i): layer(1.0) for i in range(8)}
-    wide = LayerCost(8, torch.ones(32), 1.0, 1e3, dense_bits=32.0)
-    narrow = LayerCost(8, torch.ones(32), 1.0, 1e3)
+    wide = LayerCost(8, torch.ones(32), torch.ones(32), 1e3, dense_bits=32.0)
+    narrow = LayerCost(8, torch.ones(32), torch.ones(32), 1e3)
     assert allocate_bits({"x": narrow, **others}, 4.0)["x"] == DENSE
     assert allocate_bits({"x": wide, **others}, 4.0)["x"] <= MAX_RATE
 

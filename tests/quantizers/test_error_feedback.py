@@ -68,6 +68,25 @@ def test_sensitivity_sums_to_the_objective():
     assert objective(weight, decoded, moment) == pytest.approx(float(cost), rel=1e-3)
 
 
+def test_columns_inherit_what_is_predicted():
+    """Coded with errors of equal cost, targets have grown by the variance that `Feedback.inherited` tells."""
+    moment, rows, level = moment_of(12), 20_000, 1e-2
+    feedback = prepare_feedback(moment, 0.0)
+    weight, noise = torch.zeros(12, rows), gaussian(12, rows, seed=3)
+    targets = torch.zeros(12, rows)
+    errors = (level / feedback.sensitivity).sqrt()
+
+    def code(column: int, target: torch.Tensor) -> torch.Tensor:
+        targets[column] = target
+        return target - errors[column] * noise[column]
+
+    sweep(weight, feedback, code)
+    found = targets.double().square().mean(1)
+    expected = level / feedback.sensitivity * feedback.inherited()
+    assert float(found[feedback.order[0]]) == 0.0
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=1e-9)
+
+
 def test_sensitivity_of_independent_inputs_is_their_power():
     power = torch.tensor([1.0, 9.0, 4.0])
     torch.testing.assert_close(prepare_feedback(torch.diag(power), damping=0.0).sensitivity, power.double())

@@ -114,6 +114,50 @@ def test_row_scales_are_bought_where_rows_differ():
     assert quantize_weight(uneven, bits=3.0).spec.row_scales
 
 
+def columns_of_two_sizes(rows: int = 64, columns: int = 48) -> torch.Tensor:
+    """As where a block reads its skip connection beside the level below."""
+    return gaussian(rows, columns) * torch.where(torch.arange(columns) < columns // 2, 1.0, 0.08)
+
+
+def test_gains_are_bought_where_columns_differ(check_spec):
+    even, uneven = gaussian(64, 48), columns_of_two_sizes()
+    moment = torch.diag(uneven.square().mean(0).reciprocal())  # small weights on large inputs, so that all count alike
+    assert not quantize_weight(even, bits=3.0).spec.gains
+    found = quantize_weight(uneven, moment, bits=3.0)
+    check_spec(found)
+    assert found.spec.gains
+    assert found.bits_per_weight <= 3.0
+    without = quantize_weight(uneven, moment, bits=3.0, settings=TrellisSettings(gains=False))
+    error, error_without = (relative_error(uneven, q.decode(), moment) for q in (found, without))
+    assert error < 0.15 * error_without
+    assert error < 1.4 * gaussian_error(12, 3)
+
+
+def test_gains_follow_what_feedback_makes_of_a_column():
+    """Half of the inputs repeat the other half: their columns take up errors larger than themselves."""
+    weight = columns_of_two_sizes()
+    x = gaussian(400, 24)
+    x = torch.cat([x, x + 0.05 * gaussian(400, 24, seed=1)], 1)
+    moment = x.t() @ x / 400
+    plain, gained = (
+        quantize_weight(weight, moment, bits=2.0, settings=dataclasses.replace(FAST, gains=gains, state_bits=12))
+        for gains in (False, True)
+    )
+    assert relative_error(weight, gained.decode(), moment) < relative_error(weight, plain.decode(), moment)
+
+
+@pytest.mark.parametrize("polish", [0, 2])
+def test_gains_with_zero_columns_and_polish(polish):
+    weight = columns_of_two_sizes()
+    weight[:, ::5] = 0
+    moment = correlated_moment(48)
+    found = quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(gains=True, polish=polish))
+    assert torch.isfinite(found.decode()).all()
+    assert relative_error(weight, found.decode(), moment) < 0.02
+    nothing = quantize_weight(torch.zeros(64, 48), moment, bits=3.0, settings=TrellisSettings(gains=True))
+    assert nothing.decode().count_nonzero() == 0
+
+
 def test_same_seed_same_bytes_other_seed_other_bytes():
     weight, moment = gaussian(64, 32), correlated_moment(32)
     first, again, other = (quantize_weight(weight, moment, seed=seed) for seed in (0, 0, 1))
@@ -204,15 +248,16 @@ def test_mistakes_have_one_clear_error(arguments, error, words):
     bits=st.floats(2.5, 6.0),
     seed=st.integers(0, 99),
     row_scales=st.booleans(),
+    gains=st.booleans(),
 )
-def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales):
+def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales, gains):
     """Codes that decoded to anything but what the search chose would leave an error of one or more."""
     weight = gaussian(rows, columns, seed=seed)
-    settings_ = dataclasses.replace(FAST, row_scales=row_scales)
+    settings_ = dataclasses.replace(FAST, row_scales=row_scales, gains=gains)
     try:
         quantized = quantize_weight(weight, bits=bits, seed=seed, settings=settings_)
     except RecipeError:
-        assert rows * columns * bits < 8 * (2 * rows + rows + columns + 8)
+        assert rows * columns * bits < 8 * (2 * rows + rows + 2 * columns + 8)
         return
     assert quantized.bits_per_weight <= bits
     assert relative_error(weight, quantized.decode()) < 0.95

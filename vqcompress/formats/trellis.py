@@ -1,7 +1,7 @@
 """Trellis codes: one bit stream per column, every weight a window of it.
 
 A column of ``rows`` weights at rate ``k`` is a circular stream of ``rows * k`` bits. The ``L`` bits that end with weight
-``t``'s own ``k`` bits are its state, and ``weight[t] = scale[t] * table_k[state]`` (the bit-shift trellis of QTIP, Tseng et
+``t``'s own ``k`` bits are its state, and ``weight[t] = scale[t] * table_k[state]``, times the column's gain where it has one (the bit-shift trellis of QTIP, Tseng et
 al. 2024, arXiv 2406.11235). The stream is circular ("tail-biting"), so no start state is stored, and any weight decodes
 from one window. Columns choose their own rate, see `vqcompress.formats.rates`. The tables are a formula
 (`vqcompress.formats.trellis_table`), unless the component stores learned ones for some rates.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
+from vqcompress.formats.gains import gains_shape, unpack_gains
 from vqcompress.formats.rates import rates_shape, split_blocks, unpack_rates
 from vqcompress.formats.rotation import unrotate
 from vqcompress.formats.trellis_table import value_table
@@ -30,7 +31,8 @@ class TrellisSpec:
     ``tail`` Tukey's h of the value table; ``row_scales`` whether each row has its own scale or all share one;
     ``code_bytes`` the length of the packed stream. ``codebook`` names the component's shared tensor with learned tables,
     one row for each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's. ``rotation`` is the block of the
-    output rotation (`vqcompress.formats.rotation`) that is undone after all else, 0 for none.
+    output rotation (`vqcompress.formats.rotation`) that is undone after the scales, 0 for none. With ``gains`` every column has a
+    factor of its own (`vqcompress.formats.gains`), which comes last.
     """
 
     format: ClassVar[str] = "trellis"
@@ -43,6 +45,7 @@ class TrellisSpec:
     codebook: str | None = None
     codebook_rates: tuple[int, ...] = ()
     rotation: int = 0
+    gains: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codebook_rates", tuple(self.codebook_rates))  # JSON has lists
@@ -55,6 +58,8 @@ class TrellisSpec:
         }
         if self.rate_bits:
             shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
+        if self.gains:
+            shapes["gains"] = (gains_shape(columns), torch.int8)
         return shapes
 
     @property
@@ -81,7 +86,8 @@ class TrellisSpec:
             if block.rate:
                 states = window_states(unpack(block.codes, block.rate, rows), block.rate, self.state_bits)
                 values[block.columns] = self.table(block.rate, tensors)[states]
-        return unrotate(values * tensors["scale"].float(), self.rotation)
+        values = unrotate(values * tensors["scale"].float(), self.rotation)
+        return values * unpack_gains(tensors["gains"], columns)[:, None] if self.gains else values
 
 
 def window_states(symbols: Tensor, rate: int, state_bits: int) -> Tensor:

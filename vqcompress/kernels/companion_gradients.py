@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.rotation import rotate
-from vqcompress.kernels import cpu_numba, reference, rotated
+from vqcompress.kernels import cpu_numba, gained, reference, rotated
 from vqcompress.matrix_view import matrix_shape
 
 Shape = tuple[int, ...]
@@ -27,6 +27,9 @@ def companion_gradients(
 
     ``grad [columns, rows]`` is the gradient of ``Wᵀ``. Companions that a format does not differentiate in are left out.
     """
+    if gained.has_gains(spec):
+        grad = grad.float() * gained.column_gains(shape, tensors)[:, None]
+        spec = gained.without_gains(spec)
     if rotated.is_rotated(spec):
         spec, block = rotated.without_rotation(spec)
         grad = rotate(grad.float(), block)

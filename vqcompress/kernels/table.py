@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
-from vqcompress.kernels import cpu_numba, cpu_row, reference, rotated, triton_decode, triton_multiply
+from vqcompress.kernels import cpu_numba, cpu_row, gained, reference, rotated, triton_decode, triton_multiply
 
 Shape = tuple[int, ...]
 
@@ -55,6 +55,13 @@ def choose_kernel(spec: FormatSpec, shape: Shape, x: Tensor) -> Kernel:
 
 
 KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        "gained",
+        gained.PURPOSE,
+        gained.refusal,
+        gained.gained_decode(choose_kernel),
+        gained.gained_multiply(choose_kernel),
+    ),
     Kernel(
         "rotated",
         rotated.PURPOSE,

@@ -19,7 +19,8 @@ from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
 from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans
 from vqcompress.quantizers.row_moment import RowMoment
 from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
-from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
+from vqcompress.quantizers.trellis import TrellisSettings, coded_energy, quantize_trellis
+from vqcompress.quantizers.unit_scale import mean_energy
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
 
@@ -33,7 +34,8 @@ class Method:
 
     ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top. ``calibrated`` ones
     use the second moment; those that ``takes_rows`` also as a `RowMoment`, which others are given as a square. Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share
-    codebooks between layers; their ``quantize`` takes such codebooks (or ``None``) as a last argument.
+    codebooks between layers; their ``quantize`` takes such codebooks (or ``None``) as a last argument. ``energy``, ``(weight, settings) ->
+    [columns]``, is the mean square that the code has to span in each column.
     """
 
     quantize: Callable[..., tuple[FormatSpec, dict[str, Tensor]]]
@@ -42,10 +44,11 @@ class Method:
     calibrated: bool = True
     learn_codebooks: Callable[[Iterable[Tensor], Any, int, float], Tensor] | None = None
     takes_rows: bool = False
+    energy: Callable[[Tensor, Any], Tensor] = mean_energy
 
 
 METHODS: dict[str, Method] = {
-    "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False, takes_rows=True),
+    "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False, takes_rows=True, energy=coded_energy),
     "additive": Method(quantize_additive, AdditiveSettings, whole_bits=False, learn_codebooks=learn_shared_codebooks),
     "kmeans": Method(quantize_kmeans, KMeansSettings, whole_bits=False, learn_codebooks=learn_shared_kmeans),
     "gptq": Method(quantize_gptq, GPTQSettings, whole_bits=True),

@@ -25,13 +25,13 @@ DENSE = 16.0  # bits of a weight that is left as it is
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What a layer's error costs: ``sensitivity [columns]`` from error feedback, ``energy`` the mean squared weight,
+    """What a layer's error costs: ``sensitivity [columns]`` from error feedback, ``energy [columns]`` the mean squared weight,
     ``importance`` the squared output error of the denoiser per squared output error of the layer, ``rows`` its outputs;
     ``dense_bits`` is what a weight takes on disk when the layer is left as it is."""
 
     rows: int
     sensitivity: Tensor
-    energy: float
+    energy: Tensor
     importance: float
     dense_bits: float = DENSE
 
@@ -118,5 +118,5 @@ def _steps(name: str, layer: LayerCost, least: int, most: int) -> list[tuple[flo
 
 
 def _column_cost(layer: LayerCost) -> np.ndarray:
-    cost = layer.sensitivity.double().cpu().numpy() * layer.energy * layer.importance
+    cost = (layer.sensitivity.double().cpu() * layer.energy.double().cpu()).numpy() * layer.importance
     return np.maximum(cost, np.finfo(np.float64).tiny)

@@ -44,6 +44,16 @@ class Feedback:
     factor: Tensor
     sensitivity: Tensor
 
+    def inherited(self) -> Tensor:
+        """What errors of columns before leave to each column, by what its own error leaves behind: float64 ``[columns]``, natural order.
+
+        Where all columns cost the same after coding, ``e_i² = θ U_ii²``, a column's target has gained the variance
+        ``Σ_i (U_ij / U_ii)² e_i² = θ Σ_i U_ij²`` over the columns ``i`` before it; this is that sum by ``U_jj²``.
+        """
+        gained = torch.empty_like(self.sensitivity)
+        gained[self.order] = self.factor.double().square().sum(0)
+        return (gained * self.sensitivity - 1).clamp_min(0)
+
     def to(self, device: torch.device | str) -> Feedback:
         """The same on another device."""
         return Feedback(self.order.to(device), self.factor.to(device), self.sensitivity.to(device))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vqcompress.bitpack import pack, packed_bytes
 from vqcompress.errors import RecipeError
+from vqcompress.formats.gains import gain_factors, gains_shape, nearest_gain, pack_gains
 from vqcompress.formats.rates import join_blocks, pack_rates
 from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
@@ -25,7 +26,9 @@ from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback, refine, sweep
 from vqcompress.quantizers.row_moment import RowFeedback, RowMoment
 from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
+from vqcompress.quantizers.unit_scale import column_gains_pay, column_sizes, divide_by_scale
 
+PLAN_ROUNDS = 3  # rates follow from what errors cost, and errors from rates
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
 
 
@@ -36,7 +39,8 @@ class TrellisSettings:
     ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``polish``: passes of coordinate descent after
     the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale per row, or one for all; ``"auto"``
     decides both by a trial on a few columns. ``rotation``: of the outputs (`vqcompress.formats.rotation`), in place of
-    both where that codes heavy-tailed weights better. ``damping``: share of its mean diagonal added to the second moment.
+    both where that codes heavy-tailed weights better. ``gains``: a factor for each column; ``"auto"`` where columns differ enough in
+    size to pay for them. ``damping``: share of its mean diagonal added to the second moment.
     """
 
     state_bits: int = 12
@@ -44,6 +48,7 @@ class TrellisSettings:
     tail: float | Literal["auto"] = "auto"
     row_scales: bool | Literal["auto"] = "auto"
     rotation: bool | Literal["auto"] = "auto"
+    gains: bool | Literal["auto"] = "auto"
     damping: float = 1e-3
 
 
@@ -62,20 +67,29 @@ def quantize_trellis(
     second_moment = None if second_moment is None else second_moment.cpu()
     state_bits = usable_state_bits(len(weight), settings.state_bits, bits)
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
+    gained = _gained(weight, settings)
+    sizes = column_sizes(weight) if gained else torch.ones(weight.shape[1])
+    inherited = feedback.inherited() if gained and isinstance(feedback, Feedback) else None
+    costs = _Costs(sensitivity * sizes.to(sensitivity).square(), inherited, gained)
     source = choose_source(
-        weight,
+        weight / sizes,
         settings.tail,
         settings.row_scales,
         settings.rotation,
         state_bits,
         round(bits),
-        _shares(_plan(weight, sensitivity, state_bits, SourceModel(0.0, False), bits).rates),
+        _shares(_plan(weight, costs, state_bits, SourceModel(0.0, False), bits).rates),
         generator,
     )
     weight = rotate(weight.t(), source.rotation).t()
-    plan = _plan(weight, sensitivity, state_bits, source, bits)
+    plan = _plan(weight, costs, state_bits, source, bits)
     columns = _TrellisColumns(
-        weight, state_bits, source, plan, int(torch.randint(len(weight), (), generator=generator))
+        weight,
+        state_bits,
+        source,
+        plan,
+        sizes if gained else None,
+        int(torch.randint(len(weight), (), generator=generator)),
     )
     columns.sweep(feedback)
     if second_moment is not None:
@@ -85,6 +99,19 @@ def quantize_trellis(
     columns.refit_scale(second_moment)
     spec, tensors = columns.packed()
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
+
+
+def coded_energy(weight: Tensor, settings: TrellisSettings) -> Tensor:
+    """Mean square of ``weight [rows, columns]`` that the code spans in each column: a column's own where it has a gain, else that of all.
+
+    float32 ``[columns]``.
+    """
+    sizes = column_sizes(weight) if _gained(weight, settings) else torch.ones(weight.shape[1])
+    return sizes.square() * (weight / sizes).square().mean()
+
+
+def _gained(weight: Tensor, settings: TrellisSettings) -> bool:
+    return column_gains_pay(weight) if settings.gains == "auto" else settings.gains
 
 
 def usable_state_bits(rows: int, wanted: int, bits: float) -> int:
@@ -103,31 +130,53 @@ def _shares(rates: Tensor) -> dict[int, float]:
     return {rate: count / len(rates) for rate, count in zip(found.tolist(), counts.tolist(), strict=True)}
 
 
-def _plan(weight: Tensor, sensitivity: Tensor, state_bits: int, source: SourceModel, bits: float) -> RatePlan:
+@dataclass(frozen=True)
+class _Costs:
+    """What error costs in each column, ``own [columns]`` for its weights and more for what it has ``inherited`` when its turn comes."""
+
+    own: Tensor
+    inherited: Tensor | None
+    gained: bool
+
+    def at(self, level: float) -> Tensor:
+        """With the cost that coded columns are left with."""
+        return self.own if self.inherited is None else self.own + level * self.inherited
+
+
+def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, bits: float) -> RatePlan:
     rows, columns = weight.shape
     lowest = -(-state_bits // rows)
     usable = range(0 if lowest == 1 else lowest, max_rate(state_bits) + 1)
     distortion = {rate: gaussian_error(state_bits, rate) for rate in usable}
     budget = int(bits * rows * columns / 8) - 2 * (rows if source.row_scales else 1)
-    plan = plan_rates(sensitivity, distortion, lambda rate: packed_bytes(rows, rate), budget) if distortion else None
-    if plan is None or not plan.rates.any():
-        raise RecipeError(
-            f"a weight of {rows} x {columns} is too small for a trellis code within {bits} bits a weight; keep it dense, or "
-            "use method='rtn'"
-        )
+    budget -= gains_shape(columns)[1] if costs.gained else 0
+    plan, level = None, 0.0
+    for _ in range(1 if costs.inherited is None else PLAN_ROUNDS):
+        cost = costs.at(level)
+        plan = plan_rates(cost, distortion, lambda rate: packed_bytes(rows, rate), budget) if distortion else None
+        if plan is None or not plan.rates.any():
+            raise RecipeError(
+                f"a weight of {rows} x {columns} is too small for a trellis code within {bits} bits a weight; keep it "
+                "dense, or use method='rtn'"
+            )
+        level = float((cost * torch.tensor([distortion[rate] for rate in plan.rates.tolist()]).to(cost)).mean())
+    assert plan is not None
     return plan
 
 
 class _TrellisColumns:
-    """A weight being encoded: its columns' symbols and unscaled values, under one scale."""
+    """A weight being encoded: its columns' symbols and unscaled values, under one scale and, with ``sizes``, a gain a column."""
 
-    def __init__(self, weight: Tensor, state_bits: int, source: SourceModel, plan: RatePlan, phase: int) -> None:
+    def __init__(
+        self, weight: Tensor, state_bits: int, source: SourceModel, plan: RatePlan, sizes: Tensor | None, phase: int
+    ) -> None:
         self.target = weight.t().contiguous()
         self.state_bits, self.source, self.plan = state_bits, source, plan
         self.rates = plan.rates.tolist()
-        self.scale = row_scale(weight, source.row_scales)
+        self.scale = row_scale(weight if sizes is None else weight / sizes, source.row_scales)
         self.symbols = torch.zeros(self.target.shape, dtype=torch.uint8)
         self.values = torch.zeros(self.target.shape)
+        self.gains = None if sizes is None else torch.zeros(len(self.target), dtype=torch.uint8)
         tables = {rate: value_table(state_bits, rate, source.tail) for rate in set(self.rates) if rate}
         self.search = CpuViterbi(len(weight), state_bits, tables, phase)
 
@@ -141,16 +190,18 @@ class _TrellisColumns:
 
     def polish(self, second_moment: Tensor | RowMoment) -> None:
         """One pass of coordinate descent; columns that do not improve get their codes back."""
-        symbols, values = self.symbols.clone(), self.values.clone()
-        _, accepted = refine(self.target, self.values * self.scale, second_moment, self._encode)
-        self.symbols[~accepted], self.values[~accepted] = symbols[~accepted], values[~accepted]
+        kept = [part.clone() for part in self._parts()]
+        _, accepted = refine(self.target, self._unscaled() * self.scale, second_moment, self._encode)
+        for part, old in zip(self._parts(), kept, strict=True):
+            part[~accepted] = old[~accepted]
 
     def refit_scale(self, second_moment: Tensor | RowMoment | None) -> None:
         """The best scales for the codes at hand: each row's is the least-squares gain under H, rounded as stored."""
         if isinstance(second_moment, Tensor):
             second_moment = second_moment.float()
-        filtered = self.values if second_moment is None else second_moment @ self.values
-        along, power = (self.target * filtered).sum(0), (self.values * filtered).sum(0)
+        values = self._unscaled()
+        filtered = values if second_moment is None else second_moment @ values
+        along, power = (self.target * filtered).sum(0), (values * filtered).sum(0)
         if not self.source.row_scales:
             along, power = along.sum(), power.sum()
         refitted = torch.where(power > 0, along / power, self.scale)
@@ -163,6 +214,8 @@ class _TrellisColumns:
         tensors = {"weight": codes, "scale": scale.half()}
         if self.plan.rate_bits:
             tensors["rates"] = pack_rates(self.plan.rates, self.plan.min_rate, self.plan.rate_bits)
+        if self.gains is not None:
+            tensors["gains"] = pack_gains(self.gains)
         spec = TrellisSpec(
             state_bits=self.state_bits,
             min_rate=self.plan.min_rate,
@@ -171,14 +224,27 @@ class _TrellisColumns:
             row_scales=self.source.row_scales,
             code_bytes=codes.numel(),
             rotation=self.source.rotation,
+            gains=self.gains is not None,
         )
         return spec, tensors
 
     def _encode(self, column: int, target: Tensor) -> Tensor:
-        rate = self.rates[column]
+        rate, scale = self.rates[column], self.scale
+        if rate and self.gains is not None:
+            # What feedback has added to a column can be larger than the column was.
+            self.gains[column] = gain = nearest_gain(divide_by_scale(target[:, None], scale).square().mean().sqrt())
+            scale = scale * gain_factors(gain)
         if rate:
-            self.symbols[column], self.values[column] = self.search(target, self.scale, rate)
-        return self.values[column] * self.scale
+            self.symbols[column], self.values[column] = self.search(target, scale, rate)
+        return self.values[column] * scale
+
+    def _unscaled(self) -> Tensor:
+        """Values with their columns' gains, ``[columns, rows]``."""
+        return self.values if self.gains is None else self.values * gain_factors(self.gains)[:, None]
+
+    def _parts(self) -> list[Tensor]:
+        """All that a column's code consists of."""
+        return [self.symbols, self.values, *([] if self.gains is None else [self.gains])]
 
     def _packed_block(self, rate: int) -> Tensor:
         symbols = self.symbols[self.plan.rates == rate]

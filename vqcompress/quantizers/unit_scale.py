@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from vqcompress.errors import RecipeError
+from vqcompress.formats.gains import GAIN_BITS, gain_factors, nearest_gain
 
 SCALE_BITS = 16
+WORTH_GAINS = 0.01  # bits a weight, for what decoding takes longer
 
 
 def choose_scale(weight: Tensor, row_scales: bool | str) -> tuple[Tensor, bool]:
@@ -43,6 +45,31 @@ def row_scales_pay(weight: Tensor) -> bool:
         return bool((power > 0).any())
     gain = (power.mean().log2() - power.log2().mean()) / 2
     return bool(gain > SCALE_BITS / weight.shape[1])
+
+
+def mean_energy(weight: Tensor, settings: object = None) -> Tensor:
+    """Mean square of ``weight [rows, columns]``, the same for every column: float32 ``[columns]``."""
+    return weight.square().mean().expand(weight.shape[1])
+
+
+def column_sizes(weight: Tensor) -> Tensor:
+    """RMS of each column of ``weight [rows, columns]`` by that of the largest, as gains have it (half octaves): float32 ``[columns]``."""
+    power = weight.double().square().mean(0)
+    return gain_factors(nearest_gain((power / power.max().clamp_min(1e-300)).sqrt()))
+
+
+def column_gains_pay(weight: Tensor) -> bool:
+    """Whether the columns of ``weight [rows, columns]`` differ enough in power to be worth a gain each.
+
+    By the coding gain of `row_scales_pay`, over the columns that are not all zeros, of what gains leave against what there is.
+    """
+    power = weight.double().square().mean(0)
+    live = power > 0
+    if not live.any():
+        return False
+    power, factors = power[live], column_sizes(weight)[live].double().square()
+    left = factors.log2().mean() + (power / factors).mean().log2()
+    return bool((power.mean().log2() - left) / 2 > GAIN_BITS / len(weight) + WORTH_GAINS)
 
 
 def divide_by_scale(weight: Tensor, scale: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from vqcompress.calibration.importance import layer_importance
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.matrix_view import to_matrix
-from vqcompress.quantizers import METHODS
+from vqcompress.quantizers import METHODS, settings_for
 from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, allocate_whole_bits
 from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.stages.recording import moment_of
@@ -28,14 +28,15 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
         importance = importance_of_layers(run, component, layers)
         keys = dict.fromkeys(groups.get(layer) for layer in layers)
         sensitivities = {key: _sensitivity(run, component, key) for key in keys}
+        method, settings = METHODS[recipe.method], settings_for(recipe.method, recipe.settings)
         costs = {}
         for layer in layers:
             weight = to_matrix(run.weight(component, layer)).float()
             sensitivity = sensitivities[groups.get(layer)]
             sensitivity = torch.ones(weight.shape[1]) if sensitivity is None else sensitivity
-            energy = float(weight.square().mean())
+            energy = method.energy(weight, settings)
             costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], dense_bits(weight))
-        if METHODS[recipe.method].whole_bits:
+        if method.whole_bits:
             return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
         return allocate_bits(costs, recipe.bits)
 
