@@ -101,7 +101,7 @@ class Page:
                 for m in range(rate):
                     total = total + books[m, codes[t // d * rate + m], t % d]
                 weight[t, column] = total * self.scale()[t]
-        return weight
+        return weight * self.gains()
 
     def scalar(self) -> np.ndarray:
         b, g, weight = self.spec["bits"], self.spec["group_size"], np.zeros((self.rows, self.columns), np.float32)

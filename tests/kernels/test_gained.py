@@ -14,15 +14,18 @@ from vqcompress.kernels.companion_gradients import companion_gradients
 from vqcompress.matrix_view import matrix_shape
 
 
-@pytest.fixture(params=[0, 16], ids=["plain", "rotated"])
+@pytest.fixture(params=["trellis", "rotated", "additive"])
 def gained(request, random_weight):
-    """``gained(shape)`` -> a weight whose columns have gains of 4 down to .04, with and without a rotation."""
+    """``gained(shape)`` -> a weight whose columns have gains of 4 down to .04, of each kind that can have them."""
 
     def make(shape: tuple[int, ...]):
-        weight = random_weight("trellis", shape, rate_bits=2, min_rate=1)
+        if request.param == "additive":
+            weight = random_weight("additive", shape)
+        else:
+            weight = random_weight("trellis", shape, rate_bits=2, min_rate=1)
         columns = matrix_shape(shape)[1]
         codes = torch.randint(14, (columns,), generator=torch.Generator().manual_seed(3))
-        spec = replace(weight.spec, gains=True, rotation=request.param)
+        spec = replace(weight.spec, gains=True, **({"rotation": 16} if request.param == "rotated" else {}))
         return replace(weight, spec=spec, tensors={**weight.tensors, "gains": pack_gains(codes)}), codes
 
     return make

@@ -190,3 +190,17 @@ def test_nan_and_overflow_are_refused() -> None:
 def test_settings_are_checked(name: str, value: float) -> None:
     with pytest.raises(RecipeError, match=name):
         AdditiveSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_gains_are_bought_where_columns_differ(check_spec):
+    weight = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
+    assert not quantize_weight(weight, method="additive", bits=3, settings=QUICK).spec.gains
+    weight[:, 24:] *= 0.08
+    moment = torch.diag(weight.square().mean(0).reciprocal())  # small weights on large inputs, so that all count alike
+    gained, plain = (
+        quantize_weight(weight, moment, method="additive", bits=3, settings=replace(QUICK, gains=gains))
+        for gains in ("auto", False)
+    )
+    check_spec(gained)
+    assert gained.spec.gains
+    assert relative_error(weight, gained.decode(), moment) < 0.3 * relative_error(weight, plain.decode(), moment)

@@ -243,7 +243,7 @@ def test_mistakes_have_one_clear_error(arguments, error, words):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    rows=st.integers(8, 70),
+    rows=st.integers(12, 70),
     columns=st.integers(1, 20),
     bits=st.floats(2.5, 6.0),
     seed=st.integers(0, 99),

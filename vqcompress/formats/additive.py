@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
+from vqcompress.formats.gains import gains_shape, unpack_gains
 from vqcompress.formats.rates import rates_shape, split_blocks, unpack_rates
 
 
@@ -24,7 +25,8 @@ class AdditiveSpec:
     """Static geometry of an additively coded weight: all that is not a tensor.
 
     ``codebook`` names the component's shared codebook, or is ``None`` when the layer stores its own;
-    ``min_rate`` and ``rate_bits`` say how column rates (codes per vector) are stored; the rest are sizes.
+    ``min_rate`` and ``rate_bits`` say how column rates (codes per vector) are stored; with ``gains`` every column has a factor of its
+    own (`vqcompress.formats.gains`), which comes last; the rest are sizes.
     """
 
     format: ClassVar[str] = "additive"
@@ -36,6 +38,7 @@ class AdditiveSpec:
     codebook: str | None
     row_scales: bool
     code_bytes: int
+    gains: bool = False
 
     def tensor_shapes(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of every tensor stored with the layer (a shared codebook is not)."""
@@ -45,6 +48,8 @@ class AdditiveSpec:
         }
         if self.rate_bits:
             shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
+        if self.gains:
+            shapes["gains"] = (gains_shape(columns), torch.int8)
         if self.codebook is None:
             shapes["codebooks"] = (self.codebook_shape, torch.float16)
         return shapes
@@ -73,4 +78,5 @@ class AdditiveSpec:
                 indices = unpack(block.codes, self.code_bits, count * block.rate).view(-1, count, block.rate)
                 vectors = sum(codebooks[m][indices[..., m]] for m in range(block.rate))
                 values[block.columns] = vectors.flatten(1)[:, :rows]
-        return values * tensors["scale"].float()
+        values = values * tensors["scale"].float()
+        return values * unpack_gains(tensors["gains"], columns)[:, None] if self.gains else values

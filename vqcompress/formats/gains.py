@@ -20,8 +20,8 @@ LOUDEST = 4  # code 0 stands for 2 ** (LOUDEST / 2)
 
 
 def nearest_gain(ratio: Tensor) -> Tensor:
-    """Codes uint8 of the gains next to ``ratio``, the RMS of columns by that of the layer; what is zero gets the lowest."""
-    return (LOUDEST - 2 * ratio.double().log2()).clamp(0, (1 << GAIN_BITS) - 1).round().to(torch.uint8)
+    """Codes uint8 of the gains next to ``ratio``, the size of columns by that of the layer; what is zero gets the lowest."""
+    return (LOUDEST - 2 * ratio.double().log2()).nan_to_num(0.0).clamp(0, (1 << GAIN_BITS) - 1).round().to(torch.uint8)
 
 
 def gain_factors(codes: Tensor) -> Tensor:

@@ -13,21 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqcompress.formats import FormatSpec, TrellisSpec
+from vqcompress.formats import FormatSpec, ScalarSpec
 from vqcompress.formats.gains import unpack_gains
 from vqcompress.kernels.derived import Derived
 from vqcompress.matrix_view import from_transposed, matrix_shape
 
 Shape = tuple[int, ...]
 
-PURPOSE = "trellis codes with column gains: another kernel's work on the scaled input"
+PURPOSE = "codes with column gains: another kernel's work on the scaled input"
 
 _GAINS: Derived[Tensor] = Derived()
 
 
 def has_gains(spec: FormatSpec) -> bool:
     """Whether the columns of the code have gains."""
-    return isinstance(spec, TrellisSpec) and spec.gains
+    return not isinstance(spec, ScalarSpec) and spec.gains
 
 
 def refusal(spec: FormatSpec, shape: Shape, x: Tensor) -> str:
@@ -35,9 +35,9 @@ def refusal(spec: FormatSpec, shape: Shape, x: Tensor) -> str:
     return "" if has_gains(spec) else "no column gains"
 
 
-def without_gains(spec: FormatSpec) -> TrellisSpec:
+def without_gains(spec: FormatSpec) -> FormatSpec:
     """The spec of ``V``."""
-    assert isinstance(spec, TrellisSpec)  # `refusal` has seen to it
+    assert not isinstance(spec, ScalarSpec)  # `refusal` has seen to it
     return replace(spec, gains=False)
 
 

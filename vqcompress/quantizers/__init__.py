@@ -19,8 +19,8 @@ from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
 from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans
 from vqcompress.quantizers.row_moment import RowMoment
 from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
-from vqcompress.quantizers.trellis import TrellisSettings, coded_energy, quantize_trellis
-from vqcompress.quantizers.unit_scale import mean_energy
+from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
+from vqcompress.quantizers.unit_scale import coded_energy, mean_energy
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
 
@@ -49,7 +49,13 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False, takes_rows=True, energy=coded_energy),
-    "additive": Method(quantize_additive, AdditiveSettings, whole_bits=False, learn_codebooks=learn_shared_codebooks),
+    "additive": Method(
+        quantize_additive,
+        AdditiveSettings,
+        whole_bits=False,
+        learn_codebooks=learn_shared_codebooks,
+        energy=coded_energy,
+    ),
     "kmeans": Method(quantize_kmeans, KMeansSettings, whole_bits=False, learn_codebooks=learn_shared_kmeans),
     "gptq": Method(quantize_gptq, GPTQSettings, whole_bits=True),
     "rtn": Method(quantize_rtn, RTNSettings, whole_bits=True, calibrated=False),

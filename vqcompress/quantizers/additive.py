@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec
+from vqcompress.formats.gains import gain_factors, pack_gains
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.additive_source import (
     SAMPLE,
@@ -30,7 +31,7 @@ from vqcompress.quantizers.additive_source import (
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.error_feedback import prepare_feedback
-from vqcompress.quantizers.unit_scale import choose_scale
+from vqcompress.quantizers.unit_scale import choose_gains, choose_scale
 from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry, check_setting
 
 SHARED_CODE_BITS = 6  # 8 code better for their bits, but column rates in steps of 6/8 bit are worth more
@@ -47,6 +48,7 @@ class AdditiveSettings:
     ``codebooks``: how many, ``None`` derives it from ``bits``. ``beam``: partial sums kept by the search. ``rounds``: of
     codebook learning. ``polish``: at most so many passes after the feedback sweep (codebooks, scales, codes), each kept only
     while it gains. ``row_scales``: a scale per row, or one for all; ``"auto"`` decides by what the rows' spread costs.
+    ``gains``: a factor for each column; ``"auto"`` where columns differ enough in size to pay for them.
     ``count_codebooks``: whether ``bits`` has to pay for a layer's own codebooks too. ``damping``: share of its mean diagonal
     added to the second moment.
     """
@@ -58,6 +60,7 @@ class AdditiveSettings:
     rounds: int = 8
     polish: int = 3
     row_scales: bool | Literal["auto"] = "auto"
+    gains: bool | Literal["auto"] = "auto"
     count_codebooks: bool = False
     damping: float = 1e-3
 
@@ -86,12 +89,18 @@ def quantize_additive(
     stored. ``seed`` picks the sample and the start of codebook learning. A second moment on an accelerator is factored
     there; the search runs on the CPU, and the stored tensors lie where ``weight`` was. Raises `RecipeError` when no code fits.
     """
-    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     home, weight = weight.device, weight.cpu()
+    if (gains := choose_gains(weight, settings.gains)) is not None:
+        factors = gain_factors(gains)
+        weight = weight / factors
+        if second_moment is not None:  # of the inputs that the gains are moved to
+            outer = factors.to(second_moment.device)
+            second_moment = second_moment * outer * outer[:, None]
+    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     second_moment = None if second_moment is None else second_moment.cpu()
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
     scale, per_row = choose_scale(weight, settings.row_scales)
-    budget = RateBudget(len(weight), sensitivity, bits, per_row)
+    budget = RateBudget(len(weight), sensitivity, bits, per_row, gains is not None)
     if shared_codebooks is None:
         codebooks, plan = _learn(weight, scale, budget, settings, bits, seed)
     else:
@@ -101,6 +110,8 @@ def quantize_additive(
     columns.sweep(feedback)
     _polish(columns, second_moment, settings.polish, own=shared_codebooks is None)
     spec, tensors = columns.packed(None if shared_codebooks is None else SHARED_NAME)
+    if gains is not None:
+        spec, tensors = replace(spec, gains=True), {**tensors, "gains": pack_gains(gains)}
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 
@@ -114,7 +125,7 @@ def learn_shared_codebooks(
     code_bits = settings.code_bits or SHARED_CODE_BITS
     mean = max(1, round(bits * settings.dimension / code_bits))
     count = settings.codebooks or mean + max(SHARED_RATES)
-    vectors = sample_layers(weights, settings.dimension, settings.row_scales, seed)
+    vectors = sample_layers(weights, settings.dimension, settings.row_scales, settings.gains, seed)
     codebooks = residual_codebooks(vectors, count, 1 << code_bits, START_BEAM, seed)
     shares = torch.tensor([SHARED_RATES.get(rate - mean, 0.0) for rate in range(count + 1)])
     shares = shares if shares.sum() else torch.ones(count + 1)

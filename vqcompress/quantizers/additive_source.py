@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes
 from vqcompress.errors import RecipeError
+from vqcompress.formats.gains import gain_factors, gains_shape
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
-from vqcompress.quantizers.unit_scale import choose_scale, divide_by_scale
+from vqcompress.quantizers.unit_scale import choose_gains, choose_scale, divide_by_scale
 
 START_BEAM = 4  # enough for a start, and for measuring what a rate is worth
 SPREAD = 2  # codebooks beyond the mean rate that the most sensitive columns may use
@@ -43,7 +45,13 @@ def sample_vectors(weight: Tensor, scale: Tensor, dimension: int, count: int, se
     return vectors[chosen].contiguous(), chosen // (len(vectors) // len(columns))
 
 
-def sample_layers(weights: Iterable[Tensor], dimension: int, row_scales: bool | str, seed: int) -> Tensor:
+def sample_layers(
+    weights: Iterable[Tensor],
+    dimension: int,
+    row_scales: bool | Literal["auto"],
+    gains: bool | Literal["auto"],
+    seed: int,
+) -> Tensor:
     """Scaled vectors ``[n, d]`` of many weights (``[out, in]`` or ``[out, in, kh, kw]``); large ones give more, up to a limit.
 
     Raises `RecipeError` when there is no weight at all.
@@ -51,6 +59,8 @@ def sample_layers(weights: Iterable[Tensor], dimension: int, row_scales: bool | 
     parts = []
     for index, weight in enumerate(weights):
         matrix = to_matrix(weight).detach().float().cpu()
+        codes = choose_gains(matrix, gains)
+        matrix = matrix if codes is None else matrix / gain_factors(codes)
         scale, _ = choose_scale(matrix, row_scales)
         parts.append(sample_vectors(matrix, scale, dimension, LAYER_SAMPLE, seed + index)[0])
     if not parts:
@@ -62,10 +72,11 @@ def sample_layers(weights: Iterable[Tensor], dimension: int, row_scales: bool | 
 class RateBudget:
     """Bytes for the codes of a weight ``[rows, columns]``, and the columns that compete for them."""
 
-    def __init__(self, rows: int, sensitivity: Tensor, bits: float, per_row: bool) -> None:
+    def __init__(self, rows: int, sensitivity: Tensor, bits: float, per_row: bool, gained: bool = False) -> None:
         self.rows, self.sensitivity = rows, sensitivity
         # A single scale's two bytes are not charged: they would push one column of a weight that fits exactly down a rate.
         self.nbytes = int(bits * rows * len(sensitivity) / 8) - (2 * rows if per_row else 0)
+        self.nbytes -= gains_shape(len(sensitivity))[1] if gained else 0
 
     @property
     def flat(self) -> bool:

@@ -78,7 +78,7 @@ def quantize_kmeans(
 
 def learn_shared_kmeans(weights: Iterable[Tensor], settings: KMeansSettings, seed: int, bits: float = 3.0) -> Tensor:
     """Codebooks float16 ``[M, 2**b, d]`` for all ``weights`` (``[out, in]`` or ``[out, in, kh, kw]``) of a component."""
-    vectors = sample_layers(weights, settings.dimension, settings.row_scales, seed)
+    vectors = sample_layers(weights, settings.dimension, settings.row_scales, False, seed)
     return _learn(vectors, None, settings, bits, seed).half()
 
 

@@ -26,7 +26,7 @@ from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback, refine, sweep
 from vqcompress.quantizers.row_moment import RowFeedback, RowMoment
 from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
-from vqcompress.quantizers.unit_scale import column_gains_pay, column_sizes, divide_by_scale
+from vqcompress.quantizers.unit_scale import choose_gains, divide_by_scale
 
 PLAN_ROUNDS = 3  # rates follow from what errors cost, and errors from rates
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
@@ -67,8 +67,9 @@ def quantize_trellis(
     second_moment = None if second_moment is None else second_moment.cpu()
     state_bits = usable_state_bits(len(weight), settings.state_bits, bits)
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
-    gained = _gained(weight, settings)
-    sizes = column_sizes(weight) if gained else torch.ones(weight.shape[1])
+    gains = choose_gains(weight, settings.gains)
+    gained = gains is not None
+    sizes = torch.ones(weight.shape[1]) if gains is None else gain_factors(gains)
     inherited = feedback.inherited() if gained and isinstance(feedback, Feedback) else None
     costs = _Costs(sensitivity * sizes.to(sensitivity).square(), inherited, gained)
     source = choose_source(
@@ -99,19 +100,6 @@ def quantize_trellis(
     columns.refit_scale(second_moment)
     spec, tensors = columns.packed()
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
-
-
-def coded_energy(weight: Tensor, settings: TrellisSettings) -> Tensor:
-    """Mean square of ``weight [rows, columns]`` that the code spans in each column: a column's own where it has a gain, else that of all.
-
-    float32 ``[columns]``.
-    """
-    sizes = column_sizes(weight) if _gained(weight, settings) else torch.ones(weight.shape[1])
-    return sizes.square() * (weight / sizes).square().mean()
-
-
-def _gained(weight: Tensor, settings: TrellisSettings) -> bool:
-    return column_gains_pay(weight) if settings.gains == "auto" else settings.gains
 
 
 def usable_state_bits(rows: int, wanted: int, bits: float) -> int:
@@ -173,7 +161,9 @@ class _TrellisColumns:
         self.target = weight.t().contiguous()
         self.state_bits, self.source, self.plan = state_bits, source, plan
         self.rates = plan.rates.tolist()
-        self.scale = row_scale(weight if sizes is None else weight / sizes, source.row_scales)
+        leveled = weight if sizes is None else weight / sizes
+        self.scale = row_scale(leveled, source.row_scales)
+        self.size = divide_by_scale(leveled, self.scale).abs().mean()
         self.symbols = torch.zeros(self.target.shape, dtype=torch.uint8)
         self.values = torch.zeros(self.target.shape)
         self.gains = None if sizes is None else torch.zeros(len(self.target), dtype=torch.uint8)
@@ -232,7 +222,8 @@ class _TrellisColumns:
         rate, scale = self.rates[column], self.scale
         if rate and self.gains is not None:
             # What feedback has added to a column can be larger than the column was.
-            self.gains[column] = gain = nearest_gain(divide_by_scale(target[:, None], scale).square().mean().sqrt())
+            size = divide_by_scale(target[:, None], scale).abs().mean()
+            self.gains[column] = gain = nearest_gain(size / self.size)
             scale = scale * gain_factors(gain)
         if rate:
             self.symbols[column], self.values[column] = self.search(target, scale, rate)

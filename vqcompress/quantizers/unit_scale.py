@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
@@ -52,10 +54,34 @@ def mean_energy(weight: Tensor, settings: object = None) -> Tensor:
     return weight.square().mean().expand(weight.shape[1])
 
 
-def column_sizes(weight: Tensor) -> Tensor:
-    """RMS of each column of ``weight [rows, columns]`` by that of the largest, as gains have it (half octaves): float32 ``[columns]``."""
-    power = weight.double().square().mean(0)
-    return gain_factors(nearest_gain((power / power.max().clamp_min(1e-300)).sqrt()))
+def choose_gains(weight: Tensor, wanted: bool | Literal["auto"]) -> Tensor | None:
+    """Gain codes of the columns of ``weight [rows, columns]``, or ``None`` for a weight that gets none: ``"auto"`` asks
+    `column_gains_pay`."""
+    gained = column_gains_pay(weight) if wanted == "auto" else wanted
+    return column_gains(weight) if gained else None
+
+
+def column_gains(weight: Tensor) -> Tensor:
+    """Codes uint8 ``[columns]`` of each column's size by that of the largest column of ``weight [rows, columns]``."""
+    sizes = _column_sizes(weight)
+    return nearest_gain(sizes / sizes.max().clamp_min(1e-300))
+
+
+def _column_sizes(weight: Tensor) -> Tensor:
+    """Mean magnitudes, float64 ``[columns]``: one outlier makes a column's power, but not its size."""
+    return weight.double().abs().mean(0)
+
+
+def coded_energy(weight: Tensor, settings: Any) -> Tensor:
+    """Mean square of ``weight [rows, columns]`` that the code spans in each column: a column's own where it has a gain, else that of all.
+
+    ``settings`` are those of a method with gains; float32 ``[columns]``.
+    """
+    codes = choose_gains(weight, settings.gains)
+    if codes is None:
+        return mean_energy(weight)
+    factors = gain_factors(codes)
+    return factors.square() * (weight / factors).square().mean()
 
 
 def column_gains_pay(weight: Tensor) -> bool:
@@ -63,11 +89,11 @@ def column_gains_pay(weight: Tensor) -> bool:
 
     By the coding gain of `row_scales_pay`, over the columns that are not all zeros, of what gains leave against what there is.
     """
-    power = weight.double().square().mean(0)
-    live = power > 0
+    sizes = _column_sizes(weight)
+    live = sizes > 0
     if not live.any():
         return False
-    power, factors = power[live], column_sizes(weight)[live].double().square()
+    power, factors = sizes[live].square(), gain_factors(column_gains(weight))[live].double().square()
     left = factors.log2().mean() + (power / factors).mean().log2()
     return bool((power.mean().log2() - left) / 2 > GAIN_BITS / len(weight) + WORTH_GAINS)
 
