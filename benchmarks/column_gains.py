@@ -1,0 +1,65 @@
+"""What column gains are worth: layers whose columns are of two sizes, as where a UNet's block reads its skip connection.
+
+``python benchmarks/column_gains.py [--bits 2 3 4] [--ratio 10]`` codes two synthetic layers with and without gains, and with GPTQ in groups of
+64 for comparison: *apart*, half of the columns ``ratio`` times smaller than the other half and their inputs as much larger, so that all
+count alike; and *mixed*, the same over correlated inputs. Relative output errors, with all bits counted, as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vqcompress.quantizers import METHODS, quantize_weight
+from vqcompress.quantizers.layer_error import relative_error
+
+ROWS, COLUMNS, INPUTS = 320, 640, 4096
+VECTOR_METHODS = ("trellis", "additive")
+
+
+def layers(ratio: float) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> weight and second moment."""
+    draw = torch.Generator().manual_seed(0)
+    small = torch.where(torch.arange(COLUMNS) < COLUMNS // 2, 1.0, 1 / ratio)
+    weight = torch.randn(ROWS, COLUMNS, generator=draw) * small
+    x = torch.randn(INPUTS, COLUMNS, generator=draw)
+    spectrum = torch.arange(1, COLUMNS + 1) ** -0.5
+    mixed = x * spectrum @ torch.randn(COLUMNS, COLUMNS, generator=draw)
+    return {name: (weight, _moment(inputs / small)) for name, inputs in (("apart", x), ("mixed", mixed))}
+
+
+def _moment(inputs: Tensor) -> Tensor:
+    return inputs.t() @ inputs / len(inputs)
+
+
+def rows(ratio: float, widths: list[float]) -> list[str]:
+    """The table."""
+    lines = ["| layer | bits | " + " | ".join(f"{m}, plain | gains" for m in VECTOR_METHODS) + " | gptq (bits) |"]
+    lines.append("|---|---|" + "---|" * (2 * len(VECTOR_METHODS) + 1))
+    for name, (weight, moment) in layers(ratio).items():
+        for bits in widths:
+            cells = []
+            for method in VECTOR_METHODS:
+                for gains in (False, "auto"):
+                    settings = replace(METHODS[method].settings(), gains=gains)
+                    found = quantize_weight(weight, moment, method=method, bits=bits, settings=settings)
+                    cells.append(f"{relative_error(weight, found.decode(), moment):.3g}")
+            scalar = quantize_weight(weight, moment, method="gptq", bits=round(bits))
+            error = relative_error(weight, scalar.decode(), moment)
+            lines.append(f"| {name} | {bits:g} | {' | '.join(cells)} | {error:.3g} ({scalar.bits_per_weight:.2f}) |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=float, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--ratio", type=float, default=10.0)
+    given = parser.parse_args()
+    print("\n".join(rows(given.ratio, given.bits)))
+
+
+if __name__ == "__main__":
+    main()
