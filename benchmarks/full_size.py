@@ -1,7 +1,8 @@
 """Stable Diffusion XL's UNet at full size through the whole story on this machine: seconds, memory and bytes of every stage.
 
 ``python benchmarks/full_size.py --work FOLDER`` makes the pipeline with synthetic weights (`synthetic_pipeline`), then calibrates,
-quantizes and saves it with `vqcompress.quantize`, loads the folder, and compares one forward pass with that of the dense weights.
+quantizes and saves it with `vqcompress.quantize`, loads the folder, and compares one call of the UNet with that of the dense weights:
+both guidance halves of the last step of an image whose caption and noise calibration did not see, drawn with the dense weights.
 Every stage is a process of its own, so that its peak memory is its own; what is finished is not done again, and a
 stage that was stopped goes on where it was. The quantizer is set to fast: 10-bit states, no polish, the same bits in every layer.
 Calibration draws few and small images, as a CPU can: its moments have the right kind and size, not the right statistics of an
@@ -26,9 +27,9 @@ import click
 import torch
 from synthetic_pipeline import make_pipeline
 
-STAGES = ("make", "quantize", "load", "dense forward", "packed forward")
-DENSE, PACKED, MEASURED = "dense", "packed", "measured.json"
-FORWARD_SIDE = 8  # latent pixels of the compared pass
+STAGES = ("make", "quantize", "load", "dense image", "packed call")
+DENSE, PACKED, MEASURED, CALL = "dense", "packed", "measured.json", "call.pt"
+HELD_OUT_SEED = 1_000_000  # of the compared image's noise; calibration counts its seeds from 0
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -105,8 +106,10 @@ def run_stage(stage: str, work: Path, settings: Settings) -> None:
             quantize(work, settings, meter)
         elif stage == "load":
             load(work)
+        elif stage.startswith("dense"):
+            record(work, settings)
         else:
-            forward(work, work / (DENSE if stage.startswith("dense") else PACKED))
+            replay(work)
 
 
 def quantize(work: Path, settings: Settings, progress: Progress) -> None:
@@ -130,36 +133,44 @@ def load(work: Path) -> None:
     vqcompress.load(work / PACKED)
 
 
-def forward(work: Path, folder: Path) -> None:
-    """One pass of the UNet in ``folder`` over inputs from a seed; the output goes to a file."""
-    from safetensors.torch import save_file
+def record(work: Path, settings: Settings) -> None:
+    """Draw the held-out image with the dense weights; the UNet's last call, with its output, goes to a file."""
+    from vqcompress.calibration.teacher import record_teacher
+    from vqcompress.shapes.scenes import held_out_captions
 
-    from vqcompress.architectures import open_pipeline
+    pipeline, architecture = narrow_pipeline(work / DENSE)
+    calls = record_teacher(
+        pipeline,
+        architecture,
+        held_out_captions(1),
+        count=settings.steps,
+        trajectory=settings.steps,
+        seed=HELD_OUT_SEED,
+        steps=settings.steps,
+        height=settings.pixels,
+        width=settings.pixels,
+    )
+    torch.save(calls[-1], work / CALL)
+
+
+def replay(work: Path) -> None:
+    """The same call with the packed weights; its output goes to a file."""
+    call = torch.load(work / CALL, weights_only=True)
+    pipeline, _ = narrow_pipeline(work / PACKED)
+    with torch.no_grad():
+        output = pipeline.unet(**call["kwargs"]).sample
+    torch.save({"output": output.float()}, work / f"{PACKED}.pt")
+
+
+def narrow_pipeline(folder: Path) -> tuple[Any, Any]:
+    """The pipeline with its UNet's weights as narrow as they are stored, and its architecture."""
+    from vqcompress.architectures import architecture_of, open_pipeline
     from vqcompress.architectures.narrow_weights import hold_narrow
 
-    unet = open_pipeline(folder, narrow=True).unet
-    hold_narrow(
-        unet, [name for name, module in unet.named_modules() if type(module) in (torch.nn.Linear, torch.nn.Conv2d)]
-    )
-    with torch.no_grad():
-        out = unet(**forward_inputs(unet.config)).sample
-    save_file({"out": out.float()}, work / f"{folder.name}.safetensors")
-
-
-def forward_inputs(config: Any) -> dict[str, Any]:
-    """A call at a small resolution: noise in the middle of sampling, and random text."""
-    draw = torch.Generator().manual_seed(0)
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    side = 8.0 * FORWARD_SIDE
-    return {
-        "sample": torch.randn(1, config.in_channels, FORWARD_SIDE, FORWARD_SIDE, generator=draw),
-        "timestep": torch.tensor(500),
-        "encoder_hidden_states": torch.randn(1, 77, config.cross_attention_dim, generator=draw),
-        "added_cond_kwargs": {
-            "text_embeds": torch.randn(1, pooled, generator=draw),
-            "time_ids": torch.tensor([[side, side, 0.0, 0.0, side, side]]),
-        },
-    }
+    pipeline = open_pipeline(folder, narrow=True)
+    plain = (torch.nn.Linear, torch.nn.Conv2d)
+    hold_narrow(pipeline.unet, [name for name, module in pipeline.unet.named_modules() if type(module) in plain])
+    return pipeline, architecture_of(pipeline)
 
 
 class Meter:
@@ -239,11 +250,9 @@ def peak_bytes() -> int:
 
 def report(work: Path, settings: Settings) -> dict[str, Any]:
     """Everything that was measured, and how far the packed UNet's output is from the dense one's."""
-    from safetensors.torch import load_file
-
     from vqcompress.checkpoint import inspect, read_layer_table
 
-    dense, packed = (load_file(work / f"{name}.safetensors")["out"].double() for name in (DENSE, PACKED))
+    dense, packed = (torch.load(work / name, weights_only=True)["output"].double() for name in (CALL, f"{PACKED}.pt"))
     found, layers = inspect(work / PACKED), read_layer_table(work / PACKED)
     return {
         "settings": asdict(settings),
