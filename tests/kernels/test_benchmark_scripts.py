@@ -54,6 +54,18 @@ def test_loading(tmp_path):
     assert "| until ready, CPU s |" in run.stdout
 
 
+def test_column_gains(monkeypatch):
+    import column_gains
+
+    for name, size in {"ROWS": 128, "COLUMNS": 64, "INPUTS": 512}.items():
+        monkeypatch.setattr(column_gains, name, size)
+    header, _, apart, mixed = column_gains.rows(10.0, [3.0])
+    assert header.startswith("| layer | bits | trellis, plain | gains |")
+    for line in (apart, mixed):
+        _, _, _, plain, gains, *_ = line.split("|")
+        assert float(gains) < float(plain) / 2
+
+
 def test_whole_network_step():
     import unet_step
 
