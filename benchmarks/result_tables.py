@@ -28,17 +28,12 @@ def demo_table(comparison: Comparison) -> str:
 
 def budget_table(comparison: Comparison, mixed: bool) -> str:
     """Method by width, either with bits dealt out over the model or with the same bits for every layer."""
-    found = {(row.method, _width(row)): row for row in comparison.rows if _is_mixed(row) == mixed}
+    found = {(row.method, _width(row)): row for row in comparison.rows if row.dealt_out == mixed}
     lines = [_line("", *(f"{width} bits" for width in WIDTHS)), _rule(len(WIDTHS) + 1)]
     for method in METHODS:
         if any((method, width) in found for width in WIDTHS):
             lines.append(_line(f"`{method}`", *(_cell(found.get((method, width))) for width in WIDTHS)))
     return "\n".join(lines)
-
-
-def _is_mixed(row: Row) -> bool:
-    """Vector codes are dealt out unless they say otherwise, scalar ones only where they say so."""
-    return row.scheme == "mixed" or (row.scheme == "" and row.family == "vector")
 
 
 def _width(row: Row) -> int:

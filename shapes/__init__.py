@@ -8,6 +8,7 @@ IMAGE_SIZE = 32
 
 EMBEDDED = {
     "shapes": "pipeline",
+    "shapes-dit": "pipeline_dit",
     "shapes-moe": "pipeline_moe",
 }
 """Name of each model that comes with the package: its folder beside this file."""

@@ -15,6 +15,7 @@ class Schedule:
 
     With `cycles`, so many of them one after the other, each from a lower peak: the weights at the end of every cycle are a
     finished model, and a longer run starts from a shorter one (warm restarts, Loshchilov & Hutter 2017, arXiv:1608.03983).
+    The run is over at step `until` already, where that is given; its rates are those of the whole schedule.
     """
 
     peak: float
@@ -22,6 +23,7 @@ class Schedule:
     steps: int | None = None
     seconds: float | None = None
     cycles: int = 1
+    until: int | None = None
     step: int = 0
     spent: float = 0.0
     _mark: float = field(default_factory=time.monotonic)
@@ -47,7 +49,7 @@ class Schedule:
     @property
     def done(self) -> bool:
         """Whether the run is over."""
-        return self.progress >= 1.0
+        return self.progress >= 1.0 or (self.until is not None and self.step >= self.until)
 
     def rate(self) -> float:
         """Learning rate of the next step."""

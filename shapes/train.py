@@ -159,6 +159,7 @@ def _teller(stage: str, schedule: Schedule):
 @click.option("--decoder-steps", default=1330, show_default=True)
 @click.option("--steps", default=8000, show_default=True, help="Denoiser steps in a cycle of the learning rate.")
 @click.option("--cycles", default=2, show_default=True, help="Cycles; a finished run goes on with one more.")
+@click.option("--until", type=int, help="Stop at this step of the cycles; without it, a run stopped so goes on.")
 @click.option("--minutes", type=float, help="End each cycle by the clock, in place of --steps.")
 @click.option("--scenes", default=150_000, show_default=True, help="Training scenes held in memory.")
 @click.option("--rate", default=1e-3, show_default=True, help="Peak learning rate of the denoiser.")
@@ -167,8 +168,8 @@ def _teller(stage: str, schedule: Schedule):
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
-    out, work, subject, parts, stage, text_steps, decoder_steps, steps, cycles, minutes, scenes, rate, snapshot_minutes,
-    renew, threads, seed,
+    out, work, subject, parts, stage, text_steps, decoder_steps, steps, cycles, until, minutes, scenes, rate,
+    snapshot_minutes, renew, threads, seed,
 ):  # fmt: skip
     """Train an embedded model and write it as a diffusers folder."""
     torch.set_num_threads(threads)
@@ -181,7 +182,7 @@ def main(
         run_decoder_stage(shop, decoder_steps)
     if stage in ("all", "denoiser"):
         length = {"seconds": 60 * minutes} if minutes else {"steps": steps}
-        schedule = Schedule(rate, cycles=cycles, **length)
+        schedule = Schedule(rate, cycles=cycles, until=until, **length)
         run_denoiser_stage(shop, schedule, scenes, snapshot_minutes, renew)
 
 

@@ -35,4 +35,5 @@ def test_columns_of_percentages_keep_two_digits_of_the_smallest():
 def test_a_small_percentage_is_never_written_as_none_at_all():
     assert percent(1.1e-7, 4) == f"0.000011{NBSP}%"
     assert percent(0.0, 4) == f"0.0000{NBSP}%"
-    assert percent(1e-6, 4) == f"0.0001{NBSP}%"
+    assert percent(1e-6, 4) == f"0.00010{NBSP}%"
+    assert percent(1e-5, 4) == f"0.0010{NBSP}%"

@@ -45,6 +45,18 @@ def test_mixed_and_uniform_widths_are_two_curves(row, scalars):
     assert error.rival_value == pytest.approx((0.04 * 0.002) ** 0.5)
 
 
+def test_the_same_bits_everywhere_meet_the_same(row, scalars):
+    mixed = [replace(row("gptq 3-bit mixed", nbytes * MB, e), scheme="mixed") for nbytes, e in [(5, 0.04), (7, 0.002)]]
+    uniform = replace(row("trellis 3-bit uniform", 6 * MB, 0.01), scheme="uniform")
+    assert verdicts([uniform, *scalars, *mixed])[0].rival == "gptq"
+    assert verdicts([uniform, *mixed])[0].rival == "gptq-mixed"
+
+
+def test_small_ratios_are_fractions(row, scalars):
+    (line,) = verdict_lines(verdicts([row("trellis 3-bit", 6 * MB, 0.0001, 40.0), *scalars]))
+    assert "1/200 of it" in line.text
+
+
 def test_losses_are_said(row, scalars):
     found = verdicts([row("kmeans 3-bit", 6 * MB, 0.03, 25.0), *scalars])
     assert [verdict.wins for verdict in found] == [False, False]

@@ -127,6 +127,15 @@ def test_a_second_cycle_starts_where_a_run_of_one_ends_and_from_a_lower_peak() -
     assert (later[0], later[-1]) == (pytest.approx(0.2 * FADE), pytest.approx(0.0, abs=1e-3))
 
 
+def test_a_run_may_end_in_the_middle_of_its_cycles() -> None:
+    whole, part = Schedule(peak=2.0, warmup=10, steps=100, cycles=2), Schedule(2.0, 10, 100, cycles=2, until=120)
+    while not part.done:
+        assert part.rate() == whole.rate()
+        part.advance()
+        whole.advance()
+    assert (part.step, part.cycle, whole.done) == (120, 1, False)
+
+
 def test_a_run_by_the_clock_ends() -> None:
     schedule = Schedule(peak=1.0, seconds=0.01)
     while not schedule.done:

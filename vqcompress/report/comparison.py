@@ -121,6 +121,11 @@ class Row:
         return FAMILIES[self.method]
 
     @property
+    def dealt_out(self) -> bool:
+        """Whether bits follow what each layer's error costs: vector codes do so by themselves, scalar ones on demand."""
+        return self.scheme == "mixed" or (self.scheme == "" and self.family == "vector")
+
+    @property
     def layer_error_mean(self) -> float:
         """Plain mean over layers; NaN where no layer was measured."""
         return sum(each.error for each in self.layer_errors) / len(self.layer_errors) if self.layer_errors else math.nan

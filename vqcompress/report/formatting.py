@@ -43,10 +43,10 @@ def fixed(value: float | None, decimals: int) -> str:
 
 
 def percent(share: float | None, decimals: int) -> str:
-    """``0.0123`` -> ``1.23 %``; what so many decimals would round to nothing keeps two digits."""
+    """``0.0123`` -> ``1.23 %``; what so many decimals would leave fewer than two digits of keeps two."""
     if share is None or (text := fixed(100 * share, decimals)) in (NONE, "∞"):
         return NONE
-    return percent_short(share) if share > 0 and float(text) == 0 else f"{text}{SPACE}%"
+    return percent_short(share) if 0 < 100 * share < 10 ** (1 - decimals) else f"{text}{SPACE}%"
 
 
 def percent_short(share: float) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from vqcompress.report.comparison import Verdict
 from vqcompress.report.formatting import SPACE, decibel, percent_short, significant, size
 
-MANIFOLD = 2.0  # from here on a ratio reads better than a percentage
+MANIFOLD = 2.0  # from here on a ratio reads better than a percentage, downwards from its third power on
 Outcome = Literal["better", "worse", "mixed", "open"]
 
 
@@ -67,6 +67,8 @@ def _gap(verdict: Verdict, rival: float) -> str:
     ratio = verdict.value / rival
     if ratio > MANIFOLD:
         return f"{significant(ratio, 2)} times as high"
+    if 0 < ratio < 1 / MANIFOLD**3:
+        return f"1/{1 / ratio:.0f} of it"
     return f"{abs(100 * (ratio - 1)):.0f}{SPACE}% {'lower' if ratio < 1 else 'higher'}"
 
 

@@ -17,7 +17,16 @@ def verdicts(rows: Sequence[Row]) -> tuple[Verdict, ...]:
     """One verdict for each vector row and measure, in the order of the rows."""
     scalars = [row for row in rows if row.family == "scalar"]
     vectors = [row for row in rows if row.family == "vector"]
-    return tuple(_verdict(row, measure, scalars) for row in vectors for measure in MEASURES)
+    return tuple(_verdict(row, measure, _rivals(row, scalars)) for row in vectors for measure in MEASURES)
+
+
+def _rivals(row: Row, scalars: Sequence[Row]) -> Sequence[Row]:
+    """All scalar rows; of a vector code with the same bits in every layer, those that have too, where there are any.
+
+    Otherwise such a row would tell how far dealing out leads, not how far the code does.
+    """
+    uniform = [scalar for scalar in scalars if not scalar.dealt_out]
+    return scalars if row.dealt_out or not uniform else uniform
 
 
 def _verdict(row: Row, measure: Measure, scalars: Sequence[Row]) -> Verdict:

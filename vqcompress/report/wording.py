@@ -137,7 +137,8 @@ def measured(comparison: Comparison) -> list[str]:
         f"Layer error: squared error of a layer's output relative to the output, with {settings.layer_inputs}.",
         "At equal bytes: between two measured sizes of a scalar code the logarithm of its error is taken as linear in the "
         "bytes. Beyond the measured sizes nothing is extrapolated: there a variant only wins over a larger and worse one, "
-        "or loses to a smaller and better one.",
+        "or loses to a smaller and better one. A vector code with the same bits in every layer is held against scalar codes "
+        "of the same kind, one whose bits are dealt out against all.",
     ]
     if comparison.original.alignment:
         sentences.append("Right images: a judge answers for each image; intervals are Wilson's.")
