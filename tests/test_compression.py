@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,20 @@ def test_bits_are_a_budget_for_all_that_is_stored(finished: Path) -> None:
     found = vqcompress.inspect(finished)
     assert 3.5 < found["bits_per_weight"] <= 4.0
     assert len({round(row["bits_per_weight"], 1) for row in found["components"]["unet"]["layers"]}) > 1
+
+
+def test_shared_codebooks_are_in_the_budget(tiny_sdxl: Path, tmp_path: Path) -> None:
+    settings = {"dimension": 8, "code_bits": 8, "codebooks": 6, "gains": False, "beam": 1, "rounds": 2, "polish": 0}
+    recipe = {**RECIPE, "method": "additive", "settings": settings}
+    found = vqcompress.inspect(vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **recipe))
+    layers = found["components"]["unet"]["layers"]
+    share = 16 * 6 * 256 * 8 / sum(math.prod(row["shape"]) for row in layers if row["format"] != "dense")
+    alone = sum(row["bits_per_weight"] * math.prod(row["shape"]) for row in layers) / sum(
+        math.prod(row["shape"]) for row in layers
+    )
+    assert share > 0.05
+    assert 3.5 < alone + share <= 4.0
+    assert found["bits_per_weight"] <= 4.0
 
 
 def test_every_matrix_is_packed_or_listed_with_the_reason(tiny_sdxl: Path, finished: Path) -> None:

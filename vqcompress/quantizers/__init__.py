@@ -13,10 +13,15 @@ from vqcompress.errors import CalibrationError, RecipeError
 from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers.additive import AdditiveSettings, learn_shared_codebooks, quantize_additive
+from vqcompress.quantizers.additive import (
+    AdditiveSettings,
+    learn_shared_codebooks,
+    quantize_additive,
+    shared_codebook_shape,
+)
 from vqcompress.quantizers.error_feedback import all_finite
 from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
-from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans
+from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans, shared_kmeans_shape
 from vqcompress.quantizers.row_moment import RowMoment
 from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
 from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
@@ -33,9 +38,11 @@ class Method:
     (spec, tensors)``.
 
     ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top. ``calibrated`` ones
-    use the second moment; those that ``takes_rows`` also as a `RowMoment`, which others are given as a square. Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share
-    codebooks between layers; their ``quantize`` takes such codebooks (or ``None``) as a last argument. ``energy``, ``(weight, settings) ->
-    [columns]``, is the mean square that the code has to span in each column.
+    use the second moment; those that ``takes_rows`` also as a `RowMoment`, which others are given as a square. Methods with
+    ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share codebooks between layers; their
+    ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``, ``(settings, bits) -> (M, 2**b, d)``,
+    tells their size beforehand. ``energy``, ``(weight, settings) -> [columns]``, is the mean square that the code has to span in
+    each column.
     """
 
     quantize: Callable[..., tuple[FormatSpec, dict[str, Tensor]]]
@@ -43,6 +50,7 @@ class Method:
     whole_bits: bool
     calibrated: bool = True
     learn_codebooks: Callable[[Iterable[Tensor], Any, int, float], Tensor] | None = None
+    codebook_shape: Callable[[Any, float], tuple[int, int, int]] | None = None
     takes_rows: bool = False
     energy: Callable[[Tensor, Any], Tensor] = mean_energy
 
@@ -54,9 +62,16 @@ METHODS: dict[str, Method] = {
         AdditiveSettings,
         whole_bits=False,
         learn_codebooks=learn_shared_codebooks,
+        codebook_shape=shared_codebook_shape,
         energy=coded_energy,
     ),
-    "kmeans": Method(quantize_kmeans, KMeansSettings, whole_bits=False, learn_codebooks=learn_shared_kmeans),
+    "kmeans": Method(
+        quantize_kmeans,
+        KMeansSettings,
+        whole_bits=False,
+        learn_codebooks=learn_shared_kmeans,
+        codebook_shape=shared_kmeans_shape,
+    ),
     "gptq": Method(quantize_gptq, GPTQSettings, whole_bits=True),
     "rtn": Method(quantize_rtn, RTNSettings, whole_bits=True, calibrated=False),
 }

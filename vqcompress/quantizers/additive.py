@@ -122,16 +122,26 @@ def learn_shared_codebooks(
 
     Learned from scaled rows sampled over all of them, with the mix of rates that layers of ``bits`` bits a weight use.
     """
-    code_bits = settings.code_bits or SHARED_CODE_BITS
-    mean = max(1, round(bits * settings.dimension / code_bits))
-    count = settings.codebooks or mean + max(SHARED_RATES)
-    vectors = sample_layers(weights, settings.dimension, settings.row_scales, settings.gains, seed)
-    codebooks = residual_codebooks(vectors, count, 1 << code_bits, START_BEAM, seed)
+    count, size, dimension = shared_codebook_shape(settings, bits)
+    mean = _mean_codes(bits, dimension, (size - 1).bit_length())
+    vectors = sample_layers(weights, dimension, settings.row_scales, settings.gains, seed)
+    codebooks = residual_codebooks(vectors, count, size, START_BEAM, seed)
     shares = torch.tensor([SHARED_RATES.get(rate - mean, 0.0) for rate in range(count + 1)])
     shares = shares if shares.sum() else torch.ones(count + 1)
     generator = torch.Generator().manual_seed(seed)
     rates = torch.multinomial(shares, len(vectors), replacement=True, generator=generator)
     return refine_codebooks(codebooks, vectors, rates, settings.beam, settings.rounds).half()
+
+
+def shared_codebook_shape(settings: AdditiveSettings, bits: float) -> tuple[int, int, int]:
+    """``[M, 2**b, d]`` of what `learn_shared_codebooks` learns."""
+    code_bits = settings.code_bits or SHARED_CODE_BITS
+    count = settings.codebooks or _mean_codes(bits, settings.dimension, code_bits) + max(SHARED_RATES)
+    return count, 1 << code_bits, settings.dimension
+
+
+def _mean_codes(bits: float, dimension: int, code_bits: int) -> int:
+    return max(1, round(bits * dimension / code_bits))
 
 
 def _learn(

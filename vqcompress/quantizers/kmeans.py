@@ -82,9 +82,15 @@ def learn_shared_kmeans(weights: Iterable[Tensor], settings: KMeansSettings, see
     return _learn(vectors, None, settings, bits, seed).half()
 
 
-def _learn(vectors: Tensor, weights: Tensor | None, settings: KMeansSettings, bits: float, seed: int) -> Tensor:
+def shared_kmeans_shape(settings: KMeansSettings, bits: float) -> tuple[int, int, int]:
+    """``[M, 2**b, d]`` of what `learn_shared_kmeans` learns."""
     count = settings.codebooks or max(1, math.ceil(bits * settings.dimension / settings.code_bits))
-    return residual_codebooks(vectors, count, 1 << settings.code_bits, GREEDY, seed, weights, ROUNDS)
+    return count, 1 << settings.code_bits, settings.dimension
+
+
+def _learn(vectors: Tensor, weights: Tensor | None, settings: KMeansSettings, bits: float, seed: int) -> Tensor:
+    count, size, _ = shared_kmeans_shape(settings, bits)
+    return residual_codebooks(vectors, count, size, GREEDY, seed, weights, ROUNDS)
 
 
 def _adjacent_rates(codebooks: Tensor, vectors: Tensor, bits: float) -> dict[int, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,9 @@ from vqcompress.calibration.importance import layer_importance
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantizers import METHODS, settings_for
-from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, allocate_whole_bits
+from vqcompress.quantizers.bit_allocation import MIN_RATE, LayerCost, allocate_bits, allocate_whole_bits
 from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.recipe import Recipe
 from vqcompress.stages.recording import moment_of
 from vqcompress.stages.run import Run, dense_bits
 
@@ -38,9 +41,18 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
             costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], dense_bits(weight))
         if method.whole_bits:
             return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
-        return allocate_bits(costs, recipe.bits)
+        weights = sum(cost.weights for cost in costs.values())
+        return allocate_bits(costs, max(MIN_RATE, recipe.bits - _codebook_bits(recipe) / weights))
 
     return run.made_by_first(lambda: run.store.load_or_make_json(f"{component}.bits", "all", make))
+
+
+def _codebook_bits(recipe: Recipe) -> int:
+    """Bits that codebooks take which the component stores once for all layers: float16, out of the budget."""
+    shape = METHODS[recipe.method].codebook_shape
+    if shape is None or not recipe.shared_codebooks:
+        return 0
+    return 16 * prod(shape(settings_for(recipe.method, recipe.settings), recipe.bits))
 
 
 def importance_of_layers(run: Run, component: str, layers: list[str]) -> dict[str, float]:
