@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from vqcompress.working_memory import WorkingMemory, usable_cores
+from vqcompress.working_memory import WorkingMemory, return_freed_memory, usable_cores
 
 
 def test_no_more_than_the_budget_at_once():
@@ -48,3 +50,20 @@ def test_cores_are_those_that_the_process_may_use():
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep nothing, or cannot be asked")
+def test_freed_blocks_between_kept_ones_go_back_to_the_system():
+    kept, freed = [], []
+    for _ in range(4000):
+        freed.append(np.ones(1 << 14))  # 128 KB: of the heap, once larger ones have been freed
+        kept.append(np.ones(16))
+    full = anonymous_bytes()
+    freed.clear()
+    return_freed_memory()
+    assert full - anonymous_bytes() > 300e6
+
+
+def anonymous_bytes() -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon"))

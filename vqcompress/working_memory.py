@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from threading import Condition
 
 
@@ -13,6 +15,20 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def return_freed_memory() -> None:
+    """Give the system what was freed: glibc keeps blocks below 32 MB for later, full of holes, in an arena for each thread.
+
+    Over the 771 layers of SDXL's UNet they came to 8 GB. Other allocators have no such call; with them nothing happens.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> ctypes._NamedFuncPointer | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 class WorkingMemory:

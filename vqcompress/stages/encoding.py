@@ -19,7 +19,7 @@ from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.stages.recording import moment_of, recorded_group
 from vqcompress.stages.run import Run
 from vqcompress.workers import workers_here
-from vqcompress.working_memory import WorkingMemory, balanced, usable_cores
+from vqcompress.working_memory import WorkingMemory, balanced, return_freed_memory, usable_cores
 
 CODING = 12_000  # operations of a matrix product that take as long as the search for one weight's code
 
@@ -43,6 +43,7 @@ def encode_all(
         with room.holding(9 * columns * side + 32 * rows * columns):  # the moment, its factor, and copies of the weight
             start = time.perf_counter()
             weight = _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
+            return_freed_memory()
             return weight, time.perf_counter() - start
 
     if run.workers.world > 1:
