@@ -1,4 +1,4 @@
-"""The shipped pipeline: an ordinary offline SDXL folder of the promised size that draws what it is told."""
+"""The shipped pipelines: ordinary offline folders of the promised size that draw what they are told."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from vqcompress.shapes import DEFAULT_STEPS, IMAGE_SIZE, pipeline_path
+from vqcompress.shapes import DEFAULT_STEPS, EMBEDDED, IMAGE_SIZE, pipeline_path
 from vqcompress.shapes.autoencoder import CHANNELS
 from vqcompress.shapes.dataset import training_images
 from vqcompress.shapes.decoder_training import reconstruction_psnr
 from vqcompress.shapes.evaluate import generate, load_pipeline, picture_grid
 from vqcompress.shapes.judge import score
 from vqcompress.shapes.scenes import held_out_captions
+from vqcompress.shapes.singles import class_captions
 
 FOLDER = pipeline_path()
 MEBIBYTE = 2**20
@@ -25,11 +26,13 @@ def pipe():
     return load_pipeline(FOLDER)
 
 
-def test_the_folder_is_small_and_holds_half_precision_safetensors_only() -> None:
-    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_folder_is_small_and_holds_half_precision_safetensors_only(name: str) -> None:
+    folder = pipeline_path(name)
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40 * MEBIBYTE
     assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors"}
-    for path in FOLDER.rglob("*.safetensors"):
+    for path in folder.rglob("*.safetensors"):
         length = int.from_bytes(path.read_bytes()[:8], "little")
         header = json.loads(path.read_bytes()[8 : 8 + length])
         assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F16"}, path
@@ -89,3 +92,13 @@ def test_it_draws_what_captions_say_and_the_same_each_time(pipe) -> None:
     again = generate(pipe, captions[:2], DEFAULT_STEPS)
     assert np.abs(again.astype(int) - images[:2]).max() <= 2  # batch size may round differently
     assert picture_grid(images[:12], columns=6).size == (6 * 33 * 3, 2 * 33 * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "captions"), [("shapes-dit", held_out_captions(24)), ("shapes-moe", class_captions(192)[::8])]
+)
+def test_the_transformers_draw_what_captions_say(name: str, captions: list[str]) -> None:
+    rates = score(generate(load_pipeline(pipeline_path(name)), captions, DEFAULT_STEPS), captions)
+    assert rates["background"].rate >= 0.9
+    assert rates["color"].rate >= 0.7
+    assert rates["all"].rate >= 0.5  # 24 captions: far below the stated scores, far above a broken model
