@@ -55,3 +55,24 @@ def test_the_same_seed_gives_the_same_numbers(denoiser: Denoiser) -> None:
     calls = [{"sample": torch.randn(3, 4)}]
     assert layer_importance(denoiser, ["first"], calls, seed=1) == layer_importance(denoiser, ["first"], calls, seed=1)
     assert layer_importance(denoiser, ["first"], calls, seed=1) != layer_importance(denoiser, ["first"], calls, seed=2)
+
+
+class Modulated(nn.Module):
+    """A layer that sees nothing but timesteps, as in class-conditional transformers: no input of it asks for a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulation, self.body = nn.Linear(1, 4), nn.Linear(4, 3)
+
+    def forward(self, sample: Tensor, t: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (self.body(sample * self.modulation(t[:, None])),)
+
+
+def test_layers_that_see_only_timesteps_count() -> None:
+    torch.manual_seed(0)
+    denoiser, sample, t = Modulated(), torch.randn(6, 4), torch.rand(6)
+    calls = [{"sample": sample, "t": t}] * 400
+    estimate = layer_importance(denoiser, ["modulation", "body"], calls, seed=0)
+    jacobian = sample[:, None, :] * denoiser.body.weight  # of the output by the modulation, [rows, out, in]
+    expected = (jacobian.square().sum() / 4 / denoiser(sample, t)[0].square().sum()).detach()
+    assert estimate["modulation"] == pytest.approx(float(expected), rel=0.1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, permutations
 
 import pytest
 import torch
 
 from vqcompress.quantizers.bit_allocation import (
     DENSE,
+    LEAST_SHARE,
     MAX_RATE,
     MIN_RATE,
     LayerCost,
@@ -30,12 +32,12 @@ def test_equal_layers_get_equal_bits() -> None:
 
 
 def test_a_factor_of_sixteen_in_cost_is_worth_two_bits() -> None:
-    granted = allocate_bits({"a": layer(16.0), "b": layer(1.0)}, 3.0)
-    assert granted == pytest.approx({"a": 4.0, "b": 2.0}, abs=1e-3)
+    granted = allocate_bits({"a": layer(16.0), "b": layer(1.0)}, 4.0)
+    assert granted == pytest.approx({"a": 5.0, "b": 3.0}, abs=1e-3)
 
 
 def test_energy_counts_like_importance() -> None:
-    assert allocate_bits({"a": layer(1.0, energy=16.0), "b": layer(1.0)}, 3.0)["a"] == pytest.approx(4.0, abs=1e-3)
+    assert allocate_bits({"a": layer(1.0, energy=16.0), "b": layer(1.0)}, 4.0)["a"] == pytest.approx(5.0, abs=1e-3)
 
 
 def test_the_budget_is_met_over_layers_of_all_sizes() -> None:
@@ -88,14 +90,48 @@ def _all_choices(layers: dict[str, LayerCost], bits: float):
             spare = bits * total - sum(DENSE * layers[name].weights for name in dense)
             rest = spare / sum(item.weights for item in coded.values())
             if rest >= MIN_RATE:
-                never = {
-                    name: LayerCost(i.rows, i.sensitivity, i.energy, i.importance, 1e9) for name, i in coded.items()
-                }
+                never = {name: replace(item, dense_bits=1e9) for name, item in coded.items()}
                 yield {**allocate_bits(never, min(rest, MAX_RATE)), **dict.fromkeys(dense, DENSE)}
 
 
 def test_layers_no_gradient_reaches_get_the_least() -> None:
-    assert allocate_bits({"a": layer(1.0), "silent": layer(0.0)}, 3.0)["silent"] == pytest.approx(MIN_RATE)
+    silent = allocate_bits({"a": layer(1.0), "silent": layer(0.0)}, 3.0)["silent"]
+    assert silent == pytest.approx(LEAST_SHARE * 3.0)
+
+
+def test_what_columns_inherit_is_worth_bits() -> None:
+    plain, other = layer(1.0), layer(1.0)
+    heir = replace(plain, inherited=torch.full((32,), 15.0))
+    granted = allocate_bits({"heir": heir, "other": other}, 4.0)
+    assert granted["heir"] > granted["other"] + 0.01
+    assert mean(granted, {"heir": heir, "other": other}) == pytest.approx(4.0, abs=1e-3)
+
+
+def test_no_exchange_of_bits_between_layers_gains() -> None:
+    """The curves are parametric; here each layer's error is computed from its bits alone, for all ways to share them."""
+    layers = {
+        "heir": replace(layer(1.0), inherited=torch.linspace(0, 30, 32)),
+        "plain": layer(4.0, energy=2.0),
+        "few": replace(layer(2.0, rows=16), inherited=torch.full((32,), 2.0)),
+    }
+    granted = allocate_bits(layers, 4.0)
+    best = sum(_error(layers[name], bits) for name, bits in granted.items())
+    for giver, taker in permutations(layers, 2):
+        moved = {**granted, giver: granted[giver] - 0.1}
+        moved[taker] += 0.1 * layers[giver].weights / layers[taker].weights
+        assert best <= sum(_error(layers[name], bits) for name, bits in moved.items()) * (1 + 1e-6)
+
+
+def _error(item: LayerCost, bits: float) -> float:
+    """The layer's error where all columns are left at one level, by bisection of that level."""
+    costs = item.sensitivity * item.energy * item.importance
+    inherited = torch.zeros(len(costs)) if item.inherited is None else item.inherited
+    low, high = -40.0, 10.0
+    for _ in range(60):
+        level = (low + high) / 2
+        rates = ((costs / 4.0**level + inherited).log2() / 2).clamp_min(0)
+        low, high = (level, high) if float(rates.mean()) > bits else (low, level)
+    return item.weights * 4.0**high
 
 
 def test_whole_bits_follow_the_same_order_within_the_budget() -> None:

@@ -30,7 +30,7 @@ def layer_importance(
 
     ``calls`` are keyword arguments of recorded denoiser calls. The result maps a layer to the expected value of
     ``|δ out|² / |out|²`` for a white error with ``E |δ|² = 1`` on each of the layer's output rows, averaged over the calls. Layers
-    whose output no gradient reaches get 0.
+    that did not run, or whose output goes nowhere, get 0.
     """
     totals = dict.fromkeys(layers, 0.0)
     generator = torch.Generator().manual_seed(seed)
@@ -64,14 +64,18 @@ def _squared_gradients(
 
 
 def _watch(name: str, found: dict[str, float]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         channels = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
 
         def add(gradient: Tensor) -> None:
             found[name] = found.get(name, 0.0) + float(gradient.double().square().sum()) / channels
 
-        if output.requires_grad:
-            output.register_hook(add)
+        if (
+            not output.requires_grad
+        ):  # it follows from timesteps and labels alone, as modulation does in class-conditional models
+            output = output.detach().requires_grad_()
+        output.register_hook(add)
+        return output
 
     return hook
 

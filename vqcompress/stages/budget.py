@@ -12,7 +12,7 @@ from vqcompress.calibration.teacher import record_teacher
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantizers import METHODS, settings_for
 from vqcompress.quantizers.bit_allocation import MIN_RATE, LayerCost, allocate_bits, allocate_whole_bits
-from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
 from vqcompress.recipe import Recipe
 from vqcompress.stages.recording import moment_of
 from vqcompress.stages.run import Run, dense_bits
@@ -30,15 +30,14 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
     def make() -> dict[str, float]:
         importance = importance_of_layers(run, component, layers)
         keys = dict.fromkeys(groups.get(layer) for layer in layers)
-        sensitivities = {key: _sensitivity(run, component, key) for key in keys}
+        columns = {key: _columns(run, component, key) for key in keys}
         method, settings = METHODS[recipe.method], settings_for(recipe.method, recipe.settings)
         costs = {}
         for layer in layers:
             weight = to_matrix(run.weight(component, layer)).float()
-            sensitivity = sensitivities[groups.get(layer)]
-            sensitivity = torch.ones(weight.shape[1]) if sensitivity is None else sensitivity
+            sensitivity, inherited = columns[groups.get(layer)] or (torch.ones(weight.shape[1]), None)
             energy = method.energy(weight, settings)
-            costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], dense_bits(weight))
+            costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], inherited, dense_bits(weight))
         if method.whole_bits:
             return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
         weights = sum(cost.weights for cost in costs.values())
@@ -88,6 +87,10 @@ def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]
     )
 
 
-def _sensitivity(run: Run, component: str, group: str | None) -> Tensor | None:
+def _columns(run: Run, component: str, group: str | None) -> tuple[Tensor, Tensor | None] | None:
+    """Sensitivity of a group's columns, and what they inherit where that is known; None where no row was seen."""
     moment = moment_of(run, component, group)
-    return None if moment is None else prepare_feedback(moment).sensitivity
+    if moment is None:
+        return None
+    feedback = prepare_feedback(moment)
+    return feedback.sensitivity, feedback.inherited() if isinstance(feedback, Feedback) else None
