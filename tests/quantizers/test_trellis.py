@@ -133,6 +133,23 @@ def test_gains_are_bought_where_columns_differ(check_spec):
     assert error < 1.4 * gaussian_error(12, 3)
 
 
+def test_gains_are_bought_where_targets_outgrow_the_code(check_spec):
+    """A faint copy of an input is asked to mend, tenfold, what its original's column got wrong."""
+    draw = torch.Generator().manual_seed(0)
+    loud = torch.randn(1024, 48, generator=draw)
+    faint = 0.1 * loud + 1e-3 * torch.randn(1024, 48, generator=draw)
+    inputs, weight = torch.cat([loud, faint], 1), torch.randn(192, 96, generator=draw)
+    moment = inputs.t() @ inputs / len(inputs)
+    found, without = (
+        quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(gains=gains, damping=1e-6))
+        for gains in ("auto", False)
+    )
+    check_spec(found)
+    assert found.spec.gains
+    assert found.bits_per_weight <= 3.0
+    assert relative_error(weight, found.decode(), moment) < 0.2 * relative_error(weight, without.decode(), moment)
+
+
 def test_gains_follow_what_feedback_makes_of_a_column():
     """Half of the inputs repeat the other half: their columns take up errors larger than themselves."""
     weight = columns_of_two_sizes()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqcompress.bitpack import pack, packed_bytes
 from vqcompress.errors import RecipeError
-from vqcompress.formats.gains import gain_factors, gains_shape, nearest_gain, pack_gains
+from vqcompress.formats.gains import GAIN_BITS, gain_factors, gains_shape, nearest_gain, pack_gains
 from vqcompress.formats.rates import join_blocks, pack_rates
 from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
@@ -26,7 +26,7 @@ from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback, refine, sweep
 from vqcompress.quantizers.row_moment import RowFeedback, RowMoment
 from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
-from vqcompress.quantizers.unit_scale import choose_gains, divide_by_scale
+from vqcompress.quantizers.unit_scale import WORTH_GAINS, choose_gains, column_gains, divide_by_scale
 
 PLAN_ROUNDS = 3  # rates follow from what errors cost, and errors from rates
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
@@ -40,7 +40,7 @@ class TrellisSettings:
     the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale per row, or one for all; ``"auto"``
     decides both by a trial on a few columns. ``rotation``: of the outputs (`vqcompress.formats.rotation`), in place of
     both where that codes heavy-tailed weights better. ``gains``: a factor for each column; ``"auto"`` where columns differ enough in
-    size to pay for them. ``damping``: share of its mean diagonal added to the second moment.
+    size to pay for them, or outgrow the code as errors are fed back. ``damping``: share of its mean diagonal added to the second moment.
     """
 
     state_bits: int = 12
@@ -61,13 +61,37 @@ def quantize_trellis(
     the circular streams are cut. A second moment on an accelerator is factored there; the search runs on the CPU, and the
     stored tensors lie where ``weight`` was. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
     """
-    generator = torch.Generator().manual_seed(seed)
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     home, weight = weight.device, weight.cpu()
     second_moment = None if second_moment is None else second_moment.cpu()
+    columns = _swept(weight, feedback, settings, bits, seed, choose_gains(weight, settings.gains))
+    if settings.gains == "auto" and columns.outgrown():
+        columns = min(columns, _swept(weight, feedback, settings, bits, seed, column_gains(weight)), key=_cost)
+    if second_moment is not None:
+        for _ in range(settings.polish):
+            columns.refit_scale(second_moment)
+            columns.polish(second_moment)
+    columns.refit_scale(second_moment)
+    spec, tensors = columns.packed()
+    return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
+
+
+def _cost(columns: _TrellisColumns) -> float:
+    return float(columns.costs.sum())
+
+
+def _swept(
+    weight: Tensor,
+    feedback: Feedback | RowFeedback | None,
+    settings: TrellisSettings,
+    bits: float,
+    seed: int,
+    gains: Tensor | None,
+) -> _TrellisColumns:
+    """All columns encoded once, with ``gains`` uint8 ``[columns]`` for the sizes that they have before anything feeds back."""
+    generator = torch.Generator().manual_seed(seed)
     state_bits = usable_state_bits(len(weight), settings.state_bits, bits)
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
-    gains = choose_gains(weight, settings.gains)
     gained = gains is not None
     sizes = torch.ones(weight.shape[1]) if gains is None else gain_factors(gains)
     inherited = feedback.inherited() if gained and isinstance(feedback, Feedback) else None
@@ -83,23 +107,16 @@ def quantize_trellis(
         generator,
     )
     weight = rotate(weight.t(), source.rotation).t()
-    plan = _plan(weight, costs, state_bits, source, bits)
     columns = _TrellisColumns(
         weight,
         state_bits,
         source,
-        plan,
+        _plan(weight, costs, state_bits, source, bits),
         sizes if gained else None,
         int(torch.randint(len(weight), (), generator=generator)),
     )
     columns.sweep(feedback)
-    if second_moment is not None:
-        for _ in range(settings.polish):
-            columns.refit_scale(second_moment)
-            columns.polish(second_moment)
-    columns.refit_scale(second_moment)
-    spec, tensors = columns.packed()
-    return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
+    return columns
 
 
 def usable_state_bits(rows: int, wanted: int, bits: float) -> int:
@@ -164,6 +181,11 @@ class _TrellisColumns:
         leveled = weight if sizes is None else weight / sizes
         self.scale = row_scale(leveled, source.row_scales)
         self.size = divide_by_scale(leveled, self.scale).abs().mean()
+        self.distortion = {rate: gaussian_error(state_bits, rate) for rate in set(self.rates)}
+        self.costs = torch.zeros(
+            len(self.target), dtype=torch.float64
+        )  # of errors, and of those that a code of the target's size would leave
+        self.fitted = torch.zeros(len(self.target), dtype=torch.float64)
         self.symbols = torch.zeros(self.target.shape, dtype=torch.uint8)
         self.values = torch.zeros(self.target.shape)
         self.gains = None if sizes is None else torch.zeros(len(self.target), dtype=torch.uint8)
@@ -171,12 +193,32 @@ class _TrellisColumns:
         self.search = CpuViterbi(len(weight), state_bits, tables, phase)
 
     def sweep(self, feedback: Feedback | RowFeedback | None) -> None:
-        """Encode every column once."""
+        """Encode every column once, and note what its error ``costs``."""
+        sensitivity = [1.0] * len(self.target) if feedback is None else feedback.sensitivity.tolist()
+
+        def encode(column: int, target: Tensor) -> Tensor:
+            decoded = self._encode(column, target)
+            self.costs[column] = sensitivity[column] * float((target - decoded).square().sum())
+            self.fitted[column] = (
+                sensitivity[column] * float(target.square().sum()) * self.distortion[self.rates[column]]
+            )
+            return decoded
+
         if feedback is None:
             for column, target in enumerate(self.target):
-                self._encode(column, target)
+                encode(column, target)
         else:
-            sweep(self.target, feedback, self._encode)
+            sweep(self.target, feedback, encode)
+
+    def outgrown(self) -> bool:
+        """Whether targets have outgrown the code by more than gains cost: feedback on correlated inputs can make them many times
+        larger than the weights were, and what lies beyond the code's largest value is lost."""
+        if self.gains is not None:
+            return False
+        coded = (self.costs > 0) & (self.fitted > 0)
+        usual = (self.costs / self.fitted)[coded].median() if coded.any() else 1.0  # heavy tails cost everywhere
+        price = GAIN_BITS / self.target.shape[1] + WORTH_GAINS
+        return bool(self.costs.sum() > 4.0**price * usual * self.fitted.sum())
 
     def polish(self, second_moment: Tensor | RowMoment) -> None:
         """One pass of coordinate descent; columns that do not improve get their codes back."""
