@@ -31,4 +31,5 @@ class TransformerDenoiser(torch.nn.Module):
             channels = self.transformer.config["caption_channels"]
             found = read_captions(self.text_encoder, self.text_encoder_2, tokens[new], channels)
             self._read.update({names[i]: row.half() for i, row in zip(new, found, strict=True)})
-        return torch.stack([self._read[name] for name in names]).float()
+        # Float32 before they are stacked: autocast's stack on the CPU takes no float16.
+        return torch.stack([self._read[name].float() for name in names])
