@@ -53,7 +53,7 @@ $(LOWEST_INSTALLED): pyproject.toml tests/lowest_versions.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet "$(LOWEST_TORCH)" uv
 	$(LOWEST)/bin/python tests/lowest_versions.py --except torch > $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST)/lowest.txt "$(LOWEST_TORCH)" -e ".[test]"
+	UV_NATIVE_TLS=1 $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST)/lowest.txt "$(LOWEST_TORCH)" -e ".[test]"
 	touch $@
 
 lint: install-test
