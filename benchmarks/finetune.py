@@ -29,10 +29,10 @@ from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import load
-from vqcompress.finetune import Lessons, record_lessons, tune_blocks, tune_whole
+from vqcompress.finetune import Lessons, plan_recoding, record_lessons, tune_blocks, tune_whole
 from vqcompress.layers import SHARED_NAME, swap, vq_layers
 from vqcompress.metrics import denoiser_error, image_fidelity
-from vqcompress.recipe import Calibration, Training
+from vqcompress.recipe import Calibration, Recipe, Training
 from vqcompress.report.pictures import to_picture
 from vqcompress.report.replay import replay
 from vqcompress.run_store import RunStore
@@ -174,9 +174,14 @@ class Bench:
             tune_blocks(unet, quantized, lessons, store, training=self.training)
             swap(unet, {})
         if stage in ("full", "whole"):
-            tune_whole(
-                unet, lessons, store.folder, None, training=self.training, guidance=GUIDANCE, scheduler=scheduler
-            )
+            recipe = Recipe(model="shapes", training=self.training)
+            dense = self.examination.dense
+            with RunStore(store.folder / stage, {}) as own:
+                recoding = plan_recoding(unet, lambda: dense, lessons, recipe, GUIDANCE, scheduler, own)
+                tune_whole(
+                    unet, lessons, own.folder, None, training=self.training, guidance=GUIDANCE, scheduler=scheduler,
+                    recoding=recoding,
+                )  # fmt: skip
         return unet
 
 

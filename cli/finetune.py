@@ -36,7 +36,7 @@ from vqcompress.cli.quantize import _setting
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
 def finetune(folder: Path, output: Path | None, as_json: bool, dry_run: bool, overwrite: bool, **options: Any) -> None:
-    """Let what is continuous in FOLDER's denoiser (scales, codebooks, biases, norms) learn from the original; codes stay.
+    """Let FOLDER's denoiser learn from the original: scales, codebooks, biases, norms, and new codes for the worst layers.
 
     The original is sampled once, on prompts that calibration did not use. A run that was stopped goes on where it was when
     the same command is given again. Several processes share the work under torchrun:

@@ -13,7 +13,7 @@ VERBS = {
     "presets": "List every model that has a name here, its size and where it comes from.",
     "convert": "Turn official weights into a folder that quantize takes.",
     "quantize": "Compress a pipeline to a folder that plain diffusers loads.",
-    "finetune": "Let a compressed folder learn from its original; codes stay.",
+    "finetune": "Let a compressed folder learn from its original.",
     "generate": "Make images with a pipeline, compressed or not.",
     "inspect": "Show bits, bytes and layers of a compressed folder.",
     "report": "Compare compressed folders with their original, with pictures.",

@@ -46,8 +46,8 @@ class Training(_Section):
     """How the continuous part of a compressed denoiser learns from the original (see `vqcompress.finetune.presets`).
 
     ``preset`` fixes what is ``None`` here: prompts to learn from and to stop by, steps, units (a prompt at one timestep, in all
-    guidance branches) a step and at once in memory, and the largest step relative to each tensor's RMS and to the root of the
-    relative error at the start. ``learn`` names what
+    guidance branches) a step and at once in memory, the largest step relative to each tensor's RMS and to the root of the
+    relative error at the start, and how many of the worst layers get new codes. ``learn`` names what
     learns. ``row_scales`` gives layers with one common scale a scale for each row, ``tables`` is the most that learned
     trellis tables may add to the codes that read them, as a share of these; both are off, for they cost bits, and on the
     embedded model they gained nothing (docs/finetune.md). ``weighting`` is that of timesteps, ``None`` meaning "trajectory" where the scheduler
@@ -63,6 +63,7 @@ class Training(_Section):
     micro_batch: int | None = Field(default=None, ge=1)
     rate: float | None = Field(default=None, gt=0, lt=1)
     block_steps: int | None = Field(default=None, ge=1)
+    recode: int | None = Field(default=None, ge=0)
     learn: tuple[Literal["scales", "codebooks", "biases", "norms", "dense"], ...] = (
         "scales", "codebooks", "biases", "norms", "dense",
     )  # fmt: skip

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vqcompress.architectures import Architecture, Pipeline, architecture_of, open_pipeline
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.checkpoint import load, save_pipeline
@@ -18,7 +20,7 @@ from vqcompress.checkpoint.manifest import read_manifest
 from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.saving import RECIPE_NAME
 from vqcompress.errors import CheckpointError, VQCompressError
-from vqcompress.finetune import Lessons, Outcome, record_lessons, tune_whole
+from vqcompress.finetune import Lessons, Outcome, found_recoding, plan_recoding, record_lessons, tune_whole
 from vqcompress.finetune.cost import cost
 from vqcompress.finetune.lessons import found_lessons
 from vqcompress.layers import vq_layers
@@ -56,10 +58,14 @@ def finetune(
             lessons = _lessons(recipe, work, store, workers, tell if workers.is_first else _silent)
             pipeline = load(folder)
             architecture = architecture_of(pipeline)
+            denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
+            guidance, scheduler = _guidance(recipe, architecture), getattr(pipeline, "scheduler", None)
+            if store is not None:
+                plan_recoding(denoiser, lambda: _original(recipe), lessons, recipe, guidance, scheduler, store)
+            workers.wait()
             outcome = tune_whole(
-                architecture.module(pipeline, architecture.denoiser), lessons, work, store,
-                training=recipe.training, guidance=_guidance(recipe, architecture),
-                scheduler=getattr(pipeline, "scheduler", None), seed=recipe.seed, workers=workers,
+                denoiser, lessons, work, store, training=recipe.training, guidance=guidance, scheduler=scheduler,
+                seed=recipe.seed, workers=workers, recoding=found_recoding(work, recipe),
                 progress=tell if workers.is_first else _silent,
             )  # fmt: skip
             _check_kinship(outcome, folder, recipe)
@@ -113,6 +119,12 @@ def _lessons(recipe: Recipe, work: Path, store: RunStore | None, workers: Worker
         del teacher
     workers.wait()
     return found_lessons(work)
+
+
+def _original(recipe: Recipe) -> nn.Module:
+    pipeline: Pipeline = open_pipeline(recipe.model)
+    architecture = architecture_of(pipeline)
+    return architecture.module(pipeline, architecture.denoiser)
 
 
 def _guidance(recipe: Recipe, architecture: Architecture) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from vqcompress.matrix_view import is_quantizable
 from vqcompress.quantizers import quantize_weight
 from vqcompress.recipe import Calibration, Training
 from vqcompress.run_store import RunStore
+from vqcompress.workers import joined_workers
 
 _spec = importlib.util.spec_from_file_location(
     "tiny_pipelines", Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
@@ -97,3 +100,38 @@ def lessons(run_folder):
 def codes_of():
     """Every int8 tensor of a module, copied."""
     return lambda module: {n: p.clone() for n, p in module.named_parameters() if p.dtype == torch.int8}
+
+
+@pytest.fixture
+def in_two_ranks():
+    """Runs ``work(workers)`` in two forked processes that talk through gloo; what it returns waits for their exit codes."""
+
+    def run(work):
+        port = free_port()
+        children = [in_a_process(rank, port, work) for rank in range(2)]
+        return lambda: [os.waitpid(child, 0)[1] for child in children]
+
+    return run
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def in_a_process(rank: int, port: str, work) -> int:
+    """Fork a worker as torchrun would start it; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        os.environ |= {name: str(value) for name, value in names.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with joined_workers() as workers:
+            work(workers)
+        code = 0
+    finally:
+        os._exit(code)

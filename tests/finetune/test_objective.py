@@ -7,7 +7,13 @@ import torch
 
 from vqcompress.errors import RecipeError
 from vqcompress.finetune.noise_levels import noise_levels
-from vqcompress.finetune.objective import measured_weights, min_snr_weights, trajectory_weights, unit_losses
+from vqcompress.finetune.objective import (
+    measured_weights,
+    min_snr_weights,
+    random_projection,
+    trajectory_weights,
+    unit_losses,
+)
 
 SHAPE = (6, 4, 3, 3)  # two branches of three units
 
@@ -33,6 +39,14 @@ def test_the_guided_share_weighs_the_difference_of_the_branches_as_guidance_does
     torch.testing.assert_close(unit_losses(output, target, 2, guidance=3.0, guided=1.0), expected)
     none = unit_losses(output, target, 2, guidance=3.0, guided=1e-9)
     torch.testing.assert_close(none, unit_losses(output, target, 2))
+
+
+@pytest.mark.parametrize(("branches", "guided"), [(1, 1.0), (2, 0.0), (2, 0.3), (2, 1.0)])
+def test_squares_of_random_projections_are_losses_on_average(branches, guided):
+    error, generator = outputs()[0][:branches], torch.Generator().manual_seed(1)
+    squares = [random_projection(error, branches, 3.0, guided, generator).square() for _ in range(4000)]
+    loss = unit_losses(error, torch.zeros_like(error), branches, 3.0, guided)
+    assert float(torch.stack(squares).mean()) == pytest.approx(float(loss), rel=0.1)
 
 
 def test_a_model_without_guidance_has_one_branch():

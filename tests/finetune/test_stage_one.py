@@ -9,8 +9,8 @@ import torch
 
 from vqcompress.finetune import tune_blocks
 from vqcompress.finetune.block_list import execution_order, find_blocks
+from vqcompress.finetune.settled import tensors_of
 from vqcompress.finetune.stage_one import BLOCKS
-from vqcompress.finetune.stage_two import tensors_of
 from vqcompress.layers import swap, vq_layers
 from vqcompress.run_store import RunStore
 

@@ -11,9 +11,11 @@ import torch
 
 from vqcompress.errors import ArchitectureError, RecipeError
 from vqcompress.finetune import tune_whole
+from vqcompress.finetune.assignment import study_of, widen
 from vqcompress.finetune.learnable import make_learnable
 from vqcompress.finetune.lessons import weighted
-from vqcompress.finetune.stage_two import STATES, study_of, tensors_of, widen
+from vqcompress.finetune.settled import tensors_of
+from vqcompress.finetune.stage_two import STATES
 from vqcompress.finetune.whole import WholeDenoiser
 from vqcompress.recipe import Training
 from vqcompress.run_store import RunStore

@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from vqcompress.finetune import tune_whole
-from vqcompress.finetune.stage_two import tensors_of
+from vqcompress.finetune.settled import tensors_of
 from vqcompress.recipe import Training
 from vqcompress.workers import Workers, joined_workers
 
 
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
-def in_a_process(rank: int, port: str, work) -> int:
-    """Fork a worker as torchrun would start it; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        os.environ |= {name: str(value) for name, value in names.items()}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        with joined_workers() as workers:
-            work(workers)
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def test_two_ranks_are_one_process(student, lessons, training, tmp_path):
+def test_two_ranks_are_one_process(student, lessons, training, tmp_path, in_two_ranks):
     training = Training(**{**training.model_dump(), "steps": 5, "batch_size": 4})
 
     def tune(denoiser, workers: Workers):
@@ -51,10 +26,9 @@ def test_two_ranks_are_one_process(student, lessons, training, tmp_path):
         history = torch.tensor(outcome.history, dtype=torch.float64)
         save_file({**tensors_of(denoiser), "history": history}, tmp_path / f"rank{workers.rank}.safetensors")
 
-    port = free_port()
-    children = [in_a_process(rank, port, work) for rank in range(2)]
+    codes = in_two_ranks(work)
     alone = tune(student, Workers())
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert codes() == [0, 0]
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     torch.testing.assert_close(first["history"], torch.tensor(alone.history, dtype=torch.float64), rtol=1e-3, atol=0)

@@ -1,8 +1,9 @@
-"""A packed denoiser learns from the original: codes stay, everything continuous learns."""
+"""A packed denoiser learns from the original: everything continuous learns, and the worst layers get new codes."""
 
 from vqcompress.finetune.descent import Outcome
 from vqcompress.finetune.lessons import Lessons, record_lessons
 from vqcompress.finetune.prompt_split import PromptSplit, split_prompts
+from vqcompress.finetune.recoding import Recoding, found_recoding, plan_recoding
 from vqcompress.finetune.stage_one import tune_blocks
 from vqcompress.finetune.stage_two import tune_whole
 from vqcompress.finetune.story import prepare_lessons, swap_and_tune
@@ -11,6 +12,9 @@ __all__ = [
     "Lessons",
     "Outcome",
     "PromptSplit",
+    "Recoding",
+    "found_recoding",
+    "plan_recoding",
     "prepare_lessons",
     "record_lessons",
     "split_prompts",

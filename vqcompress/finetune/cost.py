@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.calibration.teacher import record_teacher
+from vqcompress.finetune.assignment import widen
 from vqcompress.finetune.call_tensors import flatten, join, nest, spread_timestep
 from vqcompress.finetune.learnable import make_learnable
 from vqcompress.finetune.presets import effort
-from vqcompress.finetune.stage_two import checkpointing, widen
+from vqcompress.finetune.recoding import EFFECT_UNITS
+from vqcompress.finetune.stage_two import checkpointing
 from vqcompress.layers import vq_layers
+from vqcompress.matrix_view import matrix_shape
 from vqcompress.recipe import Calibration, Training
 
 STATES = 6  # float32 numbers a learning parameter: master, gradient, two moments, best, and the copy that is measured
@@ -55,13 +58,19 @@ def cost(
         forward, both, saved = _measure(denoiser, kwargs)
     steps = architecture.defaults.steps if calibration.steps is None else calibration.steps
     learning = sum(parameter.numel() for parameter in learnable.parameters.values())
-    measured = size.held_out * size.held_out_calls * (1 + size.steps / size.measure_every)
+    # Three measurements for each layer that gets new codes; the largest layers, since nobody knows the worst ones yet.
+    measured = size.held_out * size.held_out_calls * (1 + size.steps / size.measure_every + 3 * size.recode)
+    shapes = sorted((matrix_shape(layer.dense_shape) for layer in vq_layers(denoiser).values()), key=math.prod)
+    recoded = shapes[-size.recode :] if size.recode else []
+    units = (size.steps + size.recode_steps * len(recoded)) * size.batch_size + size.recode_units + EFFECT_UNITS
     return Cost(
         learning=learning,
-        peak_memory_bytes=_model_bytes(pipeline) + 4 * STATES * learning + saved + 2 * _largest_weight(denoiser),
-        disk_bytes=int(min(training.budget_gb * 1e9, unit_bytes * (size.prompts * steps + size.held_out * size.held_out_calls))),
+        peak_memory_bytes=_model_bytes(pipeline) + 4 * STATES * learning + saved + 2 * _largest_weight(denoiser)
+        + sum(4 * (STATES * rows * columns + columns**2) for rows, columns in recoded),
+        disk_bytes=int(min(training.budget_gb * 1e9, unit_bytes * (size.prompts * steps + size.held_out * size.held_out_calls)))
+        + sum(4 * (rows * columns + columns**2) for rows, columns in recoded),
         record_seconds=(size.prompts + size.held_out) * steps * forward / size.micro_batch,
-        train_seconds=(size.steps * size.batch_size * both + measured * forward) / size.micro_batch,
+        train_seconds=(units * both + measured * forward) / size.micro_batch,
     )  # fmt: skip
 
 

@@ -24,8 +24,8 @@ class Schedule:
 
     ``rate`` is the largest step, relative to each tensor's RMS and to the root of the first held-out loss: moving parameters by a
     share ``r`` of their size moves the output by an error of the order of ``r²``, so steps must shrink with what there is to
-    gain. It rises over ``warmup`` of the steps and falls along a cosine. Training stops when ``patience`` measurements in a row, one
-    every ``measure_every`` steps, bring no gain.
+    gain. It rises over ``warmup`` of the steps and falls along a cosine; that of matrices is ``matrices`` times as large. Training stops
+    when ``patience`` measurements in a row, one every ``measure_every`` steps, bring no gain.
     """
 
     steps: int
@@ -33,6 +33,7 @@ class Schedule:
     warmup: float = 0.05
     measure_every: int = 25
     patience: int = 8
+    matrices: float = 1.0
 
     def factor(self, step: int) -> float:
         """Of the rate, at ``step`` (from 0)."""
@@ -75,7 +76,7 @@ class Descent:
     ) -> None:
         self.learnable, self.gradient, self.measure, self.schedule = learnable, gradient, measure, schedule
         self.keep, self.keep_seconds, self.progress = keep, keep_seconds, progress
-        rates = {name: schedule.rate * _size(p) for name, p in learnable.parameters.items()}
+        rates = {name: self._rate(p) for name, p in learnable.parameters.items()}
         self.adam = Adam(learnable.parameters, rates)
         self.step, self.best, self.history = 0, learnable.values(), []  # type: tuple[int, dict[str, Tensor], list]
         self.best_step = 0
@@ -121,6 +122,9 @@ class Descent:
         self.step, self.best_step = int(state["step"]), int(state["best_step"])
         self.history = [(int(step), loss) for step, loss in state["history"].tolist()]
         self.adam.restore(state)
+
+    def _rate(self, parameter: Tensor) -> float:
+        return self.schedule.rate * _size(parameter) * (self.schedule.matrices if parameter.ndim > 1 else 1.0)
 
     def _measure(self, training_loss: float) -> None:
         with self.learnable.rounded(), torch.no_grad():

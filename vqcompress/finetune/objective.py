@@ -8,6 +8,8 @@ far to go from the one to the other.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,28 @@ def unit_losses(output: Tensor, target: Tensor, branches: int, guidance: float =
     if branches != 2 or guided == 0:
         return error.square().mean((0, 2))
     mean, difference = error.mean(0), error[1] - error[0]
-    weight = (1 - guided) / 4 + guided * (guidance - 0.5) ** 2
-    return mean.square().mean(1) + weight * difference.square().mean(1)
+    return mean.square().mean(1) + _difference_weight(guidance, guided) * difference.square().mean(1)
+
+
+def random_projection(
+    output: Tensor, branches: int, guidance: float, guided: float, generator: torch.Generator
+) -> Tensor:
+    """A random linear function of the output of one unit, a scalar: its square at an error is on average that error's `unit_losses`.
+
+    Its gradients therefore have the loss's Gauss-Newton matrix as their second moment.
+    """
+    values = output.float().unflatten(0, (branches, -1)).flatten(1)
+    if branches == 2 and guided:
+        weight = math.sqrt(_difference_weight(guidance, guided))
+        values = torch.stack([values.mean(0), weight * (values[1] - values[0])])
+    else:
+        values = values / math.sqrt(branches)
+    direction = torch.randn(values.shape, generator=generator).to(values)
+    return (values * direction).sum() / math.sqrt(values.shape[1])
+
+
+def _difference_weight(guidance: float, guided: float) -> float:
+    return (1 - guided) / 4 + guided * (guidance - 0.5) ** 2
 
 
 def min_snr_weights(snr: Tensor, target: Target) -> Tensor:

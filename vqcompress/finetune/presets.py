@@ -12,7 +12,8 @@ class Effort:
     """``prompts`` teach, ``held_out`` prompts decide when to stop; ``calls`` of each held-out trajectory are measured on.
 
     ``steps`` of ``batch_size`` units, ``micro_batch`` at once in memory; ``rate`` as in `Schedule`; ``block_steps`` steps
-    for each block on ``block_units`` units.
+    for each block on ``block_units`` units. At most ``recode`` layers get new codes, each after ``recode_steps`` steps, in the metric that
+    ``recode_units`` units give.
     """
 
     prompts: int
@@ -26,12 +27,15 @@ class Effort:
     patience: int
     block_steps: int
     block_units: int
+    recode: int
+    recode_steps: int
+    recode_units: int
 
 
 PRESETS = {
-    "fast": Effort(48, 8, 4, 100, 8, 8, 0.05, 20, 4, 16, 64),
-    "default": Effort(192, 16, 5, 400, 8, 8, 0.05, 25, 6, 24, 96),
-    "best": Effort(512, 24, 5, 2000, 16, 8, 0.05, 50, 8, 48, 192),
+    "fast": Effort(48, 8, 4, 100, 8, 8, 0.05, 20, 4, 16, 64, 0, 0, 0),
+    "default": Effort(192, 16, 5, 400, 8, 8, 0.05, 25, 6, 24, 96, 10, 60, 256),
+    "best": Effort(512, 24, 5, 2000, 16, 8, 0.05, 50, 8, 48, 192, 24, 100, 512),
 }
 """VQDM (arXiv 2409.00492, section 4) trains on 512 prompts for 1600 steps of 64; smaller batches with larger steps get there sooner."""
 
@@ -41,7 +45,7 @@ def effort(training: Training) -> Effort:
     chosen = PRESETS[training.preset]
     given = {
         name: value
-        for name in ("prompts", "held_out", "steps", "batch_size", "micro_batch", "rate", "block_steps")
+        for name in ("prompts", "held_out", "steps", "batch_size", "micro_batch", "rate", "block_steps", "recode")
         if (value := getattr(training, name)) is not None
     }
     chosen = replace(chosen, **given)

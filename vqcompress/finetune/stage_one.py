@@ -20,7 +20,7 @@ from vqcompress.finetune.lessons import Lessons
 from vqcompress.finetune.prefix import run_to_the_end_of, twin
 from vqcompress.finetune.presets import effort
 from vqcompress.finetune.recordings import Recordings
-from vqcompress.finetune.stage_two import put_tensors, tensors_of
+from vqcompress.finetune.settled import put_tensors, tensors_of
 from vqcompress.finetune.widening import give_row_scales
 from vqcompress.layers import swap
 from vqcompress.quantized_weight import QuantizedWeight

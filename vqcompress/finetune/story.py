@@ -10,6 +10,8 @@ from torch import nn
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.errors import RecipeError
 from vqcompress.finetune.lessons import Lessons, record_lessons
+from vqcompress.finetune.prefix import twin
+from vqcompress.finetune.recoding import plan_recoding
 from vqcompress.finetune.stage_one import tune_blocks
 from vqcompress.finetune.stage_two import tune_whole
 from vqcompress.layers import swap
@@ -61,11 +63,15 @@ def swap_and_tune(
     """Put packed layers into the denoiser, in place, and let it learn as the recipe says; ``described`` goes to `swap`."""
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
     options: dict[str, Any] = {"training": recipe.training, "seed": recipe.seed, "progress": progress}
+    original = twin(denoiser)
     tune_blocks(denoiser, quantized, lessons, store, **options)
     swap(denoiser, {}, **described)
     if recipe.finetune == "full":
         guidance = recipe.calibration.guidance
         guidance = architecture.defaults.guidance if guidance is None else guidance
+        scheduler = getattr(pipeline, "scheduler", None)
+        recoding = plan_recoding(denoiser, lambda: original, lessons, recipe, guidance, scheduler, store)
+        del original  # and with it the dense weights
         tune_whole(
-            denoiser, lessons, store.folder, store, guidance=guidance, scheduler=getattr(pipeline, "scheduler", None), **options
-        )  # fmt: skip
+            denoiser, lessons, store.folder, store, guidance=guidance, scheduler=scheduler, recoding=recoding, **options
+        )

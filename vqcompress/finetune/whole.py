@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vqcompress.calibration.denoiser_call import first_output
-from vqcompress.finetune.objective import unit_losses
+from vqcompress.finetune.objective import random_projection, unit_losses
 from vqcompress.finetune.recordings import Batch, Recordings
 from vqcompress.workers import Workers
 
@@ -72,6 +72,14 @@ class WholeDenoiser:
         """The loss of every held-out unit, unweighted, ``[held-out units]``."""
         return torch.cat([self._losses(self.held_out.batch([i], self.device)).cpu() for i in range(len(self.held_out))])
 
+    def projection(self, index: int, generator: torch.Generator) -> torch.Tensor:
+        """`random_projection` of the student's output for training unit ``index``, weighted as its loss is: a scalar with a graph."""
+        batch = self.train.batch([index], self.device)
+        value = random_projection(
+            self._output(batch), batch.branches, self.study.guidance, self.study.guided, generator
+        )
+        return value * (batch.weights[0] / self.signal).sqrt()
+
     def chosen(self, step: int) -> list[int]:
         """The training units of ``step``: every epoch is a permutation of all, drawn from the seed."""
         count, size = len(self.train), min(self.study.batch, len(self.train))
@@ -85,10 +93,12 @@ class WholeDenoiser:
         return [mine[at : at + self.study.micro_batch] for at in range(0, len(mine), self.study.micro_batch)]
 
     def _losses(self, batch: Batch) -> torch.Tensor:
+        return self._unit_losses(self._output(batch), batch)
+
+    def _output(self, batch: Batch) -> torch.Tensor:
         narrow = self.study.dtype != torch.float32
         with torch.autocast(self.device.type, self.study.dtype) if narrow else nullcontext():
-            output = first_output(self.denoiser(**batch.kwargs))
-        return self._unit_losses(output, batch)
+            return first_output(self.denoiser(**batch.kwargs))
 
     def _unit_losses(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         return unit_losses(output, batch.target, batch.branches, self.study.guidance, self.study.guided)

@@ -33,7 +33,7 @@ def give_row_scales(component: nn.Module) -> None:
         tensors = _own_tensors(layer)
         tensors["scale"] = tensors["scale"].expand(layer.dense_shape[0]).clone()
         _rebuild(component, name, layer, replace(layer.spec, row_scales=True), tensors)
-    _describe_again(component)
+    describe_again(component)
 
 
 def give_tables(component: nn.Module, share: float) -> None:
@@ -54,7 +54,7 @@ def give_tables(component: nn.Module, share: float) -> None:
         if isinstance(layer.spec, TrellisSpec) and (family := _family(layer.spec)) in chosen:
             spec = replace(layer.spec, codebook=names[family], codebook_rates=chosen[family])
             _rebuild(component, name, layer, spec, _own_tensors(layer), books)
-    _describe_again(component)
+    describe_again(component)
 
 
 def chosen_tables(component: nn.Module, share: float) -> dict[Family, tuple[int, ...]]:
@@ -72,7 +72,7 @@ def chosen_tables(component: nn.Module, share: float) -> dict[Family, tuple[int,
     return found
 
 
-def _describe_again(component: nn.Module) -> None:
+def describe_again(component: nn.Module) -> None:
     """The component's description with its layers as they are now, and the reasons that it lists for dense ones."""
     found: Any = getattr(getattr(component, "config", None), "quantization_config", None) or {}
     before = found if isinstance(found, Mapping) else found.to_dict()

@@ -1,0 +1,50 @@
+"""What a recipe asks of a student: which parts of it may learn, and by what it is judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vqcompress.errors import ArchitectureError
+from vqcompress.finetune.lessons import Lessons, weighted
+from vqcompress.finetune.presets import effort
+from vqcompress.finetune.whole import Study, WholeDenoiser
+from vqcompress.finetune.widening import give_row_scales, give_tables
+from vqcompress.layers import vq_layers
+from vqcompress.recipe import Training
+from vqcompress.workers import Workers
+
+
+def whole_denoiser(
+    denoiser: nn.Module,
+    lessons: Lessons,
+    training: Training,
+    guidance: float,
+    scheduler: Any,
+    seed: int,
+    workers: Workers | None = None,
+) -> WholeDenoiser:
+    """What the packed ``denoiser``, widened as the recipe asks, has to learn."""
+    widen(denoiser, training)
+    study = study_of(training, guidance, seed)
+    lessons = weighted(lessons, training, scheduler, denoiser, study)
+    return WholeDenoiser(denoiser, lessons.train, lessons.held_out, study, workers)
+
+
+def widen(component: nn.Module, training: Training) -> None:
+    """Row scales and tables as the recipe asks for. Raises `ArchitectureError` when nothing in ``component`` is packed."""
+    if not vq_layers(component):
+        raise ArchitectureError(f"{type(component).__name__} has no packed layers to fine-tune; compress it first")
+    if training.row_scales and "scales" in training.learn:
+        give_row_scales(component)
+    if training.tables and "codebooks" in training.learn:
+        give_tables(component, training.tables)
+
+
+def study_of(training: Training, guidance: float, seed: int) -> Study:
+    """What a step is, by the recipe."""
+    size = effort(training)
+    dtype = getattr(torch, training.dtype)
+    return Study(size.batch_size, size.micro_batch, guidance, training.guided, seed, dtype)
