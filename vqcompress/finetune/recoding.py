@@ -84,7 +84,7 @@ def plan_recoding(
     def choose() -> dict[str, Tensor]:
         task = whole_denoiser(denoiser, lessons, recipe.training, guidance, scheduler, recipe.seed)
         dense = original()
-        effects = layer_effects(task, dense, spread_units(len(task.train), EFFECT_UNITS), recipe.seed)
+        effects = layer_effects(task, dense, drawn_units(len(task.train), EFFECT_UNITS, recipe.seed), recipe.seed)
         worst = sorted(effects, key=effects.__getitem__, reverse=True)[: size.recode]
         total, harm, chosen = sum(effects.values()), 0.0, {}
         for place, name in enumerate(worst):
@@ -234,7 +234,7 @@ class _Recoder:
         generator = torch.Generator().manual_seed(seed)
         moments = [weight.new_zeros(2 * matrix_shape(weight.shape)[1:]) for weight in weights]
         with torch.enable_grad():
-            for unit in spread_units(len(task.train), self.size.recode_units):
+            for unit in drawn_units(len(task.train), self.size.recode_units, seed):
                 slopes = torch.autograd.grad(task.projection(unit, generator), weights, allow_unused=True)
                 for moment, slope in zip(moments, slopes, strict=True):
                     if slope is not None:
@@ -252,10 +252,9 @@ class _Recoder:
             return self.task.measure()
 
 
-def spread_units(count: int, wanted: int) -> list[int]:
-    """``wanted`` of ``count`` units (all, if there are not as many), at even distances."""
-    wanted = min(wanted, count)
-    return [index * count // wanted for index in range(wanted)]
+def drawn_units(count: int, wanted: int, seed: int) -> list[int]:
+    """``wanted`` of ``count`` units (all, if there are not as many). At random: units lie in order of timestep within their shards."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].tolist()
 
 
 def _key(index: int) -> str:
