@@ -81,7 +81,7 @@ def test_a_dense_model_and_an_unknown_group_are_refused(dense, lessons, training
         {"weighting": "min-snr"},
         {"weighting": "measured"},
         {"weighting": "trajectory"},
-        {"guided": 0.2},
+        {"guided": 1.0},
         {"dtype": "bfloat16"},
     ],
 )
