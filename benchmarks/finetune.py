@@ -5,7 +5,7 @@
 Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same bits in every layer) and, as the reference, to
 4 bits with GPTQ in groups of 64; what lies in ``--out`` already is not made again. Each row is a variant after one stage (``none``, ``blocks``,
 ``full`` after ``blocks``, or ``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, of
-both branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels and the median; the
+both branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels, and its mean and median over images; the
 share of images that show their caption; bits a quantized weight with everything stored counted; and processor seconds. One
 JSON line a row while it runs, then the table in Markdown. Nothing is written to FOLDERs.
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import vqcompress
 from vqcompress.architectures import architecture_of, open_pipeline
@@ -45,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "trellis-3": {"bits": 3, "budget": "layer"},
 }
 REFERENCES: dict[str, dict[str, Any]] = {"gptq-4": {"bits": 4, "method": "gptq"}}
-COLUMNS = ("variant", "stage", "bits", "error", "guided error", "PSNR, dB", "median", "right images", "seconds")
+COLUMNS = ("variant", "stage", "bits", "error", "guided error", "PSNR, dB", "mean", "median", "right images", "seconds")
 
 
 class Examination:
@@ -76,11 +77,13 @@ class Examination:
         images = self.draw()
         self.pipeline.unet = self.dense
         fidelity = image_fidelity(images, self.images)
+        each = peak_signal_noise_ratio(images, self.images, data_range=1.0, dim=(1, 2, 3), reduction="none")
         return {
             "bits": round(bits_per_weight(unet), 3),
             "error": denoiser_error(replay(unet, self.calls, lambda done, total: None)),
             "guided": self.guided_error(unet),
             "psnr": round(fidelity["psnr"], 2),
+            "mean": round(float(each.mean()), 2),
             "median": round(fidelity["psnr_median"], 2),
             "right": round(self.right(images), 3),
         }
@@ -190,7 +193,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
     for row in rows:
         shares = (f"{row[key]:.2%}" if key in row else "–" for key in ("error", "guided"))
-        plain = (f"{row[key]:.2f}" if key in row else "–" for key in ("psnr", "median"))
+        plain = (f"{row[key]:.2f}" if key in row else "–" for key in ("psnr", "mean", "median"))
         seconds = f"{row['seconds']:.0f}" if "seconds" in row else "–"
         bits = f"{row['bits']:.3f}" if "bits" in row else "–"
         lines.append((row["variant"], row.get("stage", "–"), bits, *shares, *plain, f"{row['right']:.0%}", seconds))
@@ -204,7 +207,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=["blocks", "full", "whole"], default=["blocks", "full"])
     parser.add_argument("--preset", choices=["fast", "default", "best"], default="fast")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe's training")
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("out/finetune"))
     given = parser.parse_args()
     changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in given.set)}
