@@ -119,25 +119,11 @@ def _encoder(recipe: Recipe) -> Encode:
     return encode
 
 
-def recode(
-    task: WholeDenoiser,
-    recoding: Recoding,
-    training: Training,
-    size: Effort,
-    folder: Path,
-    store: RunStore | None,
-    seed: int,
-    progress: Progress,
-) -> float:
-    """Give the layers of ``recoding`` new codes, in place; returns the relative change of the held-out loss, 0 where the old codes stayed.
+class Recoder:
+    """Gives the layers of ``recoding`` new codes, in place. Until it has run some of them are dense; ``old`` are the packed ones.
 
     Every layer that is done is kept in ``store``, the run's ``folder``, and found there by a later try and by the other processes.
     """
-    return _Recoder(task, recoding, training, size, folder, store).run(seed, progress)
-
-
-class _Recoder:
-    """A student some of whose layers are dense for a while; ``old`` are the packed ones that they stand for."""
 
     def __init__(
         self,
@@ -154,7 +140,7 @@ class _Recoder:
         self.old = {name: _packed(self.denoiser, name) for name in self.names}
 
     def run(self, seed: int, progress: Progress) -> float:
-        """See `recode`."""
+        """Returns the relative change of the held-out loss, 0 where the old codes stayed."""
         before, values = self._loss(), tensors_of(self.denoiser)
         for name, weight in self.recoding.originals.items():
             self._put(name, dense_layer(self.old[name], weight.to(self.old[name].weight.device)))

@@ -17,7 +17,7 @@ from vqcompress.finetune.descent import Descent, Outcome, Schedule
 from vqcompress.finetune.learnable import make_learnable
 from vqcompress.finetune.lessons import Lessons
 from vqcompress.finetune.presets import Effort, effort
-from vqcompress.finetune.recoding import Recoding, recode
+from vqcompress.finetune.recoding import Recoder, Recoding
 from vqcompress.recipe import Training
 from vqcompress.run_store import RunStore
 from vqcompress.workers import Workers
@@ -53,10 +53,9 @@ def tune_whole(
     task = whole_denoiser(denoiser, lessons, training, guidance, scheduler, seed, workers)
     with checkpointing(denoiser, training.checkpointing):
         if recoding is not None:
-            change = recode(
-                task, recoding, training, size, folder, store, seed,
-                lambda done, total, what: progress(RECODE_TITLE, done, total, what),
-            )  # fmt: skip
+            change = Recoder(task, recoding, training, size, folder, store).run(
+                seed, lambda done, total, what: progress(RECODE_TITLE, done, total, what)
+            )
     learnable = make_learnable(denoiser, training.learn)
     descent = Descent(
         learnable, task.gradient, task.measure, schedule_of(size),
