@@ -30,7 +30,7 @@ from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import load
-from vqcompress.finetune import Lessons, plan_recoding, record_lessons, tune_blocks, tune_whole
+from vqcompress.finetune import Lessons, encode_worst, plan_recoding, record_lessons, tune_blocks, tune_whole
 from vqcompress.layers import SHARED_NAME, swap, vq_layers
 from vqcompress.metrics import denoiser_error, image_fidelity
 from vqcompress.recipe import Calibration, Recipe, Training
@@ -171,13 +171,14 @@ class Bench:
     def tuned(self, stage: str, start: nn.Module, lessons: Lessons, store: RunStore) -> nn.Module:
         """The denoiser after ``stage``; ``start`` is the packed one."""
         unet, scheduler = copy.deepcopy(start), self.examination.pipeline.scheduler
+        recipe = Recipe(model="shapes", training=self.training)
         if stage in ("blocks", "full"):
             unet = copy.deepcopy(self.examination.dense)
             quantized = {name: layer.quantized_weight() for name, layer in vq_layers(start).items()}
+            quantized = encode_worst(unet, quantized, lessons, recipe, GUIDANCE, scheduler, store)
             tune_blocks(unet, quantized, lessons, store, training=self.training)
             swap(unet, {})
         if stage in ("full", "whole"):
-            recipe = Recipe(model="shapes", training=self.training)
             dense = self.examination.dense
             with RunStore(store.folder / stage, {}) as own:
                 recoding = plan_recoding(unet, lambda: dense, lessons, recipe, GUIDANCE, scheduler, own)

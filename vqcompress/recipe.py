@@ -70,7 +70,7 @@ class Training(_Section):
     row_scales: bool = False
     tables: float = Field(default=0.0, ge=0, le=1)
     weighting: Literal["uniform", "min-snr", "measured", "trajectory"] | None = "uniform"
-    guided: float = Field(default=0.5, ge=0, le=1)
+    guided: float = Field(default=0.3, ge=0, le=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     budget_gb: float = Field(default=8.0, gt=0)

@@ -9,12 +9,25 @@ from contextlib import contextmanager
 from functools import cache
 from threading import Condition
 
+import torch
+
 
 def usable_cores() -> int:
     """Cores that this process may run on, which containers and `taskset` make fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Torch's own threads off while layers are spread over cores; it also keeps sums in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def return_freed_memory() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels.cpu_viterbi import CpuViterbi, Search
+from vqcompress.kernels.cpu_viterbi_outputs import CoupledSearch, OutputViterbi, plan_outputs
 from vqcompress.kernels.reference_viterbi import search_states
 
 TOYS = [(4, 1, 6), (5, 2, 4), (6, 2, 5), (6, 3, 4), (10, 5, 2)]  # state bits, rate, weights
@@ -109,3 +110,77 @@ def test_phase_moves_the_cut():
     tables = {2: value_table(8, 2, 0.0)}
     first, second = (CpuViterbi(200, 8, tables, phase)(x, ones, 2)[1] for phase in (0, 77))
     assert (first - x).square().mean() == pytest.approx(float((second - x).square().mean()), rel=0.05)
+
+
+def coupled(rows: int, seed: int = 0) -> torch.Tensor:
+    """A positive definite ``[rows, rows]``: outputs that add up in a few ways, as those do that the next layer sums."""
+    mix = torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return mix @ mix.t() / 8 + 0.1 * torch.eye(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("phase", [0, 5])
+def test_pulls_and_weights_are_the_metric(phase):
+    rows, moment = 40, coupled(40)
+    plan = plan_outputs(moment, phase)
+    errors = torch.randn(rows, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    turned = errors.roll(-phase)
+    after = turned + torch.from_numpy(plan.pull).double() @ turned  # error against the moved targets
+    cost = (torch.from_numpy(plan.weight).double() * after).square().sum()
+    unit = float(torch.linalg.cholesky(moment.roll((-phase, -phase), (0, 1)).flip(0, 1)).diagonal().mean()) ** 2
+    assert float(cost) * unit == pytest.approx(float(errors @ moment @ errors), rel=1e-4)
+
+
+@pytest.mark.parametrize(("state_bits", "rate", "rows"), TOYS)
+def test_coupled_paths_are_nearly_the_best(state_bits, rate, rows):
+    _, _, table = toy(state_bits, rows)
+    found = best = 0.0
+    for seed in range(20):
+        moment, target = coupled(rows, seed), np.random.default_rng(seed).standard_normal(rows).astype(np.float32)
+        search, ones = CoupledSearch(state_bits, rate, table, plan_outputs(moment, 0)), np.ones(rows, np.float32)
+        streams = torch.tensor(list(itertools.product(range(1 << rate), repeat=rows)))
+        states = window_states(streams, rate, state_bits)
+        errors = torch.from_numpy(table[states.numpy()] - target).double()
+        costs, boundaries = ((errors @ moment) * errors).sum(1), states[:, 0] >> rate
+        for boundary in boundaries.unique().tolist():
+            chosen = search(target, ones, boundary)
+            assert chosen[0] >> rate == boundary == chosen[-1] & ((1 << (state_bits - rate)) - 1)
+            error = torch.from_numpy(table[chosen] - target).double()
+            found += float(error @ moment @ error)
+            best += float(costs[boundaries == boundary].min())
+    assert best <= found * 1.000001
+    assert found <= best * 1.1
+
+
+@pytest.mark.parametrize(("rows", "phase"), [(60, 0), (200, 77)])
+def test_outputs_that_add_up_make_up_for_each_other(rows, phase):
+    state_bits, rate = 10, 2
+    moment, tables = coupled(rows), {rate: value_table(state_bits, rate, 0.0)}
+    columns, ones = torch.randn(16, rows, generator=torch.Generator().manual_seed(1)), torch.ones(rows)
+    alone = CpuViterbi(rows, state_bits, tables, phase)
+    together = OutputViterbi(rows, state_bits, tables, phase, plan_outputs(moment, phase))
+
+    def cost(search):
+        errors = torch.stack([search(x, ones, rate)[1] - x for x in columns])
+        return float(((errors @ moment.float()) * errors).sum())
+
+    assert cost(together) < 0.5 * cost(alone)
+
+
+def test_outputs_that_cost_alike_are_searched_as_by_themselves():
+    rows, tables = 60, {2: value_table(8, 2, 0.0)}
+    x, scale = torch.randn(rows, generator=torch.Generator().manual_seed(3)), torch.ones(rows)
+    plain = CpuViterbi(rows, 8, tables, 3)(x, scale, 2)
+    found = OutputViterbi(rows, 8, tables, 3, plan_outputs(2.5 * torch.eye(rows), 3))(x, scale, 2)
+    assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
+def test_symbols_decode_to_the_values_of_coupled_outputs_too(rows, rate, phase, seed):
+    generator = torch.Generator().manual_seed(seed)
+    target, scale = torch.randn(rows, generator=generator), torch.rand(rows, generator=generator)
+    table = value_table(8, rate, 0.0)
+    search = OutputViterbi(rows, 8, {rate: table}, phase, plan_outputs(coupled(rows, seed), phase))
+    symbols, values = search(target, scale, rate)
+    assert torch.equal(table.float()[window_states(symbols.int(), rate, 8)], values)
+    assert int(symbols.max()) < 1 << rate

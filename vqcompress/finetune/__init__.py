@@ -7,12 +7,14 @@ from vqcompress.finetune.recoding import Recoding, found_recoding, plan_recoding
 from vqcompress.finetune.stage_one import tune_blocks
 from vqcompress.finetune.stage_two import tune_whole
 from vqcompress.finetune.story import prepare_lessons, swap_and_tune
+from vqcompress.finetune.worst_layers import encode_worst
 
 __all__ = [
     "Lessons",
     "Outcome",
     "PromptSplit",
     "Recoding",
+    "encode_worst",
     "found_recoding",
     "plan_recoding",
     "prepare_lessons",

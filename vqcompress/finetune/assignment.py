@@ -28,6 +28,19 @@ def whole_denoiser(
 ) -> WholeDenoiser:
     """What the packed ``denoiser``, widened as the recipe asks, has to learn."""
     widen(denoiser, training)
+    return judged(denoiser, lessons, training, guidance, scheduler, seed, workers)
+
+
+def judged(
+    denoiser: nn.Module,
+    lessons: Lessons,
+    training: Training,
+    guidance: float,
+    scheduler: Any,
+    seed: int,
+    workers: Workers | None = None,
+) -> WholeDenoiser:
+    """``denoiser`` as it is, with the loss that the recipe asks for."""
     study = study_of(training, guidance, seed)
     lessons = weighted(lessons, training, scheduler, denoiser, study)
     return WholeDenoiser(denoiser, lessons.train, lessons.held_out, study, workers)

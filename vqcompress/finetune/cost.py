@@ -15,9 +15,9 @@ from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.calibration.teacher import record_teacher
 from vqcompress.finetune.assignment import widen
 from vqcompress.finetune.call_tensors import flatten, join, nest, spread_timestep
+from vqcompress.finetune.layer_effects import EFFECT_UNITS
 from vqcompress.finetune.learnable import make_learnable
 from vqcompress.finetune.presets import effort
-from vqcompress.finetune.recoding import EFFECT_UNITS
 from vqcompress.finetune.stage_two import checkpointing
 from vqcompress.layers import vq_layers
 from vqcompress.matrix_view import matrix_shape

@@ -1,61 +1,62 @@
-"""How much of the loss each packed layer's error is to blame for.
+"""How much of the loss each layer's error is to blame for.
 
-To first order an error ``E`` in a layer's weight moves a random projection of the denoiser's output by ``<G, E>``, ``G`` being the
-projection's gradient in that weight (`vqcompress.finetune.objective.random_projection`). The mean square over units and projections
-is what the layer alone adds to the loss: within a third of what packing it alone does.
+To first order an error ``E`` in a layer's weight moves a random projection of the denoiser's output by ``<Γ, E>``, ``Γ`` being the
+projection's gradient in that weight (`vqcompress.finetune.gradients`). The mean square over units is what the layer alone adds to the
+loss: within a third of what packing it alone does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
+from vqcompress.finetune.gradients import Use, send_back
 from vqcompress.finetune.whole import WholeDenoiser
 from vqcompress.layers import vq_layers
 from vqcompress.layers.packed import PackedLayer
-from vqcompress.matrix_view import to_matrix, unfold_input
+from vqcompress.matrix_view import to_matrix
+
+EFFECT_UNITS = 48  # tell the worst layers
+ENOUGH = 0.98  # of the harm: layers after that are left alone
+
+Errors = Mapping[str, Callable[[], Tensor]]
+"""Layer -> gives what its codes get wrong, in its weight's dense shape."""
 
 
-def layer_effects(task: WholeDenoiser, original: nn.Module, units: Sequence[int], seed: int) -> dict[str, float]:
-    """Packed layer -> what its error adds to the loss of ``task``, over training ``units``; ``original`` is the dense denoiser.
+def layer_effects(task: WholeDenoiser, errors: Errors, units: Sequence[int], seed: int) -> dict[str, float]:
+    """Layer -> what its error adds to the loss of ``task``, over training ``units``; its denoiser may be packed or dense.
 
     Holds no gradient of more than one layer at a time. Layers that no unit reaches get 0.
     """
-    layers = vq_layers(task.denoiser)
-    effects = dict.fromkeys(layers, 0.0)
-    generator = torch.Generator().manual_seed(seed)
-    task.denoiser.requires_grad_(False)
-    with torch.enable_grad():
-        for unit in units:
-            moved = dict.fromkeys(layers, 0.0)
-            with ExitStack() as hooks:
-                for name, layer in layers.items():
-                    weight = original.get_submodule(name).weight
-                    hooks.callback(layer.register_forward_hook(_watch(name, weight, moved)).remove)
-                task.projection(unit, generator).backward()
-            for name, value in moved.items():
-                effects[name] += value**2 / len(units)
+    effects = dict.fromkeys(errors, 0.0)
+
+    def adding(name: str) -> Use:
+        def add(inputs: Tensor, gradients: Tensor) -> None:
+            error = to_matrix(errors[name]()).to(inputs)
+            moved = ((inputs @ error.t()) * gradients).sum((1, 2))
+            effects[name] += float(moved.square().sum()) / len(units)
+
+        return add
+
+    send_back(task, {name: adding(name) for name in errors}, units, seed)
     return effects
 
 
-def _watch(name: str, original: Tensor, moved: dict[str, float]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        assert isinstance(layer, PackedLayer)
+def worst_of(effects: Mapping[str, float], count: int | None = None) -> list[str]:
+    """The layers that do nearly all of the harm, at most ``count``, the worst first."""
+    total, harm, chosen = sum(effects.values()), 0.0, []
+    for name in sorted(effects, key=effects.__getitem__, reverse=True)[:count]:
+        if harm < ENOUGH * total:
+            chosen.append(name)
+        harm += effects[name]
+    return chosen
 
-        def add(gradient: Tensor) -> None:
-            rows = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient
-            rows = rows.reshape(-1, rows.shape[-1]).float()
-            slope = rows.t() @ unfold_input(inputs[0].detach(), layer).float()
-            error = layer.dense_weight() - original.to(slope)
-            moved[name] += float((slope * to_matrix(error)).sum())
 
-        # What follows from timesteps or labels alone has no gradient of its own.
-        output = output if output.requires_grad else output.detach().requires_grad_()
-        output.register_hook(add)
-        return output
+def packed_errors(student: nn.Module, original: nn.Module) -> Errors:
+    """Of the packed layers of ``student``; ``original`` is the dense denoiser."""
 
-    return hook
+    def error_of(layer: PackedLayer, weight: Tensor) -> Callable[[], Tensor]:
+        return lambda: layer.dense_weight() - weight.to(layer.weight.device)
+
+    return {name: error_of(layer, original.get_submodule(name).weight) for name, layer in vq_layers(student).items()}

@@ -31,21 +31,21 @@ def unit_losses(output: Tensor, target: Tensor, branches: int, guidance: float =
     return mean.square().mean(1) + _difference_weight(guidance, guided) * difference.square().mean(1)
 
 
-def random_projection(
+def random_projections(
     output: Tensor, branches: int, guidance: float, guided: float, generator: torch.Generator
 ) -> Tensor:
-    """A random linear function of the output of one unit, a scalar: its square at an error is on average that error's `unit_losses`.
+    """A random linear function of the output of every unit, ``[units]``: its square at an error is on average that error's `unit_losses`.
 
-    Its gradients therefore have the loss's Gauss-Newton matrix as their second moment.
+    Their gradients therefore have the loss's Gauss-Newton matrix as their second moment.
     """
-    values = output.float().unflatten(0, (branches, -1)).flatten(1)
+    values = output.float().unflatten(0, (branches, -1)).flatten(2)
     if branches == 2 and guided:
         weight = math.sqrt(_difference_weight(guidance, guided))
         values = torch.stack([values.mean(0), weight * (values[1] - values[0])])
     else:
         values = values / math.sqrt(branches)
     direction = torch.randn(values.shape, generator=generator).to(values)
-    return (values * direction).sum() / math.sqrt(values.shape[1])
+    return (values * direction).sum((0, 2)) / math.sqrt(values.shape[2])
 
 
 def _difference_weight(guidance: float, guided: float) -> float:

@@ -11,9 +11,11 @@ from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.errors import RecipeError
 from vqcompress.finetune.lessons import Lessons, record_lessons
 from vqcompress.finetune.prefix import twin
+from vqcompress.finetune.presets import effort
 from vqcompress.finetune.recoding import plan_recoding
 from vqcompress.finetune.stage_one import tune_blocks
 from vqcompress.finetune.stage_two import tune_whole
+from vqcompress.finetune.worst_layers import encode_worst
 from vqcompress.layers import swap
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.recipe import Recipe
@@ -60,17 +62,21 @@ def swap_and_tune(
     progress: Progress,
     **described: Mapping[str, str],
 ) -> None:
-    """Put packed layers into the denoiser, in place, and let it learn as the recipe says; ``described`` goes to `swap`."""
+    """Put packed layers into the denoiser, in place, and let it learn as the recipe says, the worst of ``quantized`` encoded anew; ``described`` goes to `swap`."""
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
     options: dict[str, Any] = {"training": recipe.training, "seed": recipe.seed, "progress": progress}
+    guidance = recipe.calibration.guidance
+    guidance = architecture.defaults.guidance if guidance is None else guidance
+    scheduler = getattr(pipeline, "scheduler", None)
+    quantized = encode_worst(denoiser, quantized, lessons, recipe, guidance, scheduler, store, progress)
     original = twin(denoiser)
     tune_blocks(denoiser, quantized, lessons, store, **options)
     swap(denoiser, {}, **described)
     if recipe.finetune == "full":
-        guidance = recipe.calibration.guidance
-        guidance = architecture.defaults.guidance if guidance is None else guidance
-        scheduler = getattr(pipeline, "scheduler", None)
-        recoding = plan_recoding(denoiser, lambda: original, lessons, recipe, guidance, scheduler, store)
+        again = effort(recipe.training).recode_steps > 0  # without learning in between they would come out as they are
+        recoding = (
+            plan_recoding(denoiser, lambda: original, lessons, recipe, guidance, scheduler, store) if again else None
+        )
         del original  # and with it the dense weights
         tune_whole(
             denoiser, lessons, store.folder, store, guidance=guidance, scheduler=scheduler, recoding=recoding, **options

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vqcompress.calibration.denoiser_call import first_output
-from vqcompress.finetune.objective import random_projection, unit_losses
+from vqcompress.finetune.objective import random_projections, unit_losses
 from vqcompress.finetune.recordings import Batch, Recordings
 from vqcompress.workers import Workers
 
@@ -72,13 +72,11 @@ class WholeDenoiser:
         """The loss of every held-out unit, unweighted, ``[held-out units]``."""
         return torch.cat([self._losses(self.held_out.batch([i], self.device)).cpu() for i in range(len(self.held_out))])
 
-    def projection(self, index: int, generator: torch.Generator) -> torch.Tensor:
-        """`random_projection` of the student's output for training unit ``index``, weighted as its loss is: a scalar with a graph."""
-        batch = self.train.batch([index], self.device)
-        value = random_projection(
-            self._output(batch), batch.branches, self.study.guidance, self.study.guided, generator
-        )
-        return value * (batch.weights[0] / self.signal).sqrt()
+    def projection(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """The sum of `random_projections` of the student's output for the units of ``batch``, weighted as its losses are: a scalar with a graph."""
+        output = self._output(batch)
+        values = random_projections(output, batch.branches, self.study.guidance, self.study.guided, generator)
+        return (values * (batch.weights / self.signal).sqrt()).sum()
 
     def chosen(self, step: int) -> list[int]:
         """The training units of ``step``: every epoch is a permutation of all, drawn from the seed."""

@@ -47,7 +47,11 @@ class CpuViterbi:
         """
         x, r, turn, seam, search = target.numpy(), scale.numpy(), self._turn, self._seam, self._searches[rate]
         boundary = int(search(x[seam], r[seam])[len(seam) // 2]) >> rate
-        states = search(x[turn], r[turn], boundary)
+        return self._unturned(search(x[turn], r[turn], boundary), rate)
+
+    def _unturned(self, states: np.ndarray, rate: int) -> tuple[Tensor, Tensor]:
+        """Symbols and values of ``states``, which are in the order of the search."""
+        turn = self._turn
         symbols, values = np.empty(len(turn), np.uint8), np.empty(len(turn), np.float32)
         symbols[turn], values[turn] = states & ((1 << rate) - 1), self._tables[rate][states]
         return torch.from_numpy(symbols), torch.from_numpy(values)
@@ -99,16 +103,17 @@ def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
     group before the first weight to that after the last, ``back`` receives the branch that led there.
     """
     make_forward = _forward_over_stems if _stems_in_lanes(state_bits, rate) else _forward_over_symbols
-    return _compiled(make_forward(1 << rate, 1 << (state_bits - 2 * rate)))
+    return compiled(make_forward(1 << rate, 1 << (state_bits - 2 * rate)))
 
 
 @lru_cache(maxsize=1)
 def compiled_traceback() -> Callable[..., None]:
     """Signature ``(back [>= n, groups], last group, rate, states [n] int64)``; fills ``states``."""
-    return _compiled(_traceback)
+    return compiled(_traceback)
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` compiled by numba, once per process, and kept in its cache on disk where there is room for one."""
     import numba  # takes half a second: only for those who search
 
     compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy")

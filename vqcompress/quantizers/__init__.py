@@ -42,7 +42,7 @@ class Method:
     ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share codebooks between layers; their
     ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``, ``(settings, bits) -> (M, 2**b, d)``,
     tells their size beforehand. ``energy``, ``(weight, settings) -> [columns]``, is the mean square that the code has to span in
-    each column.
+    each column. Those that ``takes_outputs`` also feed errors back between outputs: their ``quantize`` takes ``output_moment=``.
     """
 
     quantize: Callable[..., tuple[FormatSpec, dict[str, Tensor]]]
@@ -52,11 +52,14 @@ class Method:
     learn_codebooks: Callable[[Iterable[Tensor], Any, int, float], Tensor] | None = None
     codebook_shape: Callable[[Any, float], tuple[int, int, int]] | None = None
     takes_rows: bool = False
+    takes_outputs: bool = False
     energy: Callable[[Tensor, Any], Tensor] = mean_energy
 
 
 METHODS: dict[str, Method] = {
-    "trellis": Method(quantize_trellis, TrellisSettings, whole_bits=False, takes_rows=True, energy=coded_energy),
+    "trellis": Method(
+        quantize_trellis, TrellisSettings, whole_bits=False, takes_rows=True, takes_outputs=True, energy=coded_energy
+    ),
     "additive": Method(
         quantize_additive,
         AdditiveSettings,
@@ -86,13 +89,15 @@ def quantize_weight(
     seed: int = 0,
     settings: object | None = None,
     shared_codebooks: Tensor | None = None,
+    output_moment: Tensor | None = None,
 ) -> QuantizedWeight:
     """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype.
 
     ``second_moment`` is ``E[x xᵀ]`` of the layer's input, ``[columns, columns]`` in the column order of
     `vqcompress.matrix_view`, a `RowMoment` where it is known by few rows, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
     settings dataclass, its defaults if ``None``; ``shared_codebooks`` are codebooks that the component stores once for all its
-    layers (methods that have codebooks; others refuse). The same arguments give the same bytes on one machine. Raises
+    layers (methods that have codebooks; others refuse). ``output_moment``, ``[rows, rows]``, says what errors of the outputs cost
+    together, ``E[g gᵀ]`` of a loss's gradients in them; the objective is then ``tr(G E H Eᵀ)`` (methods that ``takes_outputs``; others refuse). The same arguments give the same bytes on one machine. Raises
     `RecipeError` and `CalibrationError`.
     """
     chosen = _method(method, bits)
@@ -102,6 +107,12 @@ def quantize_weight(
     matrix = _checked_matrix(weight)
     if second_moment is not None:
         second_moment = _checked_moment(second_moment, matrix.shape[1], chosen)
+    if output_moment is not None:
+        if not chosen.takes_outputs:
+            raise RecipeError(f"method {method!r} encodes each output by itself; leave output_moment out")
+        output_moment = _checked_output_moment(output_moment, len(matrix))
+        spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed, output_moment=output_moment)
+        return QuantizedWeight(spec, tuple(weight.shape), tensors)
     if shared_codebooks is None:
         spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed)
         return QuantizedWeight(spec, tuple(weight.shape), tensors)
@@ -158,6 +169,19 @@ def _checked_moment(second_moment: Tensor | RowMoment, columns: int, method: Met
     if isinstance(second_moment, RowMoment):
         return second_moment if method.takes_rows else second_moment.dense()
     return second_moment.detach()
+
+
+def _checked_output_moment(moment: Tensor, rows: int) -> Tensor:
+    if moment.shape != (rows, rows):
+        raise CalibrationError(
+            f"an output moment of shape {tuple(moment.shape)} does not fit a weight of {rows} rows; it must be [{rows}, {rows}]"
+        )
+    if not all_finite(moment) or (moment.diagonal() < 0).any():
+        raise CalibrationError(
+            "an output moment holds NaN, infinite or negative diagonal values; the gradients that it was made of overflowed: "
+            "take them in float32"
+        )
+    return moment.detach()
 
 
 __all__ = [

@@ -161,17 +161,21 @@ def _sweep_rows(weight: Tensor, feedback: RowFeedback, encode: EncodeColumn) -> 
 
 
 def refine(
-    weight: Tensor, decoded: Tensor, second_moment: Tensor | RowMoment, encode: EncodeColumn
+    weight: Tensor,
+    decoded: Tensor,
+    second_moment: Tensor | RowMoment,
+    encode: EncodeColumn,
+    outputs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One pass of cyclic coordinate descent over columns (``weight`` and ``decoded`` are ``[columns, rows]``, float32).
 
     With all other columns fixed, the objective in column j is ``H_jj |v - t|²`` plus a constant, with target
     ``t = ŵ_j + sum_i H_ji (w_i - ŵ_i) / H_jj``. A new code is accepted only where it is closer to the target than the old one, so the
-    pass never raises the objective. Returns the decoded copy and a mask ``[columns]`` of the accepted columns, whose
+    pass never raises the objective. ``outputs [rows, rows]`` measures how close (see `energy`). Returns the decoded copy and a mask ``[columns]`` of the accepted columns, whose
     new codes the caller keeps.
     """
     if isinstance(second_moment, RowMoment):
-        return _refine_rows(weight, decoded.clone(), second_moment, encode)
+        return _refine_rows(weight, decoded.clone(), second_moment, encode, outputs)
     moment, decoded = second_moment.float(), decoded.clone()
     accepted = torch.zeros(len(decoded), dtype=torch.bool)
     gradient = moment @ (weight - decoded)
@@ -184,14 +188,16 @@ def refine(
             pull = gradient[j] - moment[j, start:stop] @ changes
             target = decoded[j] + pull / moment[j, j]
             candidate = encode(j, target)
-            if (candidate - target).square().sum() < (decoded[j] - target).square().sum():
+            if energy(candidate - target, outputs) < energy(decoded[j] - target, outputs):
                 changes[j - start] = candidate - decoded[j]
                 decoded[j], accepted[j] = candidate, True
         gradient -= moment[:, start:stop] @ changes
     return decoded, accepted
 
 
-def _refine_rows(weight: Tensor, decoded: Tensor, moment: RowMoment, encode: EncodeColumn) -> tuple[Tensor, Tensor]:
+def _refine_rows(
+    weight: Tensor, decoded: Tensor, moment: RowMoment, encode: EncodeColumn, outputs: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """`refine`, in ``decoded``, with what is still wrong on the few recorded inputs in place of a gradient."""
     accepted = torch.zeros(len(decoded), dtype=torch.bool)
     wrong, diagonal = moment.inputs @ (weight - decoded), moment.diagonal()
@@ -201,7 +207,20 @@ def _refine_rows(weight: Tensor, decoded: Tensor, moment: RowMoment, encode: Enc
         pull = moment.inputs[:, j] @ wrong + moment.ridge * (weight[j] - decoded[j])
         target = decoded[j] + pull / diagonal[j]
         candidate = encode(j, target)
-        if (candidate - target).square().sum() < (decoded[j] - target).square().sum():
+        if energy(candidate - target, outputs) < energy(decoded[j] - target, outputs):
             wrong -= torch.outer(moment.inputs[:, j], candidate - decoded[j])
             decoded[j], accepted[j] = candidate, True
     return decoded, accepted
+
+
+def energy(error: Tensor, outputs: Tensor | None = None) -> float:
+    """``eᵀ G e`` of one column's error ``[rows]``, with ``outputs`` for G ``[rows, rows]``, by default the identity."""
+    return float(error.square().sum() if outputs is None else error @ outputs @ error)
+
+
+def damped(output_moment: Tensor, share: float) -> Tensor:
+    """``output_moment [rows, rows]`` as float32 with a mean diagonal of 1, ``share`` of that added: positive definite."""
+    moment = output_moment.double()
+    moment = moment / (float(moment.diagonal().mean()) or 1.0)
+    moment.diagonal().add_(share)
+    return moment.float()

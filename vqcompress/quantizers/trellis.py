@@ -4,6 +4,9 @@ Tseng et al. 2024 (QTIP, arXiv 2406.11235) code short runs of a row at one rate 
 a whole column is one tail-biting sequence, so that feedback between inputs (Frantar et al. 2023, arXiv 2210.17323) is exact
 and no start state is stored; columns get rates by reverse water-filling; heavy tails are met by the value table,
 or by a rotation of the outputs alone. Objective: ``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` for ``W [rows, columns]``, ``H [columns, columns]``.
+
+Where it is known how errors of the outputs add up in what comes after the layer, ``G [rows, rows]``, the objective is
+``tr(G (W - Ŵ) H (W - Ŵ)ᵀ)`` (Tseng, Sun, De Sa 2025, YAQA, arXiv 2505.22988, section 2), and errors are fed back within a column too.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate, value_table
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
+from vqcompress.kernels.cpu_viterbi_outputs import OutputViterbi, plan_outputs
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
-from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback, refine, sweep
+from vqcompress.quantizers.error_feedback import Feedback, damped, energy, prepare_feedback, refine, sweep
 from vqcompress.quantizers.row_moment import RowFeedback, RowMoment
 from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
 from vqcompress.quantizers.unit_scale import WORTH_GAINS, choose_gains, column_gains, divide_by_scale
@@ -40,7 +44,8 @@ class TrellisSettings:
     the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale per row, or one for all; ``"auto"``
     decides both by a trial on a few columns. ``rotation``: of the outputs (`vqcompress.formats.rotation`), in place of
     both where that codes heavy-tailed weights better. ``gains``: a factor for each column; ``"auto"`` where columns differ enough in
-    size to pay for them, or outgrow the code as errors are fed back. ``damping``: share of its mean diagonal added to the second moment.
+    size to pay for them, or outgrow the code as errors are fed back. ``damping``: share of its mean diagonal added to the second moment;
+    ``output_damping``: to the output moment.
     """
 
     state_bits: int = 12
@@ -50,23 +55,34 @@ class TrellisSettings:
     rotation: bool | Literal["auto"] = "auto"
     gains: bool | Literal["auto"] = "auto"
     damping: float = 1e-3
+    output_damping: float = 0.1
 
 
 def quantize_trellis(
-    weight: Tensor, second_moment: Tensor | RowMoment | None, settings: TrellisSettings, bits: float, seed: int
+    weight: Tensor,
+    second_moment: Tensor | RowMoment | None,
+    settings: TrellisSettings,
+    bits: float,
+    seed: int,
+    output_moment: Tensor | None = None,
 ) -> tuple[TrellisSpec, dict[str, Tensor]]:
     """Encode ``weight [rows, columns]`` (float32, finite) so that all that is stored takes at most ``bits`` bits a weight.
 
-    ``second_moment [columns, columns]``, or ``None`` for the identity. ``seed`` picks the trial's columns and the row where
+    ``second_moment [columns, columns]`` and ``output_moment [rows, rows]``, or ``None`` for the identity. ``seed`` picks the trial's columns and the row where
     the circular streams are cut. A second moment on an accelerator is factored there; the search runs on the CPU, and the
     stored tensors lie where ``weight`` was. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
     """
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     home, weight = weight.device, weight.cpu()
     second_moment = None if second_moment is None else second_moment.cpu()
-    columns = _swept(weight, feedback, settings, bits, seed, choose_gains(weight, settings.gains))
+    outputs = None if output_moment is None else damped(output_moment.cpu(), settings.output_damping)
+
+    def swept(gains: Tensor | None) -> _TrellisColumns:
+        return _swept(weight, feedback, outputs, settings, bits, seed, gains)
+
+    columns = swept(choose_gains(weight, settings.gains))
     if settings.gains == "auto" and columns.outgrown():
-        columns = min(columns, _swept(weight, feedback, settings, bits, seed, column_gains(weight)), key=_cost)
+        columns = min(columns, swept(column_gains(weight)), key=_cost)
     if second_moment is not None:
         for _ in range(settings.polish):
             columns.refit_scale(second_moment)
@@ -83,6 +99,7 @@ def _cost(columns: _TrellisColumns) -> float:
 def _swept(
     weight: Tensor,
     feedback: Feedback | RowFeedback | None,
+    outputs: Tensor | None,
     settings: TrellisSettings,
     bits: float,
     seed: int,
@@ -107,6 +124,8 @@ def _swept(
         generator,
     )
     weight = rotate(weight.t(), source.rotation).t()
+    if outputs is not None:
+        outputs = rotate(rotate(outputs, source.rotation).t(), source.rotation)
     columns = _TrellisColumns(
         weight,
         state_bits,
@@ -114,6 +133,7 @@ def _swept(
         _plan(weight, costs, state_bits, source, bits),
         sizes if gained else None,
         int(torch.randint(len(weight), (), generator=generator)),
+        outputs,
     )
     columns.sweep(feedback)
     return columns
@@ -170,10 +190,20 @@ def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, b
 
 
 class _TrellisColumns:
-    """A weight being encoded: its columns' symbols and unscaled values, under one scale and, with ``sizes``, a gain a column."""
+    """A weight being encoded: its columns' symbols and unscaled values, under one scale and, with ``sizes``, a gain a column.
+
+    ``outputs [rows, rows]`` is what errors in a column cost together, ``None`` for the sum of their squares.
+    """
 
     def __init__(
-        self, weight: Tensor, state_bits: int, source: SourceModel, plan: RatePlan, sizes: Tensor | None, phase: int
+        self,
+        weight: Tensor,
+        state_bits: int,
+        source: SourceModel,
+        plan: RatePlan,
+        sizes: Tensor | None,
+        phase: int,
+        outputs: Tensor | None = None,
     ) -> None:
         self.target = weight.t().contiguous()
         self.state_bits, self.source, self.plan = state_bits, source, plan
@@ -190,7 +220,12 @@ class _TrellisColumns:
         self.values = torch.zeros(self.target.shape)
         self.gains = None if sizes is None else torch.zeros(len(self.target), dtype=torch.uint8)
         tables = {rate: value_table(state_bits, rate, source.tail) for rate in set(self.rates) if rate}
-        self.search = CpuViterbi(len(weight), state_bits, tables, phase)
+        self.outputs = outputs
+        self.search = (
+            CpuViterbi(len(weight), state_bits, tables, phase)
+            if outputs is None
+            else OutputViterbi(len(weight), state_bits, tables, phase, plan_outputs(outputs, phase))
+        )
 
     def sweep(self, feedback: Feedback | RowFeedback | None) -> None:
         """Encode every column once, and note what its error ``costs``."""
@@ -198,9 +233,9 @@ class _TrellisColumns:
 
         def encode(column: int, target: Tensor) -> Tensor:
             decoded = self._encode(column, target)
-            self.costs[column] = sensitivity[column] * float((target - decoded).square().sum())
+            self.costs[column] = sensitivity[column] * energy(target - decoded, self.outputs)
             self.fitted[column] = (
-                sensitivity[column] * float(target.square().sum()) * self.distortion[self.rates[column]]
+                sensitivity[column] * energy(target, self.outputs) * self.distortion[self.rates[column]]
             )
             return decoded
 
@@ -223,16 +258,22 @@ class _TrellisColumns:
     def polish(self, second_moment: Tensor | RowMoment) -> None:
         """One pass of coordinate descent; columns that do not improve get their codes back."""
         kept = [part.clone() for part in self._parts()]
-        _, accepted = refine(self.target, self._unscaled() * self.scale, second_moment, self._encode)
+        decoded = self._unscaled() * self.scale
+        _, accepted = refine(self.target, decoded, second_moment, self._encode, self.outputs)
         for part, old in zip(self._parts(), kept, strict=True):
             part[~accepted] = old[~accepted]
 
     def refit_scale(self, second_moment: Tensor | RowMoment | None) -> None:
-        """The best scales for the codes at hand: each row's is the least-squares gain under H, rounded as stored."""
+        """The best scales for the codes at hand: least-squares gains in the objective, rounded as stored."""
         if isinstance(second_moment, Tensor):
             second_moment = second_moment.float()
         values = self._unscaled()
         filtered = values if second_moment is None else second_moment @ values
+        if self.outputs is not None and self.source.row_scales:
+            self.scale = _coupled_scales(self.target, values, filtered, self.outputs).half().float()
+            return
+        if self.outputs is not None:
+            filtered = filtered @ self.outputs
         along, power = (self.target * filtered).sum(0), (values * filtered).sum(0)
         if not self.source.row_scales:
             along, power = along.sum(), power.sum()
@@ -285,3 +326,14 @@ class _TrellisColumns:
             return torch.zeros(len(symbols), 0, dtype=torch.int8)
         at_once = max(1, PACK_WEIGHTS // symbols.shape[1])
         return torch.cat([pack(part, rate) for part in symbols.split(at_once)])
+
+
+def _coupled_scales(target: Tensor, values: Tensor, filtered: Tensor, outputs: Tensor) -> Tensor:
+    """Row scales ``s [rows]`` that minimise ``tr(G (T - SV) H (T - SV)ᵀ)``; all but ``outputs`` are ``[columns, rows]``.
+
+    The normal equations are ``(G ∘ VHVᵀ) s = diag(G THVᵀ)``: one row's scale makes up for what another's got wrong.
+    """
+    normal = (outputs * (filtered.t() @ values)).double()
+    along = (outputs * (target.t() @ filtered)).double().sum(0)
+    normal.diagonal().add_(1e-9 * normal.diagonal().mean() + 1e-30)  # rows of zeros have no scale of their own
+    return torch.linalg.solve(normal, along).float()

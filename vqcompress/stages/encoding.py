@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from vqcompress.calibration.moments import keeps_rows
@@ -19,7 +17,7 @@ from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.stages.recording import moment_of, recorded_group
 from vqcompress.stages.run import Run
 from vqcompress.workers import workers_here
-from vqcompress.working_memory import WorkingMemory, balanced, return_freed_memory, usable_cores
+from vqcompress.working_memory import WorkingMemory, balanced, one_thread_each, return_freed_memory, usable_cores
 
 CODING = 12_000  # operations of a matrix product that take as long as the search for one weight's code
 
@@ -98,17 +96,6 @@ def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | No
 
     stored = run.made_by_first(lambda: run.store.load_or_make(f"{component}.codebooks", "shared", make))
     return stored["codebooks"]
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Torch's own threads off while layers are spread over cores; it also keeps sums in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _encode(

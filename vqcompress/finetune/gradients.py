@@ -1,0 +1,60 @@
+"""Random projections of the denoiser's output, sent back through it: what each layer reads, and what its outputs are worth.
+
+A projection's square is on average the loss (`vqcompress.finetune.objective.random_projections`), so the second moment of its gradients is
+the Gauss-Newton matrix, which says what small errors anywhere in the denoiser add to the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.finetune.whole import WholeDenoiser
+from vqcompress.matrix_view import unfold_input
+
+Use = Callable[[Tensor, Tensor], None]
+"""``(inputs [groups, n, columns], gradients [groups, n, rows])`` of one layer, float32. A group is a unit, with all its branches, where
+the layer keeps them apart; else it is all of them, which is as good on average, their projections being independent."""
+
+
+def send_back(task: WholeDenoiser, uses: Mapping[str, Use], units: Sequence[int], seed: int) -> None:
+    """Hand to ``uses``, layer by layer, what one projection of each of the training ``units`` makes of them.
+
+    Layers that nothing reaches are not called. No parameter requires gradients afterwards.
+    """
+    generator, size = torch.Generator().manual_seed(seed), task.study.micro_batch
+    task.denoiser.requires_grad_(False)
+    with torch.enable_grad():
+        for at in range(0, len(units), size):
+            batch = task.train.batch(units[at : at + size], task.device)
+            with ExitStack() as hooks:
+                for name, use in uses.items():
+                    layer = task.denoiser.get_submodule(name)
+                    hooks.callback(layer.register_forward_hook(_hook(use, batch.branches, len(batch.weights))).remove)
+                task.projection(batch, generator).backward()
+
+
+def _hook(use: Use, branches: int, units: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        apart = len(inputs[0]) == branches * units
+
+        def grouped(rows: Tensor) -> Tensor:
+            """``[rows, width]`` -> ``[groups, n, width]``; units lie branch by branch."""
+            rows = rows.float()
+            return rows.unflatten(0, (branches, units, -1)).transpose(0, 1).flatten(1, 2) if apart else rows[None]
+
+        def told(gradient: Tensor) -> None:
+            gradient = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient
+            rows = unfold_input(inputs[0].detach(), layer)
+            use(grouped(rows), grouped(gradient.reshape(len(rows), -1)))
+
+        # What follows from timesteps or labels alone has no gradient of its own.
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        output.register_hook(told)
+        return output
+
+    return hook

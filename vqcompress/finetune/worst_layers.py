@@ -1,0 +1,139 @@
+"""Before the blocks: the layers that make nearly all of the error are encoded again, in the metric of the loss.
+
+Encoding by the second moment of a layer's inputs is blind to what becomes of its outputs. Knowing it
+(`vqcompress.finetune.loss_moments`) is worth a third to a half of the error. Layers keep their bytes, and all of them their old codes
+where held-out prompts do not gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.finetune.assignment import judged
+from vqcompress.finetune.encoder import loss_encoder
+from vqcompress.finetune.layer_effects import EFFECT_UNITS, layer_effects, worst_of
+from vqcompress.finetune.lessons import Lessons
+from vqcompress.finetune.loss_moments import LossMoment, drawn_units, from_tensors, loss_moments, to_tensors
+from vqcompress.finetune.presets import effort
+from vqcompress.finetune.whole import WholeDenoiser
+from vqcompress.formats import spec_from_dict, spec_to_dict
+from vqcompress.matrix_view import matrix_shape
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.recipe import Recipe
+from vqcompress.run_store import RunStore
+from vqcompress.working_memory import one_thread_each, usable_cores
+
+Progress = Callable[[str, int, int, str], None]
+
+STAGE, CODES, SPECS, TITLE = "finetune.worst", "finetune.worst.codes", "finetune.worst.specs", "encode again"
+
+
+def encode_worst(
+    denoiser: nn.Module,
+    quantized: Mapping[str, QuantizedWeight],
+    lessons: Lessons,
+    recipe: Recipe,
+    guidance: float,
+    scheduler: Any,
+    store: RunStore,
+    progress: Progress = lambda stage, done, total, what: None,
+) -> dict[str, QuantizedWeight]:
+    """``quantized`` with new codes for the layers that make nearly all of the error; ``denoiser`` is dense, and stays as it is.
+
+    One layer a core, each kept in ``store`` as soon as it is done; moments of as many at once as the recipe's memory budget holds. A
+    recipe that grants no new codes gets none.
+    """
+    size = effort(recipe.training)
+    if size.recode == 0:
+        return dict(quantized)
+    task = judged(denoiser, lessons, recipe.training, guidance, scheduler, recipe.seed)
+    encode, fresh = loss_encoder(recipe), {}
+
+    def choose() -> list[str]:
+        errors = {name: _error(denoiser, name, packed) for name, packed in quantized.items()}
+        return worst_of(
+            layer_effects(task, errors, drawn_units(len(task.train), EFFECT_UNITS, recipe.seed), recipe.seed)
+        )
+
+    def measure(names: list[str]) -> dict[str, Tensor]:
+        units = drawn_units(len(task.train), size.recode_units, recipe.seed)
+        return to_tensors(loss_moments(task, names, units, recipe.seed))
+
+    names = store.load_or_make_json(STAGE, "worst", choose)
+    for place, group in enumerate(_groups(denoiser, names, int(recipe.calibration.memory_budget_gb * 1e9))):
+        key, moments = f"moments-{place}", {}
+        if not store.done(CODES).issuperset(group):
+            moments = from_tensors(store.load_or_make(STAGE, key, partial(measure, group)))
+
+        def make(name: str, moments: Mapping[str, LossMoment] = moments) -> QuantizedWeight:
+            weight = weight_of(denoiser, name)
+            return _kept(store, name, quantized[name], lambda: encode(weight, moments[name], quantized[name]))
+
+        with one_thread_each(), ThreadPoolExecutor(usable_cores()) as pool:
+            for name, packed in zip(group, pool.map(make, group), strict=True):
+                fresh[name] = packed
+                progress(TITLE, len(fresh), len(names), name)
+        store.discard(STAGE, key)
+    old = {name: quantized[name] for name in names}
+    gains = store.load_or_make_json(STAGE, "gains", lambda: _loss(task, fresh) < _loss(task, old))
+    return {**quantized, **(fresh if gains else old)}
+
+
+def _groups(denoiser: nn.Module, names: Sequence[str], budget: int) -> list[list[str]]:
+    """``names`` in runs whose moments fit into ``budget`` bytes: each run takes a pass of its own over the units."""
+    groups: list[list[str]] = []
+    room = 0
+    for name in names:
+        needed = sum(4 * side**2 for side in matrix_shape(weight_of(denoiser, name).shape))
+        if not groups or needed > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(name)
+        room -= needed
+    return groups
+
+
+def weight_of(denoiser: nn.Module, name: str) -> Tensor:
+    """The dense weight of layer ``name``."""
+    return denoiser.get_submodule(name).weight.detach()
+
+
+def _error(denoiser: nn.Module, name: str, packed: QuantizedWeight) -> Callable[[], Tensor]:
+    def error() -> Tensor:
+        weight = weight_of(denoiser, name)
+        return packed.decode().to(weight) - weight
+
+    return error
+
+
+def _kept(store: RunStore, name: str, before: QuantizedWeight, make: Callable[[], QuantizedWeight]) -> QuantizedWeight:
+    """What ``make`` returns, now or in an earlier run."""
+
+    def tensors() -> dict[str, Tensor]:
+        fresh = make()
+        # Before the tensors: whoever finds them after a crash needs the spec, and one without them is made again.
+        store.put_json(SPECS, name, spec_to_dict(fresh.spec))
+        return dict(fresh.tensors)
+
+    found = store.load_or_make(CODES, name, tensors)
+    spec = spec_from_dict(store.load_or_make_json(SPECS, name, dict))
+    return QuantizedWeight(spec, before.shape, found, before.shared)
+
+
+@torch.no_grad()
+def _loss(task: WholeDenoiser, packed: Mapping[str, QuantizedWeight]) -> float:
+    """On held-out units, with ``packed`` for the weights of these layers alone."""
+    kept = {name: weight_of(task.denoiser, name).clone() for name in packed}
+    try:
+        for name, weight in packed.items():
+            weight_of(task.denoiser, name).copy_(weight.decode())
+        return task.measure()
+    finally:
+        for name, weight in kept.items():
+            weight_of(task.denoiser, name).copy_(weight)
