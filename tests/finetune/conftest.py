@@ -62,6 +62,16 @@ def quantized(teacher):
     return made
 
 
+@pytest.fixture(scope="session")
+def coarse(teacher, quantized):
+    """Layer -> packed weight: trellis codes, of 1.5 bits in three places near the output and of four elsewhere."""
+    places = [name for name in quantized if name.startswith("up_blocks")][-3:]
+    return {
+        name: quantize_weight(teacher.unet.get_submodule(name).weight, bits=1.5 if name in places else 4)
+        for name in quantized
+    }
+
+
 @pytest.fixture
 def dense(teacher):
     """A dense denoiser to put packed layers into."""

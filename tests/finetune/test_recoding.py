@@ -22,16 +22,6 @@ from vqcompress.workers import Workers
 GUIDANCE = 2.0
 
 
-@pytest.fixture(scope="session")
-def coarse(teacher, quantized):
-    """Layer -> packed weight: trellis codes, of 1.5 bits in three places near the output and of four elsewhere."""
-    places = [name for name in quantized if name.startswith("up_blocks")][-3:]
-    return {
-        name: quantize_weight(teacher.unet.get_submodule(name).weight, bits=1.5 if name in places else 4)
-        for name in quantized
-    }
-
-
 @pytest.fixture
 def student(dense, coarse):
     swap(dense, coarse)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqcompress.errors import CalibrationError
-from vqcompress.quantizers.error_feedback import BLOCK, prepare_feedback, refine, sweep
+from vqcompress.quantizers.error_feedback import BLOCK, damped, prepare_feedback, refine, sweep
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -124,6 +124,23 @@ def test_refine_never_raises_the_objective():
         assert after <= before * (1 + 1e-5)
         before = after
     assert accepted.shape == (BLOCK + 20,)
+
+
+def test_refine_never_raises_the_objective_of_coupled_outputs():
+    weight, moment = 3 * gaussian(40, 6), moment_of(40)
+    mix = gaussian(6, 2, seed=9)
+    outputs = damped(mix @ mix.t(), 0.1)
+
+    def cost(decoded):
+        error = weight - decoded
+        return float(((moment @ error) * (error @ outputs)).sum())
+
+    decoded = weight.round()
+    before = cost(decoded)
+    for _ in range(3):
+        decoded, _ = refine(weight, decoded, moment, to_grid, outputs)
+        assert cost(decoded) <= before * (1 + 1e-5)
+        before = cost(decoded)
 
 
 def test_refine_reports_what_it_changed():

@@ -251,6 +251,10 @@ def test_float16_and_non_contiguous_weights():
         ({"method": "magic"}, RecipeError, "unknown method"),
         ({"settings": 3}, RecipeError, "TrellisSettings"),
         ({"settings": TrellisSettings(state_bits=11)}, RecipeError, "state_bits"),
+        ({"output_moment": torch.eye(16)}, CalibrationError, "32 rows"),
+        ({"output_moment": torch.full((32, 32), float("inf"))}, CalibrationError, "overflowed"),
+        ({"output_moment": -torch.eye(32)}, CalibrationError, "negative"),
+        ({"output_moment": torch.eye(32), "method": "gptq"}, RecipeError, "leave output_moment out"),
     ],
 )
 def test_mistakes_have_one_clear_error(arguments, error, words):
@@ -278,3 +282,59 @@ def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales, gains):
         return
     assert quantized.bits_per_weight <= bits
     assert relative_error(weight, quantized.decode()) < 0.95
+
+
+def outputs_that_add_up(rows: int) -> torch.Tensor:
+    """An output moment with few strong directions, as where the next layer sums."""
+    mix = gaussian(rows, 6, seed=5)
+    return mix @ mix.t() / 6 + 0.05 * torch.eye(rows)
+
+
+def cost(weight, decoded, moment, outputs) -> float:
+    error = weight - decoded
+    return float(((outputs @ error) * (error @ moment)).sum())
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{"polish": 0}, {"polish": 2}, {"row_scales": True}, {"rotation": True}, {"gains": True}, {"state_bits": 14}],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [64, 160])
+def test_outputs_that_add_up_are_coded_together(rows, choices, check_spec):
+    weight, moment, outputs = gaussian(rows, 48), correlated_moment(48), outputs_that_add_up(rows)
+    settings_ = TrellisSettings(**{"state_bits": 10, **choices})
+    alone = quantize_weight(weight, moment, bits=3.0, settings=settings_)
+    together = quantize_weight(weight, moment, bits=3.0, settings=settings_, output_moment=outputs)
+    check_spec(together)
+    assert together.bits_per_weight <= 3.0
+    assert cost(weight, together.decode(), moment, outputs) < 0.5 * cost(weight, alone.decode(), moment, outputs)
+
+
+def test_row_scales_under_coupled_outputs_are_the_best():
+    """No other scale of any one row does better: the refit solves for all of them together."""
+    weight, moment, outputs = gaussian(40, 30), correlated_moment(30), outputs_that_add_up(40)
+    settings_ = TrellisSettings(state_bits=8, row_scales=True, polish=0, output_damping=0.0)
+    found = quantize_weight(weight, moment, bits=3.0, settings=settings_, output_moment=outputs).decode()
+    best = cost(weight, found, moment, outputs)
+    for row in range(0, 40, 7):
+        for factor in (0.99, 1.01):
+            other = found.clone()
+            other[row] *= factor
+            assert cost(weight, other, moment, outputs) > best * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_deficient_output_moments_work(rank):
+    weight, direction = gaussian(64, 48), gaussian(64, rank, seed=4)
+    outputs = direction @ direction.t()
+    decoded = quantize_weight(weight, bits=3.0, settings=FAST, output_moment=outputs).decode()
+    assert relative_error(weight, decoded) < 0.06
+    if rank:
+        assert cost(weight, decoded, torch.eye(48), outputs) < 0.01 * cost(weight, 0 * weight, torch.eye(48), outputs)
+
+
+def test_coupled_outputs_give_the_same_bytes_again():
+    arguments = {"bits": 2.5, "settings": FAST, "output_moment": outputs_that_add_up(64), "seed": 3}
+    first, again = (quantize_weight(gaussian(64, 48), correlated_moment(48), **arguments) for _ in range(2))
+    assert stored(first) == stored(again)
