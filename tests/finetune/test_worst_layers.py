@@ -164,7 +164,7 @@ def test_a_recipe_that_grants_no_new_codes_gets_none(coarse, encode, recipe, tmp
 
 
 def test_old_codes_stay_where_new_ones_do_not_gain(coarse, encode, tmp_path, monkeypatch):
-    def spoiler(recipe):
+    def spoiler(recipe, tries):
         return lambda weight, moment, before: quantize_weight(weight.roll(1, 0), bits=before.bits_per_weight)
 
     monkeypatch.setattr(worst_layers, "loss_encoder", spoiler)

@@ -12,16 +12,17 @@ from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 
-TRIES = 2  # codes of different seeds, of which the better is kept: luck is worth a few percent of the error
-
 Encode = Callable[[Tensor, LossMoment, QuantizedWeight], QuantizedWeight]
 """``(weight, its moments, packed so far)`` -> packed anew, in no more bytes; as it was, if it is too small for that."""
 
 
-def loss_encoder(recipe: Recipe) -> Encode:
-    """Encodes by the recipe's method and settings; methods that know nothing of outputs go by ``inputs`` alone."""
+def loss_encoder(recipe: Recipe, tries: int = 2) -> Encode:
+    """Encodes by the recipe's method and settings; methods that know nothing of outputs go by ``inputs`` alone.
+
+    Of ``tries`` codes of different seeds the best is kept: luck is worth a few percent of the error.
+    """
     method, settings = METHODS[recipe.method], settings_for(recipe.method, recipe.settings)
-    tries = 1 if method.whole_bits else TRIES  # scalar codes have nothing to draw
+    tries = 1 if method.whole_bits else tries  # scalar codes have nothing to draw
 
     def encode(weight: Tensor, moment: LossMoment, before: QuantizedWeight) -> QuantizedWeight:
         bits = getattr(before.spec, "bits", recipe.bits) if method.whole_bits else before.bits_per_weight

@@ -53,7 +53,7 @@ def encode_worst(
     if size.recode == 0:
         return dict(quantized)
     task = judged(denoiser, lessons, recipe.training, guidance, scheduler, recipe.seed)
-    encode, fresh = loss_encoder(recipe), {}
+    encode, fresh = loss_encoder(recipe, tries=1), {}
 
     def choose() -> list[str]:
         errors = {name: _error(denoiser, name, packed) for name, packed in quantized.items()}
@@ -62,7 +62,7 @@ def encode_worst(
         )
 
     def measure(names: list[str]) -> dict[str, Tensor]:
-        units = drawn_units(len(task.train), size.recode_units, recipe.seed)
+        units = drawn_units(len(task.train), size.encode_units, recipe.seed)
         return to_tensors(loss_moments(task, names, units, recipe.seed))
 
     names = store.load_or_make_json(STAGE, "worst", choose)

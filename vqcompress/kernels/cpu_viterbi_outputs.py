@@ -64,12 +64,12 @@ class CoupledSearch:
     """One trellis under the metric of ``plan``: ``table [2**state_bits]`` float32, in the order of states."""
 
     def __init__(self, state_bits: int, rate: int, table: np.ndarray, plan: OutputPlan) -> None:
-        self._rate, self._values, self._plan = rate, np.ascontiguousarray(table), plan
+        self._rate, self._plan = rate, plan
         branches, rows = 1 << rate, len(plan.weight)
         self._table = np.ascontiguousarray(table.reshape(branches, -1, branches).transpose(2, 0, 1))
         self._near = _near(plan.pull)
         self._forward, self._traceback = compiled_forward(state_bits, rate), compiled_traceback()
-        self._ancestors = compiled_ancestors()
+        self._give_up = compiled_give_up()
         groups = 1 << (state_bits - rate)
         self._best, self._back = np.empty(groups, np.float32), np.empty((rows, groups), np.uint8)
         self._errors = np.empty((2, groups, MEMORY), np.float32)
@@ -77,32 +77,24 @@ class CoupledSearch:
     def __call__(self, target: np.ndarray, scale: np.ndarray, boundary: int) -> np.ndarray:
         """States ``[rows]`` (int64) of a cheap path that has ``boundary`` at both ends."""
         rows = len(target)
-        states, errors, settled = np.empty(rows, np.int64), np.zeros(rows, np.float32), 0
+        states, errors, settled = np.empty(rows, np.int64), np.empty(rows, np.float32), 0
         self._best.fill(INFINITE)
         self._best[boundary] = 0
         self._errors.fill(0)
         for start in range(0, rows, CHUNK):
             chunk = slice(start, min(start + CHUNK, rows))
             if start + CHUNK - MEMORY > settled:
-                settled, recent = start + CHUNK - MEMORY, slice(settled, start + CHUNK - MEMORY)
-                states[recent] = self._settle(recent, start)
-                errors[recent] = self._values[states[recent]] * scale[recent] - target[recent]
+                past = self._errors[start % 2]
+                decided = past[self._best.argmin(), settled % MEMORY :][:CHUNK].copy()
+                self._give_up(past, settled % MEMORY, decided, self._best)
+                errors[settled : settled + CHUNK] = decided
+                settled += CHUNK
             moved = target[chunk] - self._plan.pull[chunk, :settled] @ errors[:settled]
             self._forward(
                 target[chunk], moved, scale[chunk], self._plan.weight[chunk], self._near[chunk], self._table,
                 self._best, self._back[chunk], self._errors, start,
             )  # fmt: skip
-        self._traceback(self._back[settled:], boundary, self._rate, states[settled:])
-        return states
-
-    def _settle(self, recent: slice, searched: int) -> np.ndarray:
-        """Decide on the weights ``recent``, with ``searched`` weights behind the search; returns their states."""
-        states = np.empty(searched - recent.start, np.int64)
-        self._traceback(self._back[recent.start : searched], int(self._best.argmin()), self._rate, states)
-        states = states[: recent.stop - recent.start]
-        groups = np.arange(len(self._best))
-        self._ancestors(self._back[recent.stop : searched], self._rate, groups)
-        self._best[groups != states[-1] & (len(groups) - 1)] = INFINITE
+        self._traceback(self._back, boundary, self._rate, states)
         return states
 
 
@@ -127,9 +119,10 @@ def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
 
 
 @lru_cache(maxsize=1)
-def compiled_ancestors() -> Callable[..., None]:
-    """Signature ``(back [n, groups], rate, groups int64)``; puts in the place of each group the one that its path had before ``back``."""
-    return compiled(_ancestors)
+def compiled_give_up() -> Callable[..., None]:
+    """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: makes paths that made other errors from ``place`` on cost more
+    than any."""
+    return compiled(_give_up)
 
 
 def _forward(branches: int, stems: int) -> Callable[..., None]:
@@ -170,9 +163,8 @@ def _forward(branches: int, stems: int) -> Callable[..., None]:
     return forward
 
 
-def _ancestors(back, rate, groups):  # type: ignore[no-untyped-def]
-    for i in range(len(groups)):
-        group = groups[i]
-        for t in range(len(back) - 1, -1, -1):
-            group = (back[t, group] * back.shape[1] + group) >> rate
-        groups[i] = group
+def _give_up(errors, place, decided, best):  # type: ignore[no-untyped-def]
+    for group in range(len(best)):
+        for k in range(len(decided)):
+            if errors[group, place + k] != decided[k]:
+                best[group] = INFINITE
