@@ -2,8 +2,8 @@
 
 ``python benchmarks/finetune.py [FOLDER…] [--reference FOLDER…] [--stages blocks full] [--preset fast] [--set KEY=VALUE…]``
 
-Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same bits in every layer) and, as the reference, to
-4 bits with GPTQ in groups of 64; what lies in ``--out`` already is not made again. Each row is a variant after one stage (``none``, ``blocks``,
+Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same bits in every layer) and, as references, to
+4 bits with GPTQ in groups of 64 and to 2 and 3 bits with output feedback; what lies in ``--out`` already is not made again. Each row is a variant after one stage (``none``, ``blocks``,
 ``full`` after ``blocks``, or ``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, of
 both branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels, and its mean and median over images; the
 share of images that show their caption; bits a quantized weight with everything stored counted; and processor seconds. One
@@ -45,7 +45,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "trellis-2": {"bits": 2, "budget": "layer"},
     "trellis-3": {"bits": 3, "budget": "layer"},
 }
-REFERENCES: dict[str, dict[str, Any]] = {"gptq-4": {"bits": 4, "method": "gptq"}}
+REFERENCES: dict[str, dict[str, Any]] = {
+    "gptq-4": {"bits": 4, "method": "gptq"},
+    "trellis-2-outputs": {"bits": 2, "budget": "layer", "output_feedback": True},
+    "trellis-3-outputs": {"bits": 3, "budget": "layer", "output_feedback": True},
+}
 COLUMNS = ("variant", "stage", "bits", "error", "guided error", "PSNR, dB", "mean", "median", "right images", "seconds")
 
 

@@ -50,6 +50,11 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. state_bits=14."
 )
 @click.option(
+    "--output-feedback/--no-output-feedback",
+    default=None,
+    help="Trellis codes: also feed errors back between a layer's outputs: less error, ten times the encoding time [default: no].",
+)
+@click.option(
     "--finetune",
     type=click.Choice(["none", "blocks", "full"]),
     help="Let what is continuous learn from the original: block by block, or also as a whole [default: none].",
@@ -138,7 +143,9 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
         Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
     )
     changes: dict[str, Any] = {
-        key: options[key] for key in ("bits", "method", "seed", "budget", "finetune") if options[key] is not None
+        key: options[key]
+        for key in ("bits", "method", "seed", "budget", "output_feedback", "finetune")
+        if options[key] is not None
     }
     if options["components"]:
         changes["components"] = [part.strip() for part in options["components"].split(",")]

@@ -31,6 +31,7 @@ from vqcompress.run_store import RunStore
 from vqcompress.stages.budget import allocate, importance_of_layers
 from vqcompress.stages.encoding import encode_all, shared_codebooks
 from vqcompress.stages.in_order import encode_in_order, encodes_in_order
+from vqcompress.stages.output_recording import record_outputs
 from vqcompress.stages.plan import plan_components, recording_signature
 from vqcompress.stages.recording import record_component, recorded_group
 from vqcompress.stages.run import Progress, Run, dense_bits
@@ -62,6 +63,7 @@ def quantize(
         raise CheckpointError(f"{output} exists; choose another folder or pass --overwrite (overwrite=True)")
     settings_for(recipe.method, recipe.settings)
     _check_workers(recipe)
+    _check_method(recipe)
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
     pipeline = open_pipeline(model, narrow=recipe.finetune == "none") if isinstance(model, str) else model
     architecture = architecture_of(pipeline)
@@ -117,6 +119,14 @@ def _check_workers(recipe: Recipe) -> None:
         )
 
 
+def _check_method(recipe: Recipe) -> None:
+    if recipe.output_feedback and not METHODS[recipe.method].takes_outputs:
+        able = ", ".join(name for name, method in METHODS.items() if method.takes_outputs)
+        raise RecipeError(
+            f"method {recipe.method!r} encodes each output by itself, and output feedback is for {able}; leave out one of the two"
+        )
+
+
 def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with ``changes`` applied and the model's name in it."""
     name = model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or type(model).__name__)
@@ -131,6 +141,7 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     bits = allocate(run, component, layers, groups)
     coded = [layer for layer in layers if bits[layer] < dense_bits(run.weight(component, layer))]
     codebooks = shared_codebooks(run, component, coded)
+    record_outputs(run, component, coded)
     if in_order:
         seen, groups, quantized = encode_in_order(run, coded, bits, codebooks)
     else:

@@ -15,6 +15,7 @@ from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 
 SAMPLE = (256, 256)  # weights that are really encoded to measure this machine's speed
+COUPLED = 8  # times an output moment: itself, its factors and their copies while a layer is encoded
 WIDTHS = (2.0, 3.0, 4.0)  # bits that every estimate tells the size of
 
 
@@ -34,6 +35,7 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
     packed = sum(math.prod(plan.shape) for plan in quantized)
     needs_moments = METHODS[recipe.method].calibrated or recipe.shares_budget
     moments = [4 * matrix_shape(plan.shape)[1] ** 2 for plan in quantized] if needs_moments else []
+    outputs = [4 * matrix_shape(plan.shape)[0] ** 2 for plan in quantized] if recipe.output_feedback else []
     budget = recipe.calibration.memory_budget_gb * 1e9
     return {
         "model": model,
@@ -51,10 +53,12 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
         "prompts": recipe.calibration.count if needs_moments else 0,
         "order": recipe.calibration.order,
         "call_bytes": recipe.training.budget_gb * 1e9 if recipe.calibration.order == "sequential" else 0,
-        "passes": math.ceil(sum(moments) / budget),
-        "moment_bytes": sum(moments),
+        "passes": math.ceil(sum(moments) / budget) + math.ceil(sum(outputs) / budget),
+        "moment_bytes": sum(moments) + sum(outputs),
         "peak_memory_bytes": int(
-            _model_bytes(pipeline) + min(sum(moments), budget) + 6 * max(moments, default=_largest(plans))
+            _model_bytes(pipeline)
+            + min(max(sum(moments), sum(outputs)), budget)
+            + max(6 * max(moments, default=_largest(plans)), COUPLED * max(outputs, default=0))
         ),
         "encode_seconds": packed * _seconds_per_weight(recipe),
     }
@@ -96,9 +100,13 @@ def _seconds_per_weight(recipe: Recipe) -> float:
     """Measured here and now, after one call that pays for compilation."""
     weight = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(recipe.seed))
     settings = settings_for(recipe.method, recipe.settings)
+    outputs = torch.eye(SAMPLE[0]) if recipe.output_feedback else None
     taken = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        quantize_weight(weight, torch.eye(SAMPLE[1]), method=recipe.method, bits=recipe.bits, settings=settings)
+        quantize_weight(
+            weight, torch.eye(SAMPLE[1]), method=recipe.method, bits=recipe.bits, settings=settings,
+            output_moment=outputs,
+        )  # fmt: skip
         taken = time.perf_counter() - start
     return taken / weight.numel()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqcompress.calibration.passes import plan_passes
+from vqcompress.calibration.passes import in_order_within, plan_passes
 from vqcompress.calibration.shared_inputs import InputGroup
 from vqcompress.errors import CalibrationError
 
@@ -33,3 +33,12 @@ def test_order_is_kept_inside_a_pass() -> None:
 def test_a_group_beyond_the_budget_is_named() -> None:
     with pytest.raises(CalibrationError, match=r"layer1 \(20000 columns\) takes 1\.6 GB.*budget of 1 GB"):
         plan_passes(groups([10, 20000]), 10**9)
+
+
+@given(st.lists(st.integers(0, 12), max_size=30), st.integers(0, 20))
+def test_passes_in_order_keep_the_order_and_the_budget(needs: list[int], budget: int) -> None:
+    passes = in_order_within({str(index): need for index, need in enumerate(needs)}, budget)
+    assert [name for members in passes for name in members] == [str(index) for index in range(len(needs))]
+    sizes = [sum(needs[int(name)] for name in members) for members in passes]
+    assert all(size <= budget or len(members) == 1 for size, members in zip(sizes, passes, strict=True))
+    assert all(size + needs[int(after[0])] > budget for size, after in zip(sizes, passes[1:], strict=False))

@@ -19,6 +19,10 @@ from vqcompress.calibration.denoiser_call import first_output
 Progress = Callable[[int, int, str], None]
 
 
+Use = Callable[[str, Tensor], None]
+"""``(layer, gradients [rows, outputs])`` of a random projection of the denoiser's output in one call."""
+
+
 def layer_importance(
     denoiser: nn.Module,
     layers: Sequence[str],
@@ -33,48 +37,56 @@ def layer_importance(
     that did not run, or whose output goes nowhere, get 0.
     """
     totals = dict.fromkeys(layers, 0.0)
-    generator = torch.Generator().manual_seed(seed)
+
+    def add(name: str, gradients: Tensor) -> None:
+        totals[name] += float(gradients.double().square().sum()) / gradients.shape[1] / len(calls)
+
+    send_back(denoiser, layers, calls, seed, add, progress)
+    return totals
+
+
+def send_back(
+    denoiser: nn.Module,
+    layers: Iterable[str],
+    calls: Sequence[dict[str, Any]],
+    seed: int,
+    use: Use,
+    progress: Progress | None = None,
+) -> None:
+    """Send a random projection of every call's output back through the denoiser; ``use`` sees what reaches the outputs of ``layers``.
+
+    The output counts relative to its norm. Which directions are drawn does not depend on ``layers``.
+    """
+    generator, layers = torch.Generator().manual_seed(seed), list(layers)
     frozen = [p for p in denoiser.parameters() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         for index, call in enumerate(calls):
-            for name, squared in _squared_gradients(denoiser, layers, call, generator).items():
-                totals[name] += squared / len(calls)
+            with ExitStack() as hooks, torch.enable_grad():
+                for name in layers:
+                    hooks.callback(denoiser.get_submodule(name).register_forward_hook(_watch(name, use)).remove)
+                out = first_output(denoiser(**_with_gradients(call)))
+                direction = torch.randn(out.shape, generator=generator).to(out)
+                (out * direction).sum().div(out.detach().norm()).backward()
             if progress:
                 progress(index + 1, len(calls), "")
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    return totals
 
 
-def _squared_gradients(
-    denoiser: nn.Module, layers: Iterable[str], call: dict[str, Any], generator: torch.Generator
-) -> dict[str, float]:
-    found: dict[str, float] = {}
-    with ExitStack() as hooks, torch.enable_grad():
-        for name in layers:
-            handle = denoiser.get_submodule(name).register_forward_hook(_watch(name, found))
-            hooks.callback(handle.remove)
-        out = first_output(denoiser(**_with_gradients(call)))
-        direction = torch.randn(out.shape, generator=generator).to(out)
-        (out * direction).sum().div(out.detach().norm()).backward()
-    return found
-
-
-def _watch(name: str, found: dict[str, float]) -> Callable[[nn.Module, Any, Tensor], None]:
+def _watch(name: str, use: Use) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        channels = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
-
-        def add(gradient: Tensor) -> None:
-            found[name] = found.get(name, 0.0) + float(gradient.double().square().sum()) / channels
+        def told(gradient: Tensor) -> None:
+            gradient = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
+            use(name, gradient.reshape(-1, gradient.shape[-1]))
 
         if (
             not output.requires_grad
         ):  # it follows from timesteps and labels alone, as modulation does in class-conditional models
             output = output.detach().requires_grad_()
-        output.register_hook(add)
+        output.register_hook(told)
         return output
 
     return hook

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vqcompress.calibration.shared_inputs import InputGroup
 from vqcompress.errors import CalibrationError
@@ -31,6 +31,19 @@ def plan_passes(groups: Sequence[InputGroup], memory_budget: int | None) -> list
         room[slot] -= group.nbytes
         passes[slot].append(index)
     return [[groups[index] for index in sorted(members)] for members in passes]
+
+
+def in_order_within(needs: Mapping[str, int], memory_budget: int) -> list[list[str]]:
+    """The keys of ``needs``, in their order, in passes that need at most ``memory_budget`` bytes, or that have a single key."""
+    passes: list[list[str]] = []
+    room = 0
+    for name, needed in needs.items():
+        if not passes or needed > room:
+            passes.append([])
+            room = memory_budget
+        passes[-1].append(name)
+        room -= needed
+    return passes
 
 
 def _too_large(group: InputGroup, memory_budget: int) -> CalibrationError:

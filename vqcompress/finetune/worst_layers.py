@@ -7,7 +7,7 @@ where held-out prompts do not gain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqcompress.calibration.passes import in_order_within
 from vqcompress.finetune.assignment import judged
 from vqcompress.finetune.encoder import loss_encoder
 from vqcompress.finetune.layer_effects import EFFECT_UNITS, layer_effects, worst_of
@@ -66,7 +67,8 @@ def encode_worst(
         return to_tensors(loss_moments(task, names, units, recipe.seed))
 
     names = store.load_or_make_json(STAGE, "worst", choose)
-    for place, group in enumerate(_groups(denoiser, names, int(recipe.calibration.memory_budget_gb * 1e9))):
+    needs = {name: _moment_bytes(denoiser, name) for name in names}
+    for place, group in enumerate(in_order_within(needs, int(recipe.calibration.memory_budget_gb * 1e9))):
         key, moments = f"moments-{place}", {}
         if not store.done(CODES).issuperset(group):
             moments = from_tensors(store.load_or_make(STAGE, key, partial(measure, group)))
@@ -85,18 +87,8 @@ def encode_worst(
     return {**quantized, **(fresh if gains else old)}
 
 
-def _groups(denoiser: nn.Module, names: Sequence[str], budget: int) -> list[list[str]]:
-    """``names`` in runs whose moments fit into ``budget`` bytes: each run takes a pass of its own over the units."""
-    groups: list[list[str]] = []
-    room = 0
-    for name in names:
-        needed = sum(4 * side**2 for side in matrix_shape(weight_of(denoiser, name).shape))
-        if not groups or needed > room:
-            groups.append([])
-            room = budget
-        groups[-1].append(name)
-        room -= needed
-    return groups
+def _moment_bytes(denoiser: nn.Module, name: str) -> int:
+    return sum(4 * side**2 for side in matrix_shape(weight_of(denoiser, name).shape))
 
 
 def weight_of(denoiser: nn.Module, name: str) -> Tensor:

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from vqcompress.calibration.importance import layer_importance
-from vqcompress.calibration.teacher import record_teacher
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantizers import METHODS, settings_for
 from vqcompress.quantizers.bit_allocation import MIN_RATE, LayerCost, allocate_bits, allocate_whole_bits
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
 from vqcompress.recipe import Recipe
+from vqcompress.stages.output_recording import teacher_calls
 from vqcompress.stages.recording import moment_of
 from vqcompress.stages.run import Run, dense_bits
 
 SCALAR_BITS = (2, 8)  # widths that scalar codes may have
-IMPORTANCE_CALLS, IMPORTANCE_PROMPTS = 16, 8  # recorded denoiser calls from which layer importance is estimated
 
 
 def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
@@ -65,23 +64,10 @@ def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]
     """How far each layer's error moves the denoiser's output; equal for parts that are not the denoiser."""
     if component != run.architecture.denoiser:
         return dict.fromkeys(layers, 1.0)
-    calibration = run.recipe.calibration
-    calls = record_teacher(
-        run.pipeline,
-        run.architecture,
-        run.chosen_prompts(IMPORTANCE_PROMPTS),
-        seed=run.recipe.seed,
-        steps=calibration.steps,
-        guidance=calibration.guidance,
-        height=calibration.height,
-        width=calibration.width,
-        batch_size=max(1, calibration.batch_size // 4),  # the backward pass keeps activations
-        count=IMPORTANCE_CALLS,
-    )
     return layer_importance(
         run.component(component),
         layers,
-        [call["kwargs"] for call in calls],
+        teacher_calls(run),
         seed=run.recipe.seed,
         progress=lambda done, total, what: run.progress(f"importance {component}", done, total, what),
     )

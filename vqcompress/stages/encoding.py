@@ -14,6 +14,7 @@ from vqcompress.matrix_view import matrix_shape
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.stages.output_recording import output_moment_of
 from vqcompress.stages.recording import moment_of, recorded_group
 from vqcompress.stages.run import Run
 from vqcompress.workers import workers_here
@@ -38,7 +39,9 @@ def encode_all(
 
     def encode(layer: str) -> tuple[QuantizedWeight, float]:
         rows, columns, side = _sides(run, component, layer, groups.get(layer))
-        with room.holding(9 * columns * side + 32 * rows * columns):  # the moment, its factor, and copies of the weight
+        needed = 9 * columns * side + 32 * rows * columns  # the moment, its factor, copies of the weight
+        needed += 32 * rows**2 if run.recipe.output_feedback else 0  # the outputs' moment and its factors
+        with room.holding(needed):
             start = time.perf_counter()
             weight = _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
             return_freed_memory()
@@ -114,6 +117,7 @@ def _encode(
             seed=run.recipe.seed,
             settings=settings_for(run.recipe.method, run.recipe.settings),
             shared_codebooks=codebooks,
+            output_moment=output_moment_of(run, component, layer),
         )
         error = relative_error(weight, fresh.decode(), moment)
         # Before the tensors: whoever finds them after a crash needs the spec, and one without them is made again.

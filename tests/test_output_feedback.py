@@ -1,0 +1,104 @@
+"""Quantizing with errors fed back between outputs: less error of the denoiser's output, in as many bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import DiffusionPipeline
+
+import vqcompress
+from vqcompress.architectures import architecture_of
+from vqcompress.calibration.denoiser_call import first_output
+from vqcompress.calibration.prompts import load_prompts
+from vqcompress.calibration.teacher import record_teacher
+from vqcompress.cli.main import main
+from vqcompress.errors import RecipeError
+from vqcompress.stages import encoding, output_recording
+
+SAMPLING = {"steps": 2, "height": 16, "width": 16, "batch_size": 2}
+CALIBRATION = {"count": 4, **SAMPLING}
+RECIPE: dict[str, Any] = {"bits": 3.0, "budget": "layer", "settings": {"state_bits": 8}, "calibration": CALIBRATION}
+COUPLED = {**RECIPE, "output_feedback": True}
+
+
+class PowerCut(BaseException):
+    """Not an Exception, so nothing on the way may swallow it."""
+
+
+@pytest.fixture(scope="module")
+def coupled(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vqcompress.quantize(str(tiny_sdxl), tmp_path_factory.mktemp("coupled") / "out", **COUPLED)
+
+
+@pytest.fixture(scope="module")
+def calls(tiny_sdxl: Path) -> list[dict[str, Any]]:
+    """The original's calls on prompts that calibration does not use."""
+    pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True)
+    architecture = architecture_of(pipeline)
+    prompts = load_prompts(architecture.prompt_set).prompts[-4:]
+    return record_teacher(pipeline, architecture, prompts, count=99, seed=7, **SAMPLING)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+@torch.inference_mode()
+def error(folder: Path, calls: list[dict[str, Any]]) -> float:
+    unet = vqcompress.load(folder).unet
+    wrong = [(first_output(unet(**call["kwargs"])) - call["output"]).square().sum() for call in calls]
+    return float(sum(wrong) / sum(call["output"].square().sum() for call in calls))
+
+
+@pytest.mark.parametrize("order", ["parallel", "sequential"])
+def test_the_denoisers_error_falls(
+    tiny_sdxl: Path, coupled: Path, tmp_path: Path, calls: list[dict[str, Any]], order: str
+) -> None:
+    calibration = {**CALIBRATION, "order": order}
+    plain = vqcompress.quantize(str(tiny_sdxl), tmp_path / "plain", **{**RECIPE, "calibration": calibration})
+    if order == "sequential":
+        coupled = vqcompress.quantize(str(tiny_sdxl), tmp_path / "coupled", **{**COUPLED, "calibration": calibration})
+    assert error(coupled, calls) < 0.95 * error(plain, calls)
+    sizes = [vqcompress.inspect(folder)["bits_per_weight"] for folder in (coupled, plain)]
+    assert sizes[0] <= sizes[1] + 0.01
+
+
+def test_a_run_that_stops_goes_on_to_the_same_bytes(
+    tiny_sdxl: Path, coupled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if len(encoded) == 3:
+            raise PowerCut
+        encoded.append(kwargs["output_moment"])
+        return original(*args, **kwargs)
+
+    original = encoding.quantize_weight
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "quantize_weight", failing)
+        with pytest.raises(PowerCut):
+            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **COUPLED)
+    assert all(moment.diagonal().min() >= 0 and moment.trace() > 0 for moment in encoded)
+    monkeypatch.setattr(output_recording, "record_output_moments", lambda *a, **k: pytest.fail("recorded it again"))
+    assert weights(vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **COUPLED)) == weights(coupled)
+
+
+def test_methods_that_encode_outputs_apart_refuse(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'gptq'.*output feedback is for trellis"):
+        vqcompress.quantize("shapes", tmp_path / "out", method="gptq", output_feedback=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_passes_it_on() -> None:
+    arguments = ["quantize", "dit-s-2", "--dry-run", "--json"]
+    flags: tuple[tuple[str, ...], ...] = ((), ("--output-feedback",))
+    told = [CliRunner().invoke(main, [*arguments, *flag], catch_exceptions=False).stdout for flag in flags]
+    plain, fed = map(json.loads, told)
+    assert fed["moment_bytes"] > plain["moment_bytes"]
+    assert fed["encode_seconds"] > 3 * plain["encode_seconds"]

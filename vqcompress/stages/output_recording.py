@@ -1,0 +1,68 @@
+"""Record what errors of the outputs of the denoiser's layers cost together, or find what an earlier try recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vqcompress.calibration.output_moments import record_output_moments
+from vqcompress.calibration.teacher import record_teacher
+from vqcompress.matrix_view import matrix_shape
+from vqcompress.stages.run import Run
+
+CALLS, PROMPTS = 16, 8  # recorded denoiser calls that are sent back through it
+
+
+def teacher_calls(run: Run) -> list[dict[str, Any]]:
+    """Arguments of calls of the original denoiser, drawn from trajectories of a few calibration prompts."""
+    calibration = run.recipe.calibration
+    calls = record_teacher(
+        run.pipeline,
+        run.architecture,
+        run.chosen_prompts(PROMPTS),
+        seed=run.recipe.seed,
+        steps=calibration.steps,
+        guidance=calibration.guidance,
+        height=calibration.height,
+        width=calibration.width,
+        batch_size=max(1, calibration.batch_size // 4),  # the backward pass keeps activations
+        count=CALLS,
+    )
+    return [call["kwargs"] for call in calls]
+
+
+def record_outputs(run: Run, component: str, layers: list[str]) -> None:
+    """Record output moments of ``layers`` on disk, where the recipe asks for them and ``component`` is the denoiser.
+
+    They go with the run's folder: all together they are as large as the recorded moments of inputs.
+    """
+    if not run.recipe.output_feedback or component != run.architecture.denoiser:
+        return
+    stage = _stage(component)
+    missing = [layer for layer in layers if layer not in run.store.done(stage)]
+    if missing and run.workers.is_first:
+        sides = {layer: matrix_shape(run.weight(component, layer).shape)[0] for layer in missing}
+        recorded = record_output_moments(
+            run.component(component),
+            sides,
+            teacher_calls(run),
+            seed=run.recipe.seed,
+            memory_budget=int(run.recipe.calibration.memory_budget_gb * 1e9),
+            progress=lambda done, total, what: run.progress(f"calibrate outputs of {component}", done, total, what),
+        )
+        for layer, moment in recorded:
+            run.store.load_or_make(stage, layer, lambda moment=moment: {"outputs": moment})  # type: ignore[misc]
+    run.workers.wait()
+
+
+def output_moment_of(run: Run, component: str, layer: str) -> Tensor | None:
+    """What `record_outputs` recorded of a layer; None where it had nothing to record."""
+    stage = _stage(component)
+    if not run.recipe.output_feedback or layer not in run.store.done(stage):
+        return None
+    return run.store.load_or_make(stage, layer, dict)["outputs"]
+
+
+def _stage(component: str) -> str:
+    return f"{component}.outputs"
