@@ -13,8 +13,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import matmul
@@ -31,6 +32,10 @@ from vqcompress.kernels import reference, triton_decode, triton_multiply
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
 from vqcompress.kernels.triton_viterbi import search_columns
 from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.quantizers import TrellisSettings, quantize_weight
+from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.stages.encoding import SEARCHES_ON_GPU
+from vqcompress.working_memory import one_thread_each, usable_cores
 
 SHAPES = [(640, 640), (1280, 1280), (10240, 1280), (1152, 4608), (321, 77), (45, 1), (1000, 333), (320, 4, 3, 3)]
 DEVICE = "cuda"
@@ -94,6 +99,7 @@ def all_checks() -> Iterator[Check]:
     yield "float16 does not overflow", check_overflow
     for state_bits, rate in ((8, 1), (12, 2), (12, 3), (12, 6), (14, 4)):
         yield f"Viterbi {state_bits} {rate}", lambda bits=state_bits, rate=rate: check_viterbi(bits, rate)
+    yield "a layer searched on the GPU", check_searched_layer
 
 
 def tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -206,11 +212,42 @@ def check_viterbi(state_bits: int, rate: int) -> None:
             raise AssertionError(f"cost {float(cost):.6f}, the CPU found {float(expected):.6f}")
 
 
+def check_searched_layer() -> None:
+    """A layer with feedback and polish: an error as small as that of the CPU's search."""
+    weight, inputs = torch.randn(640, 320), torch.randn(2048, 320) @ torch.randn(320, 320)
+    moment = inputs.t() @ inputs / len(inputs)
+    on_cpu, on_gpu = (
+        relative_error(
+            weight,
+            quantize_weight(weight, moment, settings=TrellisSettings(state_bits=10, search=where)).decode(),
+            moment,
+        )
+        for where in ("cpu", "gpu")
+    )
+    if abs(on_gpu / on_cpu - 1) > 1e-2:
+        raise AssertionError(f"error {on_gpu:.3e}, the CPU's search leaves {on_cpu:.3e}")
+
+
 def search_speed() -> float:
-    """Weights a second that the search codes at 12 state bits and 3 bits a weight."""
+    """Weights a second that the search codes at 12 state bits and 3 bits a weight, as many columns at once as keep the device busy."""
     targets, scale = torch.randn(512, 1280, device=DEVICE), torch.ones(1280, device=DEVICE)
     table = value_table(12, 3, 0.0).to(DEVICE)
     return targets.numel() / matmul.seconds([lambda: search_columns(targets, scale, table, 3)], DEVICE)
+
+
+def encoding_speed(search: Literal["cpu", "gpu"]) -> float:
+    """Weights a second of whole layers encoded side by side as a model's are, default settings, wall clock."""
+    at_once = max(SEARCHES_ON_GPU, usable_cores()) if search == "gpu" else usable_cores()
+    weight, moment, settings = torch.randn(1280, 640), torch.eye(640) + 0.5, TrellisSettings(search=search)
+
+    def encode(seed: int) -> None:
+        quantize_weight(weight, moment, seed=seed, settings=settings)
+
+    encode(0)
+    start = time.perf_counter()
+    with one_thread_each(), ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(encode, range(at_once)))
+    return at_once * weight.numel() / (time.perf_counter() - start)
 
 
 def timings(compiled: bool) -> dict[str, Any]:
@@ -231,6 +268,10 @@ def timings(compiled: bool) -> dict[str, Any]:
     found["decode sdxl"] = decode_sdxl()
     found["searched weights a second"] = search_speed()
     print(f"Viterbi: {found['searched weights a second'] / 1e6:.1f} M weights a second", flush=True)
+    places: tuple[Literal["cpu", "gpu"], ...] = ("cpu", "gpu")
+    for search in places:
+        speed = found[f"encoded weights a second, {search}"] = encoding_speed(search)
+        print(f"encoding, search on the {search}: {speed / 1e6:.2f} M weights a second", flush=True)
     found["step"] = unet_step.benchmark(["sdxl", "dit"], ["trellis", "additive"], 3, compiled, False, "cuda")
     print(unet_step.markdown(found["step"]), flush=True)
     return found

@@ -61,7 +61,7 @@ def quantize(
     recipe = effective_recipe(model, recipe, changes)
     if output.exists() and not overwrite:
         raise CheckpointError(f"{output} exists; choose another folder or pass --overwrite (overwrite=True)")
-    settings_for(recipe.method, recipe.settings)
+    METHODS[recipe.method].check(settings_for(recipe.method, recipe.settings))
     _check_workers(recipe)
     _check_method(recipe)
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+import vqcompress
+from vqcompress.errors import RecipeError
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
+from vqcompress.kernels.gpu_viterbi import GpuViterbi
+from vqcompress.quantizers import TrellisSettings, quantize_weight
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,33 @@ def test_same_codes_as_the_cpu(state_bits, rate, rows, phase):
         expected_symbols, expected_values = search(target, scale, rate)
         assert torch.equal(own_symbols, expected_symbols)
         assert torch.equal(own_values, expected_values)
+
+
+def test_a_layer_searched_on_the_gpu_has_the_same_codes(interpreted):
+    """Feedback, gains, rates and the polish are the CPU's; only columns go over."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
+    weight, moment = torch.randn(24, 12, generator=generator), inputs.t() @ inputs / 64
+    weight[:, :4] *= 8
+    on_cpu, on_gpu = (
+        quantize_weight(weight, moment, bits=2.5, settings=TrellisSettings(state_bits=8, search=where)).state_dict()
+        for where in ("cpu", "gpu")
+    )
+    assert on_cpu.keys() == on_gpu.keys()
+    assert all(torch.equal(on_cpu[name], on_gpu[name]) for name in on_cpu)
+
+
+def test_where_there_is_no_gpu_nothing_starts(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(RecipeError, match=r"no GPU.*search='cpu'"):
+        vqcompress.quantize("shapes", tmp_path / "out", settings={"search": "gpu"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_places_and_larger_states_are_refused():
+    with pytest.raises(RecipeError, match="neither 'cpu' nor 'gpu'"):
+        TrellisSettings(search="tpu")  # type: ignore[arg-type]
+    pytest.importorskip("triton")
+    with pytest.raises(RecipeError, match="at most 14 bits, not 16"):
+        GpuViterbi(64, 16, {}, 0, torch.device("cpu"))

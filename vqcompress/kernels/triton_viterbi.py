@@ -15,15 +15,13 @@ from torch import Tensor
 from vqcompress.kernels.cpu_viterbi import SEAM
 from vqcompress.kernels.triton_device import OPTIONS
 
-LARGEST_STATE_BITS = 14  # of larger tables a thread would hold more values than it has registers
-
 
 def search_columns(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phase: int = 0) -> tuple[Tensor, Tensor]:
     """Codes of ``targets [columns, rows]`` under the metric ``sum (target - scale * value)**2``, all at one ``rate``.
 
     ``scale [rows]`` and ``table [2**state_bits]`` are read as float32; ``phase`` in ``[0, rows)`` is the row where the search goes round
     from. Returns symbols uint8 and unscaled values float32, both ``[columns, rows]``. Needs ``rows * rate >= state_bits >= 2 * rate``
-    and at most 14 state bits. While it runs it holds a byte for each of ``columns * rows * 2**(state_bits - rate)`` decisions, so
+    and at most `gpu_viterbi.LARGEST_STATE_BITS`. While it runs it holds a byte for each of ``columns * rows * 2**(state_bits - rate)`` decisions, so
     a large weight is to be passed in parts of a few hundred columns: as many as keep the device busy.
     """
     table = table.float()

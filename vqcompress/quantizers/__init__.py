@@ -24,7 +24,7 @@ from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
 from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans, shared_kmeans_shape
 from vqcompress.quantizers.row_moment import RowMoment
 from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
-from vqcompress.quantizers.trellis import TrellisSettings, quantize_trellis
+from vqcompress.quantizers.trellis import TrellisSettings, check_search, quantize_trellis
 from vqcompress.quantizers.unit_scale import coded_energy, mean_energy
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
@@ -43,6 +43,7 @@ class Method:
     ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``, ``(settings, bits) -> (M, 2**b, d)``,
     tells their size beforehand. ``energy``, ``(weight, settings) -> [columns]``, is the mean square that the code has to span in
     each column. Those that ``takes_outputs`` also feed errors back between outputs: their ``quantize`` takes ``output_moment=``.
+    ``check`` raises `RecipeError` where settings ask for what this machine does not have.
     """
 
     quantize: Callable[..., tuple[FormatSpec, dict[str, Tensor]]]
@@ -54,11 +55,18 @@ class Method:
     takes_rows: bool = False
     takes_outputs: bool = False
     energy: Callable[[Tensor, Any], Tensor] = mean_energy
+    check: Callable[[Any], None] = lambda settings: None
 
 
 METHODS: dict[str, Method] = {
     "trellis": Method(
-        quantize_trellis, TrellisSettings, whole_bits=False, takes_rows=True, takes_outputs=True, energy=coded_energy
+        quantize_trellis,
+        TrellisSettings,
+        whole_bits=False,
+        takes_rows=True,
+        takes_outputs=True,
+        energy=coded_energy,
+        check=check_search,
     ),
     "additive": Method(
         quantize_additive,

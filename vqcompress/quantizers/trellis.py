@@ -11,6 +11,7 @@ Where it is known how errors of the outputs add up in what comes after the layer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,7 @@ from vqcompress.formats.trellis import TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate, value_table
 from vqcompress.kernels.cpu_viterbi import CpuViterbi
 from vqcompress.kernels.cpu_viterbi_outputs import OutputViterbi, plan_outputs
+from vqcompress.kernels.gpu_viterbi import GpuViterbi, search_device
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.error_feedback import Feedback, damped, energy, prepare_feedback, refine, sweep
 from vqcompress.quantizers.row_moment import RowFeedback, RowMoment
@@ -45,7 +47,8 @@ class TrellisSettings:
     decides both by a trial on a few columns. ``rotation``: of the outputs (`vqcompress.formats.rotation`), in place of
     both where that codes heavy-tailed weights better. ``gains``: a factor for each column; ``"auto"`` where columns differ enough in
     size to pay for them, or outgrow the code as errors are fed back. ``damping``: share of its mean diagonal added to the second moment;
-    ``output_damping``: to the output moment.
+    ``output_damping``: to the output moment. ``search``: where columns are searched, ``"cpu"`` or ``"gpu"`` (Triton, states of at
+    most 14 bits; with an output moment on the CPU all the same).
     """
 
     state_bits: int = 12
@@ -56,6 +59,11 @@ class TrellisSettings:
     gains: bool | Literal["auto"] = "auto"
     damping: float = 1e-3
     output_damping: float = 0.1
+    search: Literal["cpu", "gpu"] = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.search not in ("cpu", "gpu"):
+            raise RecipeError(f"search={self.search!r} is neither 'cpu' nor 'gpu'")
 
 
 def quantize_trellis(
@@ -69,16 +77,18 @@ def quantize_trellis(
     """Encode ``weight [rows, columns]`` (float32, finite) so that all that is stored takes at most ``bits`` bits a weight.
 
     ``second_moment [columns, columns]`` and ``output_moment [rows, rows]``, or ``None`` for the identity. ``seed`` picks the trial's columns and the row where
-    the circular streams are cut. A second moment on an accelerator is factored there; the search runs on the CPU, and the
-    stored tensors lie where ``weight`` was. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
+    the circular streams are cut. A second moment on an accelerator is factored there; the rest runs on the CPU, but for the search where
+    ``settings`` ask for a GPU, and the stored tensors lie where ``weight`` was. Raises `RecipeError` when no trellis fits the budget: the
+    layer is too small.
     """
+    on_gpu = search_device(weight.device) if settings.search == "gpu" and output_moment is None else None
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     home, weight = weight.device, weight.cpu()
     second_moment = None if second_moment is None else second_moment.cpu()
     outputs = None if output_moment is None else damped(output_moment.cpu(), settings.output_damping)
 
     def swept(gains: Tensor | None) -> _TrellisColumns:
-        return _swept(weight, feedback, outputs, settings, bits, seed, gains)
+        return _swept(weight, feedback, outputs, settings, bits, seed, gains, on_gpu)
 
     columns = swept(choose_gains(weight, settings.gains))
     if settings.gains == "auto" and columns.outgrown():
@@ -90,6 +100,12 @@ def quantize_trellis(
     columns.refit_scale(second_moment)
     spec, tensors = columns.packed()
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
+
+
+def check_search(settings: TrellisSettings) -> None:
+    """Raises `RecipeError` where the search that ``settings`` ask for cannot run on this machine."""
+    if settings.search == "gpu":
+        search_device(torch.device("cpu"))
 
 
 def _cost(columns: _TrellisColumns) -> float:
@@ -104,6 +120,7 @@ def _swept(
     bits: float,
     seed: int,
     gains: Tensor | None,
+    on_gpu: torch.device | None,
 ) -> _TrellisColumns:
     """All columns encoded once, with ``gains`` uint8 ``[columns]`` for the sizes that they have before anything feeds back."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,6 +151,7 @@ def _swept(
         sizes if gained else None,
         int(torch.randint(len(weight), (), generator=generator)),
         outputs,
+        on_gpu,
     )
     columns.sweep(feedback)
     return columns
@@ -204,6 +222,7 @@ class _TrellisColumns:
         sizes: Tensor | None,
         phase: int,
         outputs: Tensor | None = None,
+        on_gpu: torch.device | None = None,
     ) -> None:
         self.target = weight.t().contiguous()
         self.state_bits, self.source, self.plan = state_bits, source, plan
@@ -221,11 +240,13 @@ class _TrellisColumns:
         self.gains = None if sizes is None else torch.zeros(len(self.target), dtype=torch.uint8)
         tables = {rate: value_table(state_bits, rate, source.tail) for rate in set(self.rates) if rate}
         self.outputs = outputs
-        self.search = (
-            CpuViterbi(len(weight), state_bits, tables, phase)
-            if outputs is None
-            else OutputViterbi(len(weight), state_bits, tables, phase, plan_outputs(outputs, phase))
-        )
+        self.search: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+        if outputs is not None:
+            self.search = OutputViterbi(len(weight), state_bits, tables, phase, plan_outputs(outputs, phase))
+        elif on_gpu is not None:
+            self.search = GpuViterbi(len(weight), state_bits, tables, phase, on_gpu)
+        else:
+            self.search = CpuViterbi(len(weight), state_bits, tables, phase)
 
     def sweep(self, feedback: Feedback | RowFeedback | None) -> None:
         """Encode every column once, and note what its error ``costs``."""

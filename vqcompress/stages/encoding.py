@@ -21,6 +21,7 @@ from vqcompress.workers import workers_here
 from vqcompress.working_memory import WorkingMemory, balanced, one_thread_each, return_freed_memory, usable_cores
 
 CODING = 12_000  # operations of a matrix product that take as long as the search for one weight's code
+SEARCHES_ON_GPU = 32  # layers at once: each keeps one multiprocessor busy
 
 
 def encode_all(
@@ -60,8 +61,10 @@ def _encode_each(
     run: Run, component: str, layers: list[str], encode: Callable[[str], tuple[QuantizedWeight, float]]
 ) -> dict[str, QuantizedWeight]:
     quantized = {}
-    cores = max(1, usable_cores() // workers_here())
-    with one_thread_each(), ThreadPoolExecutor(cores) as pool:
+    at_once = max(1, usable_cores() // workers_here())
+    if run.recipe.settings.get("search") == "gpu":
+        at_once = max(at_once, SEARCHES_ON_GPU)
+    with one_thread_each(), ThreadPoolExecutor(at_once) as pool:
         for index, (layer, (weight, seconds)) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
             quantized[layer] = weight
             error = run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"]
