@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import torch
 from vqcompress.finetune import encode_worst, worst_layers
 from vqcompress.finetune.assignment import judged
 from vqcompress.finetune.gradients import send_back
+from vqcompress.finetune.layer_effects import as_many_as_fit
 from vqcompress.finetune.loss_moments import SHRINKAGE, loss_moments
 from vqcompress.finetune.objective import random_projections
+from vqcompress.finetune.presets import effort
 from vqcompress.finetune.worst_layers import CODES, STAGE
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
@@ -181,3 +184,16 @@ def test_a_run_killed_between_two_layers_ends_in_the_same_bytes(encode, tmp_path
     resumed = encode(tmp_path / "run")
     for name, packed in straight.items():
         assert all(torch.equal(tensor, resumed[name].tensors[key]) for key, tensor in packed.tensors.items())
+
+
+def test_of_a_large_model_the_worst_that_there_is_time_for(dense, encode, coarse, monkeypatch, tmp_path):
+    everything = {name for name, packed in encode(tmp_path / "all").items() if packed is not coarse[name]}
+    monkeypatch.setattr(worst_layers, "effort", lambda training: replace(effort(training), encode_weights=3000))
+    some = {name for name, packed in encode(tmp_path / "some").items() if packed is not coarse[name]}
+    assert some < everything
+    assert 0 < sum(dense.get_submodule(name).weight.numel() for name in some) <= 3000
+
+
+def test_a_layer_too_large_leaves_its_place():
+    assert as_many_as_fit(["a", "b", "c", "d"], {"a": 3, "b": 9, "c": 4, "d": 1}, 7) == ["a", "c"]
+    assert as_many_as_fit(["a"], {"a": 3}, 2) == []

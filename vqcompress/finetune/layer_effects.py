@@ -53,6 +53,16 @@ def worst_of(effects: Mapping[str, float], count: int | None = None) -> list[str
     return chosen
 
 
+def as_many_as_fit(names: Sequence[str], sizes: Mapping[str, int], room: int) -> list[str]:
+    """Of ``names``, from the first on, those that ``room`` holds together; one too large leaves its place to later ones."""
+    chosen = []
+    for name in names:
+        if sizes[name] <= room:
+            chosen.append(name)
+            room -= sizes[name]
+    return chosen
+
+
 def packed_errors(student: nn.Module, original: nn.Module) -> Errors:
     """Of the packed layers of ``student``; ``original`` is the dense denoiser."""
 

@@ -12,8 +12,8 @@ class Effort:
     """``prompts`` teach, ``held_out`` prompts decide when to stop; ``calls`` of each held-out trajectory are measured on.
 
     ``steps`` of ``batch_size`` units, ``micro_batch`` at once in memory; ``rate`` as in `Schedule`; ``block_steps`` steps
-    for each block on ``block_units`` units. Layers get new codes: before the blocks learn all that matter, in the metric that ``encode_units``
-    units give, and while the whole denoiser does at most ``recode`` of the worst once more, each after ``recode_steps`` steps, in the metric of
+    for each block on ``block_units`` units. Layers get new codes: before the blocks learn all that matter, the worst ``encode_weights``
+    weights of a large model, in the metric that ``encode_units`` units give, and while the whole denoiser does at most ``recode`` of the worst once more, each after ``recode_steps`` steps, in the metric of
     ``recode_units`` units; none ever where ``recode`` is 0.
     """
 
@@ -29,15 +29,16 @@ class Effort:
     block_steps: int
     block_units: int
     encode_units: int
+    encode_weights: int
     recode: int
     recode_steps: int
     recode_units: int
 
 
 PRESETS = {
-    "fast": Effort(48, 8, 4, 100, 8, 8, 0.05, 20, 4, 16, 32, 256, 10, 0, 256),
-    "default": Effort(192, 16, 5, 400, 8, 8, 0.05, 25, 6, 24, 32, 256, 10, 60, 512),
-    "best": Effort(512, 24, 5, 2000, 16, 8, 0.05, 50, 8, 48, 96, 1024, 24, 100, 1024),
+    "fast": Effort(48, 8, 4, 100, 8, 8, 0.05, 20, 4, 16, 32, 256, 1 << 27, 10, 0, 256),
+    "default": Effort(192, 16, 5, 400, 8, 8, 0.05, 25, 6, 24, 32, 256, 1 << 28, 10, 60, 512),
+    "best": Effort(512, 24, 5, 2000, 16, 8, 0.05, 50, 8, 48, 96, 1024, 1 << 30, 24, 100, 1024),
 }
 """VQDM (arXiv 2409.00492, section 4) trains on 512 prompts for 1600 steps of 64; smaller batches with larger steps get there sooner."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vqcompress.calibration.passes import in_order_within
 from vqcompress.finetune.assignment import judged
 from vqcompress.finetune.encoder import loss_encoder
-from vqcompress.finetune.layer_effects import EFFECT_UNITS, layer_effects, worst_of
+from vqcompress.finetune.layer_effects import EFFECT_UNITS, as_many_as_fit, layer_effects, worst_of
 from vqcompress.finetune.lessons import Lessons
 from vqcompress.finetune.loss_moments import LossMoment, drawn_units, from_tensors, loss_moments, to_tensors
 from vqcompress.finetune.presets import effort
@@ -58,9 +58,9 @@ def encode_worst(
 
     def choose() -> list[str]:
         errors = {name: _error(denoiser, name, packed) for name, packed in quantized.items()}
-        return worst_of(
-            layer_effects(task, errors, drawn_units(len(task.train), EFFECT_UNITS, recipe.seed), recipe.seed)
-        )
+        effects = layer_effects(task, errors, drawn_units(len(task.train), EFFECT_UNITS, recipe.seed), recipe.seed)
+        weights = {name: weight_of(denoiser, name).numel() for name in quantized}
+        return as_many_as_fit(worst_of(effects), weights, size.encode_weights)
 
     def measure(names: list[str]) -> dict[str, Tensor]:
         units = drawn_units(len(task.train), size.encode_units, recipe.seed)
