@@ -26,7 +26,8 @@ from triton.compiler import ASTSource
 
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import triton_decode, triton_multiply
-from vqcompress.kernels.triton_viterbi import LARGEST_STATE_BITS, search_states
+from vqcompress.kernels.gpu_viterbi import LARGEST_STATE_BITS
+from vqcompress.kernels.triton_viterbi import search_states
 
 CAPABILITIES = (80, 89, 90)
 POINTERS = {
