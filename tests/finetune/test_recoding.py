@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vqcompress.finetune import found_recoding, plan_recoding, tune_whole
-from vqcompress.finetune.assignment import whole_denoiser
+from vqcompress.finetune.assignment import judged, widen
 from vqcompress.finetune.layer_effects import layer_effects, packed_errors
 from vqcompress.layers import swap, vq_layers
 from vqcompress.quantizers import quantize_weight
@@ -54,7 +54,8 @@ def test_effects_are_what_each_layer_alone_adds_to_the_loss(teacher, dense, less
     def task_with(layers):
         student = copy.deepcopy(teacher.unet)
         swap(student, layers)
-        return whole_denoiser(student, lessons, training, GUIDANCE, None, 0)
+        widen(student, training)
+        return judged(student, lessons, training, GUIDANCE, None, 0)
 
     units = list(range(len(lessons.train)))
     student = task_with(packed)

@@ -18,7 +18,6 @@ from vqcompress.calibration.denoiser_call import first_output
 
 Progress = Callable[[int, int, str], None]
 
-
 Use = Callable[[str, Tensor], None]
 """``(layer, gradients [rows, outputs])`` of a random projection of the denoiser's output in one call."""
 
@@ -77,19 +76,22 @@ def send_back(
 
 
 def _watch(name: str, use: Use) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        def told(gradient: Tensor) -> None:
-            gradient = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
-            use(name, gradient.reshape(-1, gradient.shape[-1]))
+    return lambda module, inputs, output: telling(module, output, lambda gradients: use(name, gradients))
 
-        if (
-            not output.requires_grad
-        ):  # it follows from timesteps and labels alone, as modulation does in class-conditional models
-            output = output.detach().requires_grad_()
-        output.register_hook(told)
-        return output
 
-    return hook
+def telling(layer: nn.Module, output: Tensor, use: Callable[[Tensor], None]) -> Tensor:
+    """``output`` of ``layer``, to be used in its place: the backward pass then shows its gradients ``[rows, outputs]`` to ``use``."""
+    if (
+        not output.requires_grad
+    ):  # it follows from timesteps and labels alone, as modulation does in class-conditional models
+        output = output.detach().requires_grad_()
+
+    def told(gradient: Tensor) -> None:
+        gradient = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient
+        use(gradient.reshape(-1, gradient.shape[-1]))
+
+    output.register_hook(told)
+    return output
 
 
 def _with_gradients(value: Any) -> Any:

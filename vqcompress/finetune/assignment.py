@@ -17,20 +17,6 @@ from vqcompress.recipe import Training
 from vqcompress.workers import Workers
 
 
-def whole_denoiser(
-    denoiser: nn.Module,
-    lessons: Lessons,
-    training: Training,
-    guidance: float,
-    scheduler: Any,
-    seed: int,
-    workers: Workers | None = None,
-) -> WholeDenoiser:
-    """What the packed ``denoiser``, widened as the recipe asks, has to learn."""
-    widen(denoiser, training)
-    return judged(denoiser, lessons, training, guidance, scheduler, seed, workers)
-
-
 def judged(
     denoiser: nn.Module,
     lessons: Lessons,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqcompress.calibration.importance import telling
 from vqcompress.finetune.whole import WholeDenoiser
 from vqcompress.matrix_view import unfold_input
 
@@ -47,14 +48,9 @@ def _hook(use: Use, branches: int, units: int) -> Callable[[nn.Module, Any, Tens
             rows = rows.float()
             return rows.unflatten(0, (branches, units, -1)).transpose(0, 1).flatten(1, 2) if apart else rows[None]
 
-        def told(gradient: Tensor) -> None:
-            gradient = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient
-            rows = unfold_input(inputs[0].detach(), layer)
-            use(grouped(rows), grouped(gradient.reshape(len(rows), -1)))
+        def told(gradients: Tensor) -> None:
+            use(grouped(unfold_input(inputs[0].detach(), layer)), grouped(gradients))
 
-        # What follows from timesteps or labels alone has no gradient of its own.
-        output = output if output.requires_grad else output.detach().requires_grad_()
-        output.register_hook(told)
-        return output
+        return telling(layer, output, told)
 
     return hook

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vqcompress.finetune.assignment import whole_denoiser
+from vqcompress.finetune.assignment import judged, widen
 from vqcompress.finetune.descent import Descent, Schedule
 from vqcompress.finetune.encoder import Encode, loss_encoder
 from vqcompress.finetune.layer_effects import EFFECT_UNITS, layer_effects, packed_errors, worst_of
@@ -73,7 +73,8 @@ def plan_recoding(
         return None
 
     def choose() -> dict[str, Tensor]:
-        task = whole_denoiser(denoiser, lessons, recipe.training, guidance, scheduler, recipe.seed)
+        widen(denoiser, recipe.training)
+        task = judged(denoiser, lessons, recipe.training, guidance, scheduler, recipe.seed)
         dense = original()
         units = drawn_units(len(task.train), EFFECT_UNITS, recipe.seed)
         effects = layer_effects(task, packed_errors(denoiser, dense), units, recipe.seed)

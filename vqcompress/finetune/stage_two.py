@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.finetune.assignment import whole_denoiser
+from vqcompress.finetune.assignment import judged, widen
 from vqcompress.finetune.descent import Descent, Outcome, Schedule
 from vqcompress.finetune.learnable import make_learnable
 from vqcompress.finetune.lessons import Lessons
@@ -50,7 +50,8 @@ def tune_whole(
     """
     workers = workers or Workers()
     size = effort(training)
-    task = whole_denoiser(denoiser, lessons, training, guidance, scheduler, seed, workers)
+    widen(denoiser, training)
+    task = judged(denoiser, lessons, training, guidance, scheduler, seed, workers)
     with checkpointing(denoiser, training.checkpointing):
         if recoding is not None:
             change = Recoder(task, recoding, training, size, folder, store).run(
