@@ -18,10 +18,10 @@ import click
 import torch
 
 from vqcompress.formats.trellis_table import value_table
-from vqcompress.kernels.cpu_viterbi import CpuViterbi
 from vqcompress.matrix_view import is_quantizable, matrix_shape
 from vqcompress.models.presets import PRESETS
 from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.search.viterbi import CpuViterbi
 
 SETTINGS = {"fast": (10, 0), "default": (12, 1), "best": (16, 2)}  # state bits, polish
 

@@ -26,11 +26,18 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import vqcompress
 from vqcompress.architectures import architecture_of, open_pipeline
-from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
-from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import load
-from vqcompress.finetune import Lessons, encode_worst, plan_recoding, record_lessons, tune_blocks, tune_whole
+from vqcompress.denoiser_calls.call import first_output
+from vqcompress.denoiser_calls.record import record_teacher
+from vqcompress.finetune import (
+    DistillationData,
+    encode_worst,
+    plan_requantization,
+    record_distillation,
+    tune_blocks,
+    tune_whole,
+)
 from vqcompress.layers import SHARED_NAME, swap, vq_layers
 from vqcompress.metrics import denoiser_error, image_fidelity
 from vqcompress.recipe import Calibration, Recipe, Training
@@ -145,10 +152,10 @@ class Bench:
         self.rows.append(row)
         print(json.dumps(row), flush=True)
 
-    def lessons(self, store: RunStore) -> Lessons:
+    def distillation(self, store: RunStore) -> DistillationData:
         """What all variants learn from."""
         bench, prompts = self.examination, load_prompts("shapes").prompts
-        return record_lessons(
+        return record_distillation(
             bench.pipeline, bench.architecture, prompts, choose_diverse(prompts, Calibration().count, 0), store,
             training=self.training, calibration=Calibration(), seed=0, progress=lambda *told: None,
         )  # fmt: skip
@@ -159,7 +166,7 @@ class Bench:
         self.note(variant=folder.name, stage="none", **self.examination.grade(unet))
         return unet
 
-    def run(self, name: str, start: nn.Module, lessons: Lessons) -> None:
+    def run(self, name: str, start: nn.Module, distillation: DistillationData) -> None:
         """One row for each stage. Blocks are tuned once, in a folder of their own, and found there by ``full``."""
         seconds = 0.0
         settings = self.training.model_dump(mode="json")
@@ -167,28 +174,30 @@ class Bench:
         with RunStore(self.out / f"{name}-{digest}", {"training": settings}) as own:
             for stage in self.stages:
                 clock = time.process_time()
-                unet = self.tuned(stage, start, lessons, own)
+                unet = self.tuned(stage, start, distillation, own)
                 taken = time.process_time() - clock
                 seconds = taken + (seconds if stage == "full" else 0.0)
                 self.note(variant=name, stage=stage, **self.examination.grade(unet), seconds=round(seconds, 1))
 
-    def tuned(self, stage: str, start: nn.Module, lessons: Lessons, store: RunStore) -> nn.Module:
+    def tuned(self, stage: str, start: nn.Module, distillation: DistillationData, store: RunStore) -> nn.Module:
         """The denoiser after ``stage``; ``start`` is the packed one."""
         unet, scheduler = copy.deepcopy(start), self.examination.pipeline.scheduler
         recipe = Recipe(model="shapes", training=self.training)
         if stage in ("blocks", "full"):
             unet = copy.deepcopy(self.examination.dense)
             quantized = {name: layer.quantized_weight() for name, layer in vq_layers(start).items()}
-            quantized = encode_worst(unet, quantized, lessons, recipe, GUIDANCE, scheduler, store)
-            tune_blocks(unet, quantized, lessons, store, training=self.training)
+            quantized = encode_worst(unet, quantized, distillation, recipe, GUIDANCE, scheduler, store)
+            tune_blocks(unet, quantized, distillation, store, training=self.training)
             swap(unet, {})
         if stage in ("full", "whole"):
             dense = self.examination.dense
             with RunStore(store.folder / stage, {}) as own:
-                recoding = plan_recoding(unet, lambda: dense, lessons, recipe, GUIDANCE, scheduler, own)
+                requantization = plan_requantization(
+                    unet, lambda: dense, distillation, recipe, GUIDANCE, scheduler, own
+                )
                 tune_whole(
-                    unet, lessons, own.folder, None, training=self.training, guidance=GUIDANCE, scheduler=scheduler,
-                    recoding=recoding,
+                    unet, distillation, own.folder, None, training=self.training, guidance=GUIDANCE, scheduler=scheduler,
+                    requantization=requantization,
                 )  # fmt: skip
         return unet
 
@@ -225,10 +234,10 @@ def main() -> None:
     bench = Bench(given.out, given.images, Training(preset=given.preset, **changes), given.stages)
     for folder in references:
         bench.grade(folder)
-    with RunStore(given.out / "lessons", {}) as store:
-        lessons = bench.lessons(store)
+    with RunStore(given.out / "distillation", {}) as store:
+        distillation = bench.distillation(store)
         for folder in folders:
-            bench.run(folder.name, bench.grade(folder), lessons)
+            bench.run(folder.name, bench.grade(folder), distillation)
     print(table(bench.rows))
 
 

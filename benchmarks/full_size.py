@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ import click
 import torch
 from synthetic_pipeline import make_pipeline
 
+from vqcompress.progress import Progress
+
 STAGES = ("make", "quantize", "load", "dense image", "packed call")
 DENSE, PACKED, MEASURED, CALL = "dense", "packed", "measured.json", "call.pt"
 HELD_OUT_SEED = 1_000_000  # of the compared image's noise; calibration counts its seeds from 0
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def load(work: Path) -> None:
 
 def record(work: Path, settings: Settings) -> None:
     """Draw the held-out image with the dense weights; the UNet's last call, with its output, goes to a file."""
-    from vqcompress.calibration.teacher import record_teacher
+    from vqcompress.denoiser_calls.record import record_teacher
     from vqcompress.shapes.scenes import held_out_captions
 
     pipeline, architecture = narrow_pipeline(work / DENSE)

@@ -28,12 +28,14 @@ from torch import Tensor
 from vqcompress import kernels
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
-from vqcompress.kernels import reference, triton_decode, triton_multiply
-from vqcompress.kernels.cpu_viterbi import CpuViterbi
-from vqcompress.kernels.triton_viterbi import search_columns
+from vqcompress.kernels import reference
+from vqcompress.kernels.triton import decode as triton_decode
+from vqcompress.kernels.triton import multiply as triton_multiply
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.search.triton_viterbi import search_columns
+from vqcompress.search.viterbi import CpuViterbi
 from vqcompress.stages.encoding import SEARCHES_ON_GPU
 from vqcompress.working_memory import one_thread_each, usable_cores
 
@@ -306,16 +308,16 @@ def targets(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     few = max(line["ratio_to_dense"] for line in ours if line["rows"] <= 16)
     whole = max(report["decode sdxl"].values())
     return {
-        "decode, share of copy bandwidth": judged(f"{share:.2f}", ">= 0.50", share >= 0.5),
-        "decode of all SDXL layers": judged(f"{1e3 * whole:.2f} ms", "<= 3 ms", whole <= 3e-3),
-        "linear, 2048 rows or more": judged(f"{many:.2f} x dense", "<= 1.15 x", many <= 1.15),
-        "linear, 16 rows or fewer": judged(f"{few:.2f} x dense", "<= 0.5 x", few <= 0.5),
-        "SDXL step": judged(f"{best_step:.3f} x dense", "<= 1.10 x", best_step <= 1.1),
-        "SDXL step, memory saved": judged(f"{saved / 1e9:.2f} GB", ">= 3.8 GB", saved >= 3.8e9),
+        "decode, share of copy bandwidth": make_task(f"{share:.2f}", ">= 0.50", share >= 0.5),
+        "decode of all SDXL layers": make_task(f"{1e3 * whole:.2f} ms", "<= 3 ms", whole <= 3e-3),
+        "linear, 2048 rows or more": make_task(f"{many:.2f} x dense", "<= 1.15 x", many <= 1.15),
+        "linear, 16 rows or fewer": make_task(f"{few:.2f} x dense", "<= 0.5 x", few <= 0.5),
+        "SDXL step": make_task(f"{best_step:.3f} x dense", "<= 1.10 x", best_step <= 1.1),
+        "SDXL step, memory saved": make_task(f"{saved / 1e9:.2f} GB", ">= 3.8 GB", saved >= 3.8e9),
     }
 
 
-def judged(measured: str, target: str, met: bool) -> dict[str, Any]:
+def make_task(measured: str, target: str, met: bool) -> dict[str, Any]:
     """One target."""
     return {"measured": measured, "target": target, "met": met}
 

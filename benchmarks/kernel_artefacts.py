@@ -25,9 +25,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vqcompress.formats.trellis_table import value_table
-from vqcompress.kernels import triton_decode, triton_multiply
-from vqcompress.kernels.gpu_viterbi import LARGEST_STATE_BITS
-from vqcompress.kernels.triton_viterbi import search_states
+from vqcompress.kernels.triton import decode as triton_decode
+from vqcompress.kernels.triton import multiply as triton_multiply
+from vqcompress.search.gpu_viterbi import LARGEST_STATE_BITS
+from vqcompress.search.triton_viterbi import search_states
 
 CAPABILITIES = (80, 89, 90)
 POINTERS = {

@@ -28,7 +28,7 @@ def demo_table(comparison: Comparison) -> str:
 
 def budget_table(comparison: Comparison, mixed: bool) -> str:
     """Method by width, either with bits dealt out over the model or with the same bits for every layer."""
-    found = {(row.method, _width(row)): row for row in comparison.rows if row.dealt_out == mixed}
+    found = {(row.method, _width(row)): row for row in comparison.rows if row.allocated == mixed}
     lines = [_line("", *(f"{width} bits" for width in WIDTHS)), _rule(len(WIDTHS) + 1)]
     for method in METHODS:
         if any((method, width) in found for width in WIDTHS):

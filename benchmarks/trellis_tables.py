@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from vqcompress.formats.trellis_table import GAUSSIAN_CODES, stretched_values
-from vqcompress.kernels.cpu_viterbi import CpuViterbi, Search
+from vqcompress.search.viterbi import CpuViterbi, Search
 
 ROWS = 1024
 GAIN_STEPS = (0.94, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06)

@@ -99,9 +99,9 @@ def quantize(
         raise RecipeError("name the folder to write: -o FOLDER")
     from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
-    from vqcompress.workers import is_first_of_all
+    from vqcompress.workers import is_main_process_by_environment
 
-    with StageProgress(quiet=as_json or not is_first_of_all()) as progress:
+    with StageProgress(quiet=as_json or not is_main_process_by_environment()) as progress:
         folder = compress(
             model,
             output,
@@ -110,7 +110,7 @@ def quantize(
             calibration_folder=options["calibration"],
             progress=progress,
         )
-    if not is_first_of_all():
+    if not is_main_process_by_environment():
         return
     found = inspect(folder)
     if as_json:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton; see tests/kernels/conftest.py
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from vqcompress.bitpack import pack, packed_bytes
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.rates import join_blocks, pack_rates
+from vqcompress.kernels.triton import device as triton_device
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.quantized_weight import QuantizedWeight
 
@@ -294,13 +294,16 @@ def make_tiny_pipeline():
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random SDXL pipeline on disk, to read from only."""
-    path = Path(__file__).parent / "architectures" / "tiny_pipelines.py"
-    spec = importlib.util.spec_from_file_location("tiny_pipelines_on_disk", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
+    from tests.architectures import tiny_pipelines as tiny
+
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("source") / "tiny"
     tiny.TINY["sdxl"]().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Triton kernels run, slowly, on CPU tensors while this fixture lives; the kernel table then chooses them."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(triton_device, "INTERPRETED", True)

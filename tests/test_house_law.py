@@ -12,22 +12,34 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {"errors"},
-    1: {"matrix_view", "bitpack", "bundle", "cache_line", "recipe", "run_store", "workers", "working_memory"},
+    1: {
+        "bitpack",
+        "bundle",
+        "cache_line",
+        "matrix_view",
+        "progress",
+        "recipe",
+        "run_store",
+        "storage_dtype",
+        "workers",
+        "working_memory",
+    },
     2: {"formats", "quantized_weight"},
-    3: {"kernels", "metrics", "models"},
-    4: {"quantizers", "layers", "architectures"},
-    5: {"calibration"},
-    6: {"finetune", "checkpoint", "integrations"},
-    7: {"report", "stages"},
-    8: {"compression", "estimate", "tuning"},
-    9: {"cli", "shapes", "calib_prompts"},
+    3: {"kernels", "metrics", "models", "moments"},
+    4: {"layers", "architectures", "search"},
+    5: {"denoiser_calls", "quantizers"},
+    6: {"calibration"},
+    7: {"finetune", "checkpoint", "integrations"},
+    8: {"report", "stages"},
+    9: {"compression", "estimate", "tuning"},
+    10: {"cli", "shapes", "calib_prompts"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # formats and quantized_weight share a floor on purpose: a packed weight is a format with its tensors.
 DOORS = {("quantized_weight", "formats")}
 # The facade registers the formats and re-exports names lazily; shapes is data that architectures may look up.
 LIGHT_LOOKUPS = {("architectures", "shapes"), ("report", "shapes"), ("cli", "shapes")}
-ONLY_IN = {"triton": ("kernels",), "click": ("cli", "shapes"), "rich": ("cli",)}
+ONLY_IN = {"triton": ("kernels", "search"), "click": ("cli", "shapes"), "rich": ("cli",)}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.lowest_versions import declared, lowest
+
 SCRIPT = Path(__file__).with_name("lowest_versions.py")
-_spec = importlib.util.spec_from_file_location("lowest_versions", SCRIPT)
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-lowest = _module.lowest
 
 
 def project(*dependencies: str, lora: tuple[str, ...] = (), test: tuple[str, ...] = ()) -> dict:
@@ -51,7 +46,7 @@ def test_what_is_declared_allows_what_is_printed():
     pinned = {each.name: each for each in map(Requirement, printed)}
     assert "torch" not in pinned
     assert len(pinned) > 20
-    for requirement in map(Requirement, _module.declared()["dependencies"]):
+    for requirement in map(Requirement, declared()["dependencies"]):
         if requirement.name != "torch":
             (version,) = (specifier.version for specifier in pinned[requirement.name].specifier)
             assert requirement.specifier.contains(version), requirement

@@ -13,10 +13,10 @@ from diffusers import DiffusionPipeline
 
 import vqcompress
 from vqcompress.architectures import architecture_of
-from vqcompress.calibration.denoiser_call import first_output
 from vqcompress.calibration.prompts import load_prompts
-from vqcompress.calibration.teacher import record_teacher
 from vqcompress.cli.main import main
+from vqcompress.denoiser_calls.call import first_output
+from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.errors import RecipeError
 from vqcompress.stages import encoding, output_recording
 

@@ -119,7 +119,7 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "bits: 3.0 -> 4.0; calibration.steps: null -> 20; new: null -> 1" in text
     assert "delete that folder" in text
-    RunStore(tmp_path, dict(reversed(SIGNATURE.items()))).close()  # neither order nor the refusal matters
+    RunStore(tmp_path, dict(reversed(SIGNATURE.items()))).close()  # neither order nor the unsupported_reason matters
 
 
 def test_two_holders_are_refused(tmp_path: Path) -> None:

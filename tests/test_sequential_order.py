@@ -11,13 +11,13 @@ from diffusers import DiffusionPipeline
 
 import vqcompress
 from vqcompress.architectures import architecture_of
-from vqcompress.calibration.accumulator import MomentAccumulator
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
-from vqcompress.calibration.starved import usable_moment
-from vqcompress.calibration.teacher import record_teacher
 from vqcompress.checkpoint import read_layer_table
+from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.errors import RecipeError
 from vqcompress.layers import vq_layers
+from vqcompress.moments.accumulate import MomentAccumulator
+from vqcompress.moments.shrinkage import shrunk_moment
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.stages import encoding, recording
 
@@ -59,7 +59,7 @@ def test_a_layers_error_is_told_for_the_inputs_it_will_get(tiny_sdxl: Path, in_o
     told = next(record.error for record in read_layer_table(in_order) if record.layer == LATER)
 
     def error(denoiser: torch.nn.Module) -> float:
-        moment = usable_moment(moments_of_inputs(denoiser, LATER, calls))
+        moment = shrunk_moment(moments_of_inputs(denoiser, LATER, calls))
         return relative_error(weight, decoded, moment)
 
     assert told == pytest.approx(error(packed), rel=1e-4)

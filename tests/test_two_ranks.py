@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,14 +13,9 @@ import pytest
 import torch
 
 import vqcompress
-from vqcompress.calibration import moments
+from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.errors import RecipeError
-
-_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "architectures" / "tiny_pipelines.py")
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
+from vqcompress.moments import second_moment as moments
 
 FEW_COLUMNS = 64  # so small that some layers keep their rows, as large ones do
 RECIPE: dict[str, Any] = {
@@ -34,7 +28,7 @@ RECIPE: dict[str, Any] = {
 WORKER = """
 import os, signal, sys
 import torch, vqcompress
-from vqcompress.calibration import moments
+from vqcompress.moments import second_moment as moments
 from vqcompress.stages import encoding
 
 torch.set_num_threads(1)

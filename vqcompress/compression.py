@@ -21,20 +21,21 @@ from vqcompress.architectures.narrow_weights import hold_narrow
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.checkpoint import LayerRecord, save_pipeline
 from vqcompress.errors import CheckpointError, RecipeError
-from vqcompress.finetune import prepare_lessons, swap_and_tune
+from vqcompress.finetune import prepare_distillation, swap_and_tune
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
+from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
 from vqcompress.stages.budget import allocate, importance_of_layers
 from vqcompress.stages.encoding import encode_all, shared_codebooks
-from vqcompress.stages.in_order import encode_in_order, encodes_in_order
 from vqcompress.stages.output_recording import record_outputs
 from vqcompress.stages.plan import plan_components, recording_signature
 from vqcompress.stages.recording import record_component, recorded_group
-from vqcompress.stages.run import Progress, Run, dense_bits
+from vqcompress.stages.run import Run, dense_bits
+from vqcompress.stages.sequential import encode_in_order, encodes_in_order
 from vqcompress.workers import Workers, expected_workers, joined_workers
 
 LEFT_DENSE = "its error costs the output more than its bits do: left dense by the model's budget"
@@ -77,18 +78,18 @@ def quantize(
         workers = held.enter_context(joined_workers())
         store = held.enter_context(_opened(work, {**recorded, "recipe": recipe.to_dict()}, workers))
         recordings = held.enter_context(_opened(calibration_folder, recorded, workers)) if calibration_folder else store
-        tell = progress if progress and workers.is_first else _silent
+        tell = progress if progress and workers.is_main_process else silent
         run = Run(recipe, pipeline, architecture, store, recordings, prompts, tell, kept, workers)
         chosen = () if recipe.finetune == "none" else run.chosen_prompts(recipe.calibration.count)
-        lessons = prepare_lessons(
+        distillation = prepare_distillation(
             recipe, pipeline, architecture, list(layers), prompts.prompts, chosen, recordings, tell
         )
-        run = replace(run, lessons=lessons)
+        run = replace(run, distillation=distillation)
         records = [record for part in layers.items() for record in _compress_component(run, *part)]
-        if workers.is_first:
+        if workers.is_main_process:
             save_pipeline(pipeline, output, recipe=recipe.to_dict(), layers=records, overwrite=overwrite)
-        workers.wait()
-    if workers.is_first:
+        workers.barrier()
+    if workers.is_main_process:
         shutil.rmtree(work)
     return output
 
@@ -96,11 +97,11 @@ def quantize(
 @contextmanager
 def _opened(folder: str | Path, signature: Mapping[str, Any], workers: Workers) -> Iterator[RunStore]:
     """A run's folder; the first process holds it for all."""
-    if not workers.is_first:
-        workers.wait()
-    with RunStore(folder, signature, joins=not workers.is_first) as store:
-        if workers.is_first:
-            workers.wait()
+    if not workers.is_main_process:
+        workers.barrier()
+    with RunStore(folder, signature, joins=not workers.is_main_process) as store:
+        if workers.is_main_process:
+            workers.barrier()
         yield store
 
 
@@ -150,13 +151,13 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     records = [_record_of(run, component, layer, quantized.get(layer), rows.get(layer)) for layer in layers]
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
     reasons = {"dense": dense, "kept": run.kept[component]}
-    if run.lessons and component == run.architecture.denoiser:
+    if run.distillation and component == run.architecture.denoiser:
         swap_and_tune(
             run.recipe,
             run.pipeline,
             run.architecture,
             quantized,
-            run.lessons,
+            run.distillation,
             run.store,
             progress=run.progress,
             **reasons,
@@ -184,7 +185,3 @@ def _record_of(
         rows=rows,
         columns=to_matrix(weight).shape[1],
     )
-
-
-def _silent(stage: str, done: int, total: int, detail: str) -> None:
-    """Progress that nobody watches."""

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 
+Shape = tuple[int, ...]
+"""Of a dense weight: ``[out, in]`` or ``[out, in, kh, kw]``."""
+
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """``(rows, columns)`` of a dense weight ``[out, in]`` or ``[out, in, kh, kw]``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,15 +19,21 @@ from vqcompress.checkpoint.manifest import read_manifest
 from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.saving import RECIPE_NAME
 from vqcompress.errors import CheckpointError, VQCompressError
-from vqcompress.finetune import Lessons, Outcome, found_recoding, plan_recoding, record_lessons, tune_whole
+from vqcompress.finetune import (
+    DistillationData,
+    Outcome,
+    open_requantization,
+    plan_requantization,
+    record_distillation,
+    tune_whole,
+)
 from vqcompress.finetune.cost import cost
-from vqcompress.finetune.lessons import found_lessons
+from vqcompress.finetune.dataset import open_distillation
 from vqcompress.layers import vq_layers
+from vqcompress.progress import Progress, silent
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
 from vqcompress.workers import Workers, joined_workers
-
-Progress = Callable[[str, int, int, str], None]
 
 
 def finetune(
@@ -50,31 +55,33 @@ def finetune(
     output = folder if output is None else Path(output)
     check_target(output, overwrite or output == folder)
     recipe = tuning_recipe(folder, model, changes)
-    tell = progress or (lambda stage, done, total, what: None)
+    tell = progress or silent
     work = output.with_name(output.name + ".finetune.partial")
     with joined_workers() as workers:
-        store = _store(work, folder, recipe) if workers.is_first else None
+        store = _store(work, folder, recipe) if workers.is_main_process else None
         with store or nullcontext():
-            lessons = _lessons(recipe, work, store, workers, tell if workers.is_first else _silent)
+            distillation = _distillation(recipe, work, store, workers, tell if workers.is_main_process else silent)
             pipeline = load(folder)
             architecture = architecture_of(pipeline)
             denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
             guidance, scheduler = _guidance(recipe, architecture), getattr(pipeline, "scheduler", None)
             if store is not None:
-                plan_recoding(denoiser, lambda: _original(recipe), lessons, recipe, guidance, scheduler, store)
-            workers.wait()
+                plan_requantization(
+                    denoiser, lambda: _original(recipe), distillation, recipe, guidance, scheduler, store
+                )
+            workers.barrier()
             outcome = tune_whole(
-                denoiser, lessons, work, store, training=recipe.training, guidance=guidance, scheduler=scheduler,
-                seed=recipe.seed, workers=workers, recoding=found_recoding(work, recipe),
-                progress=tell if workers.is_first else _silent,
+                denoiser, distillation, work, store, training=recipe.training, guidance=guidance, scheduler=scheduler,
+                seed=recipe.seed, workers=workers, requantization=open_requantization(work, recipe),
+                progress=tell if workers.is_main_process else silent,
             )  # fmt: skip
             _check_kinship(outcome, folder, recipe)
-            if workers.is_first:
+            if workers.is_main_process:
                 records = read_layer_table(folder)
                 save_pipeline(pipeline, output, recipe=recipe.to_dict(), layers=records, overwrite=True)
-        if workers.is_first:
+        if workers.is_main_process:
             shutil.rmtree(work)
-        workers.wait()
+        workers.barrier()
     return output, outcome
 
 
@@ -103,7 +110,9 @@ def _store(work: Path, folder: Path, recipe: Recipe) -> RunStore:
     return RunStore(work, {"version": version("vqcompress"), "recipe": recipe.to_dict(), "folder": manifest})
 
 
-def _lessons(recipe: Recipe, work: Path, store: RunStore | None, workers: Workers, progress: Progress) -> Lessons:
+def _distillation(
+    recipe: Recipe, work: Path, store: RunStore | None, workers: Workers, progress: Progress
+) -> DistillationData:
     """Recorded by the first process, read by all; the original is let go before the packed model is opened."""
     if store is not None:
         teacher: Pipeline = open_pipeline(recipe.model)
@@ -112,13 +121,13 @@ def _lessons(recipe: Recipe, work: Path, store: RunStore | None, workers: Worker
             raise VQCompressError(f"{recipe.model} is compressed itself; name the original model with --model")
         prompts = load_prompts(recipe.calibration.prompts or architecture.prompt_set).prompts
         used = choose_diverse(prompts, recipe.calibration.count, recipe.seed)
-        record_lessons(
+        record_distillation(
             teacher, architecture, prompts, used, store, training=recipe.training, calibration=recipe.calibration,
             seed=recipe.seed, progress=progress,
         )  # fmt: skip
         del teacher
-    workers.wait()
-    return found_lessons(work)
+    workers.barrier()
+    return open_distillation(work)
 
 
 def _original(recipe: Recipe) -> nn.Module:
@@ -138,7 +147,3 @@ def _check_kinship(outcome: Outcome, folder: Path, recipe: Recipe) -> None:
             f"the outputs of {folder} have nothing in common with those of {recipe.model} (relative error {outcome.before:.2g}); "
             "it was made from another model: name that one with --model"
         )
-
-
-def _silent(stage: str, done: int, total: int, what: str) -> None:
-    """Progress that nobody watches."""

@@ -14,26 +14,26 @@ from torch import Tensor
 
 from vqcompress.errors import VQCompressError
 
-PATIENCE = timedelta(hours=12)  # the others wait while the first process records the teacher
+TIMEOUT = timedelta(hours=12)  # the others wait while the first process records the teacher
 
 
 @dataclass(frozen=True)
 class Workers:
-    """``rank`` of ``world`` processes; ``reduce`` adds tensors up over all of them in place, ``wait`` until all are here.
+    """``rank`` of ``world_size`` processes; ``all_reduce`` sums tensors over all of them in place, ``barrier`` waits until all are here.
 
-    ``tell`` gives every process everybody's value, by rank; ``send`` and ``receive`` move one tensor (into the given one).
+    ``all_gather`` gives every process everybody's value, by rank; ``send`` and ``receive`` move one tensor (into the given one).
     """
 
     rank: int = 0
-    world: int = 1
-    reduce: Callable[[Sequence[Tensor]], None] = lambda tensors: None
-    wait: Callable[[], None] = lambda: None
-    tell: Callable[[Any], list[Any]] = lambda value: [value]
+    world_size: int = 1
+    all_reduce: Callable[[Sequence[Tensor]], None] = lambda tensors: None
+    barrier: Callable[[], None] = lambda: None
+    all_gather: Callable[[Any], list[Any]] = lambda value: [value]
     send: Callable[[Tensor, int], None] = lambda tensor, to: None
     receive: Callable[[Tensor, int], Tensor] = lambda tensor, source: tensor
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
@@ -48,7 +48,7 @@ def workers_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def is_first_of_all() -> bool:
+def is_main_process_by_environment() -> bool:
     """Whether this is the process that reports, known before any has joined."""
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -62,30 +62,30 @@ def joined_workers() -> Iterator[Workers]:
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs
 
-    state = PartialState(cpu=not torch.cuda.is_available(), **InitProcessGroupKwargs(timeout=PATIENCE).to_kwargs())
+    state = PartialState(cpu=not torch.cuda.is_available(), **InitProcessGroupKwargs(timeout=TIMEOUT).to_kwargs())
     try:
-        talk = (_sum_over_processes, state.wait_for_everyone, _tell, _send, _receive)
-        yield Workers(state.process_index, state.num_processes, *map(_with_all_present, talk))
+        operations = (_all_reduce, state.wait_for_everyone, _all_gather, _send, _receive)
+        yield Workers(state.process_index, state.num_processes, *map(_naming_lost_peers, operations))
     finally:
         state.destroy_process_group()
 
 
-def _with_all_present(talk: Callable[..., Any]) -> Callable[..., Any]:
-    """``talk``, which says in a sentence when somebody it needs has left."""
+def _naming_lost_peers(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """``operation``, with one clear error when another process has ended."""
 
-    def talk_or_say(*arguments: Any) -> Any:
+    def call(*arguments: Any) -> Any:
         try:
-            return talk(*arguments)
+            return operation(*arguments)
         except RuntimeError as error:
             raise VQCompressError(
                 "another process of this job has ended, so this one stops too; its own message is above. Finished work is kept: run the "
                 "same command again"
             ) from error
 
-    return talk_or_say
+    return call
 
 
-def _sum_over_processes(tensors: Sequence[Tensor]) -> None:
+def _all_reduce(tensors: Sequence[Tensor]) -> None:
     """One message for all tensors of a dtype."""
     from accelerate.utils import reduce
 
@@ -96,10 +96,10 @@ def _sum_over_processes(tensors: Sequence[Tensor]) -> None:
             tensor.detach().copy_(part.view_as(tensor))
 
 
-def _tell(value: Any) -> list[Any]:
-    told: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, value)
-    return told
+def _all_gather(value: Any) -> list[Any]:
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 def _send(tensor: Tensor, to: int) -> None:

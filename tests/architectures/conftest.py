@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from diffusers import DiffusionPipeline
 
+from tests.architectures import other_pipelines as _other
+from tests.architectures import own_pipelines as _own
+from tests.architectures import tiny_pipelines as _tiny
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_tiny = _load(Path(__file__).with_name("tiny_pipelines.py"))
-_own = _load(Path(__file__).with_name("own_pipelines.py"))
-_other = _load(Path(__file__).with_name("other_pipelines.py"))
 FAMILIES = ["sdxl", "sd15", "dit", "pixart", "lumina", "sd3", "flux"]
 _built: dict[str, DiffusionPipeline] = {}
 

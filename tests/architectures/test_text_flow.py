@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 import vqcompress
+from tests.models import tiny_text_pipelines
 from vqcompress.architectures import architecture_of
 from vqcompress.architectures.text_flow import TextFlowArchitecture
 from vqcompress.models.pipelines import pipeline_class
 from vqcompress.models.text_pipeline import TextPipeline
 
-
-def load_builders() -> ModuleType:
-    path = Path(__file__).parents[1] / "models" / "tiny_text_pipelines.py"
-    spec = importlib.util.spec_from_file_location("tiny_text_pipelines_for_architectures", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BUILDERS = load_builders().PIPELINES
+BUILDERS = tiny_text_pipelines.PIPELINES
 KEPT = {
     "next": {"x_embedder", "t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1"},
     "flag": {"x_embedder", "t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1"},

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from diffusers import DiffusionPipeline
 
-_PATH = Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
-_spec = importlib.util.spec_from_file_location("tiny_pipelines", _PATH)
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
+from tests.architectures import tiny_pipelines as _tiny
 
 
 @pytest.fixture(scope="session")

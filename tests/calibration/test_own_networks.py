@@ -5,14 +5,14 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from vqcompress.architectures import architecture_of
-from vqcompress.calibration.moments import Moments
 from vqcompress.calibration.record import record_moments
-from vqcompress.calibration.starved import is_starved, sibling_key, usable_moment
-from vqcompress.calibration.teacher import record_teacher
+from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.models.class_pipeline import ClassConditionalPipeline
 from vqcompress.models.dit import DiT
 from vqcompress.models.dit_moe import DiTMoE
 from vqcompress.models.mdt import MDTv2
+from vqcompress.moments.second_moment import Moments
+from vqcompress.moments.shrinkage import expert_key, is_undersampled, shrunk_moment
 
 TINY = {"input_size": 8, "hidden_size": 32, "depth": 4, "num_heads": 2, "num_classes": 12}
 CLASSES = ("1", "5", "9")
@@ -56,11 +56,11 @@ def test_modulation_sees_a_row_for_each_image_and_step() -> None:
     found = recorded(pipeline_of(DiT(**TINY)))
     modulation = found["blocks.0.adaLN_modulation.1"]
     assert modulation.rows == len(CLASSES) * 3 * 2  # steps, guidance halves
-    assert is_starved(modulation)
+    assert is_undersampled(modulation)
     assert torch.linalg.matrix_rank(modulation.second_moment) < 32
-    usable = usable_moment(modulation)
+    usable = shrunk_moment(modulation)
     assert torch.linalg.eigvalsh(usable).min() > 1e-4 * usable.diagonal().mean()
-    assert not is_starved(found["blocks.0.attn.qkv"])
+    assert not is_undersampled(found["blocks.0.attn.qkv"])
 
 
 def test_seldom_chosen_experts_borrow_from_the_others_of_their_mixture() -> None:
@@ -68,9 +68,9 @@ def test_seldom_chosen_experts_borrow_from_the_others_of_their_mixture() -> None
     name = min(
         (n for n in found if "blocks.1.moe.experts." in n and n.endswith("down_proj")), key=lambda n: found[n].rows
     )
-    siblings = [found[n] for n in found if sibling_key(n) == sibling_key(name)]
+    siblings = [found[n] for n in found if expert_key(n) == expert_key(name)]
     assert len(siblings) == 16
-    usable = usable_moment(found[name], siblings)
+    usable = shrunk_moment(found[name], siblings)
     assert torch.isfinite(usable).all()
     assert usable.trace() > 0
 

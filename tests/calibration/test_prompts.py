@@ -15,7 +15,7 @@ def written(tmp_path: Path, name: str, text: str | bytes) -> Path:
     return path
 
 
-def refusal(source: object) -> str:
+def unsupported_reason(source: object) -> str:
     with pytest.raises(CalibrationError) as caught:
         load_prompts(source)
     assert "\n" not in str(caught.value)
@@ -54,18 +54,18 @@ def test_one_line_with_a_tab_among_others_is_no_table(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    assert "neither a file nor one of general" in refusal("nowhere")
-    assert "neither a file" in refusal(tmp_path)
-    assert "is empty" in refusal(written(tmp_path, "empty.txt", "\n \n"))
-    assert "line 2: no caption after the tab" in refusal(written(tmp_path, "a.tsv", "1\tone\n2\t \n"))
-    assert "line 1: not JSON" in refusal(written(tmp_path, "a.jsonl", "one"))
-    assert "line 2: expected an object" in refusal(written(tmp_path, "b.jsonl", '{"prompt": "x"}\n["y"]'))
-    assert "not UTF-8" in refusal(written(tmp_path, "latin.txt", "caf\xe9".encode("latin-1")))
+    assert "neither a file nor one of general" in unsupported_reason("nowhere")
+    assert "neither a file" in unsupported_reason(tmp_path)
+    assert "is empty" in unsupported_reason(written(tmp_path, "empty.txt", "\n \n"))
+    assert "line 2: no caption after the tab" in unsupported_reason(written(tmp_path, "a.tsv", "1\tone\n2\t \n"))
+    assert "line 1: not JSON" in unsupported_reason(written(tmp_path, "a.jsonl", "one"))
+    assert "line 2: expected an object" in unsupported_reason(written(tmp_path, "b.jsonl", '{"prompt": "x"}\n["y"]'))
+    assert "not UTF-8" in unsupported_reason(written(tmp_path, "latin.txt", "caf\xe9".encode("latin-1")))
 
 
 def test_hub_dataset_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install datasets" in refusal("hf:owner/name")
+    assert "pip install datasets" in unsupported_reason("hf:owner/name")
 
 
 def test_hub_dataset_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +81,8 @@ def test_hub_dataset_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert load_prompts("hf:owner/name").prompts == ("one",)
     assert load_prompts("hf:owner/name:title").prompts == ("other", "two")
-    assert "no column text; it has id, caption, title" in refusal("hf:owner/name:text")
-    assert "could not be loaded: offline" in refusal("hf:owner/else")
+    assert "no column text; it has id, caption, title" in unsupported_reason("hf:owner/name:text")
+    assert "could not be loaded: offline" in unsupported_reason("hf:owner/else")
 
 
 def test_diverse_choice_covers_the_topics() -> None:

@@ -8,9 +8,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, architecture_of
-from vqcompress.calibration.moments import Moments
 from vqcompress.calibration.record import record_moments
 from vqcompress.errors import CalibrationError
+from vqcompress.moments.second_moment import Moments
 
 PROMPTS = ("a red square", "two", "b c d")
 SETTINGS = {"seed": 11, "steps": 3, "guidance": 4.0, "batch_size": 2}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.architectures import open_pipeline, single_file
 from vqcompress.bundle import read_bundle
 from vqcompress.checkpoint import dequantize, inspect, save_pipeline
@@ -22,14 +22,6 @@ from vqcompress.checkpoint.ldm_unet import UNetNames
 from vqcompress.cli.main import main
 from vqcompress.errors import CheckpointError, RecipeError, UnsupportedError
 from vqcompress.layers import make_dense, vq_layers
-
-_spec = importlib.util.spec_from_file_location(
-    "tiny", Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 

@@ -1,9 +1,8 @@
-"""A tiny SDXL as teacher, the same with packed layers as student, and lessons recorded once."""
+"""A tiny SDXL as teacher, the same with packed layers as student, and distillation recorded once."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import socket
 from pathlib import Path
@@ -11,22 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.architectures import architecture_of
-from vqcompress.finetune import record_lessons
+from vqcompress.finetune import record_distillation
 from vqcompress.layers import swap
 from vqcompress.matrix_view import is_quantizable
 from vqcompress.quantizers import quantize_weight
 from vqcompress.recipe import Calibration, Training
 from vqcompress.run_store import RunStore
 from vqcompress.workers import joined_workers
-
-_spec = importlib.util.spec_from_file_location(
-    "tiny_pipelines", Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
 
 KEEP = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 PROMPTS = ["a cat", "two dogs", "a red hat", "the sea", "an old tree", "rain", "a ship", "some sand"]
@@ -87,10 +79,10 @@ def student(dense, quantized):
 
 @pytest.fixture(scope="session")
 def run_folder(teacher, training, tmp_path_factory) -> Path:
-    """A run's folder with lessons in it; read only."""
+    """A run's folder with distillation in it; read only."""
     folder = tmp_path_factory.mktemp("run")
     with RunStore(folder, {}) as store:
-        record_lessons(
+        record_distillation(
             teacher, architecture_of(teacher), PROMPTS, ["rain"], store, training=training,
             calibration=Calibration(steps=3, guidance=2.0, height=8, width=8, batch_size=2), seed=0,
             progress=lambda *told: None,
@@ -99,11 +91,11 @@ def run_folder(teacher, training, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lessons(run_folder):
+def distillation(run_folder):
     """What `run_folder` holds."""
-    from vqcompress.finetune.lessons import found_lessons
+    from vqcompress.finetune.dataset import open_distillation
 
-    return found_lessons(run_folder)
+    return open_distillation(run_folder)
 
 
 @pytest.fixture

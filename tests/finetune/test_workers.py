@@ -8,20 +8,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vqcompress.finetune import tune_whole
-from vqcompress.finetune.settled import tensors_of
+from vqcompress.finetune.state import tensors_of
 from vqcompress.recipe import Training
 from vqcompress.workers import Workers, joined_workers
 
 
-def test_two_ranks_are_one_process(student, lessons, training, tmp_path, in_two_ranks):
+def test_two_ranks_are_one_process(student, distillation, training, tmp_path, in_two_ranks):
     training = Training(**{**training.model_dump(), "steps": 5, "batch_size": 4})
 
     def tune(denoiser, workers: Workers):
-        return tune_whole(denoiser, lessons, tmp_path / "none", None, training=training, guidance=2.0, workers=workers)
+        return tune_whole(
+            denoiser, distillation, tmp_path / "none", None, training=training, guidance=2.0, workers=workers
+        )
 
     def work(workers: Workers) -> None:
         denoiser = copy.deepcopy(student)
-        assert workers.world == 2
+        assert workers.world_size == 2
         outcome = tune(denoiser, workers)
         history = torch.tensor(outcome.history, dtype=torch.float64)
         save_file({**tensors_of(denoiser), "history": history}, tmp_path / f"rank{workers.rank}.safetensors")
@@ -39,4 +41,4 @@ def test_two_ranks_are_one_process(student, lessons, training, tmp_path, in_two_
 def test_one_process_needs_no_group():
     with joined_workers() as workers:
         assert workers == Workers()
-        assert workers.is_first
+        assert workers.is_main_process

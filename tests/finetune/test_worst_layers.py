@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from vqcompress.finetune import encode_worst, worst_layers
-from vqcompress.finetune.assignment import judged
-from vqcompress.finetune.gradients import send_back
+from vqcompress.finetune.assignment import make_task
+from vqcompress.finetune.curvature import SHRINKAGE, loss_moments
+from vqcompress.finetune.gradients import backward_projections
 from vqcompress.finetune.layer_effects import as_many_as_fit
-from vqcompress.finetune.loss_moments import SHRINKAGE, loss_moments
 from vqcompress.finetune.objective import random_projections
-from vqcompress.finetune.presets import effort
+from vqcompress.finetune.presets import training_preset
 from vqcompress.finetune.worst_layers import CODES, STAGE
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
@@ -34,8 +34,8 @@ def recipe(training) -> Recipe:
 
 
 @pytest.fixture
-def task(dense, lessons, training):
-    return judged(dense, lessons, training, GUIDANCE, None, 0)
+def task(dense, distillation, training):
+    return make_task(dense, distillation, training, GUIDANCE, None, 0)
 
 
 def slopes(task, name, units, seed=0):
@@ -43,7 +43,7 @@ def slopes(task, name, units, seed=0):
     batch, weight = task.train.batch(units), task.denoiser.get_submodule(name).weight.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     values = random_projections(
-        task._output(batch), batch.branches, GUIDANCE, task.study.guided, generator
+        task._output(batch), batch.branches, GUIDANCE, task.step_config.guided, generator
     )  # fmt: skip
     values = values * (batch.weights / task.signal).sqrt()
     found = [torch.autograd.grad(value, weight, retain_graph=True)[0] for value in values]
@@ -54,7 +54,7 @@ def slopes(task, name, units, seed=0):
 @pytest.mark.parametrize("name", [LINEAR, CONV])
 def test_units_that_a_layer_keeps_apart_are_told_apart(task, name):
     told = []
-    send_back(task, {name: lambda inputs, gradients: told.append((inputs, gradients))}, [0, 2, 1], seed=0)
+    backward_projections(task, {name: lambda inputs, gradients: told.append((inputs, gradients))}, [0, 2, 1], seed=0)
     ((inputs, gradients),) = told
     expected = slopes(task, name, [0, 2, 1])
     assert len(inputs) == 3
@@ -74,7 +74,7 @@ def test_moments_are_those_of_the_weight_s_gradients(task, name):
     assert not any(parameter.requires_grad for parameter in task.denoiser.parameters())
 
 
-def test_packed_layers_have_the_moments_of_their_decoded_weights(dense, lessons, training, quantized):
+def test_packed_layers_have_the_moments_of_their_decoded_weights(dense, distillation, training, quantized):
     decoded = copy.deepcopy(dense)
     with torch.no_grad():
         for name, packed in quantized.items():
@@ -83,7 +83,8 @@ def test_packed_layers_have_the_moments_of_their_decoded_weights(dense, lessons,
     names = [name for name in (LINEAR, CONV) if name in quantized]
     assert names
     first, second = (
-        loss_moments(judged(net, lessons, training, GUIDANCE, None, 0), names, [0, 1], 0) for net in (dense, decoded)
+        loss_moments(make_task(net, distillation, training, GUIDANCE, None, 0), names, [0, 1], 0)
+        for net in (dense, decoded)
     )
     for name in names:
         torch.testing.assert_close(first[name].inputs, second[name].inputs, rtol=1e-3, atol=1e-4)
@@ -100,7 +101,7 @@ def test_a_layer_that_mixes_units_gets_them_all_at_once(task):
     flat.forward = lambda x: layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     task.denoiser.set_submodule(LINEAR, flat)
     use = {f"{LINEAR}.inner": lambda inputs, gradients: told.append((inputs, gradients))}
-    send_back(task, use, [0, 1], seed=0)
+    backward_projections(task, use, [0, 1], seed=0)
     ((inputs, gradients),) = told
     assert len(inputs) == len(gradients) == 1
     expected = sum(slopes(task, f"{LINEAR}.inner", [0, 1]))
@@ -109,23 +110,23 @@ def test_a_layer_that_mixes_units_gets_them_all_at_once(task):
     )
 
 
-def loss(dense, packed, lessons, training) -> float:
+def loss(dense, packed, distillation, training) -> float:
     student = copy.deepcopy(dense)
     swap(student, packed)
     with torch.no_grad():
-        return judged(student, lessons, training, GUIDANCE, None, 0).measure()
+        return make_task(student, distillation, training, GUIDANCE, None, 0).measure()
 
 
 @pytest.fixture
-def encode(dense, coarse, lessons, recipe):
+def encode(dense, coarse, distillation, recipe):
     def run(folder, changed=None, **options):
         with RunStore(folder, {}) as store:
-            return encode_worst(dense, coarse, lessons, changed or recipe, GUIDANCE, None, store, **options)
+            return encode_worst(dense, coarse, distillation, changed or recipe, GUIDANCE, None, store, **options)
 
     return run
 
 
-def test_new_codes_gain_in_the_bytes_of_the_old(dense, coarse, lessons, training, encode, tmp_path):
+def test_new_codes_gain_in_the_bytes_of_the_old(dense, coarse, distillation, training, encode, tmp_path):
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     told = []
     found = encode(tmp_path, progress=lambda *step: told.append(step))
@@ -135,7 +136,7 @@ def test_new_codes_gain_in_the_bytes_of_the_old(dense, coarse, lessons, training
     assert {name for name in coarse if coarse[name].bits_per_weight < 2} <= set(changed)
     assert all(found[name].nbytes <= coarse[name].nbytes for name in changed)
     assert [step[1:3] for step in told] == [(n + 1, len(changed)) for n in range(len(changed))]
-    assert loss(dense, found, lessons, training) < 0.8 * loss(dense, coarse, lessons, training)
+    assert loss(dense, found, distillation, training) < 0.8 * loss(dense, coarse, distillation, training)
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / CODES).iterdir()}
     again = encode(tmp_path)
@@ -188,7 +189,9 @@ def test_a_run_killed_between_two_layers_ends_in_the_same_bytes(encode, tmp_path
 
 def test_of_a_large_model_the_worst_that_there_is_time_for(dense, encode, coarse, monkeypatch, tmp_path):
     everything = {name for name, packed in encode(tmp_path / "all").items() if packed is not coarse[name]}
-    monkeypatch.setattr(worst_layers, "effort", lambda training: replace(effort(training), encode_weights=3000))
+    monkeypatch.setattr(
+        worst_layers, "training_preset", lambda training: replace(training_preset(training), encode_weights=3000)
+    )
     some = {name for name, packed in encode(tmp_path / "some").items() if packed is not coarse[name]}
     assert some < everything
     assert 0 < sum(dense.get_submodule(name).weight.numel() for name in some) <= 3000

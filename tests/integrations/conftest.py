@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
@@ -83,11 +82,8 @@ def compatibility() -> str:
 
 def _lowest() -> list[str]:
     """What `make test-lowest` installs of the same libraries."""
-    spec = importlib.util.spec_from_file_location("lowest_versions", Path(__file__).parents[1] / "lowest_versions.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    from tests import lowest_versions as script
+
     pinned = dict(line.split("==") for line in script.lowest(script.declared()) if line.split("==")[0] in LIBRARIES)
     versions = ", ".join(f"{name} {pinned[name]}" for name in LIBRARIES if name != "torch")
     return [

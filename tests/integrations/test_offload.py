@@ -97,10 +97,10 @@ def test_layerwise_casting_keeps_packed_weights_exact(unet, run_unet):
 
 @pytest.mark.feature("`deepcopy`", "UNet")
 def test_deepcopy(unet, run_unet):
-    twin = copy.deepcopy(unet)
+    weight_sharing_copy = copy.deepcopy(unet)
     expected = run_unet(unet)
     unet.vq_shared.book.data.zero_()
-    assert torch.equal(run_unet(twin), expected)
+    assert torch.equal(run_unet(weight_sharing_copy), expected)
 
 
 @pytest.mark.feature("gradient checkpointing", "UNet")

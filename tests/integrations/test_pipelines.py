@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,17 +11,10 @@ import torch
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
+from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.checkpoint import inspect, save_pipeline
 from vqcompress.cli.main import main
 from vqcompress.layers import make_dense, vq_layers
-
-_spec = importlib.util.spec_from_file_location(
-    "tiny", Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
 
 
 def picture(pipeline) -> np.ndarray:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from vqcompress.cache_line import CACHE_LINE, REHOMED_BYTES, on_cache_line
 from vqcompress.errors import CheckpointError
-from vqcompress.integrations.placement import collector_resting, place
+from vqcompress.integrations.placement import gc_disabled, place
 from vqcompress.layers import vq_layers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -98,7 +98,7 @@ def test_modules_that_stay_in_float32_do(shifted, monkeypatch, compressed_pipeli
 
 
 def fail_while_the_collector_rests():
-    with collector_resting():
+    with gc_disabled():
         assert not gc.isenabled()
         raise ZeroDivisionError
 

@@ -83,9 +83,9 @@ def test_activations_of_t5_stay_floating(pack_component):
     dense = _t5().eval()
     packed = pack_component(dense)
     weights = {f"{name}.weight": layer.dense_weight() for name, layer in vq_layers(packed).items()}
-    twin = _t5().eval()
-    twin.load_state_dict({**dict(packed.state_dict()), **weights}, strict=False)
-    torch.testing.assert_close(_run(packed), _run(twin))
+    weight_sharing_copy = _t5().eval()
+    weight_sharing_copy.load_state_dict({**dict(packed.state_dict()), **weights}, strict=False)
+    torch.testing.assert_close(_run(packed), _run(weight_sharing_copy))
 
 
 @pytest.mark.feature("missing tensors are refused", "text encoder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,12 @@ from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 import vqcompress
+from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.bundle import write_bundle
-from vqcompress.calibration.moments import Moments
 from vqcompress.layers import VQConv2d, VQLinear, vq_layers
+from vqcompress.moments.second_moment import Moments
 from vqcompress.quantizers import settings_for
 from vqcompress.quantizers.layer_error import relative_error
-
-_spec = importlib.util.spec_from_file_location(
-    "tiny", Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiny)
 
 pytestmark = pytest.mark.slow
 

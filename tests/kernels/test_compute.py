@@ -122,10 +122,10 @@ def test_no_dense_weight_is_kept_for_the_backward_pass(random_weight):
 
 
 def test_operators_satisfy_torchs_own_checks(random_weight):
-    from vqcompress.kernels.layout import Layout, layout_to_text
+    from vqcompress.kernels.packed_layout import PackedLayout, layout_to_text
 
     weight = random_weight("trellis", (24, 40))
-    text = layout_to_text(Layout(weight.spec, weight.shape, tuple(weight.tensors)))
+    text = layout_to_text(PackedLayout(weight.spec, weight.shape, tuple(weight.tensors)))
     args = (torch.randn(3, 40, requires_grad=True), list(weight.tensors.values()), None, text)
     torch.library.opcheck(torch.ops.vqcompress.linear, args)
 

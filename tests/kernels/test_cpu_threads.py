@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from vqcompress.kernels import cpu_threads, decode, linear
+from vqcompress.kernels import decode, linear
+from vqcompress.kernels.cpu import threads as cpu_threads
 
 SHAPE = (300, 400)  # worth three threads
 IN_A_CHILD = """

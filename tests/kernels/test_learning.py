@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vqcompress.kernels import conv2d, linear
-from vqcompress.kernels.companion_gradients import _compiled_gradients, _reference_gradients
+from vqcompress.kernels.parameter_gradients import _compiled_gradients, _reference_gradients
 from vqcompress.matrix_view import matrix_shape
 
 CASES = {

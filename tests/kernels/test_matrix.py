@@ -115,7 +115,7 @@ def test_products(kernel, name, request):
             # Every input on the first shape in every dtype; after that the dtypes take turns.
             for dtype in TOLERANCE if shape == (128, 64) else [list(TOLERANCE)[index % 3]]:
                 x = plain.to(dtype) if kind == "contiguous" else as_it_lies(plain, dtype)
-                if kernel.refusal(case[0], shape, x):
+                if kernel.unsupported_reason(case[0], shape, x):
                     assert kernel.name.startswith("triton")
                     continue
                 y = product(kernel, x, *case, bias)
@@ -137,7 +137,7 @@ def test_filters(kernel, name, request):
         request.getfixturevalue("interpreted")
     for shape in classes(4):
         _, case = packed(name, shape)
-        if kernel.refusal(case[0], shape, case[2]["weight"]):
+        if kernel.unsupported_reason(case[0], shape, case[2]["weight"]):
             continue
         found, expected = kernel.decode_transposed(*case), reference.decode_transposed(*case)
         assert torch.equal(found, expected), shape

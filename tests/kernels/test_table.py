@@ -76,7 +76,9 @@ def test_kernels_that_multiply_decode_as_another_does():
 
 def test_a_refusal_says_why(random_weight):
     weight = random_weight("trellis", (64, 8))
-    reasons = {kernel.name: kernel.refusal(weight.spec, weight.shape, torch.zeros(1, 8)) for kernel in KERNELS}
+    reasons = {
+        kernel.name: kernel.unsupported_reason(weight.spec, weight.shape, torch.zeros(1, 8)) for kernel in KERNELS
+    }
     assert "cpu" in reasons["triton_decode"] or "not installed" in reasons["triton_decode"]
     assert reasons["cpu_numba"] == reasons["reference"] == ""
     assert all(kernel.purpose for kernel in KERNELS)

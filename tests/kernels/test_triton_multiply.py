@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vqcompress.kernels import KERNELS, choose_kernel, conv2d, decode, linear
-from vqcompress.kernels.triton_multiply import columns_per_split, multiply, refusal
+from vqcompress.kernels.triton.multiply import columns_per_split, multiply, unsupported_reason
 
 # Layers of SDXL's UNet, DiT-XL/2 and PixArt, sides divided by about 32; then sizes that fit nothing.
 SHAPES = [
@@ -100,7 +100,7 @@ def test_more_rows_are_decoded_for(random_weight, interpreted):
     spec, shape, _ = packed(weight)
     assert choose_kernel(spec, shape, torch.zeros(32, 20)).name == "triton_multiply"
     assert choose_kernel(spec, shape, torch.zeros(33, 20)).name == "triton_decode"
-    assert "33 rows" in refusal(spec, shape, torch.zeros(33, 20))
+    assert "33 rows" in unsupported_reason(spec, shape, torch.zeros(33, 20))
     x = inputs(33, 20)
     torch.testing.assert_close(linear(x, *packed(weight), None), F.linear(x, weight.decode()))
 
@@ -116,9 +116,9 @@ def test_gradients_in_the_input(random_weight, interpreted):
     weight = random_weight("trellis", (32, 20))
     x = inputs(3, 20).requires_grad_()
     linear(x, *packed(weight), None).square().sum().backward()
-    twin = x.detach().clone().requires_grad_()
-    F.linear(twin, weight.decode()).square().sum().backward()
-    torch.testing.assert_close(x.grad, twin.grad)
+    weight_sharing_copy = x.detach().clone().requires_grad_()
+    F.linear(weight_sharing_copy, weight.decode()).square().sum().backward()
+    torch.testing.assert_close(x.grad, weight_sharing_copy.grad)
 
 
 def test_learned_tables(random_weight, interpreted):

@@ -85,12 +85,12 @@ def test_companions_held_as_bits_decode_the_same(random_weight):
 
 def test_deepcopy_takes_the_shared_codebook_along(random_weight):
     net = _swapped(random_weight, "additive", shared="book")
-    twin = copy.deepcopy(net)
+    weight_sharing_copy = copy.deepcopy(net)
     x = torch.randn(3, 40)
-    assert torch.equal(twin["linear"](x), net["linear"](x))
+    assert torch.equal(weight_sharing_copy["linear"](x), net["linear"](x))
     net.vq_shared.book.data.zero_()
-    assert twin["linear"].shared_codebooks is twin.vq_shared
-    assert twin["linear"](x).abs().sum() > net["linear"](x).abs().sum()
+    assert weight_sharing_copy["linear"].shared_codebooks is weight_sharing_copy.vq_shared
+    assert weight_sharing_copy["linear"](x).abs().sum() > net["linear"](x).abs().sum()
 
 
 def test_shared_codebook_is_stored_once(random_weight):

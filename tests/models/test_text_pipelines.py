@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.models import tiny_text_pipelines as tiny
 from vqcompress.models.flag_dit import FlagDiT
 from vqcompress.models.linfusion import LinFusionUNet2DConditionModel, mount
 from vqcompress.models.pipelines import pipeline_class
@@ -21,15 +20,6 @@ from vqcompress.models.text_pipeline import TextPipeline
 PROMPTS = ["a cat", "blue boats"]
 
 
-def load_builders() -> ModuleType:
-    path = Path(__file__).with_name("tiny_text_pipelines.py")
-    spec = importlib.util.spec_from_file_location("tiny_text_pipelines", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = load_builders()
 PIPELINES, lumina, pt_dit, texts, vae = tiny.PIPELINES, tiny.lumina, tiny.pt_dit, tiny.texts, tiny.vae
 
 

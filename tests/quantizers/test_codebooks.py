@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqcompress.quantizers.additive_beam import sum_codewords
 from vqcompress.quantizers.codebook_refit import CodebookProblem
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
+from vqcompress.search.beam import sum_codewords
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -1,6 +1,5 @@
 """The whole comparison on a tiny random pipeline, quantized here on a plain grid of each row's range."""
 
-import importlib.util
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -22,14 +21,12 @@ from vqcompress.report import ORIGINAL, Candidate, compare, compare_folders, wri
 from vqcompress.report.folders import evaluation_prompts, judge_for
 
 PROMPTS = ("a red fox", "two blue cups", "an old door")
-TINY = Path(__file__).parents[1] / "architectures" / "tiny_pipelines.py"
 
 
 def tiny_sdxl():
-    spec = importlib.util.spec_from_file_location("tiny_pipelines_for_reports", TINY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.sdxl()
+    from tests.architectures import tiny_pipelines
+
+    return tiny_pipelines.sdxl()
 
 
 def on_row_grid(weight: torch.Tensor, bits: int) -> QuantizedWeight:
@@ -187,16 +184,16 @@ def test_names_alone_are_enough(original, candidates, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prompt_set", "prompts", "judged"),
+    ("prompt_set", "prompts", "make_task"),
     [
         ("shapes", ["a red circle on a black background"], True),
         ("shapes", ["a red circle on a black background", "a fox"], False),
         ("general", ["a red circle on a black background"], False),
     ],
 )
-def test_judge_is_taken_where_it_understands_all_prompts(prompt_set, prompts, judged):
+def test_judge_is_taken_where_it_understands_all_prompts(prompt_set, prompts, make_task):
     architecture = replace(architecture_of(tiny_sdxl()), prompt_set=prompt_set)
-    assert (judge_for(architecture, prompts) is not None) == judged
+    assert (judge_for(architecture, prompts) is not None) == make_task
 
 
 def test_evaluation_prompts_are_not_those_of_calibration():

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vqcompress.calibration.accumulator import MomentAccumulator, Part, blocks
 from vqcompress.calibration.shared_inputs import InputGroup
+from vqcompress.moments.accumulate import MomentAccumulator, Part, blocks
 from vqcompress.workers import Workers
 from vqcompress.working_memory import balanced
 
@@ -22,7 +22,7 @@ Sizes = tuple[int, int, list[int], bool]
 
 def owners(groups: Sequence[InputGroup], workers: Workers) -> dict[str, int]:
     """First layer of each group -> rank of the process that sums it; bytes are dealt out evenly."""
-    shares = balanced([group.nbytes for group in groups], workers.world)
+    shares = balanced([group.nbytes for group in groups], workers.world_size)
     return {group.layers[0]: share for group, share in zip(groups, shares, strict=True)}
 
 
@@ -38,7 +38,7 @@ def gather_round(
     All processes call this together, with the same groups in the same order; ``device`` is where they record.
     """
     parts = {name: accumulator.take_part() for name, accumulator in accumulators.items()}
-    sizes = workers.tell({name: _sizes(part) for name, part in parts.items()})
+    sizes = workers.all_gather({name: _sizes(part) for name, part in parts.items()})
     for name, accumulator in accumulators.items():
         for rank in range(recording):
             if rank == owner[name] == workers.rank:

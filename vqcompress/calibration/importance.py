@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqcompress.calibration.denoiser_call import first_output
-
-Progress = Callable[[int, int, str], None]
+from vqcompress.denoiser_calls.call import first_output
+from vqcompress.progress import StageProgress
 
 Use = Callable[[str, Tensor], None]
 """``(layer, gradients [rows, outputs])`` of a random projection of the denoiser's output in one call."""
@@ -27,7 +26,7 @@ def layer_importance(
     layers: Sequence[str],
     calls: Sequence[dict[str, Any]],
     seed: int,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> dict[str, float]:
     """Relative squared error of the denoiser's output per squared error of each layer's output.
 
@@ -40,17 +39,17 @@ def layer_importance(
     def add(name: str, gradients: Tensor) -> None:
         totals[name] += float(gradients.double().square().sum()) / gradients.shape[1] / len(calls)
 
-    send_back(denoiser, layers, calls, seed, add, progress)
+    backward_projections(denoiser, layers, calls, seed, add, progress)
     return totals
 
 
-def send_back(
+def backward_projections(
     denoiser: nn.Module,
     layers: Iterable[str],
     calls: Sequence[dict[str, Any]],
     seed: int,
     use: Use,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> None:
     """Send a random projection of every call's output back through the denoiser; ``use`` sees what reaches the outputs of ``layers``.
 
@@ -76,10 +75,10 @@ def send_back(
 
 
 def _watch(name: str, use: Use) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    return lambda module, inputs, output: telling(module, output, lambda gradients: use(name, gradients))
+    return lambda module, inputs, output: gradient_hook(module, output, lambda gradients: use(name, gradients))
 
 
-def telling(layer: nn.Module, output: Tensor, use: Callable[[Tensor], None]) -> Tensor:
+def gradient_hook(layer: nn.Module, output: Tensor, use: Callable[[Tensor], None]) -> Tensor:
     """``output`` of ``layer``, to be used in its place: the backward pass then shows its gradients ``[rows, outputs]`` to ``use``."""
     if (
         not output.requires_grad

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqcompress.calibration.importance import Progress, send_back
+from vqcompress.calibration.importance import backward_projections
 from vqcompress.calibration.passes import in_order_within
+from vqcompress.progress import StageProgress
 
 
 def record_output_moments(
@@ -24,7 +25,7 @@ def record_output_moments(
     calls: Sequence[dict[str, Any]],
     seed: int,
     memory_budget: int,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields every layer of ``outputs`` (layer -> number of outputs) with its moment, float32 ``[outputs, outputs]``, of any scale.
 
@@ -40,6 +41,6 @@ def record_output_moments(
                 moments[name] = rows.new_zeros(2 * rows.shape[1:])
             moments[name].addmm_(rows.t(), rows)
 
-        send_back(denoiser, names, calls, seed, add, progress)
+        backward_projections(denoiser, names, calls, seed, add, progress)
         for name in names:
             yield name, moments.pop(name, torch.zeros(outputs[name], outputs[name])).cpu()

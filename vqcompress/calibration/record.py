@@ -13,19 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
-from vqcompress.calibration.accumulator import MomentAccumulator
-from vqcompress.calibration.denoiser_call import call_arguments, first_output
 from vqcompress.calibration.exchange import gather_round, owners
-from vqcompress.calibration.input_rows import input_rows, row_count
-from vqcompress.calibration.moments import Moments, RecordedRows
+from vqcompress.calibration.input_samples import input_rows, row_count
 from vqcompress.calibration.passes import plan_passes
-from vqcompress.calibration.sampling_run import SamplingRun
 from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared_inputs
+from vqcompress.denoiser_calls.call import call_arguments, first_output
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
+from vqcompress.moments.accumulate import MomentAccumulator
+from vqcompress.moments.second_moment import Moments, RecordedSamples
+from vqcompress.progress import StageProgress
 from vqcompress.workers import Workers
-
-Progress = Callable[[int, int, str], None]
-"""``(done, total, what)``"""
 
 
 class Source(Protocol):
@@ -61,9 +59,9 @@ def record_moments(
     batch_size: int = 8,
     memory_budget: int | None = None,
     max_rows_per_call: int | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     workers: Workers | None = None,
-) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
+) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
     """Second moments of the inputs of ``layers`` of ``component``, one for all layers that read the same tensor.
 
     Every prompt goes through the pipeline's own sampler, prompt ``i`` from noise seeded with ``seed + i``: all timesteps and
@@ -97,9 +95,9 @@ def record_inputs(
     seed: int = 0,
     memory_budget: int | None = None,
     max_rows_per_call: int | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     workers: Workers | None = None,
-) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
+) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
     """`record_moments` of ``module``, which is ``component`` or a copy of it, while ``source`` makes it run."""
     groups = shared_inputs(module, layers, source.probe, source.repeats)
     passes = plan_passes(groups, memory_budget)
@@ -135,7 +133,7 @@ class _Recorder:
             for group in groups:
                 layer = module.get_submodule(group.layers[0])
                 hooks.callback(layer.register_forward_pre_hook(self._feed(group), with_kwargs=True).remove)
-            owner, world = owners(groups, self.workers), self.workers.world
+            owner, world = owners(groups, self.workers), self.workers.world_size
             device = next(module.parameters()).device
             for first in range(0, source.batches, world):
                 recording = min(world, source.batches - first)
@@ -144,7 +142,7 @@ class _Recorder:
                 gather_round(self.accumulators, owner, recording, self.workers, device)
                 yield first + recording
 
-    def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], Moments | RecordedRows]]:
+    def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
         """The moments of each group that this process sums, let go as soon as they are handed over."""
         owner = owners(groups, self.workers)
         for group in groups:

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vqcompress.calibration.input_rows import row_count
-from vqcompress.calibration.moments import keeps_rows
+from vqcompress.calibration.input_samples import row_count
 from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import matrix_shape
+from vqcompress.moments.second_moment import keeps_samples
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class InputGroup:
     @property
     def nbytes(self) -> int:
         """Bytes of the float32 second moment, or of the rows that are kept in its place where they are few."""
-        if self.rows is not None and keeps_rows(self.columns, self.rows):
+        if self.rows is not None and keeps_samples(self.columns, self.rows):
             return 4 * self.columns * self.rows
         return 4 * self.columns**2
 

@@ -29,7 +29,7 @@ class LayerRecord:
     columns: int
 
     @property
-    def is_starved(self) -> bool:
+    def is_undersampled(self) -> bool:
         """Whether it saw fewer inputs than it has columns, and had to borrow from its siblings or from white noise."""
         return self.rows is not None and self.rows < self.columns
 

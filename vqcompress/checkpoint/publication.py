@@ -35,7 +35,7 @@ def publish(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     check_target(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear_up_after_the_dead(folder)
+    _remove_stale_partials(folder)
     partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -47,7 +47,7 @@ def publish(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _clear_up_after_the_dead(folder: Path) -> None:
+def _remove_stale_partials(folder: Path) -> None:
     """What a killed process left beside ``folder``: half-written folders go; one that was being replaced comes back."""
     for left in folder.parent.glob(f".{folder.name}.*.partial"):
         process, *old = left.name.removeprefix(f".{folder.name}.").removesuffix(".partial").split(".")

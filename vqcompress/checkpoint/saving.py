@@ -13,10 +13,10 @@ from vqcompress.checkpoint.card import model_card
 from vqcompress.checkpoint.inspection import inspect
 from vqcompress.checkpoint.layer_table import LayerRecord, write_layer_table
 from vqcompress.checkpoint.manifest import write_manifest
-from vqcompress.checkpoint.narrowing import narrow_folder
 from vqcompress.checkpoint.prompt_source import prompt_source
 from vqcompress.checkpoint.publication import publish
 from vqcompress.checkpoint.tokenizers import forget_last_call
+from vqcompress.storage_dtype import narrow_folder
 
 RECIPE_NAME = "vqcompress_recipe.yaml"
 

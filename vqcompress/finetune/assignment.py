@@ -1,4 +1,4 @@
-"""What a recipe asks of a student: which parts of it may learn, and by what it is judged."""
+"""What a recipe asks of a student: which parts of it may learn, and by what it is make_task."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.finetune.lessons import Lessons, weighted
-from vqcompress.finetune.presets import effort
-from vqcompress.finetune.whole import Study, WholeDenoiser
+from vqcompress.finetune.dataset import DistillationData, weighted
+from vqcompress.finetune.presets import training_preset
+from vqcompress.finetune.task import StepConfig, WholeDenoiser
 from vqcompress.finetune.widening import give_row_scales, give_tables
 from vqcompress.layers import vq_layers
 from vqcompress.recipe import Training
 from vqcompress.workers import Workers
 
 
-def judged(
+def make_task(
     denoiser: nn.Module,
-    lessons: Lessons,
+    distillation: DistillationData,
     training: Training,
     guidance: float,
     scheduler: Any,
@@ -27,9 +27,9 @@ def judged(
     workers: Workers | None = None,
 ) -> WholeDenoiser:
     """``denoiser`` as it is, with the loss that the recipe asks for."""
-    study = study_of(training, guidance, seed)
-    lessons = weighted(lessons, training, scheduler, denoiser, study)
-    return WholeDenoiser(denoiser, lessons.train, lessons.held_out, study, workers)
+    step_config = study_of(training, guidance, seed)
+    distillation = weighted(distillation, training, scheduler, denoiser, step_config)
+    return WholeDenoiser(denoiser, distillation.train, distillation.held_out, step_config, workers)
 
 
 def widen(component: nn.Module, training: Training) -> None:
@@ -42,8 +42,8 @@ def widen(component: nn.Module, training: Training) -> None:
         give_tables(component, training.tables)
 
 
-def study_of(training: Training, guidance: float, seed: int) -> Study:
+def study_of(training: Training, guidance: float, seed: int) -> StepConfig:
     """What a step is, by the recipe."""
-    size = effort(training)
+    size = training_preset(training)
     dtype = getattr(torch, training.dtype)
-    return Study(size.batch_size, size.micro_batch, guidance, training.guided, seed, dtype)
+    return StepConfig(size.batch_size, size.micro_batch, guidance, training.guided, seed, dtype)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
-from vqcompress.calibration.denoiser_call import first_output
-from vqcompress.calibration.teacher import record_teacher
+from vqcompress.denoiser_calls.call import first_output
+from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_timestep
+from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.finetune.assignment import widen
-from vqcompress.finetune.call_tensors import flatten, join, nest, spread_timestep
 from vqcompress.finetune.layer_effects import EFFECT_UNITS
 from vqcompress.finetune.learnable import make_learnable
-from vqcompress.finetune.presets import effort
-from vqcompress.finetune.stage_two import checkpointing
+from vqcompress.finetune.presets import training_preset
+from vqcompress.finetune.whole_stage import checkpointing
 from vqcompress.layers import vq_layers
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.recipe import Calibration, Training
@@ -41,7 +41,7 @@ def cost(
     pipeline: Pipeline, architecture: Architecture, prompt: str, *, training: Training, calibration: Calibration
 ) -> Cost:
     """Run one step on ``pipeline``, whose denoiser is packed, for ``prompt``, and multiply. The denoiser is left widened and learnable."""
-    size = effort(training)
+    size = training_preset(training)
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
     call = record_teacher(
         pipeline, architecture, [prompt], count=1, steps=2, guidance=calibration.guidance,

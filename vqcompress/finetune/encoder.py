@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vqcompress.errors import RecipeError
-from vqcompress.finetune.loss_moments import LossMoment
+from vqcompress.finetune.curvature import LossMoment
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.recipe import Recipe

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqcompress.calibration.importance import telling
-from vqcompress.finetune.whole import WholeDenoiser
+from vqcompress.calibration.importance import gradient_hook
+from vqcompress.finetune.task import WholeDenoiser
 from vqcompress.matrix_view import unfold_input
 
 Use = Callable[[Tensor, Tensor], None]
@@ -22,12 +22,12 @@ Use = Callable[[Tensor, Tensor], None]
 the layer keeps them apart; else it is all of them, which is as good on average, their projections being independent."""
 
 
-def send_back(task: WholeDenoiser, uses: Mapping[str, Use], units: Sequence[int], seed: int) -> None:
+def backward_projections(task: WholeDenoiser, uses: Mapping[str, Use], units: Sequence[int], seed: int) -> None:
     """Hand to ``uses``, layer by layer, what one projection of each of the training ``units`` makes of them.
 
     Layers that nothing reaches are not called. No parameter requires gradients afterwards.
     """
-    generator, size = torch.Generator().manual_seed(seed), task.study.micro_batch
+    generator, size = torch.Generator().manual_seed(seed), task.step_config.micro_batch
     task.denoiser.requires_grad_(False)
     with torch.enable_grad():
         for at in range(0, len(units), size):
@@ -51,6 +51,6 @@ def _hook(use: Use, branches: int, units: int) -> Callable[[nn.Module, Any, Tens
         def told(gradients: Tensor) -> None:
             use(grouped(unfold_input(inputs[0].detach(), layer)), grouped(gradients))
 
-        return telling(layer, output, told)
+        return gradient_hook(layer, output, told)
 
     return hook

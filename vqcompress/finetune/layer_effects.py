@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from vqcompress.finetune.gradients import Use, send_back
-from vqcompress.finetune.whole import WholeDenoiser
+from vqcompress.finetune.gradients import Use, backward_projections
+from vqcompress.finetune.task import WholeDenoiser
 from vqcompress.layers import vq_layers
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.matrix_view import to_matrix
@@ -39,7 +39,7 @@ def layer_effects(task: WholeDenoiser, errors: Errors, units: Sequence[int], see
 
         return add
 
-    send_back(task, {name: adding(name) for name in errors}, units, seed)
+    backward_projections(task, {name: adding(name) for name in errors}, units, seed)
     return effects
 
 

@@ -52,7 +52,7 @@ class Learnable:
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
 
-    def settle(self) -> None:
+    def finalize(self) -> None:
         """End learning: companions become frozen float16 parameters, dense ones frozen float32, all rounded as stored."""
         for name, parameter in self.parameters.items():
             owner, key = _owner(self.module, name)

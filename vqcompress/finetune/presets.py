@@ -8,7 +8,7 @@ from vqcompress.recipe import Training
 
 
 @dataclass(frozen=True)
-class Effort:
+class TrainingPreset:
     """``prompts`` teach, ``held_out`` prompts decide when to stop; ``calls`` of each held-out trajectory are measured on.
 
     ``steps`` of ``batch_size`` units, ``micro_batch`` at once in memory; ``rate`` as in `Schedule`; ``block_steps`` steps
@@ -36,14 +36,14 @@ class Effort:
 
 
 PRESETS = {
-    "fast": Effort(48, 8, 4, 100, 8, 8, 0.05, 20, 4, 16, 32, 256, 1 << 27, 10, 0, 256),
-    "default": Effort(192, 16, 5, 400, 8, 8, 0.05, 25, 6, 24, 32, 256, 1 << 28, 10, 60, 512),
-    "best": Effort(512, 24, 5, 2000, 16, 8, 0.05, 50, 8, 48, 96, 1024, 1 << 30, 24, 100, 1024),
+    "fast": TrainingPreset(48, 8, 4, 100, 8, 8, 0.05, 20, 4, 16, 32, 256, 1 << 27, 10, 0, 256),
+    "default": TrainingPreset(192, 16, 5, 400, 8, 8, 0.05, 25, 6, 24, 32, 256, 1 << 28, 10, 60, 512),
+    "best": TrainingPreset(512, 24, 5, 2000, 16, 8, 0.05, 50, 8, 48, 96, 1024, 1 << 30, 24, 100, 1024),
 }
 """VQDM (arXiv 2409.00492, section 4) trains on 512 prompts for 1600 steps of 64; smaller batches with larger steps get there sooner."""
 
 
-def effort(training: Training) -> Effort:
+def training_preset(training: Training) -> TrainingPreset:
     """The preset with the recipe's own numbers in place of its."""
     chosen = PRESETS[training.preset]
     given = {

@@ -1,7 +1,7 @@
 """Before the blocks: the layers that make nearly all of the error are encoded again, in the metric of the loss.
 
 Encoding by the second moment of a layer's inputs is blind to what becomes of its outputs. Knowing it
-(`vqcompress.finetune.loss_moments`) is worth a third to a half of the error. Layers keep their bytes, and all of them their old codes
+(`vqcompress.finetune.curvature`) is worth a third to a half of the error. Layers keep their bytes, and all of them their old codes
 where held-out prompts do not gain.
 """
 
@@ -16,21 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.calibration.passes import in_order_within
-from vqcompress.finetune.assignment import judged
+from vqcompress.finetune.assignment import make_task
+from vqcompress.finetune.curvature import LossMoment, drawn_units, from_tensors, loss_moments, to_tensors
+from vqcompress.finetune.dataset import DistillationData
 from vqcompress.finetune.encoder import loss_encoder
 from vqcompress.finetune.layer_effects import EFFECT_UNITS, as_many_as_fit, layer_effects, worst_of
-from vqcompress.finetune.lessons import Lessons
-from vqcompress.finetune.loss_moments import LossMoment, drawn_units, from_tensors, loss_moments, to_tensors
-from vqcompress.finetune.presets import effort
-from vqcompress.finetune.whole import WholeDenoiser
+from vqcompress.finetune.presets import training_preset
+from vqcompress.finetune.task import WholeDenoiser
 from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.matrix_view import matrix_shape
+from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
 from vqcompress.working_memory import one_thread_each, usable_cores
-
-Progress = Callable[[str, int, int, str], None]
 
 STAGE, CODES, SPECS, TITLE = "finetune.worst", "finetune.worst.codes", "finetune.worst.specs", "encode again"
 
@@ -38,22 +37,22 @@ STAGE, CODES, SPECS, TITLE = "finetune.worst", "finetune.worst.codes", "finetune
 def encode_worst(
     denoiser: nn.Module,
     quantized: Mapping[str, QuantizedWeight],
-    lessons: Lessons,
+    distillation: DistillationData,
     recipe: Recipe,
     guidance: float,
     scheduler: Any,
     store: RunStore,
-    progress: Progress = lambda stage, done, total, what: None,
+    progress: Progress = silent,
 ) -> dict[str, QuantizedWeight]:
     """``quantized`` with new codes for the layers that make nearly all of the error; ``denoiser`` is dense, and stays as it is.
 
     One layer a core, each kept in ``store`` as soon as it is done; moments of as many at once as the recipe's memory budget holds. A
     recipe that grants no new codes gets none.
     """
-    size = effort(recipe.training)
+    size = training_preset(recipe.training)
     if size.recode == 0:
         return dict(quantized)
-    task = judged(denoiser, lessons, recipe.training, guidance, scheduler, recipe.seed)
+    task = make_task(denoiser, distillation, recipe.training, guidance, scheduler, recipe.seed)
     encode, fresh = loss_encoder(recipe, tries=1), {}
 
     def choose() -> list[str]:

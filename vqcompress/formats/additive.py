@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
-from vqcompress.formats.gains import gains_shape, unpack_gains
+from vqcompress.formats.column_scales import column_scales_shape, unpack_column_scales
 from vqcompress.formats.rates import rates_shape, split_blocks, unpack_rates
 
 
@@ -26,7 +26,7 @@ class AdditiveSpec:
 
     ``codebook`` names the component's shared codebook, or is ``None`` when the layer stores its own;
     ``min_rate`` and ``rate_bits`` say how column rates (codes per vector) are stored; with ``gains`` every column has a factor of its
-    own (`vqcompress.formats.gains`), which comes last; the rest are sizes.
+    own (`vqcompress.formats.column_scales`), which comes last; the rest are sizes.
     """
 
     format: ClassVar[str] = "additive"
@@ -49,7 +49,7 @@ class AdditiveSpec:
         if self.rate_bits:
             shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
         if self.gains:
-            shapes["gains"] = (gains_shape(columns), torch.int8)
+            shapes["gains"] = (column_scales_shape(columns), torch.int8)
         if self.codebook is None:
             shapes["codebooks"] = (self.codebook_shape, torch.float16)
         return shapes
@@ -79,4 +79,4 @@ class AdditiveSpec:
                 vectors = sum(codebooks[m][indices[..., m]] for m in range(block.rate))
                 values[block.columns] = vectors.flatten(1)[:, :rows]
         values = values * tensors["scale"].float()
-        return values * unpack_gains(tensors["gains"], columns)[:, None] if self.gains else values
+        return values * unpack_column_scales(tensors["gains"], columns)[:, None] if self.gains else values

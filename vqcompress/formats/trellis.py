@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
-from vqcompress.formats.gains import gains_shape, unpack_gains
+from vqcompress.formats.column_scales import column_scales_shape, unpack_column_scales
 from vqcompress.formats.rates import rates_shape, split_blocks, unpack_rates
 from vqcompress.formats.rotation import unrotate
 from vqcompress.formats.trellis_table import value_table
@@ -32,7 +32,7 @@ class TrellisSpec:
     ``code_bytes`` the length of the packed stream. ``codebook`` names the component's shared tensor with learned tables,
     one row for each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's. ``rotation`` is the block of the
     output rotation (`vqcompress.formats.rotation`) that is undone after the scales, 0 for none. With ``gains`` every column has a
-    factor of its own (`vqcompress.formats.gains`), which comes last.
+    factor of its own (`vqcompress.formats.column_scales`), which comes last.
     """
 
     format: ClassVar[str] = "trellis"
@@ -59,7 +59,7 @@ class TrellisSpec:
         if self.rate_bits:
             shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
         if self.gains:
-            shapes["gains"] = (gains_shape(columns), torch.int8)
+            shapes["gains"] = (column_scales_shape(columns), torch.int8)
         return shapes
 
     @property
@@ -87,7 +87,7 @@ class TrellisSpec:
                 states = window_states(unpack(block.codes, block.rate, rows), block.rate, self.state_bits)
                 values[block.columns] = self.table(block.rate, tensors)[states]
         values = unrotate(values * tensors["scale"].float(), self.rotation)
-        return values * unpack_gains(tensors["gains"], columns)[:, None] if self.gains else values
+        return values * unpack_column_scales(tensors["gains"], columns)[:, None] if self.gains else values
 
 
 def window_states(symbols: Tensor, rate: int, state_bits: int) -> Tensor:

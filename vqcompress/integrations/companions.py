@@ -54,7 +54,7 @@ def from_bits(state: dict[str, Tensor], companions: set[str]) -> dict[str, Tenso
     }
 
 
-def settle(component: nn.Module) -> None:
+def finalize(component: nn.Module) -> None:
     """After loading: every packed tensor in memory is frozen and of its stored dtype. What an offloader holds stays as it is.
 
     Loaders that keep some modules in float32, such as T5's ``wo``, cast codes with them; that loses nothing, and is undone.

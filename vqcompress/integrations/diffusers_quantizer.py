@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from vqcompress.cache_line import on_cache_line
 from vqcompress.errors import CheckpointError
 from vqcompress.integrations.companions import (
+    finalize,
     from_bits,
     packed_dtypes,
     packed_keys,
     refuse_missing,
     restored,
-    settle,
     to_bits,
 )
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.integrations.data_free import quantize_data_free
-from vqcompress.integrations.placement import collector_resting, place
+from vqcompress.integrations.placement import gc_disabled, place
 from vqcompress.integrations.upstream import table
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
 from vqcompress.layers.description import layer_specs
@@ -67,7 +67,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             return
         self.stays_on_cpu = kwargs.get("device_map") is None
-        with collector_resting():
+        with gc_disabled():
             empty_layers(
                 model, self.description, companion_dtype=torch.int16, specs=self.specs, alike_are_one=self.stays_on_cpu
             )
@@ -88,7 +88,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         """
         state = to_bits(state_dict, self.companions)
         if self.layers_are_placed and self.stays_on_cpu:
-            with collector_resting():
+            with gc_disabled():
                 return self._without_placed(state)
         if self.layers_are_placed or not self.pre_quantized:
             return state
@@ -159,7 +159,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             quantize_data_free(model, self.quantization_config)
         elif self.unsettled:  # what went through an offload folder
-            settle(model)
+            finalize(model)
         self.modules = {}  # the model keeps us: together they would outlive their last user
         # Casting works on our layers, and diffusers refuses it for what it calls quantized.
         model.is_quantized = False

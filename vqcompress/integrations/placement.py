@@ -24,7 +24,7 @@ def place(module: nn.Module, key: str, value: Tensor) -> None:
 
 
 @contextmanager
-def collector_resting() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """No search for garbage meanwhile: thousands of small objects are made, and all of them stay."""
     was_on = gc.isenabled()
     gc.disable()

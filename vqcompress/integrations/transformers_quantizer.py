@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from vqcompress.integrations.companions import packed_keys, refuse_missing, settle
+from vqcompress.integrations.companions import finalize, packed_keys, refuse_missing
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.integrations.data_free import quantize_data_free
 from vqcompress.integrations.upstream import table
@@ -55,7 +55,7 @@ class VQTransformersQuantizer(HfQuantizer):
         packed = (key for key in packed_keys(model) if state[key].device.type != "meta")
         missing = {key for key in packed if not getattr(state[key], "_is_hf_initialized", False)}
         refuse_missing(missing, type(model).__name__)
-        settle(model)
+        finalize(model)
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         make_dense(model, dtype or model.dtype)

@@ -8,8 +8,7 @@ import torch
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels.table import KERNELS
-
-Shape = tuple[int, ...]
+from vqcompress.matrix_view import Shape
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def kernel_choice(
     x = probe.expand(rows, shape[1]) if len(shape) == 2 else probe.expand(1, shape[1], rows, 1)
     refused: dict[str, str] = {}
     for kernel in KERNELS:
-        reason = kernel.refusal(spec, shape, x)
+        reason = kernel.unsupported_reason(spec, shape, x)
         if not reason:
             return KernelChoice(kernel.name, kernel.purpose, refused)
         refused[kernel.name] = reason

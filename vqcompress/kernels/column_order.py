@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, TrellisSpec
 from vqcompress.formats.trellis_table import max_rate
-from vqcompress.kernels.derived import Derived
+from vqcompress.kernels.tensor_cache import TensorCache
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ColumnOrder:
     ends: Tensor
 
 
-_ORDERS: Derived[ColumnOrder] = Derived()
+_ORDERS: TensorCache[ColumnOrder] = TensorCache()
 
 
 def column_order(spec: TrellisSpec | AdditiveSpec, columns: int, tensors: Mapping[str, Tensor]) -> ColumnOrder:

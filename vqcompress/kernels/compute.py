@@ -9,12 +9,10 @@ from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels import operators, reference
-from vqcompress.kernels.layout import Layout, layout_to_text
 from vqcompress.kernels.learning import learning_conv2d, learning_linear
+from vqcompress.kernels.packed_layout import PackedLayout, layout_to_text
 from vqcompress.kernels.table import choose_kernel
-from vqcompress.matrix_view import from_transposed
-
-Shape = tuple[int, ...]
+from vqcompress.matrix_view import Shape, from_transposed
 
 
 def decode(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
@@ -32,10 +30,10 @@ def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tens
 
     Differentiable in ``x``, ``bias`` and the companions, without a dense weight kept for the backward pass.
     """
-    return laid_out_linear(x, _text(spec, shape, tensors), tensors, bias)
+    return packed_linear(x, _text(spec, shape, tensors), tensors, bias)
 
 
-def laid_out_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+def packed_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """`linear` with the geometry as text, which a layer makes once."""
     x = _autocast(x)
     if _learns(tensors):
@@ -55,10 +53,10 @@ def conv2d(
     dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """``x [batch, in, height, width]`` convolved with the packed weight ``[out, in, kh, kw]``; else as `linear`."""
-    return laid_out_conv2d(x, _text(spec, shape, tensors), tensors, bias, stride, padding, dilation)
+    return packed_conv2d(x, _text(spec, shape, tensors), tensors, bias, stride, padding, dilation)
 
 
-def laid_out_conv2d(
+def packed_conv2d(
     x: Tensor,
     layout: str,
     tensors: Mapping[str, Tensor],
@@ -94,4 +92,4 @@ def _learns(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _text(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> str:
-    return layout_to_text(Layout(spec, shape, tuple(tensors)))
+    return layout_to_text(PackedLayout(spec, shape, tuple(tensors)))

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqcompress.kernels import operators
-from vqcompress.kernels.companion_gradients import companion_gradients
-from vqcompress.kernels.layout import layout_from_text
+from vqcompress.kernels.packed_layout import layout_from_text
+from vqcompress.kernels.parameter_gradients import parameter_gradients
 from vqcompress.kernels.precision import in_product_dtype
-from vqcompress.kernels.rotated import is_rotated
+from vqcompress.kernels.rotation import is_rotated
 from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
 
@@ -80,7 +80,7 @@ def _companions(
 ) -> list[Tensor | None]:
     """Gradients in the order of the layout's names; ``grad [columns, rows]``."""
     parsed = layout_from_text(layout)
-    found = companion_gradients(parsed.spec, parsed.shape, named, grad)
+    found = parameter_gradients(parsed.spec, parsed.shape, named, grad)
     return [found[name].to(named[name].dtype) if wanted else None for name, wanted in zip(named, needed, strict=True)]
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqcompress.kernels.layout import layout_from_text
+from vqcompress.kernels.packed_layout import layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.table import choose_kernel
 from vqcompress.matrix_view import from_transposed
@@ -30,7 +30,7 @@ def multiply(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: 
 
 @torch.library.custom_op("vqcompress::linear", mutates_args=())
 def linear(x: Tensor, tensors: list[Tensor], bias: Tensor | None, layout: str) -> Tensor:
-    """``x [..., in]`` -> ``[..., out]``; ``tensors`` and ``layout`` as in `vqcompress.kernels.layout`."""
+    """``x [..., in]`` -> ``[..., out]``; ``tensors`` and ``layout`` as in `vqcompress.kernels.packed_layout`."""
     return multiply(x, tensors, bias, layout)
 
 

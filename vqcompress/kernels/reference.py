@@ -13,7 +13,7 @@ from vqcompress.matrix_view import matrix_shape
 PURPOSE = "anything, anywhere, slowly: plain torch operations"
 
 
-def refusal(spec: FormatSpec, shape: tuple[int, ...], x: Tensor) -> str:
+def unsupported_reason(spec: FormatSpec, shape: tuple[int, ...], x: Tensor) -> str:
     """Nothing is refused."""
     return ""
 

@@ -54,4 +54,4 @@ class VQConv2d(PackedLayer, nn.Conv2d):
         if isinstance(padding, str) or self.padding_mode != "zeros":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        return kernels.laid_out_conv2d(x, self.layout, self.tensors(), self.bias, self.stride, padding, self.dilation)
+        return kernels.packed_conv2d(x, self.layout, self.tensors(), self.bias, self.stride, padding, self.dilation)

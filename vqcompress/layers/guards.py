@@ -20,7 +20,7 @@ PROJECTIONS_REFUSED = (
 
 
 def refuse_fusing(component: nn.Module) -> None:
-    """Replace the component's fusing methods, where it has them, by a refusal.
+    """Replace the component's fusing methods, where it has them, by a unsupported_reason.
 
     Upstream would concatenate or add to codes and fail later, half done, with a message about shapes.
     """

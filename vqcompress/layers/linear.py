@@ -30,4 +30,4 @@ class VQLinear(PackedLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]`` in the dtype of ``x``."""
         self._check_input(x)
-        return kernels.laid_out_linear(x, self.layout, self.tensors(), self.bias)
+        return kernels.packed_linear(x, self.layout, self.tensors(), self.bias)

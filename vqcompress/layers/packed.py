@@ -49,7 +49,7 @@ class PackedLayer(nn.Module):
         for name in stored:
             self._parameters[name] = _frozen(tensors[name])
         names = ("weight", *stored, *(("codebooks",) if shared is not None else ()))
-        layout = kernels.layout_to_text(kernels.Layout(spec, shape, names))
+        layout = kernels.layout_to_text(kernels.PackedLayout(spec, shape, names))
         # Past nn.Module.__setattr__, which takes its time, and by which shared codebooks would be stored under every layer.
         self.__dict__ |= {"spec": spec, "dense_shape": shape, "companion_names": stored}
         self.__dict__ |= {"layout": layout, "shared_codebooks": shared}

@@ -12,6 +12,7 @@ from torch import Tensor
 from vqcompress.errors import CalibrationError, RecipeError
 from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import to_matrix
+from vqcompress.moments.low_rank import RowMoment
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.additive import (
     AdditiveSettings,
@@ -22,10 +23,9 @@ from vqcompress.quantizers.additive import (
 from vqcompress.quantizers.error_feedback import all_finite
 from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
 from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans, shared_kmeans_shape
-from vqcompress.quantizers.row_moment import RowMoment
 from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
+from vqcompress.quantizers.scales import coded_energy, mean_energy
 from vqcompress.quantizers.trellis import TrellisSettings, check_search, quantize_trellis
-from vqcompress.quantizers.unit_scale import coded_energy, mean_energy
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
 

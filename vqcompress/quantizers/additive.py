@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec
-from vqcompress.formats.gains import gain_factors, pack_gains
+from vqcompress.formats.column_scales import column_scale_factors, pack_column_scales
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.additive_source import (
     SAMPLE,
@@ -31,7 +31,7 @@ from vqcompress.quantizers.additive_source import (
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.error_feedback import prepare_feedback
-from vqcompress.quantizers.unit_scale import choose_gains, choose_scale
+from vqcompress.quantizers.scales import choose_gains, choose_scale
 from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry, check_setting
 
 SHARED_CODE_BITS = 6  # 8 code better for their bits, but column rates in steps of 6/8 bit are worth more
@@ -91,7 +91,7 @@ def quantize_additive(
     """
     home, weight = weight.device, weight.cpu()
     if (gains := choose_gains(weight, settings.gains)) is not None:
-        factors = gain_factors(gains)
+        factors = column_scale_factors(gains)
         weight = weight / factors
         if second_moment is not None:  # of the inputs that the gains are moved to
             outer = factors.to(second_moment.device)
@@ -111,7 +111,7 @@ def quantize_additive(
     _polish(columns, second_moment, settings.polish, own=shared_codebooks is None)
     spec, tensors = columns.packed(None if shared_codebooks is None else SHARED_NAME)
     if gains is not None:
-        spec, tensors = replace(spec, gains=True), {**tensors, "gains": pack_gains(gains)}
+        spec, tensors = replace(spec, gains=True), {**tensors, "gains": pack_column_scales(gains)}
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 

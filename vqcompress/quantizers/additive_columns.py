@@ -9,12 +9,12 @@ from torch import Tensor
 from vqcompress.bitpack import pack
 from vqcompress.formats import AdditiveSpec
 from vqcompress.formats.rates import join_blocks, pack_rates
-from vqcompress.quantizers.additive_beam import BeamSearch, sum_codewords
+from vqcompress.moments.low_rank import RowFeedback
 from vqcompress.quantizers.codebook_refit import CodebookProblem
 from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.error_feedback import Feedback, refine, sweep
-from vqcompress.quantizers.row_moment import RowFeedback
-from vqcompress.quantizers.unit_scale import divide_by_scale
+from vqcompress.quantizers.scales import divide_by_scale
+from vqcompress.search.beam import BeamSearch, sum_codewords
 
 
 class AdditiveColumns:
@@ -44,7 +44,7 @@ class AdditiveColumns:
             sweep(self.target, feedback, self._encode)
 
     def improve(self, second_moment: Tensor | None) -> None:
-        """One pass of coordinate descent; vectors that do not come closer keep their codes."""
+        """One pass of coordinate trainer; vectors that do not come closer keep their codes."""
         if second_moment is None:
             for column, target in enumerate(self.target):
                 self._encode_better(column, target)

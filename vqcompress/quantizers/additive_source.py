@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes
 from vqcompress.errors import RecipeError
-from vqcompress.formats.gains import gain_factors, gains_shape
+from vqcompress.formats.column_scales import column_scale_factors, column_scales_shape
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
-from vqcompress.quantizers.unit_scale import choose_gains, choose_scale, divide_by_scale
+from vqcompress.quantizers.scales import choose_gains, choose_scale, divide_by_scale
 
 START_BEAM = 4  # enough for a start, and for measuring what a rate is worth
 SPREAD = 2  # codebooks beyond the mean rate that the most sensitive columns may use
@@ -60,7 +60,7 @@ def sample_layers(
     for index, weight in enumerate(weights):
         matrix = to_matrix(weight).detach().float().cpu()
         codes = choose_gains(matrix, gains)
-        matrix = matrix if codes is None else matrix / gain_factors(codes)
+        matrix = matrix if codes is None else matrix / column_scale_factors(codes)
         scale, _ = choose_scale(matrix, row_scales)
         parts.append(sample_vectors(matrix, scale, dimension, LAYER_SAMPLE, seed + index)[0])
     if not parts:
@@ -76,7 +76,7 @@ class RateBudget:
         self.rows, self.sensitivity = rows, sensitivity
         # A single scale's two bytes are not charged: they would push one column of a weight that fits exactly down a rate.
         self.nbytes = int(bits * rows * len(sensitivity) / 8) - (2 * rows if per_row else 0)
-        self.nbytes -= gains_shape(len(sensitivity))[1] if gained else 0
+        self.nbytes -= column_scales_shape(len(sensitivity))[1] if gained else 0
 
     @property
     def flat(self) -> bool:

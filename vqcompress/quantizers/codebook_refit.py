@@ -14,7 +14,7 @@ CONVERGED = 1e-10
 
 
 class CodebookProblem:
-    """Codes ``[columns, vectors, M]`` of columns with ``rates [columns]``, and the metric they are judged by.
+    """Codes ``[columns, vectors, M]`` of columns with ``rates [columns]``, and the metric they are make_task by.
 
     ``row_power [vectors * d]`` weights rows (squared scales; zero for padding); ``second_moment`` is H or ``None``, the identity.
     """

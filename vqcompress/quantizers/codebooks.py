@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqcompress.quantizers.additive_beam import BeamSearch, sum_codewords
+from vqcompress.search.beam import BeamSearch, sum_codewords
 
 KMEANS_ROUNDS = 6  # for a start that is refined later
 REFIT_SWEEPS = 3  # codebooks are refitted in turn; more turns change nothing that the next search would not
@@ -92,7 +92,7 @@ def search_rates(codebooks: Tensor, vectors: Tensor, rates: Tensor, beam: int) -
 
 
 def _least_squares(codebooks: Tensor, vectors: Tensor, rates: Tensor, codes: Tensor) -> Tensor:
-    """Codewords of least squared error for given codes, by block coordinate descent over codebooks."""
+    """Codewords of least squared error for given codes, by block coordinate trainer over codebooks."""
     codebooks, residual = codebooks.clone(), vectors.clone()
     users = [torch.nonzero(rates > level).flatten() for level in range(len(codebooks))]
     words = [codes[chosen, level].long() for level, chosen in enumerate(users)]

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from vqcompress.errors import CalibrationError
+from vqcompress.moments.low_rank import BLOCK as ROW_BLOCK
+from vqcompress.moments.low_rank import RowFeedback, RowMoment, prepare_row_feedback
 from vqcompress.quantizers.factorization import inverse_upper_factor
-from vqcompress.quantizers.row_moment import BLOCK as ROW_BLOCK
-from vqcompress.quantizers.row_moment import RowFeedback, RowMoment, prepare_row_feedback
 
 LARGE = 2048  # columns from which the factorization goes block by block: less memory, and faster
 FINITE_ROWS = 4096  # checked at once
@@ -167,7 +167,7 @@ def refine(
     encode: EncodeColumn,
     outputs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One pass of cyclic coordinate descent over columns (``weight`` and ``decoded`` are ``[columns, rows]``, float32).
+    """One pass of cyclic coordinate trainer over columns (``weight`` and ``decoded`` are ``[columns, rows]``, float32).
 
     With all other columns fixed, the objective in column j is ``H_jj |v - t|²`` plus a constant, with target
     ``t = ŵ_j + sum_i H_ji (w_i - ŵ_i) / H_jj``. A new code is accepted only where it is closer to the target than the old one, so the

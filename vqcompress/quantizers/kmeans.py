@@ -18,7 +18,7 @@ from vqcompress.formats import AdditiveSpec
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.additive_source import RateBudget, sample_layers, sample_vectors
 from vqcompress.quantizers.codebooks import prefix_errors, residual_codebooks
-from vqcompress.quantizers.unit_scale import choose_scale
+from vqcompress.quantizers.scales import choose_scale
 from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry
 
 SAMPLE = 65536  # vectors that k-means sees: 256 a centroid of the usual codebook

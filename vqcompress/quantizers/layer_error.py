@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.matrix_view import to_matrix
-from vqcompress.quantizers.row_moment import RowMoment
+from vqcompress.moments.low_rank import RowMoment
 
 
 def relative_error(weight: Tensor, decoded: Tensor, second_moment: Tensor | RowMoment | None = None) -> float:

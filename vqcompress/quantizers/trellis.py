@@ -20,19 +20,25 @@ from torch import Tensor
 
 from vqcompress.bitpack import pack, packed_bytes
 from vqcompress.errors import RecipeError
-from vqcompress.formats.gains import GAIN_BITS, gain_factors, gains_shape, nearest_gain, pack_gains
+from vqcompress.formats.column_scales import (
+    COLUMN_SCALE_BITS,
+    column_scale_factors,
+    column_scales_shape,
+    nearest_column_scale,
+    pack_column_scales,
+)
 from vqcompress.formats.rates import join_blocks, pack_rates
 from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate, value_table
-from vqcompress.kernels.cpu_viterbi import CpuViterbi
-from vqcompress.kernels.cpu_viterbi_outputs import OutputViterbi, plan_outputs
-from vqcompress.kernels.gpu_viterbi import GpuViterbi, search_device
+from vqcompress.moments.low_rank import RowFeedback, RowMoment
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.error_feedback import Feedback, damped, energy, prepare_feedback, refine, sweep
-from vqcompress.quantizers.row_moment import RowFeedback, RowMoment
-from vqcompress.quantizers.trellis_trial import SourceModel, choose_source, row_scale
-from vqcompress.quantizers.unit_scale import WORTH_GAINS, choose_gains, column_gains, divide_by_scale
+from vqcompress.quantizers.scales import WORTH_GAINS, choose_gains, column_gains, divide_by_scale
+from vqcompress.quantizers.source_model import SourceModel, choose_source, row_scale
+from vqcompress.search.gpu_viterbi import GpuViterbi, search_device
+from vqcompress.search.viterbi import CpuViterbi
+from vqcompress.search.viterbi_outputs import OutputViterbi, plan_outputs
 
 PLAN_ROUNDS = 3  # rates follow from what errors cost, and errors from rates
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
@@ -42,7 +48,7 @@ PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out
 class TrellisSettings:
     """How hard to search, and what to leave to the data.
 
-    ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``polish``: passes of coordinate descent after
+    ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``polish``: passes of coordinate trainer after
     the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale per row, or one for all; ``"auto"``
     decides both by a trial on a few columns. ``rotation``: of the outputs (`vqcompress.formats.rotation`), in place of
     both where that codes heavy-tailed weights better. ``gains``: a factor for each column; ``"auto"`` where columns differ enough in
@@ -127,7 +133,7 @@ def _swept(
     state_bits = usable_state_bits(len(weight), settings.state_bits, bits)
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
     gained = gains is not None
-    sizes = torch.ones(weight.shape[1]) if gains is None else gain_factors(gains)
+    sizes = torch.ones(weight.shape[1]) if gains is None else column_scale_factors(gains)
     inherited = feedback.inherited() if gained and isinstance(feedback, Feedback) else None
     costs = _Costs(sensitivity * sizes.to(sensitivity).square(), inherited, gained)
     source = choose_source(
@@ -192,7 +198,7 @@ def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, b
     usable = range(0 if lowest == 1 else lowest, max_rate(state_bits) + 1)
     distortion = {rate: gaussian_error(state_bits, rate) for rate in usable}
     budget = int(bits * rows * columns / 8) - 2 * (rows if source.row_scales else 1)
-    budget -= gains_shape(columns)[1] if costs.gained else 0
+    budget -= column_scales_shape(columns)[1] if costs.gained else 0
     plan, level = None, 0.0
     for _ in range(1 if costs.inherited is None else PLAN_ROUNDS):
         cost = costs.at(level)
@@ -273,11 +279,11 @@ class _TrellisColumns:
             return False
         coded = (self.costs > 0) & (self.fitted > 0)
         usual = (self.costs / self.fitted)[coded].median() if coded.any() else 1.0  # heavy tails cost everywhere
-        price = GAIN_BITS / self.target.shape[1] + WORTH_GAINS
+        price = COLUMN_SCALE_BITS / self.target.shape[1] + WORTH_GAINS
         return bool(self.costs.sum() > 4.0**price * usual * self.fitted.sum())
 
     def polish(self, second_moment: Tensor | RowMoment) -> None:
-        """One pass of coordinate descent; columns that do not improve get their codes back."""
+        """One pass of coordinate trainer; columns that do not improve get their codes back."""
         kept = [part.clone() for part in self._parts()]
         decoded = self._unscaled() * self.scale
         _, accepted = refine(self.target, decoded, second_moment, self._encode, self.outputs)
@@ -309,7 +315,7 @@ class _TrellisColumns:
         if self.plan.rate_bits:
             tensors["rates"] = pack_rates(self.plan.rates, self.plan.min_rate, self.plan.rate_bits)
         if self.gains is not None:
-            tensors["gains"] = pack_gains(self.gains)
+            tensors["gains"] = pack_column_scales(self.gains)
         spec = TrellisSpec(
             state_bits=self.state_bits,
             min_rate=self.plan.min_rate,
@@ -327,15 +333,15 @@ class _TrellisColumns:
         if rate and self.gains is not None:
             # What feedback has added to a column can be larger than the column was.
             size = divide_by_scale(target[:, None], scale).abs().mean()
-            self.gains[column] = gain = nearest_gain(size / self.size)
-            scale = scale * gain_factors(gain)
+            self.gains[column] = gain = nearest_column_scale(size / self.size)
+            scale = scale * column_scale_factors(gain)
         if rate:
             self.symbols[column], self.values[column] = self.search(target, scale, rate)
         return self.values[column] * scale
 
     def _unscaled(self) -> Tensor:
         """Values with their columns' gains, ``[columns, rows]``."""
-        return self.values if self.gains is None else self.values * gain_factors(self.gains)[:, None]
+        return self.values if self.gains is None else self.values * column_scale_factors(self.gains)[:, None]
 
     def _parts(self) -> list[Tensor]:
         """All that a column's code consists of."""

@@ -16,8 +16,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from vqcompress.architectures import Architecture
-from vqcompress.calibration.teacher import TeacherCall, record_teacher
 from vqcompress.checkpoint import inspect, load, read_layer_table
+from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.errors import VQCompressError
 from vqcompress.metrics import (
     alignment,
@@ -27,6 +27,7 @@ from vqcompress.metrics import (
     pipeline_bytes,
     weight_bytes,
 )
+from vqcompress.progress import Progress, silent
 from vqcompress.report.candidate import Candidate, check_labels
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Row, Settings, Share
 from vqcompress.report.component_costs import component_costs
@@ -37,8 +38,6 @@ from vqcompress.report.pictures import to_picture, to_png
 from vqcompress.report.replay import replay
 from vqcompress.report.verdicts import verdicts
 
-Progress = Callable[[str, int, int, str], None]
-"""``(stage, done, total, detail)``"""
 Judge = Callable[[object, str], Mapping[str, bool]]
 """``(PIL image, prompt) -> {question: answer}``"""
 
@@ -79,7 +78,7 @@ def compare(
         architecture.defaults.steps if steps is None else steps,
         architecture.defaults.guidance if guidance is None else guidance,
     )
-    bench = _Bench(original, architecture, sampling, judge, progress or _silent)
+    bench = _Bench(original, architecture, sampling, judge, progress or silent)
     bench.observe_original(trajectory_prompts)
     rows = [bench.row(candidate) for candidate in candidates]
     errors = bench.layer_errors(layer_prompts)
@@ -154,7 +153,7 @@ class _Bench:
             method=candidate.method,
             scheme=candidate.scheme,
             dense_layers=tuple(record.layer for record in records if record.format == "dense"),
-            starved_layers=tuple(record.layer for record in records if record.is_starved),
+            starved_layers=tuple(record.layer for record in records if record.is_undersampled),
             experts=expert_uses(records),
             bits_per_weight=sizes["bits_per_weight"],
             denoiser_bits=8 * nbytes / self._denoiser_weights(),
@@ -229,7 +228,3 @@ class _Bench:
 
 def _name_of(pipeline: DiffusionPipeline) -> str:
     return Path(str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)).name
-
-
-def _silent(stage: str, done: int, total: int, detail: str) -> None:
-    """Report nothing."""

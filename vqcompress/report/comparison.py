@@ -121,7 +121,7 @@ class Row:
         return FAMILIES[self.method]
 
     @property
-    def dealt_out(self) -> bool:
+    def allocated(self) -> bool:
         """Whether bits follow what each layer's error costs: vector codes do so by themselves, scalar ones on demand."""
         return self.scheme == "mixed" or (self.scheme == "" and self.family == "vector")
 

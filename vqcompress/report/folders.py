@@ -8,8 +8,9 @@ from pathlib import Path
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.errors import VQCompressError
+from vqcompress.progress import Progress
 from vqcompress.report.candidate import candidate_at, with_own_labels
-from vqcompress.report.compare import Judge, Progress, compare
+from vqcompress.report.compare import Judge, compare
 from vqcompress.report.comparison import Comparison
 from vqcompress.shapes.claims import read_claim
 from vqcompress.shapes.judge import judge as shapes_judge
@@ -33,7 +34,7 @@ def compare_folders(
     """Compare compressed ``folders`` with the model called ``original`` (alias, Hub id, folder or file).
 
     ``prompts`` names a prompt set or file; by default those that the model was not calibrated on. The embedded model's
-    captions are judged. See `compare` for the rest.
+    captions are make_task. See `compare` for the rest.
     """
     candidates = with_own_labels([candidate_at(folder) for folder in folders])
     pipeline = open_pipeline(original)

@@ -1,7 +1,7 @@
 """Errors of every quantized layer of every variant, in one pass over the original's activations.
 
 Second moments are large and come a few at a time, packed weights are small: so all variants' packed weights are kept,
-and each layer is judged for all variants as its moments go by.
+and each layer is make_task for all variants as its moments go by.
 """
 
 from __future__ import annotations

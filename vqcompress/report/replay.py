@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqcompress.calibration.denoiser_call import first_output
-from vqcompress.calibration.teacher import TeacherCall
+from vqcompress.denoiser_calls.call import first_output
+from vqcompress.denoiser_calls.record import TeacherCall
 from vqcompress.metrics import Energies, energies_by_timestep
 
 

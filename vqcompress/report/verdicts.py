@@ -25,8 +25,8 @@ def _rivals(row: Row, scalars: Sequence[Row]) -> Sequence[Row]:
 
     Otherwise such a row would tell how far dealing out leads, not how far the code does.
     """
-    uniform = [scalar for scalar in scalars if not scalar.dealt_out]
-    return scalars if row.dealt_out or not uniform else uniform
+    uniform = [scalar for scalar in scalars if not scalar.allocated]
+    return scalars if row.allocated or not uniform else uniform
 
 
 def _verdict(row: Row, measure: Measure, scalars: Sequence[Row]) -> Verdict:

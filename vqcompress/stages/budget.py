@@ -42,7 +42,7 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
         weights = sum(cost.weights for cost in costs.values())
         return allocate_bits(costs, max(MIN_RATE, recipe.bits - _codebook_bits(recipe) / weights))
 
-    return run.made_by_first(lambda: run.store.load_or_make_json(f"{component}.bits", "all", make))
+    return run.main_process_first(lambda: run.store.load_or_make_json(f"{component}.bits", "all", make))
 
 
 def _codebook_bits(recipe: Recipe) -> int:

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
-from vqcompress.calibration.moments import keeps_rows
 from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.matrix_view import matrix_shape
+from vqcompress.moments.second_moment import keeps_samples
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import METHODS, quantize_weight, settings_for
 from vqcompress.quantizers.layer_error import relative_error
@@ -48,12 +48,12 @@ def encode_all(
             return_freed_memory()
             return weight, time.perf_counter() - start
 
-    if run.workers.world > 1:
+    if run.workers.world_size > 1:
         costs = [_cost(run, component, layer, groups.get(layer)) for layer in layers]
-        shares = balanced(costs, run.workers.world)
+        shares = balanced(costs, run.workers.world_size)
         mine = [layer for layer, share in zip(layers, shares, strict=True) if share == run.workers.rank]
         _encode_each(run, component, mine, encode)
-        run.workers.wait()
+        run.workers.barrier()
     return _encode_each(run, component, layers, encode)
 
 
@@ -83,7 +83,7 @@ def _sides(run: Run, component: str, layer: str, group: str | None) -> tuple[int
     """Rows and columns of a layer's matrix, and rows of what stands for its second moment: the square, or the few inputs kept."""
     rows, columns = matrix_shape(run.weight(component, layer).shape)
     seen = 0 if group is None else recorded_group(run, component, group)["used_rows"]
-    return rows, columns, seen if keeps_rows(columns, seen) else columns
+    return rows, columns, seen if keeps_samples(columns, seen) else columns
 
 
 def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | None:
@@ -100,7 +100,7 @@ def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | No
         run.progress(f"codebooks {component}", 1, 1, "")
         return {"codebooks": learned}
 
-    stored = run.made_by_first(lambda: run.store.load_or_make(f"{component}.codebooks", "shared", make))
+    stored = run.main_process_first(lambda: run.store.load_or_make(f"{component}.codebooks", "shared", make))
     return stored["codebooks"]
 
 

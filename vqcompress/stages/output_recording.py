@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vqcompress.calibration.output_moments import record_output_moments
-from vqcompress.calibration.teacher import record_teacher
+from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.stages.run import Run
 
@@ -41,7 +41,7 @@ def record_outputs(run: Run, component: str, layers: list[str]) -> None:
         return
     stage = _stage(component)
     missing = [layer for layer in layers if layer not in run.store.done(stage)]
-    if missing and run.workers.is_first:
+    if missing and run.workers.is_main_process:
         sides = {layer: matrix_shape(run.weight(component, layer).shape)[0] for layer in missing}
         recorded = record_output_moments(
             run.component(component),
@@ -53,7 +53,7 @@ def record_outputs(run: Run, component: str, layers: list[str]) -> None:
         )
         for layer, moment in recorded:
             run.store.load_or_make(stage, layer, lambda moment=moment: {"outputs": moment})  # type: ignore[misc]
-    run.workers.wait()
+    run.workers.barrier()
 
 
 def output_moment_of(run: Run, component: str, layer: str) -> Tensor | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vqcompress.calibration.moments import Moments, RecordedRows
 from vqcompress.calibration.record import record_moments
-from vqcompress.calibration.starved import is_starved, sibling_key, usable_moment
-from vqcompress.quantizers.row_moment import RowMoment
+from vqcompress.moments.low_rank import RowMoment
+from vqcompress.moments.second_moment import Moments, RecordedSamples
+from vqcompress.moments.shrinkage import expert_key, is_undersampled, shrunk_moment
 from vqcompress.stages.run import Run
 
 
@@ -38,11 +38,11 @@ def record_component(run: Run, component: str, layers: list[str]) -> dict[str, s
         workers=run.workers,
     )
     keep_recorded(run, component, recorded)
-    run.workers.wait()
+    run.workers.barrier()
     return recorded_groups(run, component)
 
 
-def keep_recorded(run: Run, component: str, recorded: Iterable[tuple[list[str], Moments | RecordedRows]]) -> None:
+def keep_recorded(run: Run, component: str, recorded: Iterable[tuple[list[str], Moments | RecordedSamples]]) -> None:
     """Write moments to disk as they come, each under its first layer's name."""
     stage = run.moments_of(component)
     for names, moments in recorded:
@@ -66,15 +66,15 @@ def moment_of(run: Run, component: str, key: str | None) -> Tensor | RowMoment |
     if key is None:
         return None
     moments = _recorded_moments(run, component, key)
-    siblings = _siblings(run, component, key) if is_starved(moments) else []
-    return usable_moment(moments, siblings)
+    siblings = _siblings(run, component, key) if is_undersampled(moments) else []
+    return shrunk_moment(moments, siblings)
 
 
-def _recorded_moments(run: Run, component: str, key: str) -> Moments | RecordedRows:
+def _recorded_moments(run: Run, component: str, key: str) -> Moments | RecordedSamples:
     return Moments.from_state_dict(run.recordings.load_or_make(run.moments_of(component), key, dict))
 
 
-def _siblings(run: Run, component: str, key: str) -> list[Moments | RecordedRows]:
+def _siblings(run: Run, component: str, key: str) -> list[Moments | RecordedSamples]:
     """What the layers at the same place of all experts saw."""
-    wanted, keys = sibling_key(key), sorted(run.recordings.done(run.moments_of(component)))
-    return [_recorded_moments(run, component, each) for each in keys if wanted and sibling_key(each) == wanted]
+    wanted, keys = expert_key(key), sorted(run.recordings.done(run.moments_of(component)))
+    return [_recorded_moments(run, component, each) for each in keys if wanted and expert_key(each) == wanted]

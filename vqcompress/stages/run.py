@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture
 from vqcompress.calibration.prompts import PromptSet, choose_diverse
-from vqcompress.checkpoint.narrowing import narrowest_dtype
-from vqcompress.finetune import Lessons
+from vqcompress.finetune import DistillationData
+from vqcompress.progress import Progress
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
+from vqcompress.storage_dtype import narrowest_dtype
 from vqcompress.workers import Workers
-
-Progress = Callable[[str, int, int, str], None]
-"""``(stage, done, total, detail)``"""
 
 Made = TypeVar("Made")
 
@@ -37,7 +35,7 @@ class Run:
     progress: Progress
     kept: dict[str, dict[str, str]]
     workers: Workers
-    lessons: Lessons | None = None
+    distillation: DistillationData | None = None
     moments: str = "moments"
 
     def component(self, name: str) -> nn.Module:
@@ -56,13 +54,13 @@ class Run:
         """The most diverse ``count`` calibration prompts."""
         return choose_diverse(self.prompts.prompts, count, self.recipe.seed)
 
-    def made_by_first(self, make: Callable[[], Made]) -> Made:
+    def main_process_first(self, make: Callable[[], Made]) -> Made:
         """What ``make`` finds or makes in a run folder: made by the first process, then found there by the others."""
-        if self.workers.is_first:
+        if self.workers.is_main_process:
             made = make()
-            self.workers.wait()
+            self.workers.barrier()
             return made
-        self.workers.wait()
+        self.workers.barrier()
         return make()
 
 

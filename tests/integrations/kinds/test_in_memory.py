@@ -87,9 +87,9 @@ def test_layerwise_casting(kind, packed, exact):
 
 @pytest.mark.feature("`deepcopy`")
 def test_deepcopy(kind, packed):
-    twin, expected = copy.deepcopy(packed), kind.run(packed)
+    weight_sharing_copy, expected = copy.deepcopy(packed), kind.run(packed)
     packed.vq_shared.book.data.zero_()
-    assert torch.equal(kind.run(twin), expected)
+    assert torch.equal(kind.run(weight_sharing_copy), expected)
     assert not torch.equal(kind.run(packed), expected)
 
 

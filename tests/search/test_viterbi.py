@@ -1,0 +1,186 @@
+"""Trellis searches against brute force over every bit stream."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.search.reference_viterbi import search_states
+from vqcompress.formats.trellis import window_states
+from vqcompress.formats.trellis_table import value_table
+from vqcompress.search.viterbi import CpuViterbi, Search
+from vqcompress.search.viterbi_outputs import CoupledSearch, OutputViterbi, plan_outputs
+
+TOYS = [(4, 1, 6), (5, 2, 4), (6, 2, 5), (6, 3, 4), (10, 5, 2)]  # state bits, rate, weights
+
+
+def toy(state_bits: int, length: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal(1 << state_bits).astype(np.float32)
+    return rng.standard_normal(length).astype(np.float32), rng.uniform(0.5, 2, length).astype(np.float32), table
+
+
+def circular_costs(x, r, table, state_bits, rate):
+    """Boundary and cost of every circular stream."""
+    streams = torch.tensor(list(itertools.product(range(1 << rate), repeat=len(x))))
+    states = window_states(streams, rate, state_bits)
+    costs = torch.from_numpy((x - r * table[states.numpy()]) ** 2).sum(1)
+    return states[:, 0] >> rate, costs
+
+
+def path_cost(states, x, r, table) -> float:
+    return float(((x - r * table[np.asarray(states)]) ** 2).sum())
+
+
+@pytest.mark.parametrize(("state_bits", "rate", "length"), TOYS)
+@pytest.mark.parametrize("kind", ["compiled", "reference"])
+def test_fixed_boundary_is_the_optimum(state_bits, rate, length, kind):
+    x, r, table = toy(state_bits, length)
+    boundaries, costs = circular_costs(x, r, table, state_bits, rate)
+    search = Search(state_bits, rate, table, length)
+    for boundary in range(0, 1 << (state_bits - rate), 3):
+        if kind == "compiled":
+            states = search(x, r, boundary)
+        else:
+            states = search_states(*map(torch.from_numpy, (x, r, table)), rate, boundary).numpy()
+        best = float(costs[boundaries == boundary].min())
+        assert path_cost(states, x, r, table) == pytest.approx(best, rel=1e-5)
+        assert states[0] >> rate == boundary == states[-1] & ((1 << (state_bits - rate)) - 1)
+
+
+@pytest.mark.parametrize(("state_bits", "rate", "length"), [(4, 1, 6), (6, 2, 4), (6, 3, 3)])
+def test_free_ends_are_the_optimum(state_bits, rate, length):
+    x, r, table = toy(state_bits, length)
+    groups = 1 << (state_bits - rate)
+    paths = []
+    for start, symbols in itertools.product(range(groups), itertools.product(range(1 << rate), repeat=length)):
+        states, group = [], start
+        for symbol in symbols:
+            states.append(group << rate | symbol)
+            group = states[-1] & (groups - 1)
+        paths.append(states)
+    best = min(path_cost(states, x, r, table) for states in paths)
+    assert path_cost(Search(state_bits, rate, table, length)(x, r), x, r, table) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize(("state_bits", "rate"), [(8, 1), (8, 3), (8, 4), (10, 5), (12, 2), (12, 6)])
+def test_compiled_equals_reference(state_bits, rate):
+    x, r, _ = toy(4, 40)
+    table = value_table(state_bits, rate, 0.1).float()
+    compiled = Search(state_bits, rate, table.numpy(), 40)(x, r, 5)
+    reference = search_states(torch.from_numpy(x), torch.from_numpy(r), table, rate, 5)
+    np.testing.assert_array_equal(compiled, reference.numpy())
+
+
+def test_seam_boundary_is_nearly_the_best():
+    """The boundary is chosen by a heuristic: against all boundaries it loses less than two percent."""
+    state_bits, rate, rows = 8, 2, 64
+    table = value_table(state_bits, rate, 0.0)
+    columns, ones = torch.randn(20, rows, generator=torch.Generator().manual_seed(0)), torch.ones(rows)
+    quick, exact = CpuViterbi(rows, state_bits, {rate: table}), Search(state_bits, rate, table.float().numpy(), rows)
+    found = best = 0.0
+    for x in columns:
+        found += float((quick(x, ones, rate)[1] - x).square().sum())
+        boundaries = range(1 << (state_bits - rate))
+        best += min(
+            path_cost(exact(x.numpy(), ones.numpy(), b), x.numpy(), 1, table.float().numpy()) for b in boundaries
+        )
+    assert best <= found * 1.000001
+    assert found <= best * 1.02
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
+def test_symbols_decode_to_the_values(rows, rate, phase, seed):
+    generator = torch.Generator().manual_seed(seed)
+    target, scale = torch.randn(rows, generator=generator), torch.rand(rows, generator=generator)
+    table = value_table(8, rate, 0.0)
+    symbols, values = CpuViterbi(rows, 8, {rate: table}, phase)(target, scale, rate)
+    assert torch.equal(table.float()[window_states(symbols.int(), rate, 8)], values)
+    assert int(symbols.max()) < 1 << rate
+
+
+def test_phase_moves_the_cut():
+    x, ones = torch.randn(200, generator=torch.Generator().manual_seed(1)), torch.ones(200)
+    tables = {2: value_table(8, 2, 0.0)}
+    first, second = (CpuViterbi(200, 8, tables, phase)(x, ones, 2)[1] for phase in (0, 77))
+    assert (first - x).square().mean() == pytest.approx(float((second - x).square().mean()), rel=0.05)
+
+
+def coupled(rows: int, seed: int = 0) -> torch.Tensor:
+    """A positive definite ``[rows, rows]``: outputs that add up in a few ways, as those do that the next layer sums."""
+    mix = torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return mix @ mix.t() / 8 + 0.1 * torch.eye(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("phase", [0, 5])
+def test_pulls_and_weights_are_the_metric(phase):
+    rows, moment = 40, coupled(40)
+    plan = plan_outputs(moment, phase)
+    errors = torch.randn(rows, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    turned = errors.roll(-phase)
+    after = turned + torch.from_numpy(plan.pull).double() @ turned  # error against the moved targets
+    cost = (torch.from_numpy(plan.weight).double() * after).square().sum()
+    unit = float(torch.linalg.cholesky(moment.roll((-phase, -phase), (0, 1)).flip(0, 1)).diagonal().mean()) ** 2
+    assert float(cost) * unit == pytest.approx(float(errors @ moment @ errors), rel=1e-4)
+
+
+@pytest.mark.parametrize(("state_bits", "rate", "rows"), TOYS)
+def test_coupled_paths_are_nearly_the_best(state_bits, rate, rows):
+    _, _, table = toy(state_bits, rows)
+    found = best = 0.0
+    for seed in range(20):
+        moment, target = coupled(rows, seed), np.random.default_rng(seed).standard_normal(rows).astype(np.float32)
+        search, ones = CoupledSearch(state_bits, rate, table, plan_outputs(moment, 0)), np.ones(rows, np.float32)
+        streams = torch.tensor(list(itertools.product(range(1 << rate), repeat=rows)))
+        states = window_states(streams, rate, state_bits)
+        errors = torch.from_numpy(table[states.numpy()] - target).double()
+        costs, boundaries = ((errors @ moment) * errors).sum(1), states[:, 0] >> rate
+        for boundary in boundaries.unique().tolist():
+            chosen = search(target, ones, boundary)
+            assert chosen[0] >> rate == boundary == chosen[-1] & ((1 << (state_bits - rate)) - 1)
+            error = torch.from_numpy(table[chosen] - target).double()
+            found += float(error @ moment @ error)
+            best += float(costs[boundaries == boundary].min())
+    assert best <= found * 1.000001
+    assert found <= best * 1.1
+
+
+@pytest.mark.parametrize(("rows", "phase"), [(60, 0), (200, 77)])
+def test_outputs_that_add_up_make_up_for_each_other(rows, phase):
+    state_bits, rate = 10, 2
+    moment, tables = coupled(rows), {rate: value_table(state_bits, rate, 0.0)}
+    columns, ones = torch.randn(16, rows, generator=torch.Generator().manual_seed(1)), torch.ones(rows)
+    alone = CpuViterbi(rows, state_bits, tables, phase)
+    together = OutputViterbi(rows, state_bits, tables, phase, plan_outputs(moment, phase))
+
+    def cost(search):
+        errors = torch.stack([search(x, ones, rate)[1] - x for x in columns])
+        return float(((errors @ moment.float()) * errors).sum())
+
+    assert cost(together) < 0.5 * cost(alone)
+
+
+def test_outputs_that_cost_alike_are_searched_as_by_themselves():
+    rows, tables = 60, {2: value_table(8, 2, 0.0)}
+    x, scale = torch.randn(rows, generator=torch.Generator().manual_seed(3)), torch.ones(rows)
+    plain = CpuViterbi(rows, 8, tables, 3)(x, scale, 2)
+    found = OutputViterbi(rows, 8, tables, 3, plan_outputs(2.5 * torch.eye(rows), 3))(x, scale, 2)
+    assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
+def test_symbols_decode_to_the_values_of_coupled_outputs_too(rows, rate, phase, seed):
+    generator = torch.Generator().manual_seed(seed)
+    target, scale = torch.randn(rows, generator=generator), torch.rand(rows, generator=generator)
+    table = value_table(8, rate, 0.0)
+    search = OutputViterbi(rows, 8, {rate: table}, phase, plan_outputs(coupled(rows, seed), phase))
+    symbols, values = search(target, scale, rate)
+    assert torch.equal(table.float()[window_states(symbols.int(), rate, 8)], values)
+    assert int(symbols.max()) < 1 << rate

@@ -1,0 +1,226 @@
+"""The teacher's calls on disk: recorded once within a budget, read back unit by unit, no teacher needed after that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vqcompress.architectures import Architecture, Pipeline
+from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_timestep, take_units
+from vqcompress.denoiser_calls.record import TeacherCall, record_teacher, trajectory_length
+from vqcompress.errors import CalibrationError
+from vqcompress.progress import StageProgress
+from vqcompress.run_store import RunStore
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the teacher is sampled; None means the architecture's default. ``batch_size`` prompts share a shard."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some units as one denoiser call: ``denoiser(**kwargs)`` should give ``target``; ``weights [units]`` for the loss."""
+
+    kwargs: dict[str, Any]
+    target: Tensor
+    branches: int
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Where a unit lies: prompt ``row`` of call ``call`` of shard ``shard``, and its timestep."""
+
+    shard: str
+    call: int
+    row: int
+    timestep: float
+
+
+@dataclass(frozen=True)
+class DistillationDataset:
+    """Units in a folder of shards, in a fixed order. Reads only; any number of processes may."""
+
+    folder: Path
+    units: tuple[Unit, ...]
+    weights: Tensor
+    _open: dict[str, _Shard] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, store: RunStore, stage: str) -> DistillationDataset:
+        """All shards of ``stage``."""
+        return cls.at(store.folder, stage)
+
+    @classmethod
+    def at(cls, run_folder: Path, stage: str) -> DistillationDataset:
+        """The same from the run's folder alone, for processes that do not hold its lock."""
+        folder = run_folder / stage
+        units: list[Unit] = []
+        for path in sorted(folder.glob("*.json")):
+            form = json.loads(path.read_text(encoding="utf-8"))
+            for call, timestep in enumerate(form["timesteps"]):
+                units += [Unit(path.stem, call, row, timestep) for row in range(form["prompts"])]
+        return cls(folder, tuple(units), torch.ones(len(units)))
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """Of every unit, float32 ``[units]``."""
+        return torch.tensor([unit.timestep for unit in self.units])
+
+    def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:
+        """The units with these indices, as one call."""
+        order: dict[tuple[str, int], list[int]] = {}
+        for index in indices:
+            order.setdefault((self.units[index].shard, self.units[index].call), []).append(index)
+        parts, targets, rows, branches = [], [], [], 1
+        for (shard, call), members in order.items():
+            flat, target, prompts = self._shard(shard).call(call)
+            branches = len(target) // prompts
+            picked = [self.units[index].row for index in members]
+            taken = take_units({**flat, "": target}, picked, prompts, len(target))
+            targets.append({"": taken.pop("")})
+            parts.append(taken)
+            rows.append(branches * len(picked))
+        kwargs = nest(join(parts, rows, branches))
+        weights = self.weights[[index for members in order.values() for index in members]]
+        return Batch(_to(kwargs, device), _to(join(targets, rows, branches)[""], device), branches, weights.to(device))
+
+    def _shard(self, name: str) -> _Shard:
+        if name not in self._open:
+            self._open[name] = _Shard(self.folder / name)
+        return self._open[name]
+
+
+def record(
+    pipeline: Pipeline,
+    architecture: Architecture,
+    prompts: Sequence[str],
+    store: RunStore,
+    stage: str,
+    *,
+    seed: int,
+    sampling: Sampling,
+    calls_per_batch: int | None = None,
+    budget: int,
+    progress: StageProgress | None = None,
+) -> DistillationDataset:
+    """Sample the teacher on ``prompts`` and keep its denoiser calls under ``stage`` in at most ``budget`` bytes.
+
+    Prompt ``i`` starts from noise seeded with ``seed + i``. Of every batch ``calls_per_batch`` calls are kept (None: all), spread
+    over the trajectory; the budget makes them fewer. A recording that was stopped goes on. Raises `CalibrationError` when
+    the budget has no room for one call of each batch.
+    """
+    size = sampling.batch_size
+    shards = [tuple(prompts[at : at + size]) for at in range(0, len(prompts), size)]
+    length = _length(pipeline, architecture, prompts[0], sampling, store, stage)
+    keep = min(length, calls_per_batch or length)
+    for index, shard in enumerate(shards):
+        key = f"{index:05d}"
+        if not (store.folder / stage / f"{key}.json").exists():
+            calls = record_teacher(
+                pipeline, architecture, shard, count=keep, seed=seed + index * size, steps=sampling.steps,
+                guidance=sampling.guidance, height=sampling.height, width=sampling.width, batch_size=size,
+                trajectory=length,
+            )  # fmt: skip
+            if index == 0:
+                keep = _within_budget(calls, len(shards), budget)
+                calls = calls[:: -(-len(calls) // keep)]
+            _store_shard(store, stage, key, calls[:keep], len(shard))
+        elif index == 0:
+            keep = len(json.loads((store.folder / stage / f"{key}.json").read_text(encoding="utf-8"))["timesteps"])
+        if progress:
+            progress(index + 1, len(shards), f"{keep} of {length} calls a batch")
+    return DistillationDataset.open(store, stage)
+
+
+def _length(
+    pipeline: Pipeline, architecture: Architecture, prompt: str, sampling: Sampling, store: RunStore, stage: str
+) -> int:
+    return store.load_or_make_json(
+        f"{stage}.trajectory", "length",
+        lambda: trajectory_length(
+            pipeline, architecture, prompt, steps=sampling.steps, guidance=sampling.guidance, height=sampling.height,
+            width=sampling.width,
+        ),
+    )  # fmt: skip
+
+
+def _within_budget(calls: Sequence[TeacherCall], shards: int, budget: int) -> int:
+    """How many calls of every batch fit. What is the same in all calls of a batch is stored once."""
+    tensors, _ = _packed(calls)
+    once = sum(t.nbytes for name, t in tensors.items() if name.startswith("same:"))
+    each = sum(t.nbytes for name, t in tensors.items() if not name.startswith("same:")) / len(calls)
+    keep = int((budget / shards - once) / each)
+    if keep < 1:
+        raise CalibrationError(
+            f"the teacher's calls take {(once + each) / 1e6:.1f} MB for one step of a batch, {shards} batches do not fit in "
+            f"{budget / 1e9:.3g} GB; raise the recording budget or train on fewer prompts"
+        )
+    return min(keep, len(calls))
+
+
+def _store_shard(store: RunStore, stage: str, key: str, calls: Sequence[TeacherCall], prompts: int) -> None:
+    tensors, plain = _packed(calls)
+    store.load_or_make(stage, key, lambda: tensors)
+    timesteps = [float(call["timestep"].flatten()[0].nan_to_num(0.0)) for call in calls]
+    store.put_json(stage, key, {"prompts": prompts, "timesteps": timesteps, "plain": plain})
+
+
+def _packed(calls: Sequence[TeacherCall]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors under ``same:path`` (equal in all calls) or ``each:path`` (one more dimension in front), and what is no tensor."""
+    rows = len(calls[0]["output"])
+    flats = [{**spread_timestep(flatten(call["kwargs"]), rows), "": call["output"]} for call in calls]
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, first in flats[0].items():
+        values = [flat[name] for flat in flats]
+        if not isinstance(first, Tensor):
+            plain[name] = first
+        elif name and all(torch.equal(value, first) for value in values):
+            tensors[f"same:{name}"] = first
+        else:
+            tensors[f"each:{name}"] = torch.stack(values)
+    return tensors, plain
+
+
+class _Shard:
+    """One shard's file, kept open, for it is mapped and not read as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        form = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        self.prompts, self.plain = form["prompts"], form["plain"]
+        self.file = safe_open(path.with_suffix(".safetensors"), framework="pt")
+        self.names = list(self.file.keys())
+
+    def call(self, index: int) -> tuple[dict[str, Any], Tensor, int]:
+        """Flat arguments, output and number of prompts of a call."""
+        flat: dict[str, Any] = dict(self.plain)
+        for name in self.names:
+            kind, _, path = name.partition(":")
+            flat[path] = self.file.get_tensor(name) if kind == "same" else self.file.get_slice(name)[index]
+        return flat, flat.pop(""), self.prompts
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(item, device) for key, item in value.items()}
+    return [_to(item, device) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,135 @@
+"""Keep a sample of the denoiser's calls along real trajectories: for metrics and for fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.architectures import Architecture, Pipeline
+from vqcompress.denoiser_calls.call import call_arguments, first_output, timestep_of, to_cpu
+from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.errors import CalibrationError
+from vqcompress.progress import StageProgress
+
+Listener = Callable[[dict[str, Any], Tensor], None]
+
+
+class TeacherCall(TypedDict):
+    """One denoiser call on the CPU.
+
+    ``kwargs`` are its arguments by name, nested as they were, without ``return_dict``: call ``denoiser(**kwargs)``.
+    ``output`` is what it returned; ``timestep`` float32, one value or one per sample.
+    """
+
+    kwargs: dict[str, Any]
+    output: Tensor
+    timestep: Tensor
+
+
+def record_teacher(
+    pipeline: Pipeline,
+    architecture: Architecture,
+    prompts: Sequence[str],
+    *,
+    count: int,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 1,
+    trajectory: int | None = None,
+    progress: StageProgress | None = None,
+) -> list[TeacherCall]:
+    """``count`` denoiser calls (fewer if there are not as many), spread evenly over the steps and chosen by ``seed``.
+
+    Prompt ``i`` starts from noise seeded with ``seed + i``, as in `record_moments`. A call holds ``batch_size`` prompts in
+    both guidance halves. Batches of which nothing was chosen are not sampled. ``trajectory`` is how often the denoiser is called
+    for one batch, where `trajectory_length` has already found that out.
+    """
+    if count < 1:
+        raise CalibrationError(f"at least one denoiser call must be kept, got {count}")
+    run = SamplingRun(pipeline, architecture, tuple(prompts), seed, steps, guidance, height, width, batch_size)
+    denoiser = architecture.module(pipeline, architecture.denoiser)
+    calls = _calls_per_batch(denoiser, run) if trajectory is None else trajectory
+    if not calls:
+        raise CalibrationError(f"sampling never called {architecture.denoiser}; it has nothing to record")
+    chosen = choose_calls(run.batches, calls, count, seed)
+    kept: list[TeacherCall] = []
+    for done, (batch, positions) in enumerate(sorted(chosen.items())):
+        with _listening(denoiser, _keep_at(positions, kept)):
+            run.batch(batch)
+        if progress:
+            progress(done + 1, len(chosen), "denoiser calls")
+    return kept
+
+
+def trajectory_length(
+    pipeline: Pipeline, architecture: Architecture, prompt: str, *, steps: int | None = None, guidance: float | None = None,
+    height: int | None = None, width: int | None = None,
+) -> int:  # fmt: skip
+    """How often the denoiser is called to sample one batch: some samplers call it more than once a step."""
+    run = SamplingRun(pipeline, architecture, (prompt,), 0, steps, guidance, height, width, 1)
+    return _calls_per_batch(architecture.module(pipeline, architecture.denoiser), run)
+
+
+def choose_calls(batches: int, calls: int, count: int, seed: int) -> dict[int, set[int]]:
+    """Batch -> positions in its trajectory: ``count`` cells of the ``batches x calls`` grid, as even over positions as possible."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randperm(batches, generator=generator).tolist() for _ in range(calls)]
+    chosen: dict[int, set[int]] = {}
+    remaining = min(count, batches * calls)
+    for round_ in range(batches):
+        for position in _spread(calls, min(remaining, calls), generator):
+            chosen.setdefault(columns[position][round_], set()).add(position)
+            remaining -= 1
+    return chosen
+
+
+def _spread(calls: int, count: int, generator: torch.Generator) -> list[int]:
+    """``count`` of ``calls`` positions, one at random from each of ``count`` equal stretches."""
+    edges = [index * calls // count for index in range(count + 1)] if count else [0]
+    return [int(torch.randint(low, high, (1,), generator=generator)) for low, high in pairwise(edges)]
+
+
+def _calls_per_batch(denoiser: nn.Module, run: SamplingRun) -> int:
+    """How often the denoiser is called for one batch: some samplers call it more than once a step."""
+    calls = 0
+
+    def count(arguments: dict[str, Any], output: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+
+    with _listening(denoiser, count):
+        run.trial()
+    return calls
+
+
+def _keep_at(positions: set[int], kept: list[TeacherCall]) -> Listener:
+    position = -1
+
+    def keep(arguments: dict[str, Any], output: Tensor) -> None:
+        nonlocal position
+        position += 1
+        if position in positions:
+            arguments.pop("return_dict", None)
+            kept.append(TeacherCall(kwargs=to_cpu(arguments), output=to_cpu(output), timestep=timestep_of(arguments)))
+
+    return keep
+
+
+@contextmanager
+def _listening(denoiser: nn.Module, listener: Listener) -> Iterator[None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        listener(call_arguments(module, args, kwargs), first_output(output))
+
+    handle = denoiser.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,173 @@
+"""Stage 1: block by block, each right after its weights were encoded.
+
+A block's inputs come from the denoiser as compressed so far; its targets are what the dense block puts out in the dense denoiser,
+so that it makes up for the errors of the blocks before it. Only that block learns, which takes little memory and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.denoiser_calls.blocks import execution_order, find_blocks
+from vqcompress.denoiser_calls.dataset import DistillationDataset
+from vqcompress.denoiser_calls.partial_run import run_through_block, weight_sharing_copy
+from vqcompress.finetune.dataset import DistillationData
+from vqcompress.finetune.learnable import learnable_names, make_learnable
+from vqcompress.finetune.presets import training_preset
+from vqcompress.finetune.state import put_tensors, tensors_of
+from vqcompress.finetune.trainer import Schedule, Trainer
+from vqcompress.finetune.widening import give_row_scales
+from vqcompress.layers import swap
+from vqcompress.progress import Progress, silent
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.recipe import Training
+from vqcompress.run_store import RunStore
+
+BLOCKS, TITLE = "finetune.blocks", "fine-tune blocks"
+HELD_OUT_SHARE = 4  # one held-out unit for so many training units
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """One call of a block by the student, and what the dense block returned in the teacher, as a flat list of tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: list[Tensor]
+
+
+def tune_blocks(
+    denoiser: nn.Module,
+    quantized: Mapping[str, QuantizedWeight],
+    distillation: DistillationData,
+    store: RunStore,
+    *,
+    training: Training,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> None:
+    """Put ``quantized`` into the dense ``denoiser`` block by block, each block tuned against its dense self, in place.
+
+    The dense weights stay in memory until the last block is done, no other copy is made.
+    Blocks that an earlier try has finished are taken from ``store``. Layers that no call reaches are put in as they are.
+    """
+    size = training_preset(training)
+    train = _units(distillation.train, size.block_units, size.micro_batch, seed)
+    held_out = _units(distillation.held_out, size.block_units // HELD_OUT_SHARE, size.micro_batch, seed)
+    blocks = find_blocks(denoiser, list(quantized))
+    teacher = weight_sharing_copy(denoiser)
+    with torch.no_grad():
+        order = execution_order(
+            denoiser, list(blocks), lambda: denoiser(**distillation.train.batch([0], _device(denoiser)).kwargs)
+        )
+    for index, name in enumerate(order):
+        block = _Block(denoiser, teacher, name, {layer: quantized[layer] for layer in blocks[name]})
+        gain = block.tune(
+            train,
+            held_out,
+            store,
+            training,
+            Schedule(size.block_steps, size.rate, measure_every=max(1, size.block_steps // 3)),
+        )
+        progress(TITLE, index + 1, len(order), f"{name} {gain:+.0%}")
+    swap(denoiser, {layer: quantized[layer] for name in blocks.keys() - set(order) for layer in blocks[name]})
+
+
+class _Block:
+    """One block of ``denoiser``, dense until `tune` has run; ``teacher`` is the denoiser when it was dense."""
+
+    def __init__(
+        self, denoiser: nn.Module, teacher: nn.Module, name: str, quantized: Mapping[str, QuantizedWeight]
+    ) -> None:
+        self.denoiser, self.teacher, self.name, self.quantized = denoiser, teacher, name, quantized
+
+    def tune(
+        self,
+        train: Sequence[dict[str, Any]],
+        held_out: Sequence[dict[str, Any]],
+        store: RunStore,
+        training: Training,
+        schedule: Schedule,
+    ) -> float:
+        """Pack and tune; returns the relative change of the held-out error (0 where it was found in ``store``)."""
+        change = 0.0
+
+        def make() -> dict[str, Tensor]:
+            nonlocal change
+            calls = [self._capture(kwargs) for kwargs in train]
+            tests = [self._capture(kwargs) for kwargs in held_out]
+            module = self._packed(training)
+            if not learnable_names(module, training.learn):
+                return tensors_of(module)
+            task = _BlockTask(module, calls, tests)
+            learnable = make_learnable(module, training.learn)
+            outcome = Trainer(learnable, task.gradient, task.measure, schedule).run()
+            learnable.finalize()
+            change = outcome.after / outcome.before - 1 if outcome.before else 0.0
+            return tensors_of(module)
+
+        tensors = store.load_or_make(BLOCKS, self.name, make)
+        put_tensors(self._packed(training), tensors)
+        return change
+
+    def _packed(self, training: Training) -> nn.Module:
+        """The block with its packed layers in place; widened, where it is to learn scales."""
+        missing = {n: w for n, w in self.quantized.items() if not hasattr(self.denoiser.get_submodule(n), "spec")}
+        swap(self.denoiser, missing)
+        if training.row_scales and "scales" in training.learn:
+            give_row_scales(self.denoiser)
+        return self.denoiser.get_submodule(self.name)
+
+    @torch.no_grad()
+    def _capture(self, kwargs: dict[str, Any]) -> BlockCall:
+        """What student and teacher do with this block, each run just so far."""
+        args, options, _ = run_through_block(self.name, self.denoiser, kwargs)
+        return BlockCall(args, options, tensors_in(run_through_block(self.name, self.teacher, kwargs)[2]))
+
+
+class _BlockTask:
+    """``gradient`` and ``measure`` for `Trainer`; losses are relative to the mean square of the targets."""
+
+    def __init__(self, block: nn.Module, train: Sequence[BlockCall], held_out: Sequence[BlockCall]) -> None:
+        self.block, self.train, self.held_out = block, train, held_out
+
+    def gradient(self, step: int) -> float:
+        """One call a step, in turn."""
+        with torch.enable_grad():
+            loss = self._loss(self.train[step % len(self.train)])
+            loss.backward()
+        return float(loss.detach())
+
+    def measure(self) -> float:
+        """Over all held-out calls."""
+        return sum(float(self._loss(call)) for call in self.held_out) / len(self.held_out)
+
+    def _loss(self, call: BlockCall) -> Tensor:
+        outputs = tensors_in(self.block(*call.args, **call.kwargs))
+        error = sum((o.float() - t.float()).square().sum() for o, t in zip(outputs, call.target, strict=True))
+        signal = sum(t.float().square().sum() for t in call.target)
+        return torch.as_tensor(error) / torch.as_tensor(signal).clamp_min(1e-30)
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of a block's output, in order: bare, in tuples, in lists, or in an output class."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
+    return [tensor for value in values for tensor in tensors_in(value)]
+
+
+def _units(recordings: DistillationDataset, count: int, at_once: int, seed: int) -> list[dict[str, Any]]:
+    """``count`` units drawn by ``seed``, as calls of ``at_once`` units."""
+    count = max(1, min(count, len(recordings)))
+    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return [recordings.batch(order[at : at + at_once]).kwargs for at in range(0, count, at_once)]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

@@ -1,0 +1,1 @@
+"""CPU kernels: loops compiled by numba."""

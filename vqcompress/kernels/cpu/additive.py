@@ -1,0 +1,126 @@
+"""Additive columns to values, or straight into a product, a vector at a time; compiled for one dimension and code size.
+
+Addresses are integers, see `vqcompress.kernels.cpu.vectors`. Sums of codewords begin with a zero: one that began with -0 would
+stay -0, where the reference has 0.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from vqcompress.kernels.cpu.loops import _compiled, shared_loop
+from vqcompress.kernels.cpu.parts import numbers, raw_pointer
+from vqcompress.kernels.cpu.vectors import (
+    add,
+    byte_at,
+    fetch_ahead,
+    float_at,
+    load,
+    multiply_add,
+    put_float,
+    store,
+    times,
+    zeros,
+)
+
+BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the first cache beside the codebooks
+LINE = 64  # bytes of a cache line
+
+
+@_compiled(inline="always")
+def _code(stream, index, code_bits):
+    if code_bits == 8:
+        return byte_at(stream + index)
+    bit, value = index * code_bits, np.int64(0)
+    last = (bit + code_bits - 1) >> 3
+    for place in range(bit >> 3, last + 1):
+        value = (value << 8) | byte_at(stream + place)
+    return (value >> (8 * (last + 1) - bit - code_bits)) & ((1 << code_bits) - 1)
+
+
+@lru_cache(maxsize=64)
+def additive_decoder(dimension: int, code_bits: int) -> Any:
+    """Over columns, for ``(values [columns, rows], codes, starts, rates, codebooks [M, 2**code_bits, dimension], scale [rows])``: fills
+    columns ``first … last``."""
+    word = 4 * dimension  # bytes
+    size = word << code_bits
+
+    def decode(first, last, arguments):
+        values, columns, rows, codes, _, starts_at, _, rates_at, _, books, _, _, _, gains, _ = numbers(15, arguments)
+        starts, rates = (
+            carray(raw_pointer(starts_at), columns, np.int64),
+            carray(raw_pointer(rates_at), columns, np.int64),
+        )
+        whole = rows // dimension
+        for column in range(first, last):
+            stream, rate = codes + starts[column], rates[column]
+            target = values + 4 * rows * column
+            for vector in range(whole):
+                total = zeros(dimension)
+                for book in range(rate):
+                    at = books + book * size + word * _code(stream, vector * rate + book, code_bits)
+                    total = add(total, load(dimension, at))
+                store(times(total, load(dimension, gains + vector * word)), target + vector * word)
+            for row in range(whole * dimension, rows):
+                value = np.float32(0)
+                for book in range(rate):
+                    at = books + book * size + word * _code(stream, whole * rate + book, code_bits)
+                    value += float_at(at + 4 * (row - whole * dimension))
+                put_float(value * float_at(gains + 4 * row), target + 4 * row)
+
+    return shared_loop(decode)
+
+
+@lru_cache(maxsize=64)
+def additive_row(dimension: int, code_bits: int, rate: int) -> Any:
+    """Over vectors of outputs, for the addresses and numbers ``(total [vectors * dimension], inputs [n], n, codes, books, vectors)``: adds to
+    ``total``, from vector ``first`` to ``last``, the product of one input row with the unscaled values of ``n`` columns of this rate."""
+    word = 4 * dimension
+    size = word << code_bits
+
+    def multiply(first, last, arguments):
+        sums, x, n, codes, books, vectors = numbers(6, arguments)
+        width = (vectors * rate * code_bits + 7) >> 3
+        for begin in range(0, n, BLOCK):
+            stop, vector = min(begin + BLOCK, n), first
+            while vector + 4 <= last:  # four at a time: a multiplication waits for the one before it
+                place, stream = vector * rate, codes + begin * width
+                ahead = (4 * rate * code_bits * BLOCK) >> 3
+                for line in range(vector // 4 * ahead, (vector // 4 + 1) * ahead, LINE):
+                    fetch_ahead(codes + (begin + BLOCK) * width + line)
+                a, b, c, d = zeros(dimension), zeros(dimension), zeros(dimension), zeros(dimension)
+                for column in range(begin, stop):
+                    p, q, r, s = zeros(dimension), zeros(dimension), zeros(dimension), zeros(dimension)
+                    for book in range(rate):
+                        at = books + book * size
+                        p = add(p, load(dimension, at + word * _code(stream, place + book, code_bits)))
+                        q = add(q, load(dimension, at + word * _code(stream, place + rate + book, code_bits)))
+                        r = add(r, load(dimension, at + word * _code(stream, place + 2 * rate + book, code_bits)))
+                        s = add(s, load(dimension, at + word * _code(stream, place + 3 * rate + book, code_bits)))
+                    factor = float_at(x + 4 * column)
+                    a, b = multiply_add(p, factor, a), multiply_add(q, factor, b)
+                    c, d = multiply_add(r, factor, c), multiply_add(s, factor, d)
+                    stream += width
+                target = sums + vector * word
+                store(add(load(dimension, target), a), target)
+                store(add(load(dimension, target + word), b), target + word)
+                store(add(load(dimension, target + 2 * word), c), target + 2 * word)
+                store(add(load(dimension, target + 3 * word), d), target + 3 * word)
+                vector += 4
+            while vector < last:
+                a, stream = zeros(dimension), codes + begin * width
+                for column in range(begin, stop):
+                    p = zeros(dimension)
+                    for book in range(rate):
+                        at = books + book * size + word * _code(stream, vector * rate + book, code_bits)
+                        p = add(p, load(dimension, at))
+                    a = multiply_add(p, float_at(x + 4 * column), a)
+                    stream += width
+                store(add(load(dimension, sums + vector * word), a), sums + vector * word)
+                vector += 1
+
+    return shared_loop(multiply)

@@ -1,0 +1,31 @@
+"""A packed weight's geometry as one string: what a torch operator can take beside its tensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vqcompress.formats import FormatSpec, spec_from_dict, spec_to_dict
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """``spec`` and dense ``shape`` of a weight, and the ``names`` of its tensors in the order in which they are passed."""
+
+    spec: FormatSpec
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)
+def layout_to_text(layout: PackedLayout) -> str:
+    """JSON, the same for equal layouts."""
+    return json.dumps({"spec": spec_to_dict(layout.spec), "shape": layout.shape, "names": layout.names})
+
+
+@lru_cache(maxsize=4096)
+def layout_from_text(text: str) -> PackedLayout:
+    """The inverse of `layout_to_text`."""
+    data = json.loads(text)
+    return PackedLayout(spec_from_dict(data["spec"]), tuple(data["shape"]), tuple(data["names"]))

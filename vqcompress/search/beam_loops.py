@@ -1,0 +1,97 @@
+"""The compiled loops of `vqcompress.search.beam`; importing this file imports numba.
+
+Costs leave out the constant ``|x|²``: extending a partial sum with residual ``r`` by codeword ``c`` adds ``|c|² - 2 r·c``. Codebooks
+lie with codewords in the last dimension, so that vector lanes run over codewords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numba
+import numpy as np
+
+CHUNK = 16  # codewords whose least cost is compared with the worst kept one at once: a vector register of float32
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compile_ = partial(numba.njit, nogil=True, fastmath={"contract", "reassoc", "nsz", "nnan"}, error_model="numpy")
+    try:
+        return compile_(cache=True)(function)
+    except RuntimeError:  # no writable place for the cache
+        return compile_()(function)
+
+
+@_compiled
+def _extension_costs(costs, residual, book, norms, base):  # type: ignore[no-untyped-def]
+    """``costs[k] = base + |c_k|² - 2 residual·c_k``; four dimensions a pass, which is what registers hold."""
+    for k in range(len(costs)):
+        costs[k] = base + norms[k]
+    for x in range(0, len(residual), 4):
+        a, b, c, d = residual[x], residual[x + 1], residual[x + 2], residual[x + 3]
+        a, b, c, d = -a - a, -b - b, -c - c, -d - d  # a literal 2 would make this float64
+        p, q, r, s = book[x], book[x + 1], book[x + 2], book[x + 3]
+        for k in range(len(costs)):
+            costs[k] += a * p[k] + b * q[k] + c * r[k] + d * s[k]
+
+
+@_compiled
+def _worst(kept_costs, width):  # type: ignore[no-untyped-def]
+    place = 0
+    for q in range(1, width):
+        if kept_costs[q] > kept_costs[place]:
+            place = q
+    return place
+
+
+@_compiled
+def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  # type: ignore[no-untyped-def]
+    """Merge the extensions of one partial sum into the ``width`` best so far; returns how many are kept and the worst's place."""
+    for start in range(0, len(costs), CHUNK):
+        least = costs[start]
+        for k in range(start, start + CHUNK):
+            least = min(least, costs[k])
+        if kept == width and least >= kept_costs[place]:
+            continue
+        for k in range(start, start + CHUNK):
+            if kept < width:
+                place = kept
+                kept += 1
+            elif costs[k] >= kept_costs[place]:
+                continue
+            kept_costs[place], parents[place], words[place] = costs[k], parent, k
+            if kept == width:
+                place = _worst(kept_costs, width)
+    return kept, place
+
+
+@_compiled
+def search(vectors, books, norms, beam, codes):  # type: ignore[no-untyped-def]
+    """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``; ``books [M, d, K]``, ``norms [M, K]``, K a multiple of `CHUNK`."""
+    count, dimension, size = books.shape
+    costs, parents, words = np.empty(size, np.float32), np.empty(beam, np.int32), np.empty(beam, np.int32)
+    now, then = np.empty(beam, np.float32), np.empty(beam, np.float32)
+    residuals, next_residuals = np.empty((beam, dimension), np.float32), np.empty((beam, dimension), np.float32)
+    paths, next_paths = np.empty((beam, count), np.int32), np.empty((beam, count), np.int32)
+    for i in range(len(vectors)):
+        live = 1
+        now[0] = 0
+        residuals[0] = vectors[i]
+        for m in range(count):
+            kept, place, width = 0, 0, beam if m < count - 1 else 1
+            for parent in range(live):
+                _extension_costs(costs, residuals[parent], books[m], norms[m], now[parent])
+                kept, place = _keep_best(costs, parent, kept, width, place, then, parents, words)  # type: ignore[misc]  # compiled by numba
+            for q in range(kept):
+                for x in range(dimension):
+                    next_residuals[q, x] = residuals[parents[q], x] - books[m, x, words[q]]
+                for y in range(m):
+                    next_paths[q, y] = paths[parents[q], y]
+                next_paths[q, m] = words[q]
+            now, then = then, now
+            residuals, next_residuals = next_residuals, residuals
+            paths, next_paths = next_paths, paths
+            live = kept
+        codes[i] = paths[0]

@@ -1,0 +1,51 @@
+"""`vqcompress.search.viterbi.CpuViterbi` on a GPU, for whoever encodes; Triton is imported with the first search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vqcompress.errors import RecipeError
+from vqcompress.kernels.triton.device import device_unsupported_reason
+
+LARGEST_STATE_BITS = 14  # of larger tables a thread would hold more values than it has registers
+
+
+class GpuViterbi:
+    """Searches columns of ``rows`` weights on ``device``, in a stream of its own; arguments as of `CpuViterbi`.
+
+    A column keeps a single multiprocessor busy: to keep a device busy search many layers side by side, each in a thread of
+    its own. Feedback and everything else stay on the CPU, a column at a time goes over and its code comes back.
+    """
+
+    def __init__(
+        self, rows: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, device: torch.device
+    ) -> None:
+        from vqcompress.search.triton_viterbi import search_columns
+
+        if state_bits > LARGEST_STATE_BITS:
+            raise RecipeError(
+                f"the search on a GPU has states of at most {LARGEST_STATE_BITS} bits, not {state_bits}; take search='cpu'"
+            )
+        self._search, self._phase, self._device = search_columns, phase, device
+        self._tables = {rate: table.float().to(device) for rate, table in tables.items()}
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables are on their way
+
+    def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+        """Symbols and values of ``target [rows]``, as `CpuViterbi` returns them; all tensors are on the CPU."""
+        with torch.cuda.stream(self._stream):  # type: ignore[arg-type]
+            there = target[None].to(self._device), scale.to(self._device)
+            symbols, values = self._search(*there, self._tables[rate], rate, self._phase)
+            return symbols[0].cpu(), values[0].cpu()
+
+
+def search_device(home: torch.device) -> torch.device:
+    """Where a weight that lies at ``home`` is searched: there, or on the current GPU. Raises `RecipeError` where there is none."""
+    device = torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
+    if unsupported_reason := device_unsupported_reason(torch.empty(0, device=device)):
+        raise RecipeError(f"search='gpu' does not work here: {unsupported_reason}; take search='cpu'")
+    return device

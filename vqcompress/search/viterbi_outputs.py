@@ -1,0 +1,170 @@
+"""Viterbi search under a metric that couples the outputs: what a weight got wrong is made up for by the weights after it.
+
+The metric is ``eᵀ G e`` for the error ``e`` of a whole column. With ``G = V Vᵀ``, ``V`` upper triangular, it is
+``sum_t V_tt² (e_t + sum_{s<t} V_st e_s / V_tt)²``: each weight has a target of its own, moved by the errors before it. A trellis
+search has not decided on those yet, so every surviving path keeps the last ones that it made and gets its own target
+(per-survivor processing: Raheli, Polydoros, Tzou 1995, IEEE Trans. Commun. 43). What lies further back is decided for all: paths that
+decided otherwise are given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqcompress.search.viterbi import INFINITE, CpuViterbi, compiled, compiled_traceback
+
+MEMORY = 64  # errors that each path keeps
+CHUNK = 8  # weights searched between two decisions, which are therefore ``MEMORY - CHUNK`` weights old
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """A factored metric, float32, in the order in which the search visits weights (see `plan_outputs`).
+
+    ``pull [rows, rows]``, strictly lower triangular: how far each weight's target moves with the errors before it. ``weight
+    [rows]``: the root of what its error then costs, 1 on average.
+    """
+
+    pull: np.ndarray
+    weight: np.ndarray
+
+
+def plan_outputs(moment: Tensor, phase: int) -> OutputPlan:
+    """Factor ``moment [rows, rows]``, positive definite, for a search that starts at ``phase``."""
+    turned = moment.double().roll((-phase, -phase), (0, 1))
+    upper = torch.linalg.cholesky(turned.flip(0, 1)).flip(0, 1)
+    weight = upper.diagonal()
+    pull = (upper / weight).t().tril(-1)
+    return OutputPlan(pull.float().numpy(), (weight / weight.mean()).float().numpy())
+
+
+class OutputViterbi(CpuViterbi):
+    """`CpuViterbi` under the metric of ``plan``; greedy where that one is exact, for paths meet that would want other targets."""
+
+    def __init__(self, rows: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, plan: OutputPlan) -> None:
+        super().__init__(rows, state_bits, tables, phase)
+        self._plan = plan
+        self._seam_weight = np.take(plan.weight, range(-(len(self._seam) // 2), len(self._seam) // 2), mode="wrap")
+        self._coupled = {rate: CoupledSearch(state_bits, rate, table, plan) for rate, table in self._tables.items()}
+
+    def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+        """Codes for ``target [rows]`` whose error ``e`` has a small ``eᵀ G e``; see `CpuViterbi`."""
+        x, r, seam, weight = target.numpy(), scale.numpy(), self._seam, self._seam_weight
+        boundary = int(self._searches[rate](x[seam] * weight, r[seam] * weight)[len(seam) // 2]) >> rate
+        return self._unturned(self._coupled[rate](x[self._turn], r[self._turn], boundary), rate)
+
+
+class CoupledSearch:
+    """One trellis under the metric of ``plan``: ``table [2**state_bits]`` float32, in the order of states."""
+
+    def __init__(self, state_bits: int, rate: int, table: np.ndarray, plan: OutputPlan) -> None:
+        self._rate, self._plan = rate, plan
+        branches, rows = 1 << rate, len(plan.weight)
+        self._table = np.ascontiguousarray(table.reshape(branches, -1, branches).transpose(2, 0, 1))
+        self._near = _near(plan.pull)
+        self._forward, self._traceback = compiled_forward(state_bits, rate), compiled_traceback()
+        self._give_up = compiled_give_up()
+        groups = 1 << (state_bits - rate)
+        self._best, self._back = np.empty(groups, np.float32), np.empty((rows, groups), np.uint8)
+        self._errors = np.empty((2, groups, MEMORY), np.float32)
+
+    def __call__(self, target: np.ndarray, scale: np.ndarray, boundary: int) -> np.ndarray:
+        """States ``[rows]`` (int64) of a cheap path that has ``boundary`` at both ends."""
+        rows = len(target)
+        states, errors, settled = np.empty(rows, np.int64), np.empty(rows, np.float32), 0
+        self._best.fill(INFINITE)
+        self._best[boundary] = 0
+        self._errors.fill(0)
+        for start in range(0, rows, CHUNK):
+            chunk = slice(start, min(start + CHUNK, rows))
+            if start + CHUNK - MEMORY > settled:
+                past = self._errors[start % 2]
+                decided = past[self._best.argmin(), settled % MEMORY :][:CHUNK].copy()
+                self._give_up(past, settled % MEMORY, decided, self._best)
+                errors[settled : settled + CHUNK] = decided
+                settled += CHUNK
+            moved = target[chunk] - self._plan.pull[chunk, :settled] @ errors[:settled]
+            self._forward(
+                target[chunk], moved, scale[chunk], self._plan.weight[chunk], self._near[chunk], self._table,
+                self._best, self._back[chunk], self._errors, start,
+            )  # fmt: skip
+        self._traceback(self._back, boundary, self._rate, states)
+        return states
+
+
+def _near(pull: np.ndarray) -> np.ndarray:
+    """``[rows, MEMORY]``: by how much a weight's target moves with the errors that its path remembers, error ``s`` in place ``s % MEMORY``."""
+    near = np.zeros((len(pull), MEMORY), np.float32)
+    for t in range(len(pull)):
+        settled = max(0, t // CHUNK * CHUNK + CHUNK - MEMORY)
+        remembered = np.arange(settled, t)
+        near[t, remembered % MEMORY] = pull[t, remembered]
+    return near
+
+
+@lru_cache(maxsize=64)
+def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
+    """Signature ``(target [n], moved [n], scale [n], weight [n], near [n, MEMORY], table [symbols, branches, stems], best [groups],
+    back [>= n, groups] uint8, errors [2, groups, MEMORY], first)``: searches the weights from ``first`` on.
+
+    ``moved`` is ``target`` as what is settled would have it; the rest comes from ``errors``, whose halves take turns.
+    """
+    return compiled(_forward(1 << rate, 1 << (state_bits - 2 * rate)))
+
+
+@lru_cache(maxsize=1)
+def compiled_give_up() -> Callable[..., None]:
+    """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: makes paths that made other errors from ``place`` on cost more
+    than any."""
+    return compiled(_give_up)
+
+
+def _forward(branches: int, stems: int) -> Callable[..., None]:
+    groups, memory = branches * stems, MEMORY
+
+    def forward(target, moved, scale, weight, near, table, best, back, errors, first):  # type: ignore[no-untyped-def]
+        low, arg = np.empty((branches, stems), np.float32), np.empty((branches, stems), np.int32)
+        goal = np.empty(groups, np.float32)
+        for t in range(len(target)):
+            w, r = weight[t], weight[t] * scale[t]
+            old, new, place = errors[(first + t) % 2], errors[(first + t + 1) % 2], (first + t) % memory
+            kept = min(first + t, memory)
+            for group in range(groups):
+                pull = np.float32(0)
+                for k in range(kept):
+                    pull += near[t, k] * old[group, k]
+                goal[group] = w * (moved[t] - pull)
+            for symbol in range(branches):
+                for stem in range(stems):
+                    error = goal[stem] - r * table[symbol, 0, stem]
+                    least, chosen = best[stem] + error * error, np.int32(0)
+                    for branch in range(1, branches):
+                        before = branch * stems + stem
+                        error = goal[before] - r * table[symbol, branch, stem]
+                        cost = best[before] + error * error
+                        if cost < least:
+                            least, chosen = cost, np.int32(branch)
+                    low[symbol, stem], arg[symbol, stem] = least, chosen
+            for stem in range(stems):
+                for symbol in range(branches):
+                    branch, group = arg[symbol, stem], stem * branches + symbol
+                    best[group], back[t, group] = low[symbol, stem], branch
+                    before = branch * stems + stem
+                    for k in range(kept):
+                        new[group, k] = old[before, k]
+                    new[group, place] = scale[t] * table[symbol, branch, stem] - target[t]
+
+    return forward
+
+
+def _give_up(errors, place, decided, best):  # type: ignore[no-untyped-def]
+    for group in range(len(best)):
+        for k in range(len(decided)):
+            if errors[group, place + k] != decided[k]:
+                best[group] = INFINITE

@@ -1,0 +1,150 @@
+"""Encode the denoiser block by block, each for the inputs that the blocks encoded before it give it (VQDM, section 4).
+
+One-pass recording shows every layer what it is given in the original. Here the original's calls are recorded once, and every
+block gets what the denoiser, compressed so far, makes of them on the way. That costs a run of half the denoiser, on average,
+for each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.calibration.record import record_inputs
+from vqcompress.denoiser_calls.blocks import execution_order, find_blocks
+from vqcompress.denoiser_calls.dataset import DistillationDataset, Sampling, record
+from vqcompress.denoiser_calls.partial_run import run_through_block, weight_sharing_copy
+from vqcompress.layers import swap
+from vqcompress.quantized_weight import QuantizedWeight
+from vqcompress.stages.encoding import encode_all
+from vqcompress.stages.recording import keep_recorded, recorded_groups
+from vqcompress.stages.run import Run
+
+CALLS = "calls"
+BEHIND_PREFIX = "moments-in-order"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Recorded calls, run through ``denoiser`` as far as ``block``; a batch is a call as it was made, a timestep its prompts share."""
+
+    denoiser: nn.Module
+    block: str
+    calls: DistillationDataset
+    indices: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, denoiser: nn.Module, block: str, calls: DistillationDataset) -> Replay:
+        """All of ``calls``."""
+        numbered = enumerate(calls.units)
+        together = groupby(numbered, key=lambda item: (item[1].shard, item[1].call))
+        return cls(denoiser, block, calls, tuple(tuple(index for index, _ in members) for _, members in together))
+
+    @property
+    def batches(self) -> int:
+        """Recorded calls."""
+        return len(self.indices)
+
+    @property
+    def repeats(self) -> float:
+        """`probe` is the first of them."""
+        return float(len(self.indices))
+
+    def probe(self) -> None:
+        """Run the first call."""
+        self.batch(0)
+
+    @torch.no_grad()
+    def batch(self, index: int) -> None:
+        """Run one call."""
+        device = next(self.denoiser.parameters()).device
+        run_through_block(self.block, self.denoiser, self.calls.batch(self.indices[index], device).kwargs)
+
+
+def encode_in_order(
+    run: Run, layers: list[str], bits: dict[str, float], codebooks: Tensor | None
+) -> tuple[Run, dict[str, str], dict[str, QuantizedWeight]]:
+    """Encode ``layers`` of the denoiser block by block; the dense denoiser is left as it is.
+
+    Returns the run as it looks from behind the prefix, the group of each layer in it, and the codes. Layers that no call
+    reaches are encoded for white inputs.
+    """
+    component = run.architecture.denoiser
+    dense = run.component(component)
+    student = weight_sharing_copy(dense)
+    calls = _recorded_calls(run)
+    blocks = find_blocks(student, layers, finest=True)
+    order = execution_order(student, list(blocks), lambda: _whole_call(student, calls))
+    groups: dict[str, str] = {}
+    quantized: dict[str, QuantizedWeight] = {}
+    for index, name in enumerate(order):
+        behind = _behind_prefix(run, len(quantized), len(layers))
+        members = blocks[name]
+        if not set(members) <= run.store.done(f"{component}.layers"):
+            _record_block(behind, Replay.of(student, name, calls), members, index, len(order))
+        found = recorded_groups(behind, component)
+        groups |= {layer: found[layer] for layer in members}
+        codes = encode_all(behind, component, members, bits, groups, codebooks)
+        swap(student, codes)
+        quantized |= codes
+        _forget_tensors(behind, component, {groups[layer] for layer in members})
+    left = [layer for layer in layers if layer not in quantized]
+    behind = _behind_prefix(run, len(quantized), len(layers))
+    return behind, groups, quantized | encode_all(behind, component, left, bits, {}, codebooks)
+
+
+def _recorded_calls(run: Run) -> DistillationDataset:
+    """The original's calls on the calibration prompts, on disk within the budget for recordings."""
+    calibration = run.recipe.calibration
+    sampling = Sampling(
+        calibration.steps, calibration.guidance, calibration.height, calibration.width, calibration.batch_size
+    )
+    return record(
+        run.pipeline, run.architecture, run.chosen_prompts(calibration.count), run.recordings, CALLS,
+        seed=run.recipe.seed, sampling=sampling, budget=int(run.recipe.training.budget_gb * 1e9),
+        progress=lambda done, total, what: run.progress("record calls", done, total, what),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _whole_call(denoiser: nn.Module, calls: DistillationDataset) -> None:
+    denoiser(**calls.batch([0], next(denoiser.parameters()).device).kwargs)
+
+
+def _behind_prefix(run: Run, done: int, total: int) -> Run:
+    """The run with moments of its own, which depend on its codes, and with progress over all layers."""
+
+    def tell(stage: str, part: int, of: int, detail: str) -> None:
+        run.progress(stage, *((done + part, total) if stage.startswith("encode") else (part, of)), detail)
+
+    return replace(run, recordings=run.store, moments=BEHIND_PREFIX, progress=tell)
+
+
+def _record_block(behind: Run, replay: Replay, layers: list[str], index: int, of: int) -> None:
+    """Record what the layers of block ``index`` are given."""
+    component, calibration = behind.architecture.denoiser, behind.recipe.calibration
+
+    def tell(done: int, total: int, what: str) -> None:
+        behind.progress(f"calibrate {component}", index * total + done, of * total, replay.block)
+
+    recorded = record_inputs(
+        replay.denoiser, behind.architecture, component, layers, replay, seed=behind.recipe.seed,
+        memory_budget=int(calibration.memory_budget_gb * 1e9), max_rows_per_call=calibration.rows_per_call,
+        progress=tell,
+    )  # fmt: skip
+    keep_recorded(behind, component, recorded)
+
+
+def _forget_tensors(behind: Run, component: str, keys: Iterable[str]) -> None:
+    """The codes are on disk, and all moments together would take tens of gigabytes."""
+    for key in keys:
+        behind.store.discard_tensors(behind.moments_of(component), key)
+
+
+def encodes_in_order(run: Run, component: str) -> bool:
+    """Whether the recipe asks for it: text encoders are shallow, and have no trajectory to replay."""
+    return run.recipe.calibration.order == "sequential" and component == run.architecture.denoiser
