@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vqcompress.quantizers import METHODS, quantize_weight
+from vqcompress.quantizers import quantize_weight, quantizer_of
 from vqcompress.quantizers.layer_error import relative_error
 
 ROWS, COLUMNS, INPUTS = 320, 640, 4096
@@ -44,7 +44,7 @@ def rows(ratio: float, widths: list[float]) -> list[str]:
             cells = []
             for method in VECTOR_METHODS:
                 for gains in (False, "auto"):
-                    settings = replace(METHODS[method].settings(), gains=gains)
+                    settings = replace(quantizer_of(method).settings(), gains=gains)
                     found = quantize_weight(weight, moment, method=method, bits=bits, settings=settings)
                     cells.append(f"{relative_error(weight, found.decode(), moment):.3g}")
             scalar = quantize_weight(weight, moment, method="gptq", bits=round(bits))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqcompress.formats.trellis_table import STATE_BITS, max_rate
-from vqcompress.quantizers import METHODS, GPTQSettings, RTNSettings, TrellisSettings, quantize_weight
+from vqcompress.quantizers import GPTQSettings, RTNSettings, TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 
 BLIND = ("rtn", "faiss")  # these never look at inputs: what they learn is the same
@@ -122,7 +122,7 @@ def whole_bits(bits: int, seed: int) -> dict[str, Quantize]:
         f"rtn {bits}-bit g64": ours("rtn", bits, seed, RTNSettings(group_size=64)),
         f"gptq {bits}-bit g64": ours("gptq", bits, seed, GPTQSettings(group_size=64)),
         f"faiss residual {bits}x8": faiss_residual(bits),
-        **{f"{name} {bits}": ours(name, bits, seed) for name in ("kmeans", "additive") if name in METHODS},
+        **{f"{name} {bits}": ours(name, bits, seed) for name in ("kmeans", "additive")},
     }
 
 

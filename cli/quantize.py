@@ -10,9 +10,8 @@ import click
 
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
+from vqcompress.methods import DEFAULT_METHOD, METHODS
 from vqcompress.recipe import Recipe
-
-METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 
 
 @click.command()
@@ -21,7 +20,12 @@ METHODS = ("trellis", "additive", "kmeans", "gptq", "rtn")
 @click.option(
     "--bits", type=float, help="Bits a weight, everything stored counted (scalar methods: code width) [default: 3]."
 )
-@click.option("--method", type=click.Choice(METHODS), help="Quantizer [default: trellis].")
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    help="; ".join(f"{name}: {method.description}" for name, method in METHODS.items())
+    + f" [default: {DEFAULT_METHOD}].",
+)
 @click.option(
     "--budget",
     type=click.Choice(["model", "layer"]),

@@ -24,9 +24,10 @@ from vqcompress.errors import CheckpointError, RecipeError
 from vqcompress.finetune import prepare_distillation, swap_and_tune
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
+from vqcompress.methods import METHODS
 from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers import METHODS, settings_for
+from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
 from vqcompress.stages.budget import allocate, importance_of_layers
@@ -62,7 +63,7 @@ def quantize(
     recipe = effective_recipe(model, recipe, changes)
     if output.exists() and not overwrite:
         raise CheckpointError(f"{output} exists; choose another folder or pass --overwrite (overwrite=True)")
-    METHODS[recipe.method].check(settings_for(recipe.method, recipe.settings))
+    quantizer_of(recipe.method).check(settings_for(recipe.method, recipe.settings))
     _check_workers(recipe)
     _check_method(recipe)
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
@@ -121,8 +122,8 @@ def _check_workers(recipe: Recipe) -> None:
 
 
 def _check_method(recipe: Recipe) -> None:
-    if recipe.output_feedback and not METHODS[recipe.method].takes_outputs:
-        able = ", ".join(name for name, method in METHODS.items() if method.takes_outputs)
+    if recipe.output_feedback and not METHODS[recipe.method].output_feedback:
+        able = ", ".join(name for name, method in METHODS.items() if method.output_feedback)
         raise RecipeError(
             f"method {recipe.method!r} encodes each output by itself, and output feedback is for {able}; leave out one of the two"
         )

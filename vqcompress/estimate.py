@@ -11,7 +11,8 @@ import torch
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.published import published, skeleton
 from vqcompress.matrix_view import matrix_shape
-from vqcompress.quantizers import METHODS, quantize_weight, settings_for
+from vqcompress.methods import METHODS
+from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 
 SAMPLE = (256, 256)  # weights that are really encoded to measure this machine's speed

@@ -14,9 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vqcompress.errors import RecipeError
-
-Method = Literal["trellis", "additive", "kmeans", "gptq", "rtn"]
-SCALAR_METHODS = ("gptq", "rtn")
+from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
 
 
 class _Section(BaseModel):
@@ -91,9 +89,9 @@ class Recipe(_Section):
     """
 
     model: str
-    method: Method = "trellis"
+    method: MethodName = DEFAULT_METHOD
     bits: float = Field(default=3.0, ge=1.0, le=8.0)
-    budget: Literal["layer", "model"] | None = None
+    budget: Budget | None = None
     components: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     settings: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
@@ -106,14 +104,15 @@ class Recipe(_Section):
 
     @property
     def shares_budget(self) -> bool:
-        """Whether bits are dealt out over the whole model."""
-        return self.budget == "model" or (self.budget is None and self.method in ("trellis", "additive"))
+        """Whether bits are allocated over the whole model."""
+        return (self.budget or METHODS[self.method].default_budget) == "model"
 
     @field_validator("bits")
     @classmethod
     def _whole_bits_for_scalar(cls, bits: float, info: Any) -> float:
-        if info.data.get("method") in SCALAR_METHODS and math.isfinite(bits) and bits != int(bits):
-            raise ValueError(f"{info.data['method']} codes have a whole number of bits, got {bits}")
+        method = METHODS.get(info.data.get("method", ""))
+        if method is not None and method.whole_bits and math.isfinite(bits) and bits != int(bits):
+            raise ValueError(f"{method.name} codes have a whole number of bits, got {bits}")
         return bits
 
     @classmethod

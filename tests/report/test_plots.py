@@ -2,17 +2,19 @@ from dataclasses import replace
 
 import pytest
 
+from vqcompress.methods import METHODS
 from vqcompress.report import plots
-from vqcompress.report.comparison import FAMILIES
-from vqcompress.report.palette import STYLES
+from vqcompress.report.palette import MARKERS, PALETTES, STYLES
 
 
 def test_every_method_has_a_style_and_families_differ_in_more_than_colour():
     other = {"trellis": "uniform", "additive": "uniform", "kmeans": "mixed", "gptq": "mixed", "rtn": "mixed"}
-    assert STYLES.keys() == FAMILIES.keys() | {f"{method}-{scheme}" for method, scheme in other.items()}
+    assert STYLES.keys() == METHODS.keys() | {f"{method}-{scheme}" for method, scheme in other.items()}
     for curve, style in STYLES.items():
-        assert style.dashed == (FAMILIES[curve.split("-")[0]] == "scalar")
-    assert len({style.marker for style in STYLES.values()}) == len(STYLES)
+        assert style.dashed == (METHODS[curve.split("-")[0]].family == "scalar")
+    styles = [style for palette in PALETTES.values() for pair in palette for style in pair]
+    assert len({style.marker for style in styles}) == len(styles)
+    assert {style.marker for style in styles} == MARKERS.keys()
 
 
 @pytest.mark.parametrize(

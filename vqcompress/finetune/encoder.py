@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vqcompress.errors import RecipeError
 from vqcompress.finetune.curvature import LossMoment
+from vqcompress.methods import METHODS
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers import METHODS, quantize_weight, settings_for
+from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 
 Encode = Callable[[Tensor, LossMoment, QuantizedWeight], QuantizedWeight]
@@ -31,7 +32,7 @@ def loss_encoder(recipe: Recipe, tries: int = 2) -> Encode:
                 quantize_weight(
                     weight, moment.inputs, method=recipe.method, bits=bits, seed=recipe.seed + place, settings=settings,
                     shared_codebooks=before.shared.get("codebooks"),
-                    output_moment=moment.outputs if method.takes_outputs else None,
+                    output_moment=moment.outputs if method.output_feedback else None,
                 )
                 for place in range(tries)
             ]  # fmt: skip

@@ -10,6 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vqcompress.errors import CheckpointError
 from vqcompress.layers import FORMAT_VERSION, QUANT_METHOD, check_description
+from vqcompress.methods import DEFAULT_METHOD
 
 
 class VQMethod(StrEnum):
@@ -35,7 +36,7 @@ class VQCompressConfig(QuantizationConfigMixin):
         dense: Mapping[str, str] | None = None,
         kept: Mapping[str, str] | None = None,
         bits: float = 3.0,
-        method: str = "trellis",
+        method: str = DEFAULT_METHOD,
         seed: int = 0,
         modules_to_not_convert: Sequence[str] | None = None,
         **unknown: Any,

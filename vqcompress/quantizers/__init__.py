@@ -2,97 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqcompress.errors import CalibrationError, RecipeError
-from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import to_matrix
+from vqcompress.methods import DEFAULT_METHOD, METHODS
 from vqcompress.moments.low_rank import RowMoment
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers.additive import (
-    AdditiveSettings,
-    learn_shared_codebooks,
-    quantize_additive,
-    shared_codebook_shape,
-)
+from vqcompress.quantizers.additive import AdditiveSettings
 from vqcompress.quantizers.error_feedback import all_finite
-from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
-from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans, quantize_kmeans, shared_kmeans_shape
-from vqcompress.quantizers.rtn import RTNSettings, quantize_rtn
-from vqcompress.quantizers.scales import coded_energy, mean_energy
-from vqcompress.quantizers.trellis import TrellisSettings, check_search, quantize_trellis
+from vqcompress.quantizers.gptq import GPTQSettings
+from vqcompress.quantizers.kmeans import KMeansSettings
+from vqcompress.quantizers.quantizer import Quantizer, quantizer_of
+from vqcompress.quantizers.rtn import RTNSettings
+from vqcompress.quantizers.trellis import TrellisSettings
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to quantize: the function, the settings it takes, and whether ``bits`` counts all that is stored.
-
-    ``quantize`` is ``(weight [rows, columns] float32, second moment [columns, columns] | None, settings, bits, seed) ->
-    (spec, tensors)``.
-
-    ``whole_bits`` methods take an integer number of bits a code and store scales (or codebooks) on top. ``calibrated`` ones
-    use the second moment; those that ``takes_rows`` also as a `RowMoment`, which others are given as a square. Methods with
-    ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share codebooks between layers; their
-    ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``, ``(settings, bits) -> (M, 2**b, d)``,
-    tells their size beforehand. ``energy``, ``(weight, settings) -> [columns]``, is the mean square that the code has to span in
-    each column. Those that ``takes_outputs`` also feed errors back between outputs: their ``quantize`` takes ``output_moment=``.
-    ``check`` raises `RecipeError` where settings ask for what this machine does not have.
-    """
-
-    quantize: Callable[..., tuple[FormatSpec, dict[str, Tensor]]]
-    settings: type
-    whole_bits: bool
-    calibrated: bool = True
-    learn_codebooks: Callable[[Iterable[Tensor], Any, int, float], Tensor] | None = None
-    codebook_shape: Callable[[Any, float], tuple[int, int, int]] | None = None
-    takes_rows: bool = False
-    takes_outputs: bool = False
-    energy: Callable[[Tensor, Any], Tensor] = mean_energy
-    check: Callable[[Any], None] = lambda settings: None
-
-
-METHODS: dict[str, Method] = {
-    "trellis": Method(
-        quantize_trellis,
-        TrellisSettings,
-        whole_bits=False,
-        takes_rows=True,
-        takes_outputs=True,
-        energy=coded_energy,
-        check=check_search,
-    ),
-    "additive": Method(
-        quantize_additive,
-        AdditiveSettings,
-        whole_bits=False,
-        learn_codebooks=learn_shared_codebooks,
-        codebook_shape=shared_codebook_shape,
-        energy=coded_energy,
-    ),
-    "kmeans": Method(
-        quantize_kmeans,
-        KMeansSettings,
-        whole_bits=False,
-        learn_codebooks=learn_shared_kmeans,
-        codebook_shape=shared_kmeans_shape,
-    ),
-    "gptq": Method(quantize_gptq, GPTQSettings, whole_bits=True),
-    "rtn": Method(quantize_rtn, RTNSettings, whole_bits=True, calibrated=False),
-}
 
 
 def quantize_weight(
     weight: Tensor,
     second_moment: Tensor | RowMoment | None = None,
     *,
-    method: str = "trellis",
+    method: str = DEFAULT_METHOD,
     bits: float = 3.0,
     seed: int = 0,
     settings: object | None = None,
@@ -105,10 +42,11 @@ def quantize_weight(
     `vqcompress.matrix_view`, a `RowMoment` where it is known by few rows, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
     settings dataclass, its defaults if ``None``; ``shared_codebooks`` are codebooks that the component stores once for all its
     layers (methods that have codebooks; others refuse). ``output_moment``, ``[rows, rows]``, says what errors of the outputs cost
-    together, ``E[g gᵀ]`` of a loss's gradients in them; the objective is then ``tr(G E H Eᵀ)`` (methods that ``takes_outputs``; others refuse). The same arguments give the same bytes on one machine. Raises
+    together, ``E[g gᵀ]`` of a loss's gradients in them; the objective is then ``tr(G E H Eᵀ)`` (methods with ``output_feedback``; others refuse). The same arguments give the same bytes on one machine. Raises
     `RecipeError` and `CalibrationError`.
     """
-    chosen = _method(method, bits)
+    chosen = quantizer_of(method)
+    _check_bits(method, bits)
     settings = chosen.settings() if settings is None else settings
     if not isinstance(settings, chosen.settings):
         raise RecipeError(f"method {method!r} takes {chosen.settings.__name__}, not {type(settings).__name__}")
@@ -116,7 +54,7 @@ def quantize_weight(
     if second_moment is not None:
         second_moment = _checked_moment(second_moment, matrix.shape[1], chosen)
     if output_moment is not None:
-        if not chosen.takes_outputs:
+        if not METHODS[method].output_feedback:
             raise RecipeError(f"method {method!r} encodes each output by itself; leave output_moment out")
         output_moment = _checked_output_moment(output_moment, len(matrix))
         spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed, output_moment=output_moment)
@@ -132,7 +70,7 @@ def quantize_weight(
 
 def settings_for(method: str, values: Mapping[str, Any]) -> Any:
     """The settings of ``method`` with ``values`` in place of defaults. Raises `RecipeError` for an unknown name or value."""
-    kind = METHODS[method].settings
+    kind = quantizer_of(method).settings
     known = [field.name for field in fields(kind)]
     for name in values:
         if name not in known:
@@ -140,14 +78,11 @@ def settings_for(method: str, values: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
-def _method(name: str, bits: float) -> Method:
-    if name not in METHODS:
-        raise RecipeError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
+def _check_bits(method: str, bits: float) -> None:
     if not MIN_BITS <= bits <= MAX_BITS:  # NaN fails this too
         raise RecipeError(f"bits={bits} is out of range; give a number from {MIN_BITS:g} to {MAX_BITS:g}")
-    if METHODS[name].whole_bits and bits != int(bits):
-        raise RecipeError(f"method {name!r} takes a whole number of bits, not {bits}; 'trellis' takes any")
-    return METHODS[name]
+    if METHODS[method].whole_bits and bits != int(bits):
+        raise RecipeError(f"method {method!r} takes a whole number of bits, not {bits}; {DEFAULT_METHOD!r} takes any")
 
 
 def _checked_matrix(weight: Tensor) -> Tensor:
@@ -162,7 +97,7 @@ def _checked_matrix(weight: Tensor) -> Tensor:
     return matrix
 
 
-def _checked_moment(second_moment: Tensor | RowMoment, columns: int, method: Method) -> Tensor | RowMoment:
+def _checked_moment(second_moment: Tensor | RowMoment, columns: int, method: Quantizer) -> Tensor | RowMoment:
     if second_moment.shape != (columns, columns):
         raise CalibrationError(
             f"a second moment of shape {tuple(second_moment.shape)} does not fit a weight of {columns} columns; it must be "
@@ -193,14 +128,14 @@ def _checked_output_moment(moment: Tensor, rows: int) -> Tensor:
 
 
 __all__ = [
-    "METHODS",
     "AdditiveSettings",
     "GPTQSettings",
     "KMeansSettings",
-    "Method",
+    "Quantizer",
     "RTNSettings",
     "RowMoment",
     "TrellisSettings",
     "quantize_weight",
+    "quantizer_of",
     "settings_for",
 ]

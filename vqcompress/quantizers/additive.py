@@ -31,7 +31,8 @@ from vqcompress.quantizers.additive_source import (
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.error_feedback import prepare_feedback
-from vqcompress.quantizers.scales import choose_gains, choose_scale
+from vqcompress.quantizers.quantizer import Quantizer
+from vqcompress.quantizers.scales import choose_gains, choose_scale, coded_energy
 from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry, check_setting
 
 SHARED_CODE_BITS = 6  # 8 code better for their bits, but column rates in steps of 6/8 bit are worth more
@@ -193,3 +194,12 @@ def _polish(columns: AdditiveColumns, second_moment: Tensor | None, passes: int,
         if error > KEEP_POLISHING * before:
             break
     columns.refit_scale(second_moment)
+
+
+ADDITIVE = Quantizer(
+    quantize_additive,
+    AdditiveSettings,
+    learn_codebooks=learn_shared_codebooks,
+    codebook_shape=shared_codebook_shape,
+    energy=coded_energy,
+)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vqcompress.errors import RecipeError
 from vqcompress.formats import ScalarSpec
 from vqcompress.quantizers.error_feedback import prepare_feedback, sweep
+from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, search_grid
 
 
@@ -52,3 +53,6 @@ def quantize_gptq(
 
     sweep(columns, feedback, encode)
     return spec, grid.tensors(codes)
+
+
+GPTQ = Quantizer(quantize_gptq, GPTQSettings)

@@ -18,6 +18,7 @@ from vqcompress.formats import AdditiveSpec
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.additive_source import RateBudget, sample_layers, sample_vectors
 from vqcompress.quantizers.codebooks import prefix_errors, residual_codebooks
+from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import choose_scale
 from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry
 
@@ -99,3 +100,11 @@ def _adjacent_rates(codebooks: Tensor, vectors: Tensor, bits: float) -> dict[int
     mean = bits * dimension / (size - 1).bit_length()
     errors = prefix_errors(codebooks, vectors, GREEDY)
     return {rate: error for rate, error in errors.items() if min(count, math.floor(mean)) <= rate <= math.ceil(mean)}
+
+
+KMEANS = Quantizer(
+    quantize_kmeans,
+    KMeansSettings,
+    learn_codebooks=learn_shared_kmeans,
+    codebook_shape=shared_kmeans_shape,
+)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import ScalarSpec
+from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, search_grid
 
 
@@ -34,3 +35,6 @@ def quantize_rtn(
     grid = search_grid(columns, spec, columns.new_ones(len(columns)))
     codes = torch.stack([grid.encode(j, column) for j, column in enumerate(columns)])
     return spec, grid.tensors(codes)
+
+
+RTN = Quantizer(quantize_rtn, RTNSettings)

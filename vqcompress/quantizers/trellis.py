@@ -34,7 +34,8 @@ from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rat
 from vqcompress.moments.low_rank import RowFeedback, RowMoment
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.error_feedback import Feedback, damped, energy, prepare_feedback, refine, sweep
-from vqcompress.quantizers.scales import WORTH_GAINS, choose_gains, column_gains, divide_by_scale
+from vqcompress.quantizers.quantizer import Quantizer
+from vqcompress.quantizers.scales import WORTH_GAINS, choose_gains, coded_energy, column_gains, divide_by_scale
 from vqcompress.quantizers.source_model import SourceModel, choose_source, row_scale
 from vqcompress.search.gpu_viterbi import GpuViterbi, search_device
 from vqcompress.search.viterbi import CpuViterbi
@@ -364,3 +365,6 @@ def _coupled_scales(target: Tensor, values: Tensor, filtered: Tensor, outputs: T
     along = (outputs * (target.t() @ filtered)).double().sum(0)
     normal.diagonal().add_(1e-9 * normal.diagonal().mean() + 1e-30)  # rows of zeros have no scale of their own
     return torch.linalg.solve(normal, along).float()
+
+
+TRELLIS = Quantizer(quantize_trellis, TrellisSettings, takes_rows=True, energy=coded_energy, check=check_search)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vqcompress.checkpoint import RECIPE_NAME
 from vqcompress.errors import CheckpointError, VQCompressError
+from vqcompress.methods import METHODS
 from vqcompress.recipe import Recipe
-from vqcompress.report.comparison import FAMILIES, ORIGINAL
+from vqcompress.report.comparison import ORIGINAL, other_scheme
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Candidate:
     scheme: str = ""
 
     def __post_init__(self) -> None:
-        if self.method not in FAMILIES:
-            raise VQCompressError(f"{self.folder}: unknown method {self.method!r}; reports know {', '.join(FAMILIES)}")
+        if self.method not in METHODS:
+            raise VQCompressError(f"{self.folder}: unknown method {self.method!r}; reports know {', '.join(METHODS)}")
 
 
 def candidate_at(folder: str | Path) -> Candidate:
@@ -36,10 +37,8 @@ def candidate_at(folder: str | Path) -> Candidate:
 
 
 def _scheme(recipe: Recipe) -> str:
-    """How bits are dealt out, where it is not as the method does by itself."""
-    if recipe.shares_budget == recipe.model_copy(update={"budget": None}).shares_budget:
-        return ""
-    return "mixed" if recipe.shares_budget else "uniform"
+    """How bits are allocated, where that is not the method's default."""
+    return "" if recipe.budget in (None, METHODS[recipe.method].default_budget) else other_scheme(recipe.method)
 
 
 def with_own_labels(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vqcompress.errors import VQCompressError
+from vqcompress.methods import METHODS, Family
 
 SCHEMA = 1
 ORIGINAL = "original"
 """Label of the uncompressed pipeline."""
 
-Family = Literal["vector", "scalar"]
-FAMILIES: dict[str, Family] = {
-    "trellis": "vector",
-    "additive": "vector",
-    "kmeans": "vector",
-    "gptq": "scalar",
-    "rtn": "scalar",
-}
+
+def other_scheme(method: str) -> str:
+    """What `Row.scheme` calls an allocation that is not the default of ``method``: "mixed" or "uniform"."""
+    return "mixed" if METHODS[method].default_budget == "layer" else "uniform"
+
+
 Measure = Literal["denoiser_error", "psnr"]
 Basis = Literal["curve", "dominance", "none"]
 
@@ -118,12 +117,12 @@ class Row:
     @property
     def family(self) -> Family:
         """Whether its codes are vectors or scalars."""
-        return FAMILIES[self.method]
+        return METHODS[self.method].family
 
     @property
     def allocated(self) -> bool:
-        """Whether bits follow what each layer's error costs: vector codes do so by themselves, scalar ones on demand."""
-        return self.scheme == "mixed" or (self.scheme == "" and self.family == "vector")
+        """Whether bits follow what each layer's error costs, by the method's default or on demand."""
+        return self.scheme == "mixed" or (self.scheme == "" and METHODS[self.method].default_budget == "model")
 
     @property
     def layer_error_mean(self) -> float:

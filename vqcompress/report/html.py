@@ -13,7 +13,7 @@ from vqcompress.report.comparison import ORIGINAL, Comparison
 from vqcompress.report.component_table import NOTE, components_table
 from vqcompress.report.experts import NOTE as EXPERTS_NOTE
 from vqcompress.report.experts import experts_table
-from vqcompress.report.palette import STYLES
+from vqcompress.report.palette import MARKERS, STYLES
 from vqcompress.report.table import variants_table
 from vqcompress.report.verdict_wording import verdict_lines
 from vqcompress.report.wording import key_figures, layer_notes, measured, overall, summary, title
@@ -45,6 +45,7 @@ def to_html(comparison: Comparison) -> str:
         shown=FIRST_SCREEN,
         style=Markup(_resource("report.css")),
         styles=STYLES,
+        markers={marker: Markup(drawn) for marker, drawn in MARKERS.items()},
     )
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vqcompress.calibration.importance import layer_importance
 from vqcompress.matrix_view import to_matrix
-from vqcompress.quantizers import METHODS, settings_for
+from vqcompress.methods import METHODS
+from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.quantizers.bit_allocation import MIN_RATE, LayerCost, allocate_bits, allocate_whole_bits
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
 from vqcompress.recipe import Recipe
@@ -30,14 +31,14 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
         importance = importance_of_layers(run, component, layers)
         keys = dict.fromkeys(groups.get(layer) for layer in layers)
         columns = {key: _columns(run, component, key) for key in keys}
-        method, settings = METHODS[recipe.method], settings_for(recipe.method, recipe.settings)
+        quantizer, settings = quantizer_of(recipe.method), settings_for(recipe.method, recipe.settings)
         costs = {}
         for layer in layers:
             weight = to_matrix(run.weight(component, layer)).float()
             sensitivity, inherited = columns[groups.get(layer)] or (torch.ones(weight.shape[1]), None)
-            energy = method.energy(weight, settings)
+            energy = quantizer.energy(weight, settings)
             costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], inherited, dense_bits(weight))
-        if method.whole_bits:
+        if METHODS[recipe.method].whole_bits:
             return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
         weights = sum(cost.weights for cost in costs.values())
         return allocate_bits(costs, max(MIN_RATE, recipe.bits - _codebook_bits(recipe) / weights))
@@ -47,7 +48,7 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
 
 def _codebook_bits(recipe: Recipe) -> int:
     """Bits that codebooks take which the component stores once for all layers: float16, out of the budget."""
-    shape = METHODS[recipe.method].codebook_shape
+    shape = quantizer_of(recipe.method).codebook_shape
     if shape is None or not recipe.shared_codebooks:
         return 0
     return 16 * prod(shape(settings_for(recipe.method, recipe.settings), recipe.bits))

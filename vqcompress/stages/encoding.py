@@ -12,7 +12,7 @@ from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.moments.second_moment import keeps_samples
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers import METHODS, quantize_weight, settings_for
+from vqcompress.quantizers import quantize_weight, quantizer_of, settings_for
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.stages.output_recording import output_moment_of
 from vqcompress.stages.recording import moment_of, recorded_group
@@ -88,7 +88,7 @@ def _sides(run: Run, component: str, layer: str, group: str | None) -> tuple[int
 
 def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | None:
     """Codebooks for the whole component, where the method has codebooks and the recipe shares them."""
-    learn = METHODS[run.recipe.method].learn_codebooks
+    learn = quantizer_of(run.recipe.method).learn_codebooks
     if learn is None or not run.recipe.shared_codebooks:
         return None
     settings = settings_for(run.recipe.method, run.recipe.settings)
