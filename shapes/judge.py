@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vqcompress.metrics import wilson_interval
 from vqcompress.shapes.claims import Claim, read_claim
 from vqcompress.shapes.scenes import Scene, caption
 from vqcompress.shapes.sight import Seen, look
 
 ASPECTS = ("background", "count", "shape", "color", "size", "binding", "relation")
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson score interval."""
-        return wilson_interval(self.passed, self.total)
+        """95 % Wilson score interval; (0, 1) where nothing was asked."""
+        return wilson_interval(self.passed, self.total) if self.total else (0.0, 1.0)
 
 
 def judge(image, text: str | Scene) -> dict[str, bool]:
@@ -53,16 +53,6 @@ def score(images: Iterable, texts: Sequence[str]) -> dict[str, Rate]:
         "relation": [claim.relation is not None for claim in claims],
     }
     return {key: _rate(verdicts, key, asked.get(key)) for key in (*ASPECTS, "all")}
-
-
-def wilson_interval(passed: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson score interval of a rate (Wilson 1927); (0, 1) where nothing was asked."""
-    if not total:
-        return 0.0, 1.0
-    rate, share = passed / total, z * z / total
-    centre = (rate + share / 2) / (1 + share)
-    half = z / (1 + share) * (rate * (1 - rate) / total + share / (4 * total)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def as_pixels(image) -> np.ndarray:

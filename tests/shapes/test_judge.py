@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vqcompress.shapes.judge import ASPECTS, Rate, judge, score, wilson_interval
+from vqcompress.shapes.judge import ASPECTS, Rate, judge, score
 from vqcompress.shapes.render import render
 from vqcompress.shapes.scenes import Item, Scene, caption, sample_scenes
 
@@ -92,8 +92,8 @@ def test_noise_fails() -> None:
     assert not judge(noise, STAR_BESIDE_BAR)["all"]
 
 
-def test_wilson_interval() -> None:
+def test_rates_have_their_interval() -> None:
     # Newcombe 1998 (Statistics in Medicine 17:857), table I, score method: 81 of 263 -> .2553 .3662.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert Rate(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert Rate(0, 0).interval == (0.0, 1.0)
     assert Rate(0, 0).rate == 1.0
