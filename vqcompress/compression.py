@@ -31,7 +31,7 @@ from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.run_store import RunStore
 from vqcompress.stages.budget import allocate, importance_of_layers
-from vqcompress.stages.encoding import encode_all, shared_codebooks
+from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks
 from vqcompress.stages.output_recording import record_outputs
 from vqcompress.stages.plan import plan_components, recording_signature
 from vqcompress.stages.recording import record_component, recorded_group
@@ -149,7 +149,11 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     else:
         seen, quantized = run, encode_all(run, component, coded, bits, groups, codebooks)
     rows = {layer: recorded_group(seen, component, key)["used_rows"] for layer, key in groups.items()}
-    records = [_record_of(run, component, layer, quantized.get(layer), rows.get(layer)) for layer in layers]
+    importance = importance_of_layers(run, component, layers) if run.recipe.shares_budget else {}
+    records = [
+        _record_of(run, component, layer, quantized.get(layer), importance.get(layer), rows.get(layer))
+        for layer in layers
+    ]
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
     reasons = {"dense": dense, "kept": run.kept[component]}
     if run.distillation and component == run.architecture.denoiser:
@@ -169,20 +173,17 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
 
 
 def _record_of(
-    run: Run, component: str, layer: str, quantized: QuantizedWeight | None, rows: int | None
+    run: Run, component: str, layer: str, quantized: QuantizedWeight | None, importance: float | None, rows: int | None
 ) -> LayerRecord:
-    """What became of a layer that saw ``rows`` input rows; ``quantized`` is ``None`` where it stays dense."""
+    """What became of a layer that saw ``rows`` samples; ``quantized`` is ``None`` where it stays dense."""
     weight = run.weight(component, layer)
-    importance = importance_of_layers(run, component, [layer]) if run.recipe.shares_budget else {}
     return LayerRecord(
         component=component,
         layer=layer,
         format="dense" if quantized is None else quantized.spec.format,
         bits=float(dense_bits(weight)) if quantized is None else quantized.bits_per_weight,
-        error=0.0
-        if quantized is None
-        else run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"],
-        importance=importance.get(layer),
+        error=0.0 if quantized is None else encoded_error(run, component, layer),
+        importance=importance,
         rows=rows,
         columns=to_matrix(weight).shape[1],
     )

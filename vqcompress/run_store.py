@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
@@ -25,6 +25,7 @@ from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
 SIGNATURE = "signature.json"
 LOCK = ".lock"
 TEMPORARY = ".tmp"
+TENSORS, JSON = ".safetensors", ".json"
 STAGE = re.compile(r"[\w-][\w.-]*")
 
 
@@ -70,42 +71,58 @@ class RunStore:
 
     def load_or_make(self, stage: str, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors that ``make`` returned, now or in an earlier run. A ``make`` that raises leaves nothing behind."""
-        path = self._path(stage, key, ".safetensors")
-        if not path.exists():
-            made = {name: _storable(tensor) for name, tensor in make().items()}
-            _publish(path, lambda temporary: save_file(made, temporary))
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); delete it and run again to make it anew") from error
+        if not self._path(stage, key, TENSORS).exists():
+            self.put(stage, key, make())
+        return read_tensors(self._path(stage, key, TENSORS))
 
     def load_or_make_json(self, stage: str, key: str, make: Callable[[], Any]) -> Any:
         """Like `load_or_make` for a JSON value; a made value comes back as JSON would return it."""
-        path = self._path(stage, key, ".json")
-        if not path.exists():
+        if not self._path(stage, key, JSON).exists():
             self.put_json(stage, key, make())
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); delete it and run again to make it anew") from error
+        return read_json(self._path(stage, key, JSON))
+
+    def load_or_make_pair(
+        self, stage: str, json_stage: str, key: str, make: Callable[[], tuple[Mapping[str, Tensor], Any]]
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Tensors in ``stage`` and a JSON value in ``json_stage`` that belong together: one without the other is not finished."""
+        if not (self._path(stage, key, TENSORS).exists() and self._path(json_stage, key, JSON).exists()):
+            tensors, value = make()
+            self.put_json(json_stage, key, value)
+            self.put(stage, key, tensors)
+        return self.load(stage, key), self.load_json(json_stage, key)
+
+    def load(self, stage: str, key: str) -> dict[str, Tensor]:
+        """Tensors that an earlier step stored. Raises `CheckpointError` when their file is missing, damaged or empty."""
+        path = self._path(stage, key, TENSORS)
+        return read_tensors(path) or _holds_nothing(path)
+
+    def load_json(self, stage: str, key: str) -> Any:
+        """A JSON object that an earlier step stored. Raises `CheckpointError` when its file is missing, damaged or empty."""
+        path = self._path(stage, key, JSON)
+        return read_json(path) or _holds_nothing(path)
+
+    def put(self, stage: str, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store ``tensors``, replacing what was there."""
+        stored = {name: _storable(tensor) for name, tensor in tensors.items()}
+        _publish(self._path(stage, key, TENSORS), lambda temporary: save_file(stored, temporary))
 
     def put_json(self, stage: str, key: str, value: Any) -> None:
         """Store ``value``, replacing what was there."""
-        _publish_bytes(self._path(stage, key, ".json"), _json(value))
+        _publish_bytes(self._path(stage, key, JSON), _json(value))
 
     def done(self, stage: str) -> set[str]:
         """Keys of ``stage`` that are finished, tensors and JSON alike."""
         folder = self._stage(stage)
-        return {unquote(path.stem) for path in folder.glob("*") if path.suffix in (".safetensors", ".json")}
+        return {unquote(path.stem) for path in folder.glob("*") if path.suffix in (TENSORS, JSON)}
 
     def discard(self, stage: str, key: str) -> None:
         """Forget a finished piece, for example moments whose layers are all quantized."""
-        for suffix in (".safetensors", ".json"):
+        for suffix in (TENSORS, JSON):
             self._path(stage, key, suffix).unlink(missing_ok=True)
 
     def discard_tensors(self, stage: str, key: str) -> None:
         """Forget a finished piece's tensors alone."""
-        self._path(stage, key, ".safetensors").unlink(missing_ok=True)
+        self._path(stage, key, TENSORS).unlink(missing_ok=True)
 
     def _stage(self, stage: str) -> Path:
         if not STAGE.fullmatch(stage):
@@ -151,6 +168,37 @@ class RunStore:
         """Remove what an interrupted write left; the lock says that nobody is writing."""
         for path in self.folder.rglob(f"*{TEMPORARY}"):
             path.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A run's file of tensors. Raises `CheckpointError`, which says what to do, when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_json(path: Path) -> Any:
+    """A run's JSON file. Raises `CheckpointError`, which says what to do, when it is missing or damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (ValueError, OSError) as error:
+        raise unreadable(path, error) from error
+    if not text.endswith("\n"):  # a number that was cut off is still a number
+        raise unreadable(path, "its end is missing")
+    return value
+
+
+def unreadable(path: Path, error: Exception | str) -> CheckpointError:
+    """The error for a file of a run that is missing or damaged: the next run makes it anew."""
+    if isinstance(error, FileNotFoundError) or not path.exists():
+        return CheckpointError(f"{path} is missing; run the same command again to make it anew")
+    return CheckpointError(f"{path} is damaged ({error}); delete it and run again to make it anew")
+
+
+def _holds_nothing(path: Path) -> NoReturn:
+    raise unreadable(path, "it holds nothing")
 
 
 def _json(value: Any) -> bytes:

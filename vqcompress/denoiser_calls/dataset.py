@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vqcompress.architectures import Architecture, Pipeline
@@ -17,7 +16,9 @@ from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_t
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher, trajectory_length
 from vqcompress.errors import CalibrationError
 from vqcompress.progress import StageProgress
-from vqcompress.run_store import RunStore
+from vqcompress.run_store import RunStore, read_json, unreadable
+
+KEPT = "calls"  # of each batch, as many as the budget has room for
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DistillationDataset:
         folder = run_folder / stage
         units: list[Unit] = []
         for path in sorted(folder.glob("*.json")):
-            form = json.loads(path.read_text(encoding="utf-8"))
+            form = read_json(path)
             for call, timestep in enumerate(form["timesteps"]):
                 units += [Unit(path.stem, call, row, timestep) for row in range(form["prompts"])]
         return cls(folder, tuple(units), torch.ones(len(units)))
@@ -133,7 +134,7 @@ def record(
     keep = min(length, calls_per_batch or length)
     for index, shard in enumerate(shards):
         key = f"{index:05d}"
-        if not (store.folder / stage / f"{key}.json").exists():
+        if not _is_stored(store, stage, key) or (index == 0 and KEPT not in store.done(_facts(stage))):
             calls = record_teacher(
                 pipeline, architecture, shard, count=keep, seed=seed + index * size, steps=sampling.steps,
                 guidance=sampling.guidance, height=sampling.height, width=sampling.width, batch_size=size,
@@ -142,19 +143,30 @@ def record(
             if index == 0:
                 keep = _within_budget(calls, len(shards), budget)
                 calls = calls[:: -(-len(calls) // keep)]
+                store.put_json(_facts(stage), KEPT, keep)
             _store_shard(store, stage, key, calls[:keep], len(shard))
         elif index == 0:
-            keep = len(json.loads((store.folder / stage / f"{key}.json").read_text(encoding="utf-8"))["timesteps"])
+            keep = store.load_json(_facts(stage), KEPT)
         if progress:
             progress(index + 1, len(shards), f"{keep} of {length} calls a batch")
     return DistillationDataset.open(store, stage)
+
+
+def _is_stored(store: RunStore, stage: str, key: str) -> bool:
+    """Whether a shard is whole: its tensors and the JSON that describes them."""
+    return all((store.folder / stage / (key + suffix)).exists() for suffix in (".safetensors", ".json"))
+
+
+def _facts(stage: str) -> str:
+    """What all shards of a dataset share."""
+    return f"{stage}.trajectory"
 
 
 def _length(
     pipeline: Pipeline, architecture: Architecture, prompt: str, sampling: Sampling, store: RunStore, stage: str
 ) -> int:
     return store.load_or_make_json(
-        f"{stage}.trajectory", "length",
+        _facts(stage), "length",
         lambda: trajectory_length(
             pipeline, architecture, prompt, steps=sampling.steps, guidance=sampling.guidance, height=sampling.height,
             width=sampling.width,
@@ -178,7 +190,7 @@ def _within_budget(calls: Sequence[TeacherCall], shards: int, budget: int) -> in
 
 def _store_shard(store: RunStore, stage: str, key: str, calls: Sequence[TeacherCall], prompts: int) -> None:
     tensors, plain = _packed(calls)
-    store.load_or_make(stage, key, lambda: tensors)
+    store.put(stage, key, tensors)
     timesteps = [float(call["timestep"].flatten()[0].nan_to_num(0.0)) for call in calls]
     store.put_json(stage, key, {"prompts": prompts, "timesteps": timesteps, "plain": plain})
 
@@ -204,9 +216,12 @@ class _Shard:
     """One shard's file, kept open, for it is mapped and not read as a whole."""
 
     def __init__(self, path: Path) -> None:
-        form = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        form, tensors = read_json(path.with_suffix(".json")), path.with_suffix(".safetensors")
         self.prompts, self.plain = form["prompts"], form["plain"]
-        self.file = safe_open(path.with_suffix(".safetensors"), framework="pt")
+        try:
+            self.file = safe_open(tensors, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise unreadable(tensors, error) from error
         self.names = list(self.file.keys())
 
     def call(self, index: int) -> tuple[dict[str, Any], Tensor, int]:

@@ -13,14 +13,12 @@ brought down the loss on held-out prompts, the old codes come back.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vqcompress.finetune.assignment import make_task, widen
@@ -40,7 +38,7 @@ from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.replace import put_layers
 from vqcompress.progress import StageProgress
 from vqcompress.recipe import Recipe, Training
-from vqcompress.run_store import RunStore
+from vqcompress.run_store import RunStore, read_json, read_tensors
 
 STAGE, MOMENTS = "finetune.recoded", "moments"
 RATE, MATRICES = 0.5, 16.0  # of the usual rate, and of it for dense weights: they have far to go in few steps
@@ -91,7 +89,7 @@ def open_requantization(folder: Path, recipe: Recipe) -> Requantization | None:
     """What `plan_requantization` left in a run's folder, for processes that do not hold it."""
     if training_preset(recipe.training).recode == 0:
         return None
-    found = load_file(folder / STAGE / "originals.safetensors")
+    found = read_tensors(folder / STAGE / "originals.safetensors")
     return Requantization({name.split(" ", 1)[1]: found[name] for name in sorted(found)}, loss_encoder(recipe))
 
 
@@ -162,17 +160,17 @@ class Requantizer:
             self.store.put_json(STAGE, _key(index), spec_to_dict(fresh.spec))
             own = self.denoiser.get_submodule(name).named_parameters(prefix=name)
             codes = {key: parameter.detach() for key, parameter in own}
-            self.store.load_or_make(STAGE, _key(index), lambda: {**tensors_of(self.denoiser), **codes})
+            self.store.put(STAGE, _key(index), {**tensors_of(self.denoiser), **codes})
 
     def _is_done(self, index: int) -> bool:
-        return (self.folder / f"{_key(index)}.safetensors").exists()
+        return all((self.folder / (_key(index) + suffix)).exists() for suffix in (".safetensors", ".json"))
 
     def _take(self, index: int) -> None:
         """A layer as it was left in the run's folder, and all that had been learned until then."""
         name = self.names[index]
         dense, old = self.denoiser.get_submodule(name), self.old[name]
-        spec = spec_from_dict(json.loads((self.folder / f"{_key(index)}.json").read_text(encoding="utf-8")))
-        kept = load_file(self.folder / f"{_key(index)}.safetensors")
+        spec = spec_from_dict(read_json(self.folder / f"{_key(index)}.json"))
+        kept = read_tensors(self.folder / f"{_key(index)}.safetensors")
         own = {key.removeprefix(f"{name}."): value for key, value in kept.items() if key.startswith(f"{name}.")}
         own = {key: value.to(old.weight.device) for key, value in own.items() if key != "bias"}
         if not isinstance(dense, PackedLayer):
@@ -184,7 +182,7 @@ class Requantizer:
         kept = self.folder / f"{MOMENTS}.safetensors"
         if self.store is not None:
             return from_tensors(self.store.load_or_make(STAGE, MOMENTS, lambda: to_tensors(self._fresh_moments(seed))))
-        return from_tensors(load_file(kept)) if kept.exists() else self._fresh_moments(seed)
+        return from_tensors(read_tensors(kept)) if kept.exists() else self._fresh_moments(seed)
 
     def _fresh_moments(self, seed: int) -> dict[str, LossMoment]:
         units = drawn_units(len(self.task.train), self.size.recode_units, seed)

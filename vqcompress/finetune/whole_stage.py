@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
@@ -20,7 +19,7 @@ from vqcompress.finetune.requantize import Requantization, Requantizer
 from vqcompress.finetune.trainer import Outcome, Schedule, Trainer
 from vqcompress.progress import Progress, silent
 from vqcompress.recipe import Training
-from vqcompress.run_store import RunStore
+from vqcompress.run_store import RunStore, read_tensors
 from vqcompress.workers import Workers
 
 STATES, DONE, TITLE, RECODE_TITLE = "finetune.states", "finetune.done", "fine-tune", "new codes"
@@ -98,11 +97,11 @@ def _keep(store: RunStore, state: Mapping[str, Tensor]) -> None:
     """The newest state takes the place of the older ones, which go when it is safely there."""
     key = f"{int(state['step']):09d}"
     older = store.done(STATES) - {key}
-    store.load_or_make(STATES, key, lambda: state)
+    store.put(STATES, key, state)
     for past in older:
         store.discard(STATES, past)
 
 
 def _last_state(folder: Path) -> dict[str, Tensor] | None:
     found = sorted((folder / STATES).glob("*.safetensors"))
-    return load_file(found[-1]) if found else None
+    return read_tensors(found[-1]) if found else None

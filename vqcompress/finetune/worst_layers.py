@@ -69,7 +69,7 @@ def encode_worst(
     needs = {name: _moment_bytes(denoiser, name) for name in names}
     for place, group in enumerate(in_order_within(needs, int(recipe.calibration.memory_budget_gb * 1e9))):
         key, moments = f"moments-{place}", {}
-        if not store.done(CODES).issuperset(group):
+        if not (store.done(CODES) & store.done(SPECS)).issuperset(group):
             moments = from_tensors(store.load_or_make(STAGE, key, partial(measure, group)))
 
         def make(name: str, moments: Mapping[str, LossMoment] = moments) -> QuantizedWeight:
@@ -106,15 +106,12 @@ def _error(denoiser: nn.Module, name: str, packed: QuantizedWeight) -> Callable[
 def _kept(store: RunStore, name: str, before: QuantizedWeight, make: Callable[[], QuantizedWeight]) -> QuantizedWeight:
     """What ``make`` returns, now or in an earlier run."""
 
-    def tensors() -> dict[str, Tensor]:
+    def described() -> tuple[dict[str, Tensor], dict[str, Any]]:
         fresh = make()
-        # Before the tensors: whoever finds them after a crash needs the spec, and one without them is made again.
-        store.put_json(SPECS, name, spec_to_dict(fresh.spec))
-        return dict(fresh.tensors)
+        return dict(fresh.tensors), spec_to_dict(fresh.spec)
 
-    found = store.load_or_make(CODES, name, tensors)
-    spec = spec_from_dict(store.load_or_make_json(SPECS, name, dict))
-    return QuantizedWeight(spec, before.shape, found, before.shared)
+    tensors, spec = store.load_or_make_pair(CODES, SPECS, name, described)
+    return QuantizedWeight(spec_from_dict(spec), before.shape, tensors, before.shared)
 
 
 @torch.no_grad()

@@ -26,9 +26,9 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
     recipe = run.recipe
     if not recipe.shares_budget:
         return dict.fromkeys(layers, recipe.bits)
+    importance = importance_of_layers(run, component, layers)
 
     def make() -> dict[str, float]:
-        importance = importance_of_layers(run, component, layers)
         keys = dict.fromkeys(groups.get(layer) for layer in layers)
         columns = {key: _columns(run, component, key) for key in keys}
         quantizer, settings = quantizer_of(recipe.method), settings_for(recipe.method, recipe.settings)
@@ -56,8 +56,10 @@ def _codebook_bits(recipe: Recipe) -> int:
 
 def importance_of_layers(run: Run, component: str, layers: list[str]) -> dict[str, float]:
     """Layer -> what its error costs the output, estimated once for all layers of the component."""
-    return run.recordings.load_or_make_json(
-        f"{component}.importance", "all", lambda: _importance(run, component, layers)
+    return run.main_process_first(
+        lambda: run.recordings.load_or_make_json(
+            f"{component}.importance", "all", lambda: _importance(run, component, layers)
+        )
     )
 
 

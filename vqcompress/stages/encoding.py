@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def _encode_each(
     with one_thread_each(), ThreadPoolExecutor(at_once) as pool:
         for index, (layer, (weight, seconds)) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
             quantized[layer] = weight
-            error = run.store.load_or_make_json(f"{component}.layers.spec", layer, dict)["error"]
+            error = encoded_error(run, component, layer)
             detail = f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}, {seconds:.1f} s"
             run.progress(f"encode {component}", index + 1, len(layers), detail)
     return quantized
@@ -104,13 +105,31 @@ def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | No
     return stored["codebooks"]
 
 
+def encoded_layers(run: Run, component: str) -> set[str]:
+    """Layers whose codes and description are both in the run folder."""
+    return run.store.done(_codes(component)) & run.store.done(_specs(component))
+
+
+def encoded_error(run: Run, component: str, layer: str) -> float:
+    """Relative error of an encoded layer, weighted by what it is given."""
+    return run.store.load_json(_specs(component), layer)["error"]
+
+
+def _codes(component: str) -> str:
+    return f"{component}.layers"
+
+
+def _specs(component: str) -> str:
+    return f"{component}.layers.spec"
+
+
 def _encode(
     run: Run, component: str, layer: str, bits: float, group: str | None, codebooks: Tensor | None
 ) -> QuantizedWeight:
     """Quantize one layer, or take it from the run folder where an earlier try left it."""
-    stage, weight = f"{component}.layers", run.weight(component, layer)
+    weight = run.weight(component, layer)
 
-    def make() -> dict[str, Tensor]:
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         moment = moment_of(run, component, group)
         fresh = quantize_weight(
             weight,
@@ -123,11 +142,8 @@ def _encode(
             output_moment=output_moment_of(run, component, layer),
         )
         error = relative_error(weight, fresh.decode(), moment)
-        # Before the tensors: whoever finds them after a crash needs the spec, and one without them is made again.
-        run.store.put_json(f"{stage}.spec", layer, {"spec": spec_to_dict(fresh.spec), "error": error})
-        return dict(fresh.tensors)
+        return dict(fresh.tensors), {"spec": spec_to_dict(fresh.spec), "error": error}
 
-    tensors = run.store.load_or_make(stage, layer, make)
-    spec = run.store.load_or_make_json(f"{stage}.spec", layer, dict)["spec"]
+    tensors, description = run.store.load_or_make_pair(_codes(component), _specs(component), layer, make)
     shared = {} if codebooks is None else {"codebooks": codebooks}
-    return QuantizedWeight(spec_from_dict(spec), tuple(weight.shape), tensors, shared)
+    return QuantizedWeight(spec_from_dict(description["spec"]), tuple(weight.shape), tensors, shared)

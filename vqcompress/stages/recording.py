@@ -16,7 +16,8 @@ from vqcompress.stages.run import Run
 
 def record_component(run: Run, component: str, layers: list[str]) -> dict[str, str]:
     """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
-    calibration, groups = run.recipe.calibration, recorded_groups(run, component)
+    calibration, on_disk = run.recipe.calibration, run.recordings.done(run.moments_of(component))
+    groups = {layer: key for layer, key in recorded_groups(run, component).items() if key in on_disk}
     missing = [layer for layer in layers if layer not in groups]
     if not missing:
         return groups
@@ -46,7 +47,7 @@ def keep_recorded(run: Run, component: str, recorded: Iterable[tuple[list[str], 
     """Write moments to disk as they come, each under its first layer's name."""
     stage = run.moments_of(component)
     for names, moments in recorded:
-        run.recordings.load_or_make(stage, names[0], moments.state_dict)
+        run.recordings.put(stage, names[0], moments.state_dict())
         run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names, "used_rows": moments.used_rows})
 
 
@@ -58,7 +59,7 @@ def recorded_groups(run: Run, component: str) -> dict[str, str]:
 
 def recorded_group(run: Run, component: str, key: str) -> dict[str, Any]:
     """``{"layers": names of one input, "used_rows": how many of its rows were multiplied}``"""
-    return run.recordings.load_or_make_json(f"{run.moments_of(component)}.layers", key, dict)
+    return run.recordings.load_json(f"{run.moments_of(component)}.layers", key)
 
 
 def moment_of(run: Run, component: str, key: str | None) -> Tensor | RowMoment | None:
@@ -71,7 +72,7 @@ def moment_of(run: Run, component: str, key: str | None) -> Tensor | RowMoment |
 
 
 def _recorded_moments(run: Run, component: str, key: str) -> Moments | RecordedSamples:
-    return Moments.from_state_dict(run.recordings.load_or_make(run.moments_of(component), key, dict))
+    return Moments.from_state_dict(run.recordings.load(run.moments_of(component), key))
 
 
 def _siblings(run: Run, component: str, key: str) -> list[Moments | RecordedSamples]:

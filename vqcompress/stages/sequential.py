@@ -20,7 +20,7 @@ from vqcompress.denoiser_calls.dataset import DistillationDataset, Sampling, rec
 from vqcompress.denoiser_calls.partial_run import run_through_block, weight_sharing_copy
 from vqcompress.layers import swap
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.stages.encoding import encode_all
+from vqcompress.stages.encoding import encode_all, encoded_layers
 from vqcompress.stages.recording import keep_recorded, recorded_groups
 from vqcompress.stages.run import Run
 
@@ -84,7 +84,8 @@ def encode_in_order(
     for index, name in enumerate(order):
         behind = _behind_prefix(run, len(quantized), len(layers))
         members = blocks[name]
-        if not set(members) <= run.store.done(f"{component}.layers"):
+        recorded = recorded_groups(behind, component)
+        if not (encoded_layers(run, component).issuperset(members) and recorded.keys() >= set(members)):
             _record_block(behind, Replay.of(student, name, calls), members, index, len(order))
         found = recorded_groups(behind, component)
         groups |= {layer: found[layer] for layer in members}
