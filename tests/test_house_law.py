@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FLOORS = {
-    0: {"errors"},
-    1: {
-        "bitpack",
-        "bundle",
-        "cache_line",
-        "matrix_view",
-        "methods",
-        "progress",
-        "run_store",
-        "storage_dtype",
-        "workers",
-        "working_memory",
-    },
-    2: {"formats", "quantized_weight", "recipe"},
-    3: {"kernels", "metrics", "models", "moments"},
-    4: {"layers", "architectures", "search"},
-    5: {"denoiser_calls", "quantizers"},
-    6: {"calibration"},
-    7: {"finetune", "checkpoint", "integrations"},
-    8: {"report", "stages"},
-    9: {"compression", "estimate", "tuning"},
-    10: {"cli", "shapes", "calib_prompts"},
-}
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+from tests.floors import FLOOR_OF, ROOT, imports, modules, rooms_entered
+
 # formats and quantized_weight share a floor on purpose: a packed weight is a format with its tensors.
 DOORS = {("quantized_weight", "formats")}
 # The facade registers the formats and re-exports names lazily; shapes is data that architectures may look up.
 LIGHT_LOOKUPS = {("architectures", "shapes"), ("report", "shapes"), ("cli", "shapes")}
 ONLY_IN = {"triton": ("kernels", "search"), "click": ("cli", "shapes"), "rich": ("cli",)}
-
-
-def modules() -> list[tuple[str, Path]]:
-    found = [
-        (path.relative_to(ROOT / "vqcompress").parts[0].removesuffix(".py"), path)
-        for path in sorted((ROOT / "vqcompress").rglob("*.py"))
-    ]
-    found += [("cli", path) for path in sorted((ROOT / "cli").glob("*.py"))]
-    return [(room, path) for room, path in found if path != ROOT / "vqcompress" / "__init__.py"]
-
-
-def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "vqcompress")
-    return names
-
-
-def rooms_entered(path: Path) -> set[str]:
-    parts = (name.split(".") for name in imports(path))
-    return {p[1] for p in parts if p[0] == "vqcompress" and len(p) > 1}
 
 
 @pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: v if isinstance(v, str) else v.stem)

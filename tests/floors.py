@@ -1,0 +1,63 @@
+"""The floors of the house: which package may import which. Data for `tests/test_house_law.py` and for the picture in `docs/`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    (
+        "bitpack",
+        "bundle",
+        "cache_line",
+        "matrix_view",
+        "methods",
+        "progress",
+        "run_store",
+        "storage_dtype",
+        "workers",
+        "working_memory",
+    ),
+    ("formats", "quantized_weight", "recipe"),
+    ("kernels", "metrics", "models", "moments"),
+    ("architectures", "layers", "search"),
+    ("denoiser_calls", "quantizers"),
+    ("calibration",),
+    ("checkpoint", "finetune", "integrations"),
+    ("report", "stages"),
+    ("compression", "estimate", "tuning"),
+    ("cli", "shapes", "calib_prompts"),
+)
+"""From the ground up. A module imports from lower floors and from its own room."""
+
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """``(room, path)`` of every module, the facade left out."""
+    package = ROOT / "vqcompress"
+    found = [(path.relative_to(package).parts[0].removesuffix(".py"), path) for path in sorted(package.rglob("*.py"))]
+    found += [("cli", path) for path in sorted((ROOT / "cli").glob("*.py"))]
+    return [(room, path) for room, path in found if path != package / "__init__.py"]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports, at the top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "vqcompress")
+    return names
+
+
+def rooms_entered(path: Path) -> set[str]:
+    """Rooms of vqcompress that a module imports from."""
+    parts = (name.split(".") for name in imports(path))
+    return {p[1] for p in parts if p[0] == "vqcompress" and len(p) > 1}
