@@ -9,7 +9,8 @@ REHOMED_BYTES = 1 << 20  # largest tensor that is copied for it; what is larger 
 
 
 def on_cache_line(value: Tensor) -> Tensor:
-    """A copy of a small CPU tensor that begins within a cache line, as in a mapped file most do; anything else as it is.
+    """A copy of a small CPU tensor that begins within a cache line, as in a mapped file most do; anything else as it
+    is.
 
     Some processors' products round by where a matrix begins, so a model read back would draw other images than the one
     that was written.

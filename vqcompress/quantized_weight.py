@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vqcompress.formats import FormatSpec, shared_codebook
+from vqcompress.formats import FormatSpec
 from vqcompress.matrix_view import from_transposed, matrix_shape, stored_shape
 
 
@@ -16,9 +16,9 @@ from vqcompress.matrix_view import from_transposed, matrix_shape, stored_shape
 class QuantizedWeight:
     """One weight, quantized.
 
-    ``shape`` is the dense weight's (``[out, in]`` or ``[out, in, kh, kw]``); ``tensors`` hold ``weight`` (int8 codes) and its
-    companions as `FormatSpec.tensor_shapes` lists them; ``shared`` holds a codebook that several layers of a component
-    use and that is stored once, outside this layer.
+    ``shape`` is the dense weight's (``[out, in]`` or ``[out, in, kh, kw]``); ``tensors`` hold ``weight`` (int8 codes)
+    and its quantization parameters as `FormatSpec.tensor_shapes` lists them; ``shared`` holds a codebook that several
+    layers of a component use and that is stored once, outside this layer.
     """
 
     spec: FormatSpec
@@ -28,8 +28,9 @@ class QuantizedWeight:
 
     def decode(self) -> Tensor:
         """The weight that the codes stand for, float32, of the dense ``shape``."""
-        rows, columns = matrix_shape(self.shape)
-        return from_transposed(self.spec.decode_transposed(rows, columns, {**self.shared, **self.tensors}), self.shape)
+        outputs, columns = matrix_shape(self.shape)
+        tensors = {**self.shared, **self.tensors}
+        return from_transposed(self.spec.decode_transposed(outputs, columns, tensors), self.shape)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is stored with the layer, codes under ``weight`` in their on-disk shape."""
@@ -55,4 +56,4 @@ class QuantizedWeight:
     @property
     def uses_shared_codebook(self) -> bool:
         """Whether part of the code lies in the component's shared codebooks."""
-        return shared_codebook(self.spec) is not None
+        return self.spec.codebook is not None

@@ -45,7 +45,7 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
             learned,
         ),
         "trellis_gains": (
-            TrellisSpec(10, 2, 2, 0.0, True, _stream(11, three), gains=True),
+            TrellisSpec(10, 2, 2, 0.0, True, _stream(11, three), column_scales=True),
             (11, 8),
             three,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqcompress.formats.rotation import rotate, rotation_block, row_signs, unrotate
+from vqcompress.formats.rotation import output_signs, rotate, rotation_block, unrotate
 
 
 def matrix(rows: int, block: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_the_block_divides_the_rows(rows: int, block: int) -> None:
 
 
 def test_signs_are_balanced_and_not_alike_in_all_blocks() -> None:
-    signs = row_signs(4096)
+    signs = output_signs(4096)
     assert signs.mean().abs() < 0.05
     blocks = signs.view(16, 256)
     assert (blocks @ blocks.t() / 256 - torch.eye(16)).abs().max() < 0.3

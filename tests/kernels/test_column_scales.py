@@ -25,7 +25,7 @@ def gained(request, random_weight):
             weight = random_weight("trellis", shape, rate_bits=2, min_rate=1)
         columns = matrix_shape(shape)[1]
         codes = torch.randint(14, (columns,), generator=torch.Generator().manual_seed(3))
-        spec = replace(weight.spec, gains=True, **({"rotation": 16} if request.param == "rotated" else {}))
+        spec = replace(weight.spec, column_scales=True, **({"rotation": 16} if request.param == "rotated" else {}))
         return replace(weight, spec=spec, tensors={**weight.tensors, "gains": pack_column_scales(codes)}), codes
 
     return make
@@ -35,7 +35,7 @@ def gained(request, random_weight):
 def test_decoding_scales_each_column(gained, shape):
     weight, codes = gained(shape)
     assert choose_kernel(weight.spec, shape, weight.tensors["weight"]).name == "gained"
-    plain = replace(weight.spec, gains=False)
+    plain = replace(weight.spec, column_scales=False)
     matrix = decode(plain, shape, weight.tensors, torch.float32).reshape(matrix_shape(shape))
     expected = (matrix * column_scale_factors(codes)).reshape(shape)
     assert torch.equal(decode(weight.spec, shape, weight.tensors, torch.float32), expected)

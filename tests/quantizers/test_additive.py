@@ -194,7 +194,7 @@ def test_settings_are_checked(name: str, value: float) -> None:
 
 def test_gains_are_bought_where_columns_differ(check_spec):
     weight = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
-    assert not quantize_weight(weight, method="additive", bits=3, settings=QUICK).spec.gains
+    assert not quantize_weight(weight, method="additive", bits=3, settings=QUICK).spec.column_scales
     weight[:, 24:] *= 0.08
     moment = torch.diag(weight.square().mean(0).reciprocal())  # small weights on large inputs, so that all count alike
     gained, plain = (
@@ -202,5 +202,5 @@ def test_gains_are_bought_where_columns_differ(check_spec):
         for gains in ("auto", False)
     )
     check_spec(gained)
-    assert gained.spec.gains
+    assert gained.spec.column_scales
     assert relative_error(weight, gained.decode(), moment) < 0.3 * relative_error(weight, plain.decode(), moment)

@@ -122,10 +122,10 @@ def columns_of_two_sizes(rows: int = 64, columns: int = 48) -> torch.Tensor:
 def test_gains_are_bought_where_columns_differ(check_spec):
     even, uneven = gaussian(64, 48), columns_of_two_sizes()
     moment = torch.diag(uneven.square().mean(0).reciprocal())  # small weights on large inputs, so that all count alike
-    assert not quantize_weight(even, bits=3.0).spec.gains
+    assert not quantize_weight(even, bits=3.0).spec.column_scales
     found = quantize_weight(uneven, moment, bits=3.0)
     check_spec(found)
-    assert found.spec.gains
+    assert found.spec.column_scales
     assert found.bits_per_weight <= 3.0
     without = quantize_weight(uneven, moment, bits=3.0, settings=TrellisSettings(gains=False))
     error, error_without = (relative_error(uneven, q.decode(), moment) for q in (found, without))
@@ -145,7 +145,7 @@ def test_gains_are_bought_where_targets_outgrow_the_code(check_spec):
         for gains in ("auto", False)
     )
     check_spec(found)
-    assert found.spec.gains
+    assert found.spec.column_scales
     assert found.bits_per_weight <= 3.0
     assert relative_error(weight, found.decode(), moment) < 0.2 * relative_error(weight, without.decode(), moment)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components
 from vqcompress.checkpoint.manifest import manifest_problems
-from vqcompress.checkpoint.packed_codes import code_problem
 from vqcompress.checkpoint.skeleton import packed_skeleton
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.layers import SHARED_NAME, check_description
@@ -59,7 +58,7 @@ def _packed_problems(part: ComponentFiles, tensors: Mapping[str, StoredTensor]) 
     for layer, (spec, shape) in layer_specs(description).items():
         found = list(_layer_problems(part, tensors, layer, spec, shape))
         yield from found
-        if not found and (problem := code_problem(spec, shape, _read(tensors, layer, spec, shape))):
+        if not found and (problem := spec.code_problem(*matrix_shape(shape), _read(tensors, layer, spec, shape))):
             yield f"{part.name}/{layer}: {problem}"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqcompress.formats import FormatSpec, ScalarSpec, TrellisSpec
+from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.layers import SHARED_NAME, SharedCodebooks, describe, vq_layers
 from vqcompress.layers.description import write_description
@@ -28,7 +28,7 @@ Family = tuple[int, float]
 def give_row_scales(component: nn.Module) -> None:
     """Every layer with one common scale gets that scale in every row, in place; nothing that it computes changes."""
     for name, layer in vq_layers(component).items():
-        if isinstance(layer.spec, ScalarSpec) or layer.spec.row_scales:
+        if not isinstance(layer.spec, AdditiveSpec | TrellisSpec) or layer.spec.row_scales:
             continue
         tensors = _own_tensors(layer)
         tensors["scale"] = tensors["scale"].expand(layer.dense_shape[0]).clone()

@@ -2,47 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
 
 from vqcompress.errors import CheckpointError
 from vqcompress.formats.additive import AdditiveSpec
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK
 from vqcompress.formats.scalar import ScalarSpec
 from vqcompress.formats.trellis import TrellisSpec
 
-FormatSpec = ScalarSpec | AdditiveSpec | TrellisSpec
+TensorShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name -> (shape, dtype) of each tensor that a layer stores."""
+
+
+class FormatSpec(Protocol):
+    """What every format's spec, a frozen dataclass of plain numbers and strings, says about its packed weights.
+
+    Weights are matrices ``[outputs, columns]``; ``tensors`` are a layer's by name, a shared codebook under
+    ``codebooks``.
+    """
+
+    format: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def codebook(self) -> str | None:
+        """Name of the component's shared tensor that part of the code lies in, or ``None``."""
+
+    @property
+    def codebook_shape(self) -> tuple[int, ...]:
+        """Shape of the codebooks or learned tables, empty where the format has none."""
+
+    def tensor_shapes(self, outputs: int, columns: int) -> TensorShapes:
+        """The tensors stored with the layer (a shared codebook is not); ``weight`` are the packed codes."""
+
+    def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``Wᵀ [columns, outputs]`` in float32, differentiable in every floating-point tensor."""
+
+    def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
+        """What is wrong with the stored codes, or ``None``, told without decoding; ``tensors`` need only hold
+        ``rates``."""
+
 
 FORMATS: dict[str, type[FormatSpec]] = {spec.format: spec for spec in (ScalarSpec, AdditiveSpec, TrellisSpec)}
 
-_DEFAULTS = {name: tuple((field.name, field.default) for field in fields(spec)) for name, spec in FORMATS.items()}
+# Fields whose name on disk is another one than in Python.
+NAMES_ON_DISK = {"column_scales": COLUMN_SCALES_ON_DISK}
+NAMES_IN_PYTHON = {on_disk: name for name, on_disk in NAMES_ON_DISK.items()}
 
 
 def spec_to_dict(spec: FormatSpec) -> dict[str, Any]:
     """JSON form of a spec, ``{"format": name, ...fields}``; a field that has its default is left out."""
     data: dict[str, Any] = {"format": spec.format}
-    for name, default in _DEFAULTS[spec.format]:
+    for name, default in _defaults(type(spec)):
         if (value := getattr(spec, name)) != default:
-            data[name] = list(value) if isinstance(value, tuple) else value
+            data[NAMES_ON_DISK.get(name, name)] = list(value) if isinstance(value, tuple) else value
     return data
 
 
-def shared_codebook(spec: FormatSpec) -> str | None:
-    """Name of the component's shared tensor that part of the code lies in, or ``None``."""
-    return None if isinstance(spec, ScalarSpec) else spec.codebook
-
-
-def spec_from_dict(data: dict[str, Any]) -> FormatSpec:
-    """The inverse of `spec_to_dict`. Raises `CheckpointError` for a format or field this version lacks."""
-    fields = dict(data)
-    name = fields.pop("format", None)
+def spec_from_dict(data: Mapping[str, Any]) -> FormatSpec:
+    """The inverse of `spec_to_dict`. Raises `CheckpointError` for a format, field or value that this version lacks."""
+    values = {NAMES_IN_PYTHON.get(key, key): value for key, value in data.items()}
+    name = values.pop("format", None)
     if name not in FORMATS:
         raise CheckpointError(
             f"unknown weight format {name!r}; this version reads {', '.join(FORMATS)}; update vqcompress"
         )
+    if unknown := NAMES_ON_DISK.keys() & data.keys():
+        raise CheckpointError(f"a {name} weight is described with fields this version does not know: {sorted(unknown)}")
     try:
-        return FORMATS[name](**fields)
+        return FORMATS[name](**values)
     except TypeError as error:
         raise CheckpointError(f"a {name} weight is described with fields this version does not know: {error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"a {name} weight is described with values this version does not know: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((field.name, field.default) for field in fields(kind))
 
 
 __all__ = [
@@ -50,8 +93,8 @@ __all__ = [
     "AdditiveSpec",
     "FormatSpec",
     "ScalarSpec",
+    "TensorShapes",
     "TrellisSpec",
-    "shared_codebook",
     "spec_from_dict",
     "spec_to_dict",
 ]

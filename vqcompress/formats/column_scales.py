@@ -1,9 +1,11 @@
-"""Column gains: a factor for each input column, in half octaves of amplitude.
+"""Column scales: a factor for each input column, in half octaves of amplitude.
 
-Columns of one weight can differ tenfold in size, as where a UNet's block reads its skip connection beside the level below.
-Codes of unit variance under one scale would then spend their precision on the largest. A gain a column costs four bits and
-brings every column to the size that the code was made for. Half an octave is fine enough: at most a fifth off, on average a tenth,
-costs less than the bits that a finer step would take.
+Columns of one weight can differ tenfold in size, as where a UNet's block reads its skip connection beside the level
+below. Codes of unit variance under one scale would then spend their precision on the largest. A scale per column costs
+four bits and brings every column to the size that the code was made for. Half an octave is fine enough: at most a fifth
+off, on average a tenth, costs less than the bits that a finer step would take.
+
+On disk the spec's field and the tensor are named `COLUMN_SCALES_ON_DISK`.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from torch import Tensor
 
 from vqcompress.bitpack import pack, packed_bytes, unpack
 
+COLUMN_SCALES_ON_DISK = "gains"
 COLUMN_SCALE_BITS = 4
-LOUDEST = 4  # code 0 stands for 2 ** (LOUDEST / 2)
+LARGEST = 4  # code 0 stands for 2 ** (LARGEST / 2)
 
 
 def nearest_column_scale(ratio: Tensor) -> Tensor:
-    """Codes uint8 of the gains next to ``ratio``, the size of columns by that of the layer; what is zero gets the lowest."""
+    """Codes (uint8) of the scales next to ``ratio``, a column's size over the layer's; a column of zeros gets the
+    smallest."""
     return (
-        (LOUDEST - 2 * ratio.double().log2())
+        (LARGEST - 2 * ratio.double().log2())
         .nan_to_num(0.0)
         .clamp(0, (1 << COLUMN_SCALE_BITS) - 1)
         .round()
@@ -31,8 +35,8 @@ def nearest_column_scale(ratio: Tensor) -> Tensor:
 
 
 def column_scale_factors(codes: Tensor) -> Tensor:
-    """What codes multiply their columns with, float32, in the shape and on the device of ``codes``."""
-    return _gains().to(codes.device)[codes.long()]
+    """The factors that codes stand for, float32, in the shape and on the device of ``codes``."""
+    return _factors().to(codes.device)[codes.long()]
 
 
 def pack_column_scales(codes: Tensor) -> Tensor:
@@ -46,10 +50,10 @@ def unpack_column_scales(packed: Tensor, columns: int) -> Tensor:
 
 
 def column_scales_shape(columns: int) -> tuple[int, int]:
-    """Stored shape of packed gains."""
+    """Stored shape of packed column scales."""
     return 1, packed_bytes(columns, COLUMN_SCALE_BITS)
 
 
 @lru_cache(maxsize=1)
-def _gains() -> Tensor:
-    return torch.tensor([2.0 ** ((LOUDEST - code) / 2) for code in range(1 << COLUMN_SCALE_BITS)])
+def _factors() -> Tensor:
+    return torch.tensor([2.0 ** ((LARGEST - code) / 2) for code in range(1 << COLUMN_SCALE_BITS)])

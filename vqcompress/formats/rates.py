@@ -1,9 +1,9 @@
 """Column rates: how many codes each column of a weight gets, and where its bytes lie.
 
-Reverse water-filling (Cover & Thomas, Elements of Information Theory, section 10.3.3): columns whose error
-costs more get more bits, so that all pay the same at the margin. The vector formats therefore let every
-column choose its own rate, an integer number of bits (trellis) or of codes (additive). Columns of one rate are
-stored together, rates ascending and columns ascending within a rate, so decoding sees a few dense blocks.
+Reverse water-filling (Cover & Thomas, Elements of Information Theory, section 10.3.3): columns whose error counts for
+more get more bits, until one more bit would reduce the error of every column by the same amount. The vector formats
+therefore give every column its own rate, an integer number of bits (trellis) or of codes (additive). Columns of one
+rate are stored together, rates ascending and columns ascending within a rate, so decoding sees a few dense blocks.
 """
 
 from __future__ import annotations
@@ -41,6 +41,19 @@ def unpack_rates(packed: Tensor | None, columns: int, min_rate: int, rate_bits: 
 def rates_shape(columns: int, rate_bits: int) -> tuple[int, int]:
     """Stored shape of packed rates."""
     return 1, packed_bytes(columns, rate_bits)
+
+
+def code_problem(rates: Tensor, largest: int, column_bytes: Callable[[int], int], code_bytes: int) -> str | None:
+    """Why columns of these rates, of at most ``largest``, cannot be a stream of ``code_bytes``, or ``None``."""
+    if int(rates.max()) > largest:
+        return f"a column has rate {int(rates.max())}, the format ends at {largest}"
+    needed = sum(column_bytes(rate) * int((rates == rate).sum()) for rate in rates.unique().tolist())
+    return None if needed == code_bytes else f"its rates need {needed} bytes of codes, {code_bytes} are stored"
+
+
+def rate_range(min_rate: int, rate_bits: int, largest: int) -> range:
+    """The rates that columns can have: what ``rate_bits`` bits can say, up to ``largest``."""
+    return range(min_rate, min(min_rate + (1 << rate_bits) - 1, max(largest, min_rate)) + 1)
 
 
 def split_blocks(codes: Tensor, rates: Tensor, column_bytes: Callable[[int], int]) -> Iterator[RateBlock]:

@@ -1,9 +1,9 @@
-"""Output rotation: a signed block Hadamard transform of the rows, which makes heavy-tailed columns look Gaussian.
+"""Output rotation: a signed block Hadamard transform of the outputs, which makes heavy-tailed columns look Gaussian.
 
-``rotate`` takes ``w`` to ``R w`` with ``R = H_b S / sqrt(b)``: signs ``S`` that a hash of the row's number gives, then the Walsh-Hadamard
-matrix over blocks of ``b`` rows, a power of two (Tseng et al. 2024, QuIP#, arXiv 2402.04396, section 3.1, on the output
-side only). ``R`` is orthogonal and acts on rows, so ``tr(E H Eᵀ)`` and the second moment stay what they are. Nothing is
-stored but ``b``.
+``rotate`` takes ``w`` to ``R w`` with ``R = H_b S / sqrt(b)``: signs ``S`` that a hash of the output's number gives,
+then the Walsh-Hadamard matrix over blocks of ``b`` outputs, a power of two (Tseng et al. 2024, QuIP#, arXiv 2402.04396,
+section 3.1, on the output side only). ``R`` is orthogonal and acts on outputs, so ``tr(E H Eᵀ)`` and the second moment
+stay what they are. Nothing is stored but ``b``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch import Tensor
 MAX_BLOCK = 256  # larger blocks gained nothing more, and take longer to undo
 
 
-def rotation_block(rows: int) -> int:
-    """The largest power of two up to `MAX_BLOCK` that divides ``rows``."""
-    return min(rows & -rows, MAX_BLOCK)
+def rotation_block(outputs: int) -> int:
+    """The largest power of two up to `MAX_BLOCK` that divides ``outputs``."""
+    return min(outputs & -outputs, MAX_BLOCK)
 
 
 def rotate(values: Tensor, block: int) -> Tensor:
-    """``R`` along the last dimension of ``values [..., rows]``, float32; ``block`` divides ``rows``, 0 leaves them as they are."""
+    """``R`` along the last dimension of ``values [..., outputs]``, float32; ``block`` divides ``outputs``, 0 changes
+    nothing."""
     if not block:
         return values
-    signs = row_signs(values.shape[-1]).to(values.device)
+    signs = output_signs(values.shape[-1]).to(values.device)
     return _hadamard(values * signs, block) * _norm(block)
 
 
@@ -33,14 +34,14 @@ def unrotate(values: Tensor, block: int) -> Tensor:
     """The inverse of `rotate`: ``Rᵀ`` along the last dimension."""
     if not block:
         return values
-    signs = row_signs(values.shape[-1]).to(values.device)
+    signs = output_signs(values.shape[-1]).to(values.device)
     return _hadamard(values, block) * _norm(block) * signs
 
 
 @lru_cache(maxsize=64)
-def row_signs(rows: int) -> Tensor:
-    """+1 or -1 for each row, float32 ``[rows]``. Treat the result as read-only."""
-    number = torch.arange(rows, dtype=torch.int64)
+def output_signs(outputs: int) -> Tensor:
+    """+1 or -1 for each output, float32 ``[outputs]``. Treat the result as read-only."""
+    number = torch.arange(outputs, dtype=torch.int64)
     mixed = (number * 2654435769) & 0xFFFFFFFF
     mixed = ((mixed ^ (mixed >> 15)) * 2246822519) & 0xFFFFFFFF
     return 1.0 - 2.0 * ((mixed >> 31) & 1).float()

@@ -1,10 +1,11 @@
 """Trellis codes: one bit stream per column, every weight a window of it.
 
-A column of ``rows`` weights at rate ``k`` is a circular stream of ``rows * k`` bits. The ``L`` bits that end with weight
-``t``'s own ``k`` bits are its state, and ``weight[t] = scale[t] * table_k[state]``, times the column's gain where it has one (the bit-shift trellis of QTIP, Tseng et
-al. 2024, arXiv 2406.11235). The stream is circular ("tail-biting"), so no start state is stored, and any weight decodes
-from one window. Columns choose their own rate, see `vqcompress.formats.rates`. The tables are a formula
-(`vqcompress.formats.trellis_table`), unless the component stores learned ones for some rates.
+A column of ``outputs`` weights at rate ``k`` is a circular stream of ``outputs * k`` bits. The ``L`` bits that end with
+weight ``t``'s own ``k`` bits are its state, and ``weight[t] = scale[t] * table_k[state]``, times the column's scale
+where it has one (the bit-shift trellis of QTIP, Tseng et al. 2024, arXiv 2406.11235). The stream is circular
+("tail-biting"), so no start state is stored, and any weight decodes from one window. Columns choose their own rate, see
+`vqcompress.formats.rates`. The tables are a formula (`vqcompress.formats.trellis_table`), unless the component stores
+learned ones for some rates.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
-from vqcompress.formats.column_scales import column_scales_shape, unpack_column_scales
-from vqcompress.formats.rates import rates_shape, split_blocks, unpack_rates
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scales_shape, unpack_column_scales
+from vqcompress.formats.rates import code_problem, rate_range, rates_shape, split_blocks, unpack_rates
 from vqcompress.formats.rotation import unrotate
-from vqcompress.formats.trellis_table import value_table
+from vqcompress.formats.trellis_table import max_rate, value_table
 
 
 @dataclass(frozen=True)
 class TrellisSpec:
     """Static geometry of a trellis-coded weight: all that is not a tensor.
 
-    ``state_bits`` is L; ``rate_bits`` the width of a stored column rate (0: every column has ``min_rate``);
-    ``tail`` Tukey's h of the value table; ``row_scales`` whether each row has its own scale or all share one;
-    ``code_bytes`` the length of the packed stream. ``codebook`` names the component's shared tensor with learned tables,
-    one row for each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's. ``rotation`` is the block of the
-    output rotation (`vqcompress.formats.rotation`) that is undone after the scales, 0 for none. With ``gains`` every column has a
-    factor of its own (`vqcompress.formats.column_scales`), which comes last.
+    ``state_bits`` is L; ``rate_bits`` the width of a stored column rate (0: every column has ``min_rate``); ``tail``
+    Tukey's h of the value table; ``row_scales`` whether each output has its own scale or all share one; ``code_bytes``
+    the length of the packed stream. ``codebook`` names the component's shared tensor with learned tables, one row for
+    each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's. ``rotation`` is the
+    block of the output rotation (`vqcompress.formats.rotation`) that is undone after the scales, 0 for none. With
+    ``column_scales`` every column has a factor of its own (`vqcompress.formats.column_scales`), applied last. Raises
+    `ValueError` for learned tables of rates that the code lacks.
     """
 
     format: ClassVar[str] = "trellis"
@@ -45,21 +47,23 @@ class TrellisSpec:
     codebook: str | None = None
     codebook_rates: tuple[int, ...] = ()
     rotation: int = 0
-    gains: bool = False
+    column_scales: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codebook_rates", tuple(self.codebook_rates))  # JSON has lists
+        if any(not 1 <= rate <= max_rate(self.state_bits) for rate in self.codebook_rates):
+            raise ValueError(f"learned tables for rates {self.codebook_rates}, which the code lacks")
 
-    def tensor_shapes(self, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def tensor_shapes(self, outputs: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of every stored tensor; ``weight`` is the packed stream."""
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "weight": ((1, self.code_bytes), torch.int8),
-            "scale": ((rows if self.row_scales else 1,), torch.float16),
+            "scale": ((outputs if self.row_scales else 1,), torch.float16),
         }
         if self.rate_bits:
             shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
-        if self.gains:
-            shapes["gains"] = (column_scales_shape(columns), torch.int8)
+        if self.column_scales:
+            shapes[COLUMN_SCALES_ON_DISK] = (column_scales_shape(columns), torch.int8)
         return shapes
 
     @property
@@ -77,21 +81,37 @@ class TrellisSpec:
         """The rate of each column, int64 ``[columns]``."""
         return unpack_rates(tensors.get("rates"), columns, self.min_rate, self.rate_bits)
 
-    def decode_transposed(self, rows: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``Wᵀ [columns, rows]`` in float32; differentiable in ``scale`` and learned tables."""
-        codes = tensors["weight"]
-        values = torch.zeros(columns, rows, device=codes.device)
+    @property
+    def rate_range(self) -> range:
+        """The rates that columns can have."""
+        return rate_range(self.min_rate, self.rate_bits, max_rate(self.state_bits))
+
+    def bits_per_rate(self, outputs: int) -> int:
+        """Bits that a column takes for each unit of its rate."""
+        return outputs
+
+    def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
+        """What is wrong with rates and length of the codes, or ``None``; ``tensors`` need only hold ``rates``."""
         rates = self.rates(columns, tensors)
-        for block in split_blocks(codes, rates, lambda rate: packed_bytes(rows, rate)):
+        return code_problem(rates, max_rate(self.state_bits), lambda rate: packed_bytes(outputs, rate), self.code_bytes)
+
+    def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``Wᵀ [columns, outputs]`` in float32; differentiable in ``scale`` and learned tables."""
+        codes = tensors["weight"]
+        values = torch.zeros(columns, outputs, device=codes.device)
+        rates = self.rates(columns, tensors)
+        for block in split_blocks(codes, rates, lambda rate: packed_bytes(outputs, rate)):
             if block.rate:
-                states = window_states(unpack(block.codes, block.rate, rows), block.rate, self.state_bits)
+                states = window_states(unpack(block.codes, block.rate, outputs), block.rate, self.state_bits)
                 values[block.columns] = self.table(block.rate, tensors)[states]
         values = unrotate(values * tensors["scale"].float(), self.rotation)
-        return values * unpack_column_scales(tensors["gains"], columns)[:, None] if self.gains else values
+        if self.column_scales:
+            values = values * unpack_column_scales(tensors[COLUMN_SCALES_ON_DISK], columns)[:, None]
+        return values
 
 
 def window_states(symbols: Tensor, rate: int, state_bits: int) -> Tensor:
-    """States ``[..., rows]`` from the ``rate``-bit symbols ``[..., rows]`` of circular streams."""
+    """States ``[..., outputs]`` from the ``rate``-bit symbols ``[..., outputs]`` of circular streams."""
     states = torch.zeros_like(symbols)
     for age in range(-(-state_bits // rate)):
         states |= symbols.roll(age, dims=-1) << (rate * age)

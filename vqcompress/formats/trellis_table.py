@@ -2,7 +2,7 @@
 
 State ``s`` of ``2**L`` means the value ``gain * z * exp(h * z**2 / 2)``, scaled to unit RMS before the gain, with
 ``z = Φ⁻¹((s * multiplier mod 2**L + 1/2) / 2**L)``: a Gaussian (Tukey's g-and-h family with g = 0; h > 0 makes the
-tails heavier) whose quantiles are dealt to the states by a multiplicative permutation. Multipliers near an
+tails heavier) whose quantiles are assigned to the states by a multiplicative permutation. Multipliers near an
 odd multiple of ``2**(L-k)`` put the ``2**k`` successors of a state at evenly spaced quantiles, shifted a little from
 state to state, which is what a good random code does on average and beats one (Gaussian source, L = 12, k = 3:
 mean squared error .0179 against .0200 for a random permutation). They were found by search, see
@@ -74,7 +74,7 @@ def value_table(state_bits: int, rate: int, tail: float) -> Tensor:
 def stretched_values(state_bits: int, multiplier: int, gain: float, tail: float) -> Tensor:
     """The formula at the top of this file, float16 ``[2**state_bits]``."""
     states = torch.arange(1 << state_bits, dtype=torch.int64)
-    dealt = (states * multiplier) % (1 << state_bits)
-    z = torch.special.ndtri((dealt.double() + 0.5) / (1 << state_bits))
+    permuted = (states * multiplier) % (1 << state_bits)
+    z = torch.special.ndtri((permuted.double() + 0.5) / (1 << state_bits))
     values = z * torch.exp(tail * z.square() / 2)
     return (gain * values / values.square().mean().sqrt()).half()

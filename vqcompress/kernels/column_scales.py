@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqcompress.formats import FormatSpec, ScalarSpec
-from vqcompress.formats.column_scales import unpack_column_scales
+from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, unpack_column_scales
 from vqcompress.kernels.tensor_cache import TensorCache
 from vqcompress.matrix_view import Shape, from_transposed, matrix_shape
 
@@ -25,7 +25,7 @@ _GAINS: TensorCache[Tensor] = TensorCache()
 
 def has_gains(spec: FormatSpec) -> bool:
     """Whether the columns of the code have gains."""
-    return not isinstance(spec, ScalarSpec) and spec.gains
+    return isinstance(spec, AdditiveSpec | TrellisSpec) and spec.column_scales
 
 
 def unsupported_reason(spec: FormatSpec, shape: Shape, x: Tensor) -> str:
@@ -35,14 +35,16 @@ def unsupported_reason(spec: FormatSpec, shape: Shape, x: Tensor) -> str:
 
 def without_gains(spec: FormatSpec) -> FormatSpec:
     """The spec of ``V``."""
-    assert not isinstance(spec, ScalarSpec)  # `unsupported_reason` has seen to it
-    return replace(spec, gains=False)
+    assert isinstance(spec, AdditiveSpec | TrellisSpec)  # `unsupported_reason` has seen to it
+    return replace(spec, column_scales=False)
 
 
 def column_gains(shape: Shape, tensors: Mapping[str, Tensor]) -> Tensor:
     """The factors, float32 ``[columns]``."""
     columns = matrix_shape(shape)[1]
-    return _GAINS(tensors["gains"], columns, lambda: unpack_column_scales(tensors["gains"], columns))
+    return _GAINS(
+        tensors[COLUMN_SCALES_ON_DISK], columns, lambda: unpack_column_scales(tensors[COLUMN_SCALES_ON_DISK], columns)
+    )
 
 
 def gained_decode(choose: Callable[..., Any]) -> Callable[..., Tensor]:

@@ -65,6 +65,7 @@ def _compiled_gradients(
         arguments = cpu_numba.additive_arguments(cpu_loops, spec, tensors, rows, columns)
         loop = cpu_gradient_loops.additive
     else:
+        assert isinstance(spec, TrellisSpec)
         arguments = cpu_numba.trellis_arguments(cpu_loops, spec, tensors, rows, columns)
         loop = cpu_gradient_loops.trellis
     books, scale = np.zeros(arguments[3].shape), np.zeros(rows)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import CheckpointError
-from vqcompress.formats import FormatSpec, ScalarSpec, TrellisSpec, shared_codebook, spec_from_dict, spec_to_dict
-from vqcompress.formats.trellis_table import max_rate
+from vqcompress.formats import FormatSpec, spec_from_dict, spec_to_dict
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.replace import pack_in_place
@@ -86,24 +85,26 @@ def layer_specs(description: Mapping[str, Any]) -> LayerSpecs:
     for name, entry in description["layers"].items():
         fields = dict(entry)
         shape = tuple(fields.pop("shape", ()))
-        spec = spec_from_dict(fields)
+        try:
+            spec = spec_from_dict(fields)
+        except CheckpointError as error:
+            raise CheckpointError(f"layer {name!r}: {error}") from None
         _check_codebook(name, spec, description["shared"])
         specs[name] = spec, shape
     return specs
 
 
 def _check_codebook(layer: str, spec: FormatSpec, shared: Mapping[str, Any]) -> None:
-    if (book := shared_codebook(spec)) is None or isinstance(spec, ScalarSpec):
+    if spec.codebook is None:
         return
-    if book not in shared:
-        raise CheckpointError(f"layer {layer!r} uses the shared codebook {book!r}, which the config does not list")
-    if isinstance(spec, TrellisSpec) and not all(1 <= r <= max_rate(spec.state_bits) for r in spec.codebook_rates):
+    if spec.codebook not in shared:
         raise CheckpointError(
-            f"layer {layer!r} has learned tables for rates {spec.codebook_rates}, which the code lacks"
+            f"layer {layer!r} uses the shared codebook {spec.codebook!r}, which the config does not list"
         )
-    if tuple(shared[book]) != spec.codebook_shape:
+    if tuple(shared[spec.codebook]) != spec.codebook_shape:
         raise CheckpointError(
-            f"layer {layer!r} needs the shared codebook {book!r} in the shape {spec.codebook_shape}, the config lists {shared[book]}"
+            f"layer {layer!r} needs the shared codebook {spec.codebook!r} in the shape {spec.codebook_shape}, the config "
+            f"lists {shared[spec.codebook]}"
         )
 
 

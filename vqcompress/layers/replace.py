@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.formats import FormatSpec, shared_codebook
+from vqcompress.formats import FormatSpec
 from vqcompress.layers.conv2d import VQConv2d
 from vqcompress.layers.linear import VQLinear
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
@@ -86,4 +86,4 @@ def put_layers(component: nn.Module, replacements: Mapping[nn.Module, nn.Module]
 
 
 def _shared(component: nn.Module, spec: FormatSpec) -> SharedCodebooks | None:
-    return None if shared_codebook(spec) is None else submodule(component, SHARED_NAME)  # type: ignore[return-value]
+    return None if spec.codebook is None else submodule(component, SHARED_NAME)  # type: ignore[return-value]

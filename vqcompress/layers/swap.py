@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.formats import shared_codebook
 from vqcompress.layers.description import describe, write_description
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
@@ -71,7 +70,7 @@ def _share(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> No
 def _shared_codebooks(quantized: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
     books: dict[str, Tensor] = {}
     for layer, weight in quantized.items():
-        if (name := shared_codebook(weight.spec)) is None:
+        if (name := weight.spec.codebook) is None:
             continue
         book = weight.shared["codebooks"].detach()
         if name in books and not torch.equal(books[name], book):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec
-from vqcompress.formats.column_scales import column_scale_factors, pack_column_scales
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scale_factors, pack_column_scales
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.additive_source import (
     SAMPLE,
@@ -33,7 +33,7 @@ from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import choose_gains, choose_scale, coded_energy
-from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry, check_setting
+from vqcompress.quantizers.vector_geometry import COMPONENT_CODEBOOK, check_geometry, check_setting
 
 SHARED_CODE_BITS = 6  # 8 code better for their bits, but column rates in steps of 6/8 bit are worth more
 # Of columns around the mean rate, as water-filling deals them; the highest for layers that are worth more than the mean.
@@ -110,9 +110,9 @@ def quantize_additive(
     columns = AdditiveColumns(weight, scale, per_row, codebooks, plan, settings.beam)
     columns.sweep(feedback)
     _polish(columns, second_moment, settings.polish, own=shared_codebooks is None)
-    spec, tensors = columns.packed(None if shared_codebooks is None else SHARED_NAME)
+    spec, tensors = columns.packed(None if shared_codebooks is None else COMPONENT_CODEBOOK)
     if gains is not None:
-        spec, tensors = replace(spec, gains=True), {**tensors, "gains": pack_column_scales(gains)}
+        spec, tensors = replace(spec, column_scales=True), {**tensors, COLUMN_SCALES_ON_DISK: pack_column_scales(gains)}
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 

@@ -20,7 +20,7 @@ from vqcompress.quantizers.additive_source import RateBudget, sample_layers, sam
 from vqcompress.quantizers.codebooks import prefix_errors, residual_codebooks
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import choose_scale
-from vqcompress.quantizers.vector_geometry import SHARED_NAME, check_geometry
+from vqcompress.quantizers.vector_geometry import COMPONENT_CODEBOOK, check_geometry
 
 SAMPLE = 65536  # vectors that k-means sees: 256 a centroid of the usual codebook
 GREEDY = 1  # beam
@@ -73,7 +73,7 @@ def quantize_kmeans(
         codebooks = codebooks[: int(plan.rates.max())]
     coded = AdditiveColumns(weight, scale, per_row, codebooks, plan, GREEDY)
     coded.sweep(None)
-    spec, tensors = coded.packed(None if shared_codebooks is None else SHARED_NAME)
+    spec, tensors = coded.packed(None if shared_codebooks is None else COMPONENT_CODEBOOK)
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 

@@ -22,6 +22,7 @@ from vqcompress.bitpack import pack, packed_bytes
 from vqcompress.errors import RecipeError
 from vqcompress.formats.column_scales import (
     COLUMN_SCALE_BITS,
+    COLUMN_SCALES_ON_DISK,
     column_scale_factors,
     column_scales_shape,
     nearest_column_scale,
@@ -316,7 +317,7 @@ class _TrellisColumns:
         if self.plan.rate_bits:
             tensors["rates"] = pack_rates(self.plan.rates, self.plan.min_rate, self.plan.rate_bits)
         if self.gains is not None:
-            tensors["gains"] = pack_column_scales(self.gains)
+            tensors[COLUMN_SCALES_ON_DISK] = pack_column_scales(self.gains)
         spec = TrellisSpec(
             state_bits=self.state_bits,
             min_rate=self.plan.min_rate,
@@ -325,7 +326,7 @@ class _TrellisColumns:
             row_scales=self.source.row_scales,
             code_bytes=codes.numel(),
             rotation=self.source.rotation,
-            gains=self.gains is not None,
+            column_scales=self.gains is not None,
         )
         return spec, tensors
 

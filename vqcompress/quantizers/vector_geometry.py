@@ -7,7 +7,7 @@ from vqcompress.errors import RecipeError
 DIMENSIONS = (4, 8, 16)
 CODE_BITS = range(4, 13)
 MAX_CODEBOOKS = 32
-SHARED_NAME = "codebooks"  # what the codebooks that a component shares are called in its layers' specs
+COMPONENT_CODEBOOK = "codebooks"  # what the codebooks that a component shares are called in its layers' specs
 
 
 def check_geometry(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.trellis_table import max_rate, value_table
-from vqcompress.kernels.column_order import bits_per_rate
 from vqcompress.kernels.cpu.threads import share
 from vqcompress.kernels.tensor_cache import TensorCache
 from vqcompress.matrix_view import matrix_shape
@@ -46,7 +45,7 @@ def decode_transposed(
         _decode_trellis(values, spec, tensors)
     elif isinstance(spec, AdditiveSpec):
         _decode_additive(values, spec, tensors)
-    else:
+    elif isinstance(spec, ScalarSpec):
         _decode_scalar(values, spec, tensors)
     return values.to(dtype)
 
@@ -124,7 +123,7 @@ def _columns(
         rates = np.full(columns, spec.min_rate, dtype=np.int64)
         if "rates" in tensors:
             rates = loops.unpack_rates(_bytes(tensors["rates"]), columns, spec.min_rate, spec.rate_bits)
-        return rates, loops.column_starts(rates, bits_per_rate(spec, rows) * np.arange(rates.max(initial=0) + 1))
+        return rates, loops.column_starts(rates, spec.bits_per_rate(rows) * np.arange(rates.max(initial=0) + 1))
 
     return _COLUMNS(tensors.get("rates", tensors["weight"]), (spec, rows, columns), find)
 

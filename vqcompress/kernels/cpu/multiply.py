@@ -16,7 +16,6 @@ from torch import Tensor
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.trellis_table import value_table
-from vqcompress.kernels.column_order import bits_per_rate
 from vqcompress.kernels.cpu import decode as cpu_numba
 from vqcompress.kernels.cpu.threads import share
 from vqcompress.kernels.tensor_cache import TensorCache
@@ -117,7 +116,7 @@ _PLANS: TensorCache[_Plan] = TensorCache()
 
 
 def _plan(spec: TrellisSpec | AdditiveSpec, tensors: Mapping[str, Tensor], rows: int, columns: int) -> _Plan:
-    codes, bits = tensors["weight"], bits_per_rate(spec, rows)
+    codes, bits = tensors["weight"], spec.bits_per_rate(rows)
 
     def make() -> _Plan:
         rates = spec.rates(columns, tensors).cpu().numpy()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
-from vqcompress.kernels.column_order import column_order, rate_range
+from vqcompress.kernels.column_order import column_order
 from vqcompress.kernels.triton.device import (
     OPTIONS,
     STATE_BITS_IN_SHARED,
@@ -54,7 +54,7 @@ def decode_transposed(
             _trellis(out, codes, spec, tensors)
         elif isinstance(spec, AdditiveSpec):
             _additive(out, codes, spec, tensors)
-        else:
+        elif isinstance(spec, ScalarSpec):
             _scalar(out, codes, spec, tensors)
     return out
 
@@ -138,7 +138,7 @@ def scale_constants(spec: TrellisSpec | AdditiveSpec) -> dict[str, Any]:
 
 def trellis_constants(spec: TrellisSpec, rows: int) -> dict[str, Any]:
     """What the trellis kernels are compiled for."""
-    rates = rate_range(spec)
+    rates = spec.rate_range
     return {
         "STATE_BITS": spec.state_bits,
         "MIN_RATE": rates.start,
@@ -150,7 +150,7 @@ def trellis_constants(spec: TrellisSpec, rows: int) -> dict[str, Any]:
 
 def additive_constants(spec: AdditiveSpec) -> dict[str, Any]:
     """What the additive kernels are compiled for."""
-    rates = rate_range(spec)
+    rates = spec.rate_range
     return {
         "CODE_BITS": spec.code_bits,
         "DIMENSION": spec.dimension,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
+from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.kernels.column_order import column_order
 from vqcompress.kernels.triton import decode as triton_decode
 from vqcompress.kernels.triton.decode import additive_constants, scalar_constants, trellis_constants
@@ -113,6 +113,7 @@ def _kernel(
         order = column_order(spec, columns, tensors)
         arguments = (order.columns, order.ends, tensors["codebooks"].detach(), rows, columns)
         return multiply_additive, arguments, additive_constants(spec)
+    assert isinstance(spec, ScalarSpec)
     from vqcompress.kernels.triton.scalar import multiply_scalar
 
     zeros, scales = stored_bytes(tensors["group_zero"]), tensors["group_scale"].detach()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vqcompress.formats import TrellisSpec
 from vqcompress.formats.trellis_table import value_table
-from vqcompress.kernels.column_order import rate_range
 from vqcompress.kernels.tensor_cache import TensorCache
 
 _LEARNED: TensorCache[Tensor] = TensorCache()
@@ -21,7 +20,7 @@ def value_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> Tensor:
 
     Kept for later calls; treat it as read-only.
     """
-    device, rates = tensors["weight"].device, tuple(rate_range(spec))
+    device, rates = tensors["weight"].device, tuple(spec.rate_range)
     formula = _formula(spec.state_bits, spec.tail, rates, device)
     if not set(rates) & set(spec.codebook_rates):
         return formula
