@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "progress",
         "run_store",
         "storage_dtype",
+        "tensor_tree",
         "workers",
         "working_memory",
     ),

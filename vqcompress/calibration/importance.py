@@ -8,12 +8,13 @@ layers at once. No weight gradients are kept, so this costs about two forward pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vqcompress.denoiser_calls.backward_projection import Watch, backward_projection, frozen
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.progress import StageProgress
 
@@ -55,42 +56,19 @@ def backward_projections(
 
     The output counts relative to its norm. Which directions are drawn does not depend on ``layers``.
     """
-    generator, layers = torch.Generator().manual_seed(seed), list(layers)
-    frozen = [p for p in denoiser.parameters() if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
+    generator = torch.Generator().manual_seed(seed)
+    watches: dict[str, Watch] = {name: lambda layer, arguments, name=name: partial(use, name) for name in layers}  # type: ignore[misc]
+
+    def project(call: dict[str, Any]) -> Tensor:
+        out = first_output(denoiser(**_with_gradients(call)))
+        direction = torch.randn(out.shape, generator=generator).to(out)
+        return (out * direction).sum().div(out.detach().norm())
+
+    with frozen(denoiser):
         for index, call in enumerate(calls):
-            with ExitStack() as hooks, torch.enable_grad():
-                for name in layers:
-                    hooks.callback(denoiser.get_submodule(name).register_forward_hook(_watch(name, use)).remove)
-                out = first_output(denoiser(**_with_gradients(call)))
-                direction = torch.randn(out.shape, generator=generator).to(out)
-                (out * direction).sum().div(out.detach().norm()).backward()
+            backward_projection(denoiser, watches, partial(project, call))
             if progress:
                 progress(index + 1, len(calls), "")
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-
-
-def _watch(name: str, use: Use) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    return lambda module, inputs, output: gradient_hook(module, output, lambda gradients: use(name, gradients))
-
-
-def gradient_hook(layer: nn.Module, output: Tensor, use: Callable[[Tensor], None]) -> Tensor:
-    """``output`` of ``layer``, to be used in its place: the backward pass then shows its gradients ``[rows, outputs]`` to ``use``."""
-    if (
-        not output.requires_grad
-    ):  # it follows from timesteps and labels alone, as modulation does in class-conditional models
-        output = output.detach().requires_grad_()
-
-    def told(gradient: Tensor) -> None:
-        gradient = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient
-        use(gradient.reshape(-1, gradient.shape[-1]))
-
-    output.register_hook(told)
-    return output
 
 
 def _with_gradients(value: Any) -> Any:

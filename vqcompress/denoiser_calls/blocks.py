@@ -14,10 +14,10 @@ from vqcompress.moments.shrinkage import expert_key
 def find_blocks(component: nn.Module, layers: Sequence[str], *, finest: bool = False) -> dict[str, list[str]]:
     """Block name -> the layers of ``layers`` in it; a layer outside of every block is a block of its own.
 
-    A block is the outermost member of a `nn.ModuleList` with at least two of the layers that is not itself made of several
-    lists of blocks: a ResNet, a stack of transformer blocks with its projections, but not a whole level of a UNet. With ``finest``
-    it is the innermost such member: each transformer block by itself, and by themselves the projections around the stack. Experts,
-    which run side by side, stay together.
+    A block is the outermost member of a `nn.ModuleList` with at least two of the layers that is not itself made of
+    several lists of blocks: a ResNet, a stack of transformer blocks with its projections, but not a whole level of a
+    UNet. With ``finest`` it is the innermost such member: each transformer block by itself, and by themselves the
+    projections around the stack. Experts, which run side by side, stay together.
     """
     members = [name for name, module in component.named_modules() if _is_member(component, name) and module is not None]
     held = {name: [layer for layer in layers if layer.startswith(name + ".")] for name in members}

@@ -19,17 +19,6 @@ def call_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     return {name: value for name, value in bound.items() if value is not None}
 
 
-def to_cpu(value: Any) -> Any:
-    """A copy on the CPU with every nested dict, list and tuple rebuilt; what is no tensor is passed through."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(to_cpu(item) for item in value)
-    return value
-
-
 def first_output(output: Any) -> Tensor:
     """The tensor that a denoiser returned, bare, in a tuple, or in an output class."""
     return output if isinstance(output, Tensor) else output[0]

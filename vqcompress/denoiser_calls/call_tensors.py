@@ -1,7 +1,7 @@
 """A denoiser call as flat named tensors, cut into units and put together again.
 
-A unit is one prompt at one step with all its guidance branches. Pipelines stack branches: a call for P prompts holds ``branches * P``
-rows, branch by branch, in every tensor that has a batch.
+A unit is one prompt at one step with all its guidance branches. Pipelines stack branches: a call for P prompts holds
+``branches * P`` rows, branch by branch, in every tensor that has a batch.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def take_units(flat: Mapping[str, Any], units: Sequence[int], prompts: int, rows
 
 
 def join(parts: Sequence[Mapping[str, Any]], rows: Sequence[int], branches: int) -> dict[str, Any]:
-    """Several calls as one; ``rows[i]`` is the batch of ``parts[i]``. Raises `CalibrationError` when they do not fit."""
+    """Several calls as one; ``rows[i]`` is the batch of ``parts[i]``. Raises `CalibrationError` when they do not
+    fit."""
     joined = {}
     for name, first in parts[0].items():
         values = [part[name] for part in parts]

@@ -17,6 +17,7 @@ from vqcompress.denoiser_calls.record import TeacherCall, record_teacher, trajec
 from vqcompress.errors import CalibrationError
 from vqcompress.progress import StageProgress
 from vqcompress.run_store import RunStore, read_json, unreadable
+from vqcompress.tensor_tree import to_device
 
 KEPT = "calls"  # of each batch, as many as the budget has room for
 
@@ -34,7 +35,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some units as one denoiser call: ``denoiser(**kwargs)`` should give ``target``; ``weights [units]`` for the loss."""
+    """Some units as one denoiser call: ``denoiser(**kwargs)`` should give ``target``; ``weights [units]`` for the
+    loss."""
 
     kwargs: dict[str, Any]
     target: Tensor
@@ -101,7 +103,12 @@ class DistillationDataset:
             rows.append(branches * len(picked))
         kwargs = nest(join(parts, rows, branches))
         weights = self.weights[[index for members in order.values() for index in members]]
-        return Batch(_to(kwargs, device), _to(join(targets, rows, branches)[""], device), branches, weights.to(device))
+        return Batch(
+            to_device(kwargs, device),
+            to_device(join(targets, rows, branches)[""], device),
+            branches,
+            weights.to(device),
+        )
 
     def _shard(self, name: str) -> _Shard:
         if name not in self._open:
@@ -124,9 +131,9 @@ def record(
 ) -> DistillationDataset:
     """Sample the teacher on ``prompts`` and keep its denoiser calls under ``stage`` in at most ``budget`` bytes.
 
-    Prompt ``i`` starts from noise seeded with ``seed + i``. Of every batch ``calls_per_batch`` calls are kept (None: all), spread
-    over the trajectory; the budget makes them fewer. A recording that was stopped goes on. Raises `CalibrationError` when
-    the budget has no room for one call of each batch.
+    Prompt ``i`` starts from noise seeded with ``seed + i``. Of every batch ``calls_per_batch`` calls are kept (None:
+    all), spread over the trajectory; the budget makes them fewer. A recording that was stopped goes on. Raises
+    `CalibrationError` when the budget has no room for one call of each batch.
     """
     size = sampling.batch_size
     shards = [tuple(prompts[at : at + size]) for at in range(0, len(prompts), size)]
@@ -196,7 +203,8 @@ def _store_shard(store: RunStore, stage: str, key: str, calls: Sequence[TeacherC
 
 
 def _packed(calls: Sequence[TeacherCall]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors under ``same:path`` (equal in all calls) or ``each:path`` (one more dimension in front), and what is no tensor."""
+    """Tensors under ``same:path`` (equal in all calls) or ``each:path`` (one more dimension in front), and what is no
+    tensor."""
     rows = len(calls[0]["output"])
     flats = [{**spread_timestep(flatten(call["kwargs"]), rows), "": call["output"]} for call in calls]
     tensors: dict[str, Tensor] = {}
@@ -231,11 +239,3 @@ class _Shard:
             kind, _, path = name.partition(":")
             flat[path] = self.file.get_tensor(name) if kind == "same" else self.file.get_slice(name)[index]
         return flat, flat.pop(""), self.prompts
-
-
-def _to(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to(item, device) for key, item in value.items()}
-    return [_to(item, device) for item in value] if isinstance(value, list) else value

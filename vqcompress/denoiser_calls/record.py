@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
-from vqcompress.denoiser_calls.call import call_arguments, first_output, timestep_of, to_cpu
+from vqcompress.denoiser_calls.call import call_arguments, first_output, timestep_of
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.progress import StageProgress
+from vqcompress.tensor_tree import to_device
 
 Listener = Callable[[dict[str, Any], Tensor], None]
 
@@ -48,9 +49,9 @@ def record_teacher(
 ) -> list[TeacherCall]:
     """``count`` denoiser calls (fewer if there are not as many), spread evenly over the steps and chosen by ``seed``.
 
-    Prompt ``i`` starts from noise seeded with ``seed + i``, as in `record_moments`. A call holds ``batch_size`` prompts in
-    both guidance halves. Batches of which nothing was chosen are not sampled. ``trajectory`` is how often the denoiser is called
-    for one batch, where `trajectory_length` has already found that out.
+    Prompt ``i`` starts from noise seeded with ``seed + i``, as in `record_moments`. A call holds ``batch_size``
+    prompts in both guidance halves. Batches of which nothing was chosen are not sampled. ``trajectory`` is how often
+    the denoiser is called for one batch, where `trajectory_length` has already found that out.
     """
     if count < 1:
         raise CalibrationError(f"at least one denoiser call must be kept, got {count}")
@@ -79,7 +80,8 @@ def trajectory_length(
 
 
 def choose_calls(batches: int, calls: int, count: int, seed: int) -> dict[int, set[int]]:
-    """Batch -> positions in its trajectory: ``count`` cells of the ``batches x calls`` grid, as even over positions as possible."""
+    """Batch -> positions in its trajectory: ``count`` cells of the ``batches x calls`` grid, as even over positions
+    as possible."""
     generator = torch.Generator().manual_seed(seed)
     columns = [torch.randperm(batches, generator=generator).tolist() for _ in range(calls)]
     chosen: dict[int, set[int]] = {}
@@ -118,7 +120,8 @@ def _keep_at(positions: set[int], kept: list[TeacherCall]) -> Listener:
         position += 1
         if position in positions:
             arguments.pop("return_dict", None)
-            kept.append(TeacherCall(kwargs=to_cpu(arguments), output=to_cpu(output), timestep=timestep_of(arguments)))
+            kwargs, on_cpu = to_device((arguments, output), "cpu", copy=True)
+            kept.append(TeacherCall(kwargs=kwargs, output=on_cpu, timestep=timestep_of(arguments)))
 
     return keep
 

@@ -12,7 +12,8 @@ PROBE_STEPS = 2
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """``prompts[i]`` always starts from noise seeded with ``seed + i``. With ``encode_only`` just the text encoders run."""
+    """``prompts[i]`` always starts from noise seeded with ``seed + i``. With ``encode_only`` just the text encoders
+    run."""
 
     pipeline: Pipeline
     architecture: Architecture

@@ -7,13 +7,13 @@ the Gauss-Newton matrix, which says what small errors anywhere in the denoiser a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqcompress.calibration.importance import gradient_hook
+from vqcompress.denoiser_calls.backward_projection import Watch, backward_projection, frozen
 from vqcompress.finetune.task import WholeDenoiser
 from vqcompress.matrix_view import unfold_input
 
@@ -25,32 +25,26 @@ the layer keeps them apart; else it is all of them, which is as good on average,
 def backward_projections(task: WholeDenoiser, uses: Mapping[str, Use], units: Sequence[int], seed: int) -> None:
     """Hand to ``uses``, layer by layer, what one projection of each of the training ``units`` makes of them.
 
-    Layers that nothing reaches are not called. No parameter requires gradients afterwards.
+    Layers that nothing reaches are not called.
     """
     generator, size = torch.Generator().manual_seed(seed), task.step_config.micro_batch
-    task.denoiser.requires_grad_(False)
-    with torch.enable_grad():
+    with frozen(task.denoiser):
         for at in range(0, len(units), size):
             batch = task.train.batch(units[at : at + size], task.device)
-            with ExitStack() as hooks:
-                for name, use in uses.items():
-                    layer = task.denoiser.get_submodule(name)
-                    hooks.callback(layer.register_forward_hook(_hook(use, batch.branches, len(batch.weights))).remove)
-                task.projection(batch, generator).backward()
+            watches = {name: _watch(use, batch.branches, len(batch.weights)) for name, use in uses.items()}
+            backward_projection(task.denoiser, watches, partial(task.projection, batch, generator))
 
 
-def _hook(use: Use, branches: int, units: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        apart = len(inputs[0]) == branches * units
+def _watch(use: Use, branches: int, units: int) -> Watch:
+    def watch(layer: nn.Module, arguments: tuple[Any, ...]) -> Callable[[Tensor], None]:
+        read = arguments[0].detach()
+        apart = len(read) == branches * units
 
         def grouped(rows: Tensor) -> Tensor:
             """``[rows, width]`` -> ``[groups, n, width]``; units lie branch by branch."""
             rows = rows.float()
             return rows.unflatten(0, (branches, units, -1)).transpose(0, 1).flatten(1, 2) if apart else rows[None]
 
-        def told(gradients: Tensor) -> None:
-            use(grouped(unfold_input(inputs[0].detach(), layer)), grouped(gradients))
+        return lambda gradients: use(grouped(unfold_input(read, layer)), grouped(gradients))
 
-        return gradient_hook(layer, output, told)
-
-    return hook
+    return watch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import TeacherCall
 from vqcompress.metrics import Energies, energies_by_timestep
+from vqcompress.tensor_tree import to_device
 
 
 def replay(
@@ -42,14 +42,3 @@ def _falls(calls: Sequence[TeacherCall]) -> bool:
     """Whether timesteps fall along the trajectory, as they do but for flow models that count up."""
     times = [timestep_of(call) for call in calls]
     return len(times) < 2 or next((a > b for a, b in pairwise(times) if a != b), True)
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Every tensor in nested dicts, lists and tuples on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(to_device(item, device) for item in value)
-    return value

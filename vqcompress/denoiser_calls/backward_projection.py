@@ -1,0 +1,67 @@
+"""A random projection of a denoiser's output, sent backwards: what each layer reads, and what errors of its outputs
+cost.
+
+Let ``J`` be the Jacobian of the denoiser's output with respect to a layer's outputs, and ``v`` a random direction
+with unit variance. The gradient ``g = Jᵀ v`` of the projection ``vᵀ output`` has the second moment ``Jᵀ J``
+(Hutchinson's estimator): ``δᵀ E[g gᵀ] δ`` is the squared error of the denoiser's output that an error ``δ`` of the
+layer's outputs causes, to first order. One backward pass gives ``g`` for all layers at once, and no gradient of any
+weight is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Watch = Callable[[nn.Module, tuple[Any, ...]], Callable[[Tensor], None]]
+"""``(layer, arguments)``, when the layer has run, with the positional arguments of that call; returns what is to be
+called with the projection's gradients ``[samples, outputs]`` with respect to the layer's output. A sample is a token
+or a pixel."""
+
+
+def backward_projection(denoiser: nn.Module, watches: Mapping[str, Watch], project: Callable[[], Tensor]) -> None:
+    """Send what ``project`` returns backwards through ``denoiser``, and show each layer's gradients to its entry in
+    ``watches``.
+
+    ``project`` calls the denoiser and returns a scalar with a graph. Nothing is shown of layers that it does not
+    depend on.
+    """
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, watch in watches.items():
+            hooks.callback(denoiser.get_submodule(name).register_forward_hook(_hook(watch)).remove)
+        project().backward()
+
+
+@contextmanager
+def frozen(denoiser: nn.Module) -> Iterator[None]:
+    """With no parameter of ``denoiser`` requiring gradients: only those of outputs are wanted."""
+    learning = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _hook(watch: Watch) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def hook(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        if (
+            not output.requires_grad
+        ):  # it depends on timestep and label alone, as modulation of class-conditional models
+            output = output.detach().requires_grad_()
+        use = watch(layer, arguments)
+
+        def gradient_hook(gradient: Tensor) -> None:
+            gradient = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient
+            use(gradient.reshape(-1, gradient.shape[-1]))
+
+        output.register_hook(gradient_hook)
+        return output
+
+    return hook
