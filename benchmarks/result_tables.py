@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vqcompress.report.comparison import Comparison, Row
+from vqcompress.report.comparison import Comparison, Variant
 from vqcompress.report.formatting import percent_short
 
 METHODS, WIDTHS = ("trellis", "additive", "gptq", "rtn"), (2, 3, 4)
@@ -19,16 +19,18 @@ def demo_table(comparison: Comparison) -> str:
     """One line a variant, the first in bold."""
     head = ("variant", "bits a quantized weight, all counted", "denoiser on disk", "denoiser error")
     lines = [_line(*head, "PSNR to the original's images", "SSIM"), _rule(6)]
-    for at, row in enumerate(comparison.rows):
-        label = row.label if at else f"**{row.label}**"
-        error, psnr = percent_short(row.denoiser_error), f"{row.psnr:.1f} dB"
-        lines.append(_line(label, f"{row.bits_per_weight:.2f}", _size(row), error, psnr, f"{row.ssim:.3f}"))
+    for at, variant in enumerate(comparison.variants):
+        label = variant.label if at else f"**{variant.label}**"
+        error, psnr = percent_short(variant.denoiser_error), f"{variant.psnr:.1f} dB"
+        lines.append(_line(label, f"{variant.bits_per_weight:.2f}", _size(variant), error, psnr, f"{variant.ssim:.3f}"))
     return "\n".join(lines)
 
 
 def budget_table(comparison: Comparison, mixed: bool) -> str:
     """Method by width, either with bits dealt out over the model or with the same bits for every layer."""
-    found = {(row.method, _width(row)): row for row in comparison.rows if row.allocated == mixed}
+    found = {
+        (variant.method, _width(variant)): variant for variant in comparison.variants if variant.allocated == mixed
+    }
     lines = [_line("", *(f"{width} bits" for width in WIDTHS)), _rule(len(WIDTHS) + 1)]
     for method in METHODS:
         if any((method, width) in found for width in WIDTHS):
@@ -36,17 +38,17 @@ def budget_table(comparison: Comparison, mixed: bool) -> str:
     return "\n".join(lines)
 
 
-def _width(row: Row) -> int:
-    scales = 0.3 if row.family == "scalar" else 0.0  # those of groups of 64 take .28 to .31
-    return round(row.bits_per_weight - scales)
+def _width(variant: Variant) -> int:
+    scales = 0.3 if variant.family == "scalar" else 0.0  # those of groups of 64 take .28 to .31
+    return round(variant.bits_per_weight - scales)
 
 
-def _cell(row: Row | None) -> str:
-    return f"{_size(row)} · {percent_short(row.denoiser_error)} · {row.psnr:.1f} dB" if row else "–"
+def _cell(variant: Variant | None) -> str:
+    return f"{_size(variant)} · {percent_short(variant.denoiser_error)} · {variant.psnr:.1f} dB" if variant else "–"
 
 
-def _size(row: Row) -> str:
-    return f"{row.denoiser_bytes / 1e6:.2f} MB"
+def _size(variant: Variant) -> str:
+    return f"{variant.denoiser_bytes / 1e6:.2f} MB"
 
 
 def _line(*cells: str) -> str:

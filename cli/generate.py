@@ -46,7 +46,7 @@ def generate(
     import torch
 
     from vqcompress.architectures import architecture_of, open_pipeline
-    from vqcompress.report.grid import tile
+    from vqcompress.report.pictures import tile
 
     repeated = [prompt for prompt in prompts for _ in range(images)]
     seeds = list(range(seed, seed + len(repeated)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqcompress.metrics import wilson_interval
-from vqcompress.report import ORIGINAL, Comparison, LayerError, Original, Row, Settings, Share, verdicts
+from vqcompress.report import ORIGINAL, Comparison, LayerError, Original, Settings, Share, Variant, verdicts
 from vqcompress.report.pictures import to_png
 
 WEIGHTS = 14_400_000
@@ -28,12 +28,12 @@ def share(passed: int, total: int = 200) -> Share:
     return Share(passed / total, *wilson_interval(passed, total), count=total)
 
 
-def make_row(method: str, bits: int, rng: np.random.Generator) -> Row:
+def make_row(method: str, bits: int, rng: np.random.Generator) -> Variant:
     factor, overhead = METHODS[method]
     error = factor * 4.0**-bits
     nbytes = int((bits + overhead) * WEIGHTS / 8 + 600_000)
     passed = int(186 - min(170, 900 * error))
-    return Row(
+    return Variant(
         label=f"{method} {bits}-bit",
         method=method,
         bits_per_weight=bits + overhead,
@@ -66,13 +66,13 @@ def make_pictures(labels: list[str]) -> dict[str, tuple[bytes, ...]]:
 def make_comparison() -> Comparison:
     rng = np.random.default_rng(0)
     order = [("trellis", 3)] + [(m, b) for m in METHODS for b in (2, 3, 4) if (m, b) != ("trellis", 3)]
-    rows = tuple(make_row(method, bits, rng) for method, bits in order)
+    variants = tuple(make_row(method, bits, rng) for method, bits in order)
     return Comparison(
         model="shapes",
         denoiser="unet",
         original=Original(2 * WEIGHTS + 40_000, 2 * WEIGHTS + 3_200_000, WEIGHTS, 0.42, {"all": share(187)}),
-        rows=rows,
-        verdicts=verdicts(rows),
+        variants=variants,
+        verdicts=verdicts(variants),
         settings=Settings(
             prompts=PROMPTS,
             prompt_source="held-out captions",
@@ -84,7 +84,7 @@ def make_comparison() -> Comparison:
             layer_inputs="the second moments of its inputs on 4 of the prompts",
             versions={"vqcompress": "0.1.0", "torch": "2.13.0"},
         ),
-        pictures=make_pictures([ORIGINAL, *(row.label for row in rows)]),
+        pictures=make_pictures([ORIGINAL, *(variant.label for variant in variants)]),
     )
 
 

@@ -26,7 +26,7 @@ def test_label_and_method_come_from_the_recipe(tmp_path):
         ("trellis", "model", "trellis 3-bit", ""),
     ],
 )
-def test_another_way_to_deal_out_bits_is_named(tmp_path, method, budget, label, scheme):
+def test_another_allocation_than_the_default_is_named(tmp_path, method, budget, label, scheme):
     found = candidate_at(folder_with({"model": "shapes", "method": method, "budget": budget}, tmp_path / "x"))
     assert (found.label, found.scheme) == (label, scheme)
 
@@ -39,7 +39,7 @@ def test_equal_labels_get_the_folder_names(tmp_path):
 
 
 def test_a_folder_without_a_recipe_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no vqcompress_recipe\.yaml"):
+    with pytest.raises(CheckpointError, match=r"has no vqcompress_recipe\.yaml"):
         candidate_at(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder"):
         candidate_at(tmp_path / "nowhere")
@@ -47,7 +47,7 @@ def test_a_folder_without_a_recipe_is_refused(tmp_path):
 
 @pytest.mark.parametrize("labels", [(), ("a", "a"), ("original",)])
 def test_labels_must_be_distinct(labels, tmp_path):
-    with pytest.raises(VQCompressError, match="labels of their own"):
+    with pytest.raises(VQCompressError, match="different labels"):
         check_labels([Candidate(label, tmp_path, "rtn") for label in labels])
 
 

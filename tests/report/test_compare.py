@@ -1,4 +1,4 @@
-"""The whole comparison on a tiny random pipeline, quantized here on a plain grid of each row's range."""
+"""The whole comparison on a tiny random pipeline, quantized here on a plain grid of each variant's range."""
 
 import math
 from dataclasses import replace
@@ -82,9 +82,9 @@ def found(original, candidates):
 
 
 def test_more_bits_mean_less_of_every_error(found):
-    rows = sorted(found.rows, key=lambda row: row.denoiser_bytes)
-    assert [row.label for row in rows] == ["rtn 3-bit", "trellis 4-bit", "rtn 6-bit"]
-    for worse, better in pairwise(rows):
+    variants = sorted(found.variants, key=lambda variant: variant.denoiser_bytes)
+    assert [variant.label for variant in variants] == ["rtn 3-bit", "trellis 4-bit", "rtn 6-bit"]
+    for worse, better in pairwise(variants):
         assert better.denoiser_error < worse.denoiser_error / 2
         assert better.layer_error_mean < worse.layer_error_mean / 2
         assert better.psnr > worse.psnr
@@ -92,12 +92,12 @@ def test_more_bits_mean_less_of_every_error(found):
 
 
 def test_sizes_are_those_of_the_files(found, candidates):
-    row = found.rows[0]
+    variant = found.variants[0]
     files = [path for path in candidates[0].folder.rglob("*") if path.is_file()]
-    assert row.folder_bytes == sum(path.stat().st_size for path in files)
-    assert row.denoiser_bytes == sum(path.stat().st_size for path in files if path.match("unet/*.safetensors"))
-    assert 4 < row.bits_per_weight < 5
-    assert row.denoiser_bits > row.bits_per_weight
+    assert variant.folder_bytes == sum(path.stat().st_size for path in files)
+    assert variant.denoiser_bytes == sum(path.stat().st_size for path in files if path.match("unet/*.safetensors"))
+    assert 4 < variant.bits_per_weight < 5
+    assert variant.denoiser_bits > variant.bits_per_weight
 
 
 def test_original_without_a_folder_is_counted_at_16_bits(found, original):
@@ -106,18 +106,18 @@ def test_original_without_a_folder_is_counted_at_16_bits(found, original):
 
 
 def test_timesteps_run_from_noise_to_image(found):
-    times = list(found.rows[0].error_by_timestep)
+    times = list(found.variants[0].error_by_timestep)
     assert len(times) == 3
     assert times == sorted(times, reverse=True)
 
 
 def test_layers_come_in_execution_order(found, original):
     planned = [p.name for p in architecture_of(original).layers(original, "unet") if p.kept is None]
-    assert [each.layer for each in found.rows[0].layer_errors] == planned
+    assert [each.layer for each in found.variants[0].layer_errors] == planned
 
 
 def test_judge_counts_prompts(found):
-    assert {row.alignment["all"].share for row in found.rows} == {2 / 3}
+    assert {variant.alignment["all"].share for variant in found.variants} == {2 / 3}
     assert found.original.alignment["all"].count == 3
 
 
@@ -127,30 +127,30 @@ def test_equal_bytes_are_read_off_the_scalar_curve(found):
 
 
 def test_it_can_be_written(found, tmp_path):
-    assert list(found.pictures) == [ORIGINAL, *(row.label for row in found.rows)]
+    assert list(found.pictures) == [ORIGINAL, *(variant.label for variant in found.variants)]
     text = write_report(found, tmp_path).read_text()
     assert "tiny at" in text
 
 
 def test_the_same_run_again_finds_the_same(found, original, candidates):
     again = run(original, candidates[:1], layer_prompts=1)
-    mine = {**vars(again.rows[0]), "time_ratio": 0, "alignment": 0}
-    assert mine == {**vars(found.rows[0]), "time_ratio": 0, "alignment": 0}
+    mine = {**vars(again.variants[0]), "time_ratio": 0, "alignment": 0}
+    assert mine == {**vars(found.variants[0]), "time_ratio": 0, "alignment": 0}
 
 
 def test_plain_layer_errors_need_no_activations(original, candidates):
-    row = run(original, candidates[:1], count=1, trajectory_prompts=1, layer_prompts=0)
-    weight = original.unet.get_submodule(row.rows[0].layer_errors[0].layer).weight.detach()
+    variant = run(original, candidates[:1], count=1, trajectory_prompts=1, layer_prompts=0)
+    weight = original.unet.get_submodule(variant.variants[0].layer_errors[0].layer).weight.detach()
     lost = weight - on_row_grid(weight, 4).decode()
     expected = float(lost.square().sum() / weight.square().sum())
-    assert row.rows[0].layer_errors[0].error == pytest.approx(expected, rel=1e-4)
-    assert "independent" in row.settings.layer_inputs
+    assert variant.variants[0].layer_errors[0].error == pytest.approx(expected, rel=1e-4)
+    assert "independent" in variant.settings.layer_inputs
 
 
 def test_mistakes_are_named(original, candidates, tmp_path):
     with pytest.raises(VQCompressError, match="at least one prompt"):
         compare(original, architecture_of(original), candidates, [])
-    with pytest.raises(VQCompressError, match="labels of their own"):
+    with pytest.raises(VQCompressError, match="different labels"):
         run(original, [candidates[0], replace(candidates[1], label=candidates[0].label)])
     original.save_pretrained(tmp_path / "dense")
     with pytest.raises(VQCompressError, match="no quantized layers"):
@@ -158,8 +158,8 @@ def test_mistakes_are_named(original, candidates, tmp_path):
 
 
 def test_all_numbers_are_finite(found):
-    for row in found.rows:
-        assert all(math.isfinite(value) for value in vars(row).values() if isinstance(value, float))
+    for variant in found.variants:
+        assert all(math.isfinite(value) for value in vars(variant).values() if isinstance(value, float))
 
 
 def test_names_alone_are_enough(original, candidates, tmp_path):
@@ -175,7 +175,7 @@ def test_names_alone_are_enough(original, candidates, tmp_path):
         progress=lambda stage, done, total, detail: stages.append((stage, done == total)),
     )
     assert comparison.model == "dense"
-    assert [row.label for row in comparison.rows] == ["trellis 4-bit"]
+    assert [variant.label for variant in comparison.variants] == ["trellis 4-bit"]
     assert comparison.settings.prompt_source.startswith("set prompts.txt, SHA-256 ")
     assert comparison.original.denoiser_bytes > 4 * comparison.original.denoiser_weights
     assert comparison.original.alignment == {}

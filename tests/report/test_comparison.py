@@ -19,20 +19,20 @@ def test_json_round_trip_keeps_everything_but_pictures(comparison):
 
 
 def test_numbers_that_are_not_finite_survive(comparison):
-    broken = replace(comparison.rows[0], psnr=math.inf, denoiser_error=math.nan, layer_errors=())
-    row = through_text(replace(comparison, rows=(broken,))).rows[0]
-    assert row.psnr == math.inf
-    assert math.isnan(row.denoiser_error)
-    assert math.isnan(row.layer_error_mean)
+    broken = replace(comparison.variants[0], psnr=math.inf, denoiser_error=math.nan, layer_errors=())
+    variant = through_text(replace(comparison, variants=(broken,))).variants[0]
+    assert variant.psnr == math.inf
+    assert math.isnan(variant.denoiser_error)
+    assert math.isnan(variant.layer_error_mean)
 
 
 def test_json_names_what_readers_look_for(comparison):
-    row = comparison.to_json()["rows"][0]
-    assert row["family"] == "vector"
-    errors = [each["error"] for each in row["layer_errors"]]
-    assert row["layer_error_mean"] == pytest.approx(sum(errors) / len(errors))
-    assert row["layer_error_max"] == max(errors)
-    assert list(row["error_by_timestep"])[:2] == ["950.0", "900.0"]
+    variant = comparison.to_json()["rows"][0]
+    assert variant["family"] == "vector"
+    errors = [each["error"] for each in variant["layer_errors"]]
+    assert variant["layer_error_mean"] == pytest.approx(sum(errors) / len(errors))
+    assert variant["layer_error_max"] == max(errors)
+    assert list(variant["error_by_timestep"])[:2] == ["950.0", "900.0"]
 
 
 def test_another_schema_is_refused(comparison):

@@ -87,8 +87,8 @@ def test_first_screen_answers_the_question(html):
 
 
 def test_all_variants_all_pictures_and_all_plots_are_there(comparison, html, page):
-    for row in comparison.rows:
-        assert html.count(row.label) >= 3
+    for variant in comparison.variants:
+        assert html.count(variant.label) >= 3
     shown = min(8, len(comparison.settings.prompts))
     expected = len(comparison.pictures) * len(comparison.settings.prompts) + 2 * shown
     assert sum(tag == "img" for tag, _ in page.tags) == expected
@@ -96,23 +96,25 @@ def test_all_variants_all_pictures_and_all_plots_are_there(comparison, html, pag
 
 
 def test_page_without_judge_layers_pictures_and_verdicts(comparison):
-    rows = tuple(replace(row, alignment={}, layer_errors=()) for row in comparison.rows[:1])
-    bare = replace(comparison, rows=rows, verdicts=(), pictures={}, original=replace(comparison.original, alignment={}))
+    variants = tuple(replace(variant, alignment={}, layer_errors=()) for variant in comparison.variants[:1])
+    bare = replace(
+        comparison, variants=variants, verdicts=(), pictures={}, original=replace(comparison.original, alignment={})
+    )
     text = to_html(bare)
     Page(text)
-    assert "right images" not in text.lower()
+    assert "caption accuracy" not in text.lower()
     assert "at equal bytes</h2>" not in text
 
 
 def test_a_broken_variant_is_shown_not_hidden(comparison):
     nan = float("nan")
     broken = replace(
-        comparison.rows[0],
+        comparison.variants[0],
         denoiser_error=nan,
         psnr=nan,
         ssim=nan,
         error_by_timestep={900.0: nan, 1.0: nan},
     )
-    text = to_html(replace(comparison, rows=(broken, *comparison.rows[1:])))
+    text = to_html(replace(comparison, variants=(broken, *comparison.variants[1:])))
     Page(text)
     assert "<b>–</b>" in text[: text.index("<main")]

@@ -7,7 +7,7 @@ from vqcompress.report.markdown import escape
 
 def test_table_has_one_line_a_variant_and_equal_columns(comparison):
     lines = [line for line in to_markdown(comparison).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 1 + len(comparison.rows)
+    assert len(lines) == 2 + 1 + len(comparison.variants)
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert lines[1].startswith("| :--- | ---: |")
 
@@ -29,11 +29,13 @@ def test_markup_in_text_is_escaped():
     assert escape("a | b\n*c* <d> [e] `f` g_h") == "a \\| b \\*c\\* \\<d> \\[e] \\`f\\` g\\_h"
 
 
-def test_layers_left_dense_or_starved_are_named(comparison):
-    row = replace(
-        comparison.rows[0], dense_layers=("conv_a",), starved_layers=tuple(f"experts.{i}.fc1" for i in range(6))
+def test_layers_left_dense_or_undersampled_are_named(comparison):
+    variant = replace(
+        comparison.variants[0],
+        dense_layers=("conv_a",),
+        undersampled_layers=tuple(f"experts.{i}.fc1" for i in range(6)),
     )
-    text = to_markdown(replace(comparison, rows=(row, *comparison.rows[1:])))
-    assert "1 layer (conv\\_a) left dense by the model's budget" in text
-    assert "6 layers (experts.0.fc1, experts.1.fc1, experts.2.fc1, experts.3.fc1 and 2 more) saw fewer inputs" in text
+    text = to_markdown(replace(comparison, variants=(variant, *comparison.variants[1:])))
+    assert "1 layer (conv\\_a) left dense by the bit allocation" in text
+    assert "6 layers (experts.0.fc1, experts.1.fc1, experts.2.fc1, experts.3.fc1 and 2 more) saw fewer samples" in text
     assert "## Layers" not in to_markdown(comparison)

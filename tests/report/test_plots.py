@@ -32,21 +32,21 @@ def test_blocks_have_short_names(layer, block):
 
 
 def test_peers_are_one_a_method_nearest_in_size(comparison):
-    assert [row.label for row in plots.peers(comparison)] == [
+    assert [variant.label for variant in plots.peers(comparison)] == [
         "trellis 3-bit", "additive 3-bit", "gptq 3-bit", "rtn 3-bit",
     ]  # fmt: skip
 
 
 def test_trajectories_that_count_up_are_not_mirrored(comparison):
-    up = replace(comparison.rows[0], error_by_timestep={0.0: 0.01, 0.5: 0.02, 1.0: 0.03})
-    svg = plots.error_by_timestep(replace(comparison, rows=(up,)))
+    up = replace(comparison.variants[0], error_by_timestep={0.0: 0.01, 0.5: 0.02, 1.0: 0.03})
+    svg = plots.error_by_timestep(replace(comparison, variants=(up,)))
     positions = {text: float(x) for x, text in _texts(svg)}
     assert positions["0.0"] < positions["1.0"]
 
 
 def test_a_single_point_is_drawn(comparison):
-    one = replace(comparison.rows[0], error_by_timestep={999.0: 0.01})
-    assert "<svg" in plots.error_by_timestep(replace(comparison, rows=(one,)))
+    one = replace(comparison.variants[0], error_by_timestep={999.0: 0.01})
+    assert "<svg" in plots.error_by_timestep(replace(comparison, variants=(one,)))
 
 
 def _texts(svg: str) -> list[tuple[str, str]]:

@@ -19,9 +19,13 @@ def scripts(monkeypatch):
 def test_rows_stand_where_their_scheme_and_width_say(comparison: Comparison) -> None:
     import result_tables
 
-    (trellis,) = [row for row in comparison.rows if row.method == "trellis" and round(row.bits_per_weight) == 3]
+    (trellis,) = [
+        variant
+        for variant in comparison.variants
+        if variant.method == "trellis" and round(variant.bits_per_weight) == 3
+    ]
     uniform = replace(trellis, label="trellis 3-bit uniform", scheme="uniform", denoiser_bytes=7_770_000)
-    both = replace(comparison, rows=(*comparison.rows, uniform))
+    both = replace(comparison, variants=(*comparison.variants, uniform))
     mixed_line = next(line for line in result_tables.budget_table(both, True).splitlines() if "trellis" in line)
     same_line = next(line for line in result_tables.budget_table(both, False).splitlines() if "trellis" in line)
     assert f"{trellis.denoiser_bytes / 1e6:.2f} MB" in mixed_line.split("|")[3]
@@ -37,5 +41,5 @@ def test_the_script_prints_all_tables(comparison: Comparison, tmp_path: Path, mo
     monkeypatch.setattr("sys.argv", ["result_tables.py", str(path), str(path)])
     result_tables.main()
     printed = capsys.readouterr().out
-    assert f"| **{comparison.rows[0].label}** |" in printed
+    assert f"| **{comparison.variants[0].label}** |" in printed
     assert printed.count("| `gptq` |") == 1

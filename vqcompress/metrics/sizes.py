@@ -10,7 +10,8 @@ READ_AS_IS = (".json", ".txt", ".model")
 
 
 def pipeline_bytes(folder: str | Path) -> int:
-    """Bytes of what diffusers reads from a pipeline's folder: one precision of each component's weights, and its configs.
+    """Bytes of what diffusers reads from a pipeline's folder: one precision of each component's weights, and its
+    configs.
 
     Published folders often hold more: other precisions, other frameworks' weights, pictures.
     """

@@ -2,11 +2,11 @@
 
 from vqcompress.report.candidate import Candidate, candidate_at
 from vqcompress.report.compare import compare
-from vqcompress.report.comparison import ORIGINAL, Comparison, LayerError, Original, Row, Settings, Share, Verdict
+from vqcompress.report.comparison import ORIGINAL, Comparison, LayerError, Original, Settings, Share, Variant, Verdict
 from vqcompress.report.folders import compare_folders
-from vqcompress.report.grid import image_grid, tile
 from vqcompress.report.html import to_html
 from vqcompress.report.markdown import to_markdown
+from vqcompress.report.pictures import image_grid, tile
 from vqcompress.report.verdicts import verdicts
 from vqcompress.report.write import write_report
 
@@ -16,9 +16,9 @@ __all__ = [
     "Comparison",
     "LayerError",
     "Original",
-    "Row",
     "Settings",
     "Share",
+    "Variant",
     "Verdict",
     "candidate_at",
     "compare",

@@ -16,7 +16,7 @@ from vqcompress.report.comparison import ORIGINAL, other_scheme
 
 @dataclass(frozen=True)
 class Candidate:
-    """A compressed ``folder``, what the report calls it, the method that made it, and the `Row`'s scheme."""
+    """A compressed ``folder``, its label in the report, its method, and its `Variant.scheme`."""
 
     label: str
     folder: Path
@@ -29,7 +29,7 @@ class Candidate:
 
 
 def candidate_at(folder: str | Path) -> Candidate:
-    """The candidate in ``folder``, named after its recipe: ``trellis 3-bit``. Raises `CheckpointError` without a recipe."""
+    """The candidate in ``folder``, labelled by its recipe: ``trellis 3-bit``. Raises `CheckpointError` without one."""
     folder = Path(folder)
     recipe = _recipe(folder)
     scheme = _scheme(recipe)
@@ -42,7 +42,7 @@ def _scheme(recipe: Recipe) -> str:
 
 
 def with_own_labels(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The same candidates; where two have one label, the folder's name is added."""
+    """The same candidates; labels that occur twice get the folder's name added."""
     uses = Counter(candidate.label for candidate in candidates)
     return [
         replace(each, label=f"{each.label} ({each.folder.name})") if uses[each.label] > 1 else each
@@ -51,17 +51,17 @@ def with_own_labels(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def check_labels(candidates: Sequence[Candidate]) -> None:
-    """Raises `VQCompressError` for no candidates, or for a label that stands for two."""
+    """Raises `VQCompressError` for no candidates, or for two with the same label."""
     labels = [ORIGINAL, *(candidate.label for candidate in candidates)]
     twice = [label for label, uses in Counter(labels).items() if uses > 1]
     if not candidates or twice:
-        reason = f"the label {twice[0]!r} stands for two of them" if twice else "there is none"
-        raise VQCompressError(f"a comparison needs compressed folders with labels of their own: {reason}")
+        reason = f"two have the label {twice[0]!r}" if twice else "none is given"
+        raise VQCompressError(f"a comparison needs compressed folders with different labels: {reason}")
 
 
 def _recipe(folder: Path) -> Recipe:
     path = folder / RECIPE_NAME
     if not path.is_file():
-        reason = f"it holds no {RECIPE_NAME}" if folder.is_dir() else "there is no such folder"
-        raise CheckpointError(f"{folder} is no compressed pipeline that `vqcompress quantize` wrote: {reason}")
+        reason = f"it has no {RECIPE_NAME}" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{folder} was not written by `vqcompress quantize`: {reason}")
     return Recipe.read(path)

@@ -29,8 +29,8 @@ from vqcompress.metrics import (
 )
 from vqcompress.progress import Progress, silent
 from vqcompress.report.candidate import Candidate, check_labels
-from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Row, Settings, Share
-from vqcompress.report.component_costs import component_costs
+from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Settings, Share, Variant
+from vqcompress.report.components import component_costs
 from vqcompress.report.drawing import Sampling, batch_size, draw
 from vqcompress.report.experts import expert_uses
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
@@ -64,10 +64,10 @@ def compare(
 ) -> Comparison:
     """Compare compressed folders with the pipeline that they were made from; the first is the one reported on.
 
-    Draws ``count`` images (``prompts[:count]``, image ``i`` from ``seed + i``), records the denoiser's calls on the first
-    ``trajectory_prompts`` and second moments for layer errors on the first ``layer_prompts`` (0: plain weight errors).
-    None for steps and guidance means the architecture's default. ``name`` is what the report calls the model. Raises
-    `VQCompressError` for no prompts or labels used twice, and whatever opening a folder raises.
+    Draws ``count`` images (``prompts[:count]``, image ``i`` from ``seed + i``), records the denoiser's calls on the
+    first ``trajectory_prompts`` and second moments for layer errors on the first ``layer_prompts`` (0: plain weight
+    errors). None for steps and guidance means the architecture's default. ``name`` is what the report calls the model.
+    Raises `VQCompressError` for no prompts or labels used twice, and whatever opening a folder raises.
     """
     check_labels(candidates)
     if not prompts or count < 1:
@@ -80,15 +80,15 @@ def compare(
     )
     bench = _Bench(original, architecture, sampling, judge, progress or silent)
     bench.observe_original(trajectory_prompts)
-    rows = [bench.row(candidate) for candidate in candidates]
+    variants = [bench.variant(candidate) for candidate in candidates]
     errors = bench.layer_errors(layer_prompts)
-    rows = [replace(row, layer_errors=errors.get(row.label, ())) for row in rows]
+    variants = [replace(variant, layer_errors=errors.get(variant.label, ())) for variant in variants]
     return Comparison(
         model=name or _name_of(original),
         denoiser=architecture.denoiser,
         original=bench.original_row(),
-        rows=tuple(rows),
-        verdicts=verdicts(rows),
+        variants=tuple(variants),
+        verdicts=verdicts(variants),
         settings=bench.settings(prompt_source, trajectory_prompts, layer_prompts),
         pictures=bench.pictures,
     )
@@ -123,7 +123,7 @@ class _Bench:
             progress=lambda done, total, _: self.progress("record denoiser", done, total, ORIGINAL),
         )
 
-    def row(self, candidate: Candidate) -> Row:
+    def variant(self, candidate: Candidate) -> Variant:
         """Everything about one variant but its layer errors; the pipeline is let go before this returns."""
         label, denoiser = candidate.label, self.architecture.denoiser
         sizes = inspect(candidate.folder)
@@ -148,12 +148,12 @@ class _Bench:
         gc.collect()
         nbytes = weight_bytes(candidate.folder / denoiser)
         records = read_layer_table(candidate.folder)
-        return Row(
+        return Variant(
             label=label,
             method=candidate.method,
             scheme=candidate.scheme,
             dense_layers=tuple(record.layer for record in records if record.format == "dense"),
-            starved_layers=tuple(record.layer for record in records if record.is_undersampled),
+            undersampled_layers=tuple(record.layer for record in records if record.is_undersampled),
             experts=expert_uses(records),
             bits_per_weight=sizes["bits_per_weight"],
             denoiser_bits=8 * nbytes / self._denoiser_weights(),

@@ -1,4 +1,4 @@
-"""What a comparison found, as plain data: everything that the report's pages are drawn from."""
+"""What a comparison found, as plain data: everything that the report's pages are made from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from vqcompress.methods import METHODS, Family
 SCHEMA = 1
 ORIGINAL = "original"
 """Label of the uncompressed pipeline."""
+Measure = Literal["denoiser_error", "psnr"]
+Basis = Literal["curve", "dominance", "none"]
 
 
 def other_scheme(method: str) -> str:
-    """What `Row.scheme` calls an allocation that is not the default of ``method``: "mixed" or "uniform"."""
+    """What `Variant.scheme` calls an allocation that is not the default of ``method``: "mixed" or "uniform"."""
     return "mixed" if METHODS[method].default_budget == "layer" else "uniform"
-
-
-Measure = Literal["denoiser_error", "psnr"]
-Basis = Literal["curve", "dominance", "none"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Share:
 
 @dataclass(frozen=True)
 class LayerError:
-    """Relative output error of one layer; ``bits`` are those stored with it, shared codebooks apart."""
+    """Relative output error of one layer. ``bits`` per weight are those stored with it, without shared codebooks."""
 
     layer: str
     error: float
@@ -45,7 +43,10 @@ class LayerError:
 
 @dataclass(frozen=True)
 class ComponentCost:
-    """One compressed component, alone in the original: bits a weight with its dense parts, bytes, PSNR in dB and SSIM."""
+    """One compressed component, alone in the original.
+
+    ``bits`` per weight include its dense layers; ``psnr`` is in dB.
+    """
 
     component: str
     bits: float
@@ -56,7 +57,7 @@ class ComponentCost:
 
 @dataclass(frozen=True)
 class Original:
-    """The uncompressed pipeline: sizes on disk in bytes, weights of the denoiser, seconds an image."""
+    """The uncompressed pipeline: sizes on disk in bytes, number of the denoiser's weights, seconds per image."""
 
     denoiser_bytes: int
     folder_bytes: int
@@ -67,25 +68,28 @@ class Original:
 
 @dataclass(frozen=True)
 class ExpertUse:
-    """A routed expert of the mixture called ``mixture``: the calibration ``rows`` that reached it (``None`` where none were
-    recorded), and the mean relative error of its layers."""
+    """A routed expert of the mixture called ``mixture``, and the mean relative error of its layers.
+
+    ``tokens`` is how many calibration sent to it, ``None`` where none were recorded.
+    """
 
     mixture: str
     expert: int
-    rows: int | None
+    tokens: int | None
     error: float
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """One compressed variant.
 
-    ``bits_per_weight`` covers the quantized layers of all components, everything stored counted; ``denoiser_bits`` the
-    whole denoiser file over all its weights, layers that stay dense included. Errors are relative (0..1 and above),
-    PSNR in dB; ``error_by_timestep`` runs from noise to image; ``time_ratio`` is sampling time over the original's in the same run.
-    ``dense_layers`` were left so by the model's budget, ``starved_layers`` saw fewer inputs than they have columns.
-    ``scheme`` is "mixed" or "uniform" where bits were dealt out in another way than the method's own, else empty.
-    ``experts`` are those of its mixtures, ``components`` those of a variant that compressed several.
+    ``bits_per_weight`` counts everything stored for the quantized layers of all components. ``denoiser_bits`` divides
+    the whole denoiser file by all its weights, dense layers included. Errors are relative (0 is lossless, 1 as bad as
+    no output) and PSNR is in dB. ``error_by_timestep`` runs from noise to image. ``time_ratio`` is the sampling time
+    divided by the original's in the same run. ``dense_layers`` were left dense by the bit allocation.
+    ``undersampled_layers`` saw fewer samples in calibration than they have columns. ``scheme`` is "mixed" or "uniform"
+    where bits were not allocated by the method's default, else empty. ``components`` has entries for variants that
+    compressed several.
     """
 
     label: str
@@ -106,22 +110,22 @@ class Row:
     components: tuple[ComponentCost, ...] = ()
     scheme: str = ""
     dense_layers: tuple[str, ...] = ()
-    starved_layers: tuple[str, ...] = ()
+    undersampled_layers: tuple[str, ...] = ()
     experts: tuple[ExpertUse, ...] = ()
 
     @property
     def curve(self) -> str:
-        """Rows of one curve differ in their bits alone: method and scheme."""
+        """Method and scheme: variants of one curve differ only in their bits."""
         return f"{self.method}-{self.scheme}" if self.scheme else self.method
 
     @property
     def family(self) -> Family:
-        """Whether its codes are vectors or scalars."""
+        """Whether its codes are of vectors or of scalars."""
         return METHODS[self.method].family
 
     @property
     def allocated(self) -> bool:
-        """Whether bits follow what each layer's error costs, by the method's default or on demand."""
+        """Whether bits were allocated by what each layer's error costs."""
         return self.scheme == "mixed" or (self.scheme == "" and METHODS[self.method].default_budget == "model")
 
     @property
@@ -137,12 +141,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A vector variant against the best scalar code at its bytes, by one measure.
+    """A vector variant against the best scalar code of the same size, by one measure.
 
-    ``value`` and ``rival_value`` are relative errors, or dB for PSNR. ``basis`` says how the rival was found: on a scalar method's
-    measured "curve" at exactly these bytes (then ``rival`` is the method and ``rival_bytes`` what it would need to match
-    ``value``); or, beyond all curves, by "dominance": a measured variant (``rival``, of ``rival_bytes``) that is both larger
-    and worse, or both smaller and better. With basis "none" nothing can be said, and ``wins`` is ``None``.
+    ``value`` and ``rival_value`` are relative errors, or dB for PSNR. ``basis`` says how the rival was found. "curve":
+    on a scalar method's measured curve at exactly these bytes; ``rival`` is the curve, ``rival_bytes`` what it needs
+    to match ``value``. "dominance", beyond all curves: ``rival``, of ``rival_bytes``, is a measured variant that is
+    both larger and worse, or both smaller and better. "none": nothing can be said, and ``wins`` is ``None``.
     """
 
     label: str
@@ -159,7 +163,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Settings:
-    """Under what conditions everything was measured."""
+    """The conditions under which everything was measured."""
 
     prompts: tuple[str, ...]
     prompt_source: str
@@ -174,47 +178,60 @@ class Settings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, in the order of the candidates: the first is the one that the report is about.
+    """All variants, in the order of the candidates; the report is about the first.
 
-    ``pictures`` maps a label (and `ORIGINAL`) to PNG files of the first prompts; they are not part of the JSON.
+    ``pictures`` maps each label, and `ORIGINAL`, to PNG files of the first prompts. They are not part of the JSON.
     """
 
     model: str
     denoiser: str
     original: Original
-    rows: tuple[Row, ...]
+    variants: tuple[Variant, ...]
     verdicts: tuple[Verdict, ...]
     settings: Settings
     pictures: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file; numbers that are not finite become ``"inf"``, ``"-inf"`` and ``"nan"``, which `float` reads."""
-        data = {name: value for name, value in vars(self).items() if name != "pictures"}
-        rows = [{**asdict(row), **_derived(row)} for row in self.rows]
-        plain = {**data, "original": asdict(self.original), "rows": rows, "settings": asdict(self.settings)}
-        plain["verdicts"] = [asdict(verdict) for verdict in self.verdicts]
+        """Plain data for a JSON file. Numbers that are not finite become "inf", "-inf" or "nan", which `float` reads."""
+        plain = {
+            "model": self.model,
+            "denoiser": self.denoiser,
+            "original": asdict(self.original),
+            "rows": [_variant_to_json(variant) for variant in self.variants],
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "settings": asdict(self.settings),
+        }
         return {"schema": SCHEMA, **_finite(plain)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Comparison:
         """The inverse of `to_json`, without pictures. Raises `VQCompressError` for another schema."""
         if data.get("schema") != SCHEMA:
-            raise VQCompressError(f"report of schema {data.get('schema')!r}; this version reads {SCHEMA}, run it again")
+            raise VQCompressError(
+                f"the report has schema {data.get('schema')!r}, this version reads {SCHEMA}; run the report again"
+            )
         return cls(
             model=data["model"],
             denoiser=data["denoiser"],
             original=_original(data["original"]),
-            rows=tuple(_row(row) for row in data["rows"]),
+            variants=tuple(_variant(row) for row in data["rows"]),
             verdicts=tuple(Verdict(**_numbers(verdict)) for verdict in data["verdicts"]),
             settings=Settings(**{**data["settings"], "prompts": tuple(data["settings"]["prompts"])}),
         )
 
 
 DERIVED = ("family", "layer_error_mean", "layer_error_max")
+IN_JSON = {"undersampled_layers": "starved_layers"}
+IN_JSON_OF_EXPERTS = {"tokens": "rows"}
+"""Attribute -> key, where schema 1 has another word."""
 
 
-def _derived(row: Row) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in DERIVED}
+def _variant_to_json(variant: Variant) -> dict[str, Any]:
+    data = {IN_JSON.get(name, name): value for name, value in asdict(variant).items()}
+    data["experts"] = [
+        {IN_JSON_OF_EXPERTS.get(name, name): value for name, value in use.items()} for use in data["experts"]
+    ]
+    return {**data, **{name: getattr(variant, name) for name in DERIVED}}
 
 
 def _finite(value: Any) -> Any:
@@ -240,15 +257,21 @@ def _original(data: Mapping[str, Any]) -> Original:
     return Original(**{**_numbers_of(data), "alignment": _shares(data["alignment"])})
 
 
-def _row(data: Mapping[str, Any]) -> Row:
-    fields = {key: value for key, value in _numbers_of(data).items() if key not in DERIVED}
+def _variant(data: Mapping[str, Any]) -> Variant:
+    names = {key: name for name, key in IN_JSON.items()}
+    fields = {names.get(key, key): value for key, value in _numbers_of(data).items() if key not in DERIVED}
     fields["alignment"] = _shares(data["alignment"])
     fields["error_by_timestep"] = {float(t): float(error) for t, error in data["error_by_timestep"].items()}
-    fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
-    fields["experts"] = tuple(ExpertUse(**_numbers(each)) for each in data.get("experts", ()))
+    fields |= {names.get(key, key): tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
+    fields["experts"] = tuple(_expert(each) for each in data.get("experts", ()))
     fields["layer_errors"] = tuple(LayerError(**_numbers(each)) for each in data["layer_errors"])
     fields["components"] = tuple(ComponentCost(**_numbers(each)) for each in data.get("components", ()))
-    return Row(**fields)
+    return Variant(**fields)
+
+
+def _expert(data: Mapping[str, Any]) -> ExpertUse:
+    names = {key: name for name, key in IN_JSON_OF_EXPERTS.items()}
+    return ExpertUse(**{names.get(key, key): value for key, value in _numbers(data).items()})
 
 
 def _numbers_of(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How often each expert of a mixture was chosen in calibration, and what its packing cost: rows come unevenly, and error with them."""
+"""How many calibration tokens each expert of a mixture got, and the error of its layers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from vqcompress.checkpoint import LayerRecord
-from vqcompress.report.comparison import Comparison, ExpertUse, Row
+from vqcompress.report.comparison import Comparison, ExpertUse, Variant
 from vqcompress.report.formatting import NONE, percent_short
 from vqcompress.report.table import Cell, Heading, Line, Table
 
 EXPERT = re.compile(r"(?P<mixture>.*)\.experts\.(?P<number>\d+)\.")
 NOTE = (
-    "Rows are the tokens that calibration sent to each expert, in their order; errors are the mean over an expert's layers, on "
-    "calibration inputs. An expert with fewer rows than columns borrows its second moment from the others of its mixture."
+    "Tokens that calibration sent to each expert, in the experts' order. Errors are averages over an expert's layers, "
+    "on calibration inputs. An expert with fewer tokens than columns borrows its second moment from the other experts "
+    "of its mixture."
+)
+HEADINGS = (
+    Heading("tokens", "per expert"),
+    Heading("least used", "its tokens"),
+    Heading("its error", "relative"),
+    Heading("others' error", "mean"),
 )
 
 
@@ -29,45 +36,39 @@ def expert_uses(records: Sequence[LayerRecord]) -> tuple[ExpertUse, ...]:
 
 
 def _use(mixture: str, number: int, layers: list[LayerRecord]) -> ExpertUse:
-    rows = [record.rows for record in layers if record.rows is not None]
-    return ExpertUse(mixture, number, min(rows, default=None), fmean(record.error for record in layers))
+    tokens = [record.rows for record in layers if record.rows is not None]
+    return ExpertUse(mixture, number, min(tokens, default=None), fmean(record.error for record in layers))
 
 
 def experts_table(comparison: Comparison) -> Table | None:
-    """A line for each mixture of each variant: rows per expert, the least used one and its error; None without experts."""
-    lines = [_line(row, mixture, uses) for row in comparison.rows for mixture, uses in _mixtures(row).items()]
+    """A line for each mixture of each variant; None without experts."""
+    lines = [
+        _line(variant, mixture, uses) for variant in comparison.variants for mixture, uses in _mixtures(variant).items()
+    ]
     return Table(HEADINGS, tuple(lines)) if lines else None
 
 
-HEADINGS = (
-    Heading("rows", "per expert"),
-    Heading("least used", "its rows"),
-    Heading("its error", "relative"),
-    Heading("others' error", "mean"),
-)
-
-
-def _mixtures(row: Row) -> dict[str, list[ExpertUse]]:
+def _mixtures(variant: Variant) -> dict[str, list[ExpertUse]]:
     grouped: dict[str, list[ExpertUse]] = defaultdict(list)
-    for use in row.experts:
+    for use in variant.experts:
         grouped[use.mixture].append(use)
     return grouped
 
 
-def _line(row: Row, mixture: str, uses: list[ExpertUse]) -> Line:
-    counted = [use for use in uses if use.rows is not None]
-    label = f"{row.label}, {mixture}"
+def _line(variant: Variant, mixture: str, uses: list[ExpertUse]) -> Line:
+    counted = [use for use in uses if use.tokens is not None]
+    label = f"{variant.label}, {mixture}"
     if not counted:
-        return Line(label, row.curve, (Cell(NONE), Cell(NONE), Cell(NONE), Cell(percent_short(_mean(uses)))))
-    least = min(counted, key=lambda use: use.rows or 0)
+        return Line(label, variant.curve, (Cell(NONE), Cell(NONE), Cell(NONE), Cell(percent_short(_mean(uses)))))
+    least = min(counted, key=lambda use: use.tokens or 0)
     others = [use for use in uses if use is not least]
     cells = (
-        Cell(" ".join(f"{use.rows:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") for use in counted)),
-        Cell(f"expert {least.expert}", f"({least.rows})"),
+        Cell(" ".join(f"{use.tokens:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") for use in counted)),
+        Cell(f"expert {least.expert}", f"({least.tokens})"),
         Cell(percent_short(least.error)),
         Cell(percent_short(_mean(others)) if others else NONE),
     )
-    return Line(label, row.curve, cells)
+    return Line(label, variant.curve, cells)
 
 
 def _mean(uses: Sequence[ExpertUse]) -> float:

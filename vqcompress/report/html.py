@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 from vqcompress.report import plots
 from vqcompress.report.comparison import ORIGINAL, Comparison
-from vqcompress.report.component_table import NOTE, components_table
+from vqcompress.report.components import NOTE, components_table
 from vqcompress.report.experts import NOTE as EXPERTS_NOTE
 from vqcompress.report.experts import experts_table
 from vqcompress.report.palette import MARKERS, STYLES
 from vqcompress.report.table import variants_table
-from vqcompress.report.verdict_wording import verdict_lines
+from vqcompress.report.verdicts import verdict_lines
 from vqcompress.report.wording import key_figures, layer_notes, measured, overall, summary, title
 
 FIRST_SCREEN = 8  # images of the first variant beside the title
@@ -27,7 +27,7 @@ def to_html(comparison: Comparison) -> str:
     template = environment.from_string(_resource("report.html"))
     return template.render(
         comparison=comparison,
-        lead=comparison.rows[0],
+        lead=comparison.variants[0],
         title=title(comparison),
         summary=summary(comparison),
         figures=key_figures(comparison),
@@ -63,11 +63,11 @@ def _pictures(comparison: Comparison) -> dict[str, list[str]]:
 def _plots(comparison: Comparison) -> dict[str, Markup]:
     """Plot name -> SVG; a plot without data is left out."""
     drawn = {"error_by_bytes": plots.error_by_bytes, "psnr_by_bytes": plots.psnr_by_bytes}
-    if any(row.error_by_timestep for row in comparison.rows):
+    if any(variant.error_by_timestep for variant in comparison.variants):
         drawn["error_by_timestep"] = plots.error_by_timestep
     if overall(comparison.original.alignment):
         drawn["alignment"] = plots.alignment_intervals
-    if any(row.layer_errors for row in comparison.rows):
+    if any(variant.layer_errors for variant in comparison.variants):
         drawn["error_by_layer"] = plots.error_by_layer
     # Our own drawing, with all text in it escaped by matplotlib.
     return {name: Markup(draw(comparison)) for name, draw in drawn.items()}

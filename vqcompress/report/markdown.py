@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vqcompress.report.comparison import Comparison
-from vqcompress.report.component_table import NOTE, components_table
+from vqcompress.report.components import NOTE, components_table
 from vqcompress.report.experts import NOTE as EXPERTS_NOTE
 from vqcompress.report.experts import experts_table
 from vqcompress.report.table import Heading, Line, variants_table
-from vqcompress.report.verdict_wording import verdict_lines
+from vqcompress.report.verdicts import verdict_lines
 from vqcompress.report.wording import layer_notes, measured, summary, title
 
 
@@ -31,7 +31,7 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
         yield from _table(components.headings, components.lines)
         yield ""
     if comparison.pictures:
-        yield "![original and variants under the same seeds](grid.png)\n"
+        yield "![images of the original and of each variant, from the same seeds](grid.png)\n"
     if comparison.verdicts:
         yield "## At equal bytes\n"
         lines = verdict_lines(comparison.verdicts)

@@ -1,8 +1,8 @@
 """How each curve is drawn: one colour, marker and line for each method and bit allocation, the same in every plot.
 
 The colours are Okabe and Ito's ("Color universal design", 2008), which people with colour-vision deficiencies can tell
-apart. Markers and lines differ as well: vector codes are filled and solid, scalar codes hollow and dashed. The page sets
-each colour as a CSS variable, with a lighter one on dark backgrounds.
+apart. Markers and lines differ as well: vector codes are filled and solid, scalar codes hollow and dashed. The page
+sets each colour as a CSS variable, with a lighter one on dark backgrounds.
 """
 
 from __future__ import annotations
@@ -80,4 +80,4 @@ def _styles() -> dict[str, Style]:
 
 
 STYLES: dict[str, Style] = _styles()
-"""Curve (see `Row.curve`) -> style."""
+"""Curve (see `Variant.curve`) -> style."""

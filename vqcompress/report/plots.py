@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from vqcompress.report.comparison import ORIGINAL, Comparison, Row
+from vqcompress.report.comparison import ORIGINAL, Comparison, Variant
 from vqcompress.report.formatting import significant
 from vqcompress.report.palette import FAINT, GRID, INK, STANDINS, STYLES
 from vqcompress.report.wording import overall
@@ -26,9 +26,9 @@ MIN_LABEL_SHARE = 0.035  # a block narrower than this part of the axis gets no n
 
 
 def error_by_bytes(comparison: Comparison) -> str:
-    """Denoiser error against the denoiser's bytes on disk, a line for each method (and way to deal out bits)."""
+    """Denoiser error by the denoiser's bytes on disk, a line for each method and bit allocation."""
     with _svg("error-by-bytes", SMALL) as (axes, text):
-        _curves(axes, comparison, lambda row: row.denoiser_error)
+        _curves(axes, comparison, lambda variant: variant.denoiser_error)
         _log_percent(axes)
         axes.set_ylabel("denoiser error")
         _bits_axis(axes, comparison)
@@ -36,20 +36,22 @@ def error_by_bytes(comparison: Comparison) -> str:
 
 
 def psnr_by_bytes(comparison: Comparison) -> str:
-    """PSNR of the images against the denoiser's bytes on disk."""
+    """PSNR of the images by the denoiser's bytes on disk."""
     with _svg("psnr-by-bytes", SMALL) as (axes, text):
-        _curves(axes, comparison, lambda row: row.psnr)
+        _curves(axes, comparison, lambda variant: variant.psnr)
         axes.set_ylabel("PSNR of images, dB")
         _bits_axis(axes, comparison)
     return text.getvalue()
 
 
 def error_by_timestep(comparison: Comparison) -> str:
-    """Denoiser error along the trajectory, noise on the left, for the rows that `peers` picks."""
+    """Denoiser error along the trajectory, noise on the left, for the variants that `peers` picks."""
     with _svg("error-by-timestep", SMALL) as (axes, text):
-        for row in peers(comparison):
-            axes.plot(*zip(*row.error_by_timestep.items(), strict=True), label=row.label, **_line(row, size=4))
-        times = list(comparison.rows[0].error_by_timestep)
+        for variant in peers(comparison):
+            axes.plot(
+                *zip(*variant.error_by_timestep.items(), strict=True), label=variant.label, **_line(variant, size=4)
+            )
+        times = list(comparison.variants[0].error_by_timestep)
         if times[0] > times[-1]:
             axes.invert_xaxis()
         _log_percent(axes)
@@ -60,35 +62,37 @@ def error_by_timestep(comparison: Comparison) -> str:
 
 
 def alignment_intervals(comparison: Comparison) -> str:
-    """Each variant's share of right images with its interval, beside the original's as a band."""
-    rows = [(row.label, row.alignment, STYLES[row.curve].color, row) for row in comparison.rows]
-    with _svg("alignment", (SMALL[0], 1.1 + 0.31 * len(rows))) as (axes, text):
+    """Each variant's caption accuracy with its interval, and the original's as a band."""
+    variants = [
+        (variant.label, variant.alignment, STYLES[variant.curve].color, variant) for variant in comparison.variants
+    ]
+    with _svg("alignment", (SMALL[0], 1.1 + 0.31 * len(variants))) as (axes, text):
         _original_band(axes, comparison)
-        for place, (_, shares, color, row) in enumerate(rows):
+        for place, (_, shares, color, variant) in enumerate(variants):
             share = overall(shares)
             if share is not None:
                 axes.plot([100 * share.low, 100 * share.high], [place, place], color=color, linewidth=1.6)
-                axes.plot([100 * share.share], [place], **{**_line(row, size=6), "linestyle": "none"})
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlabel("images that show what the caption says, % with 95 % interval")
+                axes.plot([100 * share.share], [place], **{**_line(variant, size=6), "linestyle": "none"})
+        axes.set_yticks(range(len(variants)), [label for label, *_ in variants])
+        axes.set_ylim(len(variants) - 0.4, -0.6)
+        axes.set_xlabel("caption accuracy, % with 95 % interval")
         axes.grid(False, axis="y")
     return text.getvalue()
 
 
 def error_by_layer(comparison: Comparison) -> str:
-    """Relative output error of every layer in execution order, for the rows that `peers` picks."""
+    """Relative output error of every layer in execution order, for the variants that `peers` picks."""
     with _svg("error-by-layer", WIDE) as (axes, text):
-        names = [each.layer for each in comparison.rows[0].layer_errors]
+        names = [each.layer for each in comparison.variants[0].layer_errors]
         place = {name: index for index, name in enumerate(names)}
-        for row in peers(comparison):
-            points = [(place[each.layer], each.error) for each in row.layer_errors if each.layer in place]
+        for variant in peers(comparison):
+            points = [(place[each.layer], each.error) for each in variant.layer_errors if each.layer in place]
             style = {
-                **_line(row, size=4),
+                **_line(variant, size=4),
                 "linestyle": "none",
-                "markeredgewidth": 1 if STYLES[row.curve].dashed else 0,
+                "markeredgewidth": 1 if STYLES[variant.curve].dashed else 0,
             }
-            axes.plot(*zip(*points, strict=True), label=row.label, **style)
+            axes.plot(*zip(*points, strict=True), label=variant.label, **style)
         _log_percent(axes)
         _block_axis(axes, names)
         axes.set_ylabel("relative output error")
@@ -96,23 +100,27 @@ def error_by_layer(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def peers(comparison: Comparison) -> list[Row]:
-    """The first row and, of every other curve, the row nearest to it in bytes: few enough lines to tell apart."""
-    lead = comparison.rows[0]
+def peers(comparison: Comparison) -> list[Variant]:
+    """The first variant and, of every other curve, the variant nearest to it in bytes."""
+    lead = comparison.variants[0]
 
-    def distance(row: Row) -> float:
-        return abs(math.log(row.denoiser_bytes / lead.denoiser_bytes))
+    def distance(variant: Variant) -> float:
+        return abs(math.log(variant.denoiser_bytes / lead.denoiser_bytes))
 
     nearest = {lead.curve: lead}
-    for row in sorted(comparison.rows, key=distance):
-        nearest.setdefault(row.curve, row)
+    for variant in sorted(comparison.variants, key=distance):
+        nearest.setdefault(variant.curve, variant)
     return list(nearest.values())
 
 
-def _curves(axes: Axes, comparison: Comparison, value: Callable[[Row], float]) -> None:
-    ordered = sorted(comparison.rows, key=lambda row: list(STYLES).index(row.curve))
-    for curve, rows in groupby(ordered, key=lambda row: row.curve):
-        points = sorted((row.denoiser_bytes / 1e6, value(row), row) for row in rows if math.isfinite(value(row)))
+def _curves(axes: Axes, comparison: Comparison, value: Callable[[Variant], float]) -> None:
+    ordered = sorted(comparison.variants, key=lambda variant: list(STYLES).index(variant.curve))
+    for curve, variants in groupby(ordered, key=lambda variant: variant.curve):
+        points = sorted(
+            (variant.denoiser_bytes / 1e6, value(variant), variant)
+            for variant in variants
+            if math.isfinite(value(variant))
+        )
         if points:
             axes.plot([p[0] for p in points], [p[1] for p in points], label=curve, **_line(points[0][2], size=6))
     _legend(axes, above=1.19)
@@ -125,7 +133,7 @@ def _bits_axis(axes: Axes, comparison: Comparison) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     above = axes.secondary_xaxis("top", functions=(lambda mb: np.asarray(mb) * bits, lambda b: np.asarray(b) / bits))
     above.xaxis.set_major_locator(MaxNLocator(6))
-    above.set_xlabel("bits a weight, whole file")
+    above.set_xlabel("bits per weight, whole file")
     above.spines["top"].set_visible(False)
 
 
@@ -180,8 +188,8 @@ def _log_percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{significant(100 * share, 1)} %"))
 
 
-def _line(row: Row, *, size: float) -> dict:
-    style = STYLES[row.curve]
+def _line(variant: Variant, *, size: float) -> dict:
+    style = STYLES[variant.curve]
     return {
         "color": style.color,
         "marker": style.marker,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vqcompress.report.comparison import Comparison, Row, Share
+from vqcompress.report.comparison import Comparison, Share, Variant
 from vqcompress.report.formatting import (
     SPACE,
     decibel,
@@ -18,56 +18,58 @@ from vqcompress.report.formatting import (
 )
 
 OVERALL = "all"
-"""The judge's question that stands for all the others."""
+"""The question that an image passes if it passes all others."""
 
 
 def overall(alignment: Mapping[str, Share]) -> Share | None:
-    """The share that sums a judge's answers up: the question ``all``, else the first."""
+    """Caption accuracy: the share of the question ``all``, else of the first; None without questions."""
     return alignment.get(OVERALL) or next(iter(alignment.values()), None)
 
 
-def smaller(comparison: Comparison, row: Row) -> float:
+def smaller(comparison: Comparison, variant: Variant) -> float:
     """How many times smaller the denoiser is than at 16 bits a weight."""
-    return 2 * comparison.original.denoiser_weights / row.denoiser_bytes
+    return 2 * comparison.original.denoiser_weights / variant.denoiser_bytes
 
 
 def title(comparison: Comparison) -> str:
-    """``shapes at 3.05 bits a weight``."""
-    return f"{comparison.model} at {comparison.rows[0].bits_per_weight:.2f} bits a weight"
+    """``shapes at 3.05 bits per weight``."""
+    return f"{comparison.model} at {comparison.variants[0].bits_per_weight:.2f} bits per weight"
 
 
 def summary(comparison: Comparison) -> str:
-    """What the first variant costs and saves, in a few sentences."""
-    row = comparison.rows[0]
-    return " ".join([_saving(comparison, row), _loss(row), *_captions(comparison, row)])
+    """What the first variant saves and loses, in a few sentences."""
+    variant = comparison.variants[0]
+    return " ".join([_saving(comparison, variant), _loss(variant), *_captions(comparison, variant)])
 
 
-def _saving(comparison: Comparison, row: Row) -> str:
+def _saving(comparison: Comparison, variant: Variant) -> str:
     return (
-        f"{row.label} stores the {comparison.denoiser} in {size(row.denoiser_bytes)}, "
-        f"{significant(smaller(comparison, row), 2)} times smaller than at 16 bits."
+        f"{variant.label} stores the {comparison.denoiser} in {size(variant.denoiser_bytes)}, "
+        f"{significant(smaller(comparison, variant), 2)} times smaller than at 16 bits."
     )
 
 
-def _loss(row: Row) -> str:
+def _loss(variant: Variant) -> str:
     return (
-        f"On the original's own inputs its output is off by {percent_short(row.denoiser_error)} (relative mean squared "
-        f"error); under the same seeds its images match the original's to {decibel(row.psnr)} PSNR."
+        f"Given the original's inputs, its output has a relative mean squared error of "
+        f"{percent_short(variant.denoiser_error)}. With the same seeds, its images reach {decibel(variant.psnr)} PSNR "
+        "against the original's."
     )
 
 
-def _captions(comparison: Comparison, row: Row) -> Iterator[str]:
-    mine, original = overall(row.alignment), overall(comparison.original.alignment)
+def _captions(comparison: Comparison, variant: Variant) -> Iterator[str]:
+    mine, original = overall(variant.alignment), overall(comparison.original.alignment)
     if mine and original:
         yield (
-            f"{whole_percent(mine.share)} of them show what the caption says (95\N{NO-BREAK SPACE}% interval {interval(mine)}{SPACE}%); "
-            f"of the original's, {whole_percent(original.share)} do ({interval(original)}{SPACE}%)."
+            f"{whole_percent(mine.share)} of them show what their caption says (95{SPACE}% interval "
+            f"{interval(mine)}{SPACE}%), against {whole_percent(original.share)} of the original's "
+            f"({interval(original)}{SPACE}%)."
         )
 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """A number for the first screen: what it is, how much, and what it is to be measured by."""
+    """A number for the first screen: its name, value and unit, and a number to compare it with."""
 
     name: str
     value: str
@@ -76,18 +78,20 @@ class KeyFigure:
 
 
 def key_figures(comparison: Comparison) -> list[KeyFigure]:
-    """The few numbers that answer the question: how small, at what loss?"""
-    row, original = comparison.rows[0], comparison.original
+    """The few numbers that say how small the first variant is, and at what loss."""
+    variant, original = comparison.variants[0], comparison.original
     figures = [
-        KeyFigure("Bits a quantized weight", fixed(row.bits_per_weight, 2), "", "everything stored counted"),
-        KeyFigure("Denoiser on disk", *_parts(size(row.denoiser_bytes)), f"original {size(original.denoiser_bytes)}"),
-        KeyFigure("Denoiser error", *_parts(percent_short(row.denoiser_error)), "relative MSE"),
-        KeyFigure("PSNR", fixed(row.psnr, 1), "dB", f"SSIM {fixed(row.ssim, 3)}"),
+        KeyFigure("Bits per quantized weight", fixed(variant.bits_per_weight, 2), "", "with scales and codebooks"),
+        KeyFigure(
+            "Denoiser on disk", *_parts(size(variant.denoiser_bytes)), f"original {size(original.denoiser_bytes)}"
+        ),
+        KeyFigure("Denoiser error", *_parts(percent_short(variant.denoiser_error)), "relative MSE"),
+        KeyFigure("PSNR", fixed(variant.psnr, 1), "dB", f"SSIM {fixed(variant.ssim, 3)}"),
     ]
-    share, reference = overall(row.alignment), overall(original.alignment)
+    share, reference = overall(variant.alignment), overall(original.alignment)
     if share and reference:
         remark = f"95 %: {interval(share)}, original {whole_percent(reference.share)}"
-        figures.append(KeyFigure("Right images", f"{100 * share.share:.0f}", "%", remark))
+        figures.append(KeyFigure("Caption accuracy", f"{100 * share.share:.0f}", "%", remark))
     return figures
 
 
@@ -97,22 +101,23 @@ def _parts(text: str) -> tuple[str, str]:
 
 
 SHOWN_LAYERS = 4
-"""Names that a sentence gives before it only counts."""
+"""Names that a sentence lists before it only counts the rest."""
 
 
 def layer_notes(comparison: Comparison) -> list[str]:
-    """What a mean over layers does not tell: those left dense by the budget, and those that saw too few inputs."""
+    """Layers that the bit allocation left dense, and layers that saw too few samples."""
     notes = []
-    for row in comparison.rows:
-        if row.dense_layers:
+    for variant in comparison.variants:
+        if variant.dense_layers:
             notes.append(
-                f"{row.label}: {_some(row.dense_layers)} left dense by the model's budget, their bytes counted: their error "
-                "would cost the output more than their bits."
+                f"{variant.label}: {_some(variant.dense_layers)} left dense by the bit allocation; their bytes are "
+                "counted. Their error would cost the output more than their bits are worth."
             )
-        if row.starved_layers:
+        if variant.undersampled_layers:
             notes.append(
-                f"{row.label}: {_some(row.starved_layers)} saw fewer inputs in calibration than they have columns, and borrowed "
-                "their second moment from sibling layers or from white noise; more calibration prompts would help them."
+                f"{variant.label}: {_some(variant.undersampled_layers)} saw fewer samples in calibration than they "
+                "have columns. They borrowed their second moment from the same layer of other experts or from white noise. "
+                "More calibration prompts would help."
             )
     return notes
 
@@ -124,25 +129,33 @@ def _some(layers: tuple[str, ...]) -> str:
 
 
 def measured(comparison: Comparison) -> list[str]:
-    """How every number came about, a sentence or two each."""
+    """How each number was measured, in a sentence or two."""
     settings = comparison.settings
     sentences = [
-        "Sizes are bytes on disk. Bits a quantized weight count all that the quantized layers store: codes, codebooks, "
-        "scales, rates and zero points. Whole-denoiser bits divide the whole file by all weights, dense layers included.",
+        "Sizes are bytes on disk. Bits per quantized weight count all that the quantized layers store: codes, "
+        "codebooks, scales, rates and zero points. Bits of the whole denoiser divide its file by all its weights, "
+        "dense layers included.",
         f"Images: {len(settings.prompts)} prompts ({settings.prompt_source}), {settings.steps} steps, guidance "
-        f"{settings.guidance:g}; image i starts from seed {settings.seed} + i, in the original and in every variant. PSNR is "
-        "over all pixels together, SSIM the mean over images.",
-        f"Denoiser error: Σ‖ŷ − y‖² / Σ‖y‖² over {settings.denoiser_calls} denoiser calls recorded while the original drew "
-        f"{settings.trajectory_prompts} images; every variant gets the original's inputs, so errors do not build up.",
-        f"Layer error: squared error of a layer's output relative to the output, with {settings.layer_inputs}.",
-        "At equal bytes: between two measured sizes of a scalar code the logarithm of its error is taken as linear in the "
-        "bytes. Beyond the measured sizes nothing is extrapolated: there a variant only wins over a larger and worse one, "
-        "or loses to a smaller and better one. A vector code with the same bits in every layer is held against scalar codes "
-        "of the same kind, one whose bits are dealt out against all.",
+        f"{settings.guidance:g}. Image i starts from seed {settings.seed} + i, in the original and in every variant. "
+        "PSNR is over all pixels together, SSIM is the mean over images.",
+        f"Denoiser error: Σ‖ŷ − y‖² / Σ‖y‖² over {settings.denoiser_calls} denoiser calls recorded while the original "
+        f"drew {settings.trajectory_prompts} images. Every variant gets the original's inputs, so errors do not "
+        "accumulate.",
+        f"Layer error: relative mean squared error of a layer's output, with {settings.layer_inputs}.",
+        "At equal bytes: between two measured sizes of a scalar code, the logarithm of its error is interpolated "
+        "linearly in the bytes. Nothing is extrapolated: beyond the measured sizes, a variant is better only than a "
+        "larger one with more error, and worse only than a smaller one with less. A vector code with the same bits in "
+        "every layer is compared with scalar codes that have the same bits in every layer, one with allocated bits "
+        "with all of them.",
     ]
     if comparison.original.alignment:
-        sentences.append("Right images: a judge answers for each image; intervals are Wilson's.")
-    sentences.append("Time: wall clock relative to the original in this run on this machine, an indication only.")
+        sentences.append(
+            "Caption accuracy: the share of images in which a detector finds all that the caption says, with Wilson's "
+            f"95{SPACE}% interval."
+        )
+    sentences.append(
+        "Time: wall-clock time relative to the original, in this run on this machine. It is only an indication."
+    )
     if settings.versions:
         sentences.append(f"Made with {', '.join(f'{name} {number}' for name, number in settings.versions.items())}.")
     return sentences

@@ -1,29 +1,38 @@
-"""Put a report on disk: four files, each complete or absent."""
+"""Write a report to disk: four files, each complete or absent."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vqcompress.report.comparison import Comparison
-from vqcompress.report.grid import image_grid
 from vqcompress.report.html import to_html
 from vqcompress.report.markdown import to_markdown
-from vqcompress.report.pictures import encode
+from vqcompress.report.pictures import encode, image_grid
 
 
-def write_report(comparison: Comparison, folder: str | Path) -> Path:
-    """Write ``report.html``, ``report.json``, ``report.md`` and ``grid.png`` into ``folder``, made if need be.
+def _json(comparison: Comparison) -> str:
+    return json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
-    Everything is rendered before the first file is touched, and each file replaces its older self in one step. Returns
-    the path of ``report.html``.
+
+PAGES: Mapping[str, Callable[[Comparison], str]] = {
+    "report.json": _json,
+    "report.md": to_markdown,
+    "report.html": to_html,
+}
+
+
+def write_report(
+    comparison: Comparison, folder: str | Path, pages: Mapping[str, Callable[[Comparison], str]] = PAGES
+) -> Path:
+    """Write ``pages`` (file name -> text of a comparison) and ``grid.png`` into ``folder``, made if need be.
+
+    Everything is rendered before the first file is touched, and each file replaces its older version in one step.
+    Returns the path of ``report.html``.
     """
-    files = {
-        "report.json": _json(comparison),
-        "report.md": to_markdown(comparison).encode(),
-        "report.html": to_html(comparison).encode(),
-    }
+    files = {name: page(comparison).encode() for name, page in pages.items()}
     if comparison.pictures:
         files["grid.png"] = encode(image_grid(comparison.pictures, comparison.settings.prompts))
     folder = Path(folder)
@@ -31,10 +40,6 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     for name, content in files.items():
         _replace(folder / name, content)
     return folder / "report.html"
-
-
-def _json(comparison: Comparison) -> bytes:
-    return (json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -5,8 +5,7 @@ from PIL import Image
 
 from vqcompress.errors import VQCompressError
 from vqcompress.report import image_grid, tile
-from vqcompress.report.grid import CAPTION_WIDTH, CELL, GAP
-from vqcompress.report.pictures import MAX_SIDE, decode, to_png
+from vqcompress.report.pictures import CAPTION_WIDTH, CELL, GAP, MAX_SIDE, decode, to_png
 
 
 def flat(red: float, side: int = 32) -> bytes:

@@ -1,4 +1,4 @@
-"""What each compressed component costs by itself, where a variant has several."""
+"""What each compressed component costs by itself, for variants that have several: measured, and as a table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from vqcompress.architectures import Architecture
 from vqcompress.metrics import image_fidelity
-from vqcompress.report.comparison import ComponentCost
+from vqcompress.report.comparison import Comparison, ComponentCost, Variant
 from vqcompress.report.drawing import Sampling, draw
+from vqcompress.report.formatting import fixed, megabytes
+from vqcompress.report.table import Cell, Heading, Line, Table
 
 IMAGES = 12  # drawn anew for every component
 
@@ -52,3 +54,21 @@ def _exchanged(pipeline: Any, name: str, component: Any) -> Iterator[None]:
         yield
     finally:
         setattr(pipeline, name, before)
+
+
+HEADINGS = (Heading("bits", "whole component"), Heading("size", "MB"), Heading("PSNR", "dB"), Heading("SSIM"))
+NOTE = (
+    "In each line only this component is compressed and the others are the original's. Images are of the first "
+    "prompts, from the same seeds."
+)
+
+
+def components_table(comparison: Comparison) -> Table | None:
+    """A line for each component of each variant that has several; None without such a variant."""
+    lines = [_line(variant, cost) for variant in comparison.variants for cost in variant.components]
+    return Table(HEADINGS, tuple(lines)) if lines else None
+
+
+def _line(variant: Variant, cost: ComponentCost) -> Line:
+    cells = fixed(cost.bits, 2), megabytes(cost.nbytes), fixed(cost.psnr, 1), fixed(cost.ssim, 3)
+    return Line(f"{variant.label}, {cost.component}", variant.curve, tuple(map(Cell, cells)))

@@ -10,8 +10,7 @@ import torch
 
 from vqcompress.report import to_html, to_markdown
 from vqcompress.report.comparison import Comparison, ComponentCost
-from vqcompress.report.component_costs import component_costs
-from vqcompress.report.component_table import components_table
+from vqcompress.report.components import component_costs, components_table
 from vqcompress.report.drawing import Sampling
 
 SAMPLING = Sampling(("a", "b"), 0, 2, 1.0)
@@ -58,10 +57,10 @@ def test_pages_show_it_and_json_keeps_it(comparison, page):
         ComponentCost("unet", 3.14, 7_000_000, 31.25, 0.987),
         ComponentCost("text_encoder", 5.02, 9_000_000, 40.5, 0.999),
     )
-    first = replace(comparison.rows[0], components=costs)
-    shown = replace(comparison, rows=(first, *comparison.rows[1:]))
+    first = replace(comparison.variants[0], components=costs)
+    shown = replace(comparison, variants=(first, *comparison.variants[1:]))
     text = page(shown)
     assert "What each component costs" in text
     for part in ("text_encoder", "5.02", "40.5", "0.987"):
         assert part in text.replace("\\_", "_"), part
-    assert Comparison.from_json(shown.to_json()).rows[0].components == costs
+    assert Comparison.from_json(shown.to_json()).variants[0].components == costs
