@@ -22,7 +22,7 @@ def load_pipeline(folder: str | Path):
     """The pipeline in `folder` with float32 weights and no progress bar, without asking the network."""
     import torch
 
-    from vqcompress.architectures.dtype_option import dtype_option
+    from vqcompress.architectures.folder import dtype_option
     from vqcompress.models.pipelines import pipeline_class
 
     pipe = pipeline_class(folder).from_pretrained(folder, **dtype_option(torch.float32), local_files_only=True)

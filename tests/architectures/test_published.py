@@ -14,8 +14,7 @@ from vqcompress.architectures import ALIASES, open_pipeline
 from vqcompress.architectures import opening as opening_module
 from vqcompress.architectures.published import PUBLISHED, published, skeleton, synonyms
 from vqcompress.errors import ArchitectureError
-from vqcompress.models.linear_attention import LinearAttention
-from vqcompress.models.linfusion import LinFusionUNet2DConditionModel
+from vqcompress.models.linfusion import LinearAttention, LinFusionUNet2DConditionModel
 from vqcompress.models.presets import PRESETS, SYNONYMS
 from vqcompress.shapes import EMBEDDED
 

@@ -11,8 +11,7 @@ from huggingface_hub import ModelCard
 
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.checkpoint import LayerRecord
-from vqcompress.checkpoint.card import model_card
-from vqcompress.checkpoint.prompt_source import prompt_source
+from vqcompress.checkpoint.card import model_card, prompt_source
 
 PART = {"packed_layers": 2, "bits_per_weight": 3.01, "component_bits_per_weight": 3.2, "bytes": 1234567}
 SIZES = {"bytes": 2345678, "bits_per_weight": 3.01, "components": {"unet": PART, "text_encoder": PART}}

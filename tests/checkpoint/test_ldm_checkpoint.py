@@ -17,8 +17,7 @@ from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.architectures import open_pipeline, single_file
 from vqcompress.bundle import read_bundle
 from vqcompress.checkpoint import dequantize, inspect, save_pipeline
-from vqcompress.checkpoint.ldm_checkpoint import ldm_tensors
-from vqcompress.checkpoint.ldm_unet import UNetNames
+from vqcompress.checkpoint.ldm_checkpoint import UNetNames, ldm_tensors
 from vqcompress.cli.main import main
 from vqcompress.errors import CheckpointError, RecipeError, UnsupportedError
 from vqcompress.layers import make_dense, vq_layers

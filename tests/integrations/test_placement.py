@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from vqcompress.cache_line import CACHE_LINE, REHOMED_BYTES, on_cache_line
 from vqcompress.errors import CheckpointError
-from vqcompress.integrations.placement import gc_disabled, place
+from vqcompress.integrations.diffusers_quantizer import gc_disabled, place
 from vqcompress.layers import vq_layers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

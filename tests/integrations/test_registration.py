@@ -50,7 +50,7 @@ def test_upstream_still_has_what_we_hang_on():
     from diffusers.quantizers import auto as diffusers_auto
     from transformers.quantizers import auto as transformers_auto
 
-    from vqcompress.integrations.upstream import table
+    from vqcompress.integrations.registration import table
 
     for upstream, ours in ATTACHMENTS.items():
         import_module(ours).attach(import_module(upstream))

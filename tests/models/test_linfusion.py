@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError, UnsupportedError
 from vqcompress.models import from_official
-from vqcompress.models.linear_attention import DENOMINATOR_FLOOR, LinearAttention, linear_attention
-from vqcompress.models.linfusion import LinFusionUNet2DConditionModel
+from vqcompress.models.linfusion import (
+    DENOMINATOR_FLOOR,
+    LinearAttention,
+    LinFusionUNet2DConditionModel,
+    linear_attention,
+)
 from vqcompress.models.presets import preset
 
 FIXTURES = ("linfusion_sd15", "linfusion_sdxl")

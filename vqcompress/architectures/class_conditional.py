@@ -8,8 +8,7 @@ import torch
 
 from vqcompress.architectures.architecture import Architecture, OutputType, Pipeline, SamplingDefaults
 from vqcompress.architectures.class_names import class_numbers
-from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
-from vqcompress.architectures.layer_plan import KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
 from vqcompress.errors import ArchitectureError, VQCompressError
 from vqcompress.shapes import DEFAULT_STEPS
 

@@ -16,8 +16,7 @@ from vqcompress.architectures.architecture import (
     image_size,
 )
 from vqcompress.architectures.class_names import class_numbers
-from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
-from vqcompress.architectures.layer_plan import KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
 from vqcompress.errors import ArchitectureError
 
 

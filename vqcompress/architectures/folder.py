@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from packaging.version import Version
 from safetensors import SafetensorError
 
-from vqcompress.architectures.dtype_option import dtype_option
 from vqcompress.architectures.narrow_weights import narrow_dtypes
 from vqcompress.errors import ArchitectureError, VQCompressError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 HALF = "fp16"
+DTYPE_SINCE = Version("0.42")  # of diffusers: before, `dtype` is silently ignored; since then, `torch_dtype` warns
 
 
 def open_folder(folder: Path, dtype: torch.dtype, *, narrow: bool = False) -> DiffusionPipeline:
@@ -96,3 +99,13 @@ def _variant(folder: Path) -> str | None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def _option_name() -> str:
+    return "dtype" if Version(version("diffusers")) >= DTYPE_SINCE else "torch_dtype"
+
+
+def dtype_option(dtype: torch.dtype | Any) -> dict[str, Any]:
+    """``{name: dtype}`` as this version of diffusers takes it in `from_pretrained` and `from_single_file`."""
+    return {_option_name(): dtype}

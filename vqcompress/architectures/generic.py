@@ -18,8 +18,7 @@ from vqcompress.architectures.architecture import (
     latent_factor,
     present_text_encoders,
 )
-from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
-from vqcompress.architectures.layer_plan import KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
 
 DENOISERS = ("transformer", "unet")
 EDITING = re.compile(

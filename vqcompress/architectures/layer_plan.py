@@ -15,6 +15,14 @@ from vqcompress.matrix_view import is_quantizable
 
 MIN_WEIGHTS = 1024  # below this a scale per row alone is a sizeable part of a bit per weight
 
+# Reasons that several families share.
+ONE_ROW_PER_TIMESTEP = (
+    "sees one row per image and timestep, not one per position: its input's second moment has as few "
+    "directions as there are timesteps"
+)
+LATENT_INPUT = "reads the bare latents through few columns; small, and every later layer depends on it"
+FINAL = "writes the estimate itself: nothing after it can absorb an error; small"
+
 KeepRules = Mapping[str, str]
 """Regular expression searched in a layer's name -> reason why such a layer stays dense; the first match counts."""
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vqcompress.architectures.dtype_option import dtype_option
-from vqcompress.architectures.folder import open_folder
+from vqcompress.architectures.folder import dtype_option, open_folder
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.errors import ArchitectureError
 

@@ -12,8 +12,7 @@ from vqcompress.architectures.architecture import (
     image_size,
     present_text_encoders,
 )
-from vqcompress.architectures.keep_reasons import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP
-from vqcompress.architectures.layer_plan import KeepRules, LayerPlan
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules, LayerPlan
 from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
 
 FEW_STEP_NAMES = ("turbo", "lightning", "lcm")

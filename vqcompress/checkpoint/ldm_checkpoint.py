@@ -1,7 +1,12 @@
-"""A dense Stable Diffusion pipeline as one file in the original (LDM) layout."""
+"""A dense Stable Diffusion pipeline as one file in the original (LDM) layout.
+
+Names are those that diffusers reads. Source: ``convert_ldm_unet_checkpoint``, ``convert_ldm_vae_checkpoint``,
+``convert_ldm_clip_checkpoint`` and ``convert_open_clip_checkpoint`` in ``diffusers/loaders/single_file_utils.py``, inverted.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -9,17 +14,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqcompress.checkpoint.ldm_text import clip, open_clip
-from vqcompress.checkpoint.ldm_unet import ldm_unet
-from vqcompress.checkpoint.ldm_vae import ldm_vae
 from vqcompress.errors import UnsupportedError
 
 TextNames = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 OPEN_CLIP_WIDTH = 1024  # Stable Diffusion 2 has OpenCLIP ViT-H, 1 has OpenAI's ViT-L
-SDXL_TEXT: dict[str, TextNames] = {
-    "text_encoder": partial(clip, prefix="conditioner.embedders.0.transformer."),
-    "text_encoder_2": partial(open_clip, prefix="conditioner.embedders.1.model."),
+
+UNET_PREFIX = "model.diffusion_model."
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
+UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_MIDDLE = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}
+UNET_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+UNET_MIDDLE_BLOCK = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+
+VAE_PREFIX = "first_stage_model."
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+VAE_RESNET = re.compile(r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.resnets\.(\d+)\.(.+)")
+VAE_SAMPLER = re.compile(r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(down|up)samplers\.0\.(.+)")
+VAE_MIDDLE_RESNET = re.compile(r"(encoder|decoder)\.mid_block\.resnets\.(\d+)\.(.+)")
+VAE_MIDDLE_ATTENTION = re.compile(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)")
+
+CLIP_LEVEL = "text_model."
+OPEN_CLIP_ENDS = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+CLIP_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+CLIP_PROJECTIONS = ("q", "k", "v")
 
 
 def has_ldm_layout(pipeline: Any) -> bool:
@@ -45,12 +89,118 @@ def ldm_tensors(pipeline: Any) -> dict[str, Tensor]:
 
 def _text_names(pipeline: Any) -> dict[str, TextNames]:
     if type(pipeline).__name__ == "StableDiffusionXLPipeline":
-        return SDXL_TEXT
+        return {
+            "text_encoder": partial(ldm_clip, prefix="conditioner.embedders.0.transformer."),
+            "text_encoder_2": partial(ldm_open_clip, prefix="conditioner.embedders.1.model."),
+        }
     if pipeline.text_encoder.config.hidden_size == OPEN_CLIP_WIDTH:
-        return {"text_encoder": partial(open_clip, prefix="cond_stage_model.model.")}
-    return {"text_encoder": partial(clip, prefix="cond_stage_model.transformer.")}
+        return {"text_encoder": partial(ldm_open_clip, prefix="cond_stage_model.model.")}
+    return {"text_encoder": partial(ldm_clip, prefix="cond_stage_model.transformer.")}
 
 
 def checkpoint_metadata(pipeline: Any, dtype: torch.dtype) -> dict[str, str]:
     """What the file's header says of it."""
     return {"format": "pt", "pipeline": type(pipeline).__name__, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def ldm_unet(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a ``UNet2DConditionModel`` under their original names.
+
+    Raises `UnsupportedError` for a UNet that the original layout has no names for.
+    """
+    if not isinstance(config["layers_per_block"], int):
+        raise UnsupportedError("the original layout has no names for a UNet whose blocks differ in depth")
+    names = UNetNames(config["layers_per_block"], frozenset(state))
+    return {UNET_PREFIX + names.of(key): tensor for key, tensor in state.items()}
+
+
+class UNetNames:
+    """Original names for a UNet of ``depth`` layers a block with the tensors ``keys``."""
+
+    def __init__(self, depth: int, keys: frozenset[str]) -> None:
+        self.depth, self.keys = depth, keys
+
+    def of(self, key: str) -> str:
+        """The original name of the tensor that diffusers calls ``key``."""
+        layer, _, leaf = key.rpartition(".")
+        if layer in UNET_ENDS:
+            return f"{UNET_ENDS[layer]}.{leaf}"
+        if found := UNET_BLOCK.fullmatch(key):
+            return self._block(found[1], int(found[2]), found[3], int(found[4]), found[5])
+        found = UNET_MIDDLE_BLOCK.fullmatch(key)
+        if found and (found[1], found[2]) in UNET_MIDDLE:
+            return f"middle_block.{UNET_MIDDLE[found[1], found[2]]}.{_inner(found[1], found[3])}"
+        raise UnsupportedError(
+            f"the UNet's tensor {key!r} has no name in the original layout; write a diffusers folder instead"
+        )
+
+    def _block(self, side: str, block: int, kind: str, layer: int, rest: str) -> str:
+        if kind == "downsamplers":
+            return f"input_blocks.{(block + 1) * (self.depth + 1)}.0.op.{rest.removeprefix('conv.')}"
+        if kind == "upsamplers":
+            place = 2 if self._has_attention(block) else 1
+            return f"output_blocks.{block * (self.depth + 1) + self.depth}.{place}.{rest}"
+        number = block * (self.depth + 1) + layer + (1 if side == "down" else 0)
+        place = 0 if kind == "resnets" else 1
+        return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{place}.{_inner(kind, rest)}"
+
+    def _has_attention(self, block: int) -> bool:
+        return any(key.startswith(f"up_blocks.{block}.attentions.{self.depth}.") for key in self.keys)
+
+
+def _inner(kind: str, rest: str) -> str:
+    """A name inside a ResNet block; attention blocks have the same names in both layouts."""
+    layer, _, leaf = rest.rpartition(".")
+    return f"{UNET_RESNET[layer]}.{leaf}" if kind == "resnets" and layer in UNET_RESNET else rest
+
+
+def ldm_vae(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an ``AutoencoderKL`` under their original names; attention matrices are 1×1 convolutions there."""
+    last = len(config["block_out_channels"]) - 1
+    return {VAE_PREFIX + _vae_name(key, last): _vae_shaped(key, tensor) for key, tensor in state.items()}
+
+
+def _vae_name(key: str, last: int) -> str:
+    """``last`` is the number of the last block: the original counts the decoder's from the image."""
+    key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    if found := VAE_RESNET.fullmatch(key):
+        return f"{found[1]}.{_vae_block(found, last)}.block.{found[3]}.{found[4]}"
+    if found := VAE_SAMPLER.fullmatch(key):
+        return f"{found[1]}.{_vae_block(found, last)}.{found[3]}sample.{found[4]}"
+    if found := VAE_MIDDLE_RESNET.fullmatch(key):
+        return f"{found[1]}.mid.block_{int(found[2]) + 1}.{found[3]}"
+    if found := VAE_MIDDLE_ATTENTION.fullmatch(key):
+        return f"{found[1]}.mid.attn_1.{VAE_ATTENTION[found[2]]}.{found[3]}"
+    return key
+
+
+def _vae_block(found: re.Match[str], last: int) -> int:
+    return int(found[2]) if found[1] == "encoder.down" else last - int(found[2])
+
+
+def _vae_shaped(key: str, tensor: Tensor) -> Tensor:
+    found = VAE_MIDDLE_ATTENTION.fullmatch(key)
+    return tensor[:, :, None, None] if found and tensor.ndim == 2 else tensor
+
+
+def ldm_clip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A ``CLIPTextModel`` as the original checkpoints hold it: transformers' names of before version 5.6."""
+    return {f"{prefix}{CLIP_LEVEL}{key.removeprefix(CLIP_LEVEL)}": tensor for key, tensor in state.items()}
+
+
+def ldm_open_clip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A CLIP text model, with or without projection, under OpenCLIP's names; query, key and value in one matrix."""
+    plain = {key.removeprefix(CLIP_LEVEL): tensor for key, tensor in state.items()}
+    named: dict[str, Tensor] = {}
+    for key, tensor in plain.items():
+        found = CLIP_LAYER.fullmatch(key)
+        if key == "text_projection.weight":
+            named["text_projection"] = tensor.T.contiguous()
+        elif found is None:
+            named[OPEN_CLIP_ENDS[key]] = tensor
+        elif found[2] in OPEN_CLIP_LAYER:
+            named[f"transformer.resblocks.{found[1]}.{OPEN_CLIP_LAYER[found[2]]}.{found[3]}"] = tensor
+        elif found[2] == "self_attn.q_proj":
+            parts = [plain[f"encoder.layers.{found[1]}.self_attn.{part}_proj.{found[3]}"] for part in CLIP_PROJECTIONS]
+            named[f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}"] = torch.cat(parts)
+    return {prefix + key: tensor for key, tensor in named.items()}

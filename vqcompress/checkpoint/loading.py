@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from vqcompress.architectures.dtype_option import dtype_option
+from vqcompress.architectures.folder import dtype_option
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.checkpoint.verification import verify
 from vqcompress.errors import CheckpointError

@@ -9,13 +9,11 @@ from typing import Any
 import yaml
 from diffusers import DiffusionPipeline
 
-from vqcompress.checkpoint.card import model_card
+from vqcompress.checkpoint.card import model_card, prompt_source
 from vqcompress.checkpoint.inspection import inspect
 from vqcompress.checkpoint.layer_table import LayerRecord, write_layer_table
 from vqcompress.checkpoint.manifest import write_manifest
-from vqcompress.checkpoint.prompt_source import prompt_source
 from vqcompress.checkpoint.publication import publish
-from vqcompress.checkpoint.tokenizers import forget_last_call
 from vqcompress.storage_dtype import narrow_folder
 
 RECIPE_NAME = "vqcompress_recipe.yaml"
@@ -49,3 +47,15 @@ def save_pipeline(
         (partial / "README.md").write_text(card, encoding="utf-8")
         write_manifest(partial)
     return folder
+
+
+def forget_last_call(pipeline: DiffusionPipeline) -> None:
+    """Clear the truncation and padding that fast tokenizers remember from the last call and write to ``tokenizer.json``.
+
+    Every call sets them anew, so nothing changes but the file, which would else depend on whether a run was stopped
+    before or after calibration.
+    """
+    for part in pipeline.components.values():
+        if (backend := getattr(part, "backend_tokenizer", None)) is not None:
+            backend.no_truncation()
+            backend.no_padding()

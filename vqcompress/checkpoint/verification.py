@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components
 from vqcompress.checkpoint.manifest import manifest_problems
-from vqcompress.checkpoint.skeleton import packed_skeleton
 from vqcompress.errors import ArchitectureError, CheckpointError
-from vqcompress.layers import SHARED_NAME, check_description
+from vqcompress.layers import SHARED_NAME, check_description, empty_layers
 from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape, stored_shape
 
@@ -96,3 +97,20 @@ def _not_finite(part: ComponentFiles) -> Iterator[str]:
                 tensor = file.get_tensor(key)
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     yield key
+
+
+def packed_skeleton(part: ComponentFiles) -> nn.Module | None:
+    """The component on the meta device with empty packed layers; ``None`` for a library that is not diffusers.
+
+    Raises `ArchitectureError` when a packed layer is not in the model that the config describes, or of another shape.
+    """
+    if part.library != "diffusers" or part.description is None:
+        return None
+    kind: Any = getattr(import_module("diffusers"), part.class_name, None)
+    if kind is None:
+        return None
+    config = {key: value for key, value in part.config.items() if key != "quantization_config"}
+    with init_empty_weights():
+        model = kind.from_config(config)
+    empty_layers(model, part.description)
+    return model

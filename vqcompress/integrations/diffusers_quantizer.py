@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +14,9 @@ from torch import Tensor, nn
 
 from vqcompress.cache_line import on_cache_line
 from vqcompress.errors import CheckpointError
-from vqcompress.integrations.companions import (
+from vqcompress.integrations.config import VQCompressConfig
+from vqcompress.integrations.data_free import quantize_data_free
+from vqcompress.integrations.quantization_parameters import (
     finalize,
     from_bits,
     packed_dtypes,
@@ -20,10 +25,7 @@ from vqcompress.integrations.companions import (
     restored,
     to_bits,
 )
-from vqcompress.integrations.config import VQCompressConfig
-from vqcompress.integrations.data_free import quantize_data_free
-from vqcompress.integrations.placement import gc_disabled, place
-from vqcompress.integrations.upstream import table
+from vqcompress.integrations.registration import table
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
 from vqcompress.layers.description import layer_specs
 
@@ -188,3 +190,29 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """Packed layers are one opaque operator each."""
         return True
+
+
+def place(module: nn.Module, key: str, value: Tensor) -> None:
+    """Make ``value`` the parameter or buffer ``key`` of ``module`` itself; a new parameter is trainable if the old one is.
+
+    Codes and other integers become frozen parameters.
+    """
+    if key in module._buffers:
+        module._buffers[key] = value
+        return
+    old = module._parameters[key]
+    trainable = old is not None and old.requires_grad and value.is_floating_point()
+    # Past nn.Module.register_parameter: its checks are for new names, and loading cannot afford them.
+    module._parameters[key] = nn.Parameter(value, requires_grad=trainable)
+
+
+@contextmanager
+def gc_disabled() -> Iterator[None]:
+    """No search for garbage meanwhile: thousands of small objects are made, and all of them stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

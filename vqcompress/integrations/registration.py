@@ -9,6 +9,9 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
+
+from vqcompress.errors import UnsupportedError
 
 # The upstream module that holds what we hang on -> our module whose `attach(upstream)` hooks in.
 ATTACHMENTS = {
@@ -65,3 +68,14 @@ def _then_attach(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType]
         _attach(module)
 
     return exec_module
+
+
+def table(module: ModuleType, name: str) -> dict[str, Any]:
+    """The registry ``name`` of ``module``. Raises `UnsupportedError` when it is not there any more."""
+    registry = getattr(module, name, None)
+    if not isinstance(registry, dict):
+        raise UnsupportedError(
+            f"{module.__name__}.{name} is no table any more, so vqcompress cannot register with {module.__name__.split('.')[0]}; "
+            "install a version in the range that pyproject.toml declares"
+        )
+    return registry

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from vqcompress.integrations.companions import finalize, packed_keys, refuse_missing
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.integrations.data_free import quantize_data_free
-from vqcompress.integrations.upstream import table
+from vqcompress.integrations.quantization_parameters import finalize, packed_keys, refuse_missing
+from vqcompress.integrations.registration import table
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense, vq_layers
 
 

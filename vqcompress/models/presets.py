@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.models.unet_presets import LINFUSION_PRESETS, UNET_PRESETS
 
 # Where a family's network is; named, not imported, so that a look at the names costs no imports.
 NETWORKS: dict[str, str] = {
@@ -94,6 +94,41 @@ _QIHOO = {
 }
 
 
+_SD: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+}
+
+_UNETS: dict[str, dict[str, Any]] = {
+    "sd15": _SD | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd21": _SD
+    | {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+# LinFusion takes the arguments of its base.
+_LINFUSION: dict[str, dict[str, Any]] = {f"linfusion-{base}": config for base, config in _UNETS.items()}
+_UNETS["sdxl-turbo"] = _UNETS["sdxl"] | {"sample_size": 64}
+
+
 def _dits() -> Iterator[tuple[str, Preset]]:
     for family in ("dit", "sit"):
         for name, size in _DIT_SIZES.items():
@@ -124,8 +159,8 @@ PRESETS: dict[str, Preset] = {
     "lumina-next-t2i": Preset("next_dit", _NEXT_2B),
     "lumina-next-sft": Preset("next_dit", _NEXT_2B),
     "qihoo-t2i": Preset("pt_dit", _QIHOO),
-    **{name: Preset("linfusion", arguments) for name, arguments in LINFUSION_PRESETS.items()},
-    **{name: Preset("unet", arguments) for name, arguments in UNET_PRESETS.items()},
+    **{name: Preset("linfusion", arguments) for name, arguments in _LINFUSION.items()},
+    **{name: Preset("unet", arguments) for name, arguments in _UNETS.items()},
     "lumina-next": Preset("diffusers_lumina", _NEXT_IN_DIFFUSERS),
 }
 
