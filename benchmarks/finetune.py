@@ -30,6 +30,7 @@ from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.checkpoint import load
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import record_teacher
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.finetune import (
     DistillationData,
     encode_worst,
@@ -71,7 +72,8 @@ class Examination:
         self.captions = held_out_captions(images)
         self.images = self.draw()
         prompts = self.captions[:BATCH]
-        self.calls = record_teacher(self.pipeline, self.architecture, prompts, count=10, seed=SEED, batch_size=BATCH)
+        run = SamplingRun(self.pipeline, self.architecture, tuple(prompts), SEED, batch_size=BATCH)
+        self.calls = record_teacher(run, count=10)
 
     def draw(self) -> torch.Tensor:
         """Images ``[n, 3, 32, 32]``, image ``i`` from seed ``SEED + i``."""

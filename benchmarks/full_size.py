@@ -136,20 +136,14 @@ def load(work: Path) -> None:
 def record(work: Path, settings: Settings) -> None:
     """Draw the held-out image with the dense weights; the UNet's last call, with its output, goes to a file."""
     from vqcompress.denoiser_calls.record import record_teacher
+    from vqcompress.denoiser_calls.sampling import SamplingRun
+    from vqcompress.sampling_config import SamplingConfig
     from vqcompress.shapes.scenes import held_out_captions
 
     pipeline, architecture = narrow_pipeline(work / DENSE)
-    calls = record_teacher(
-        pipeline,
-        architecture,
-        held_out_captions(1),
-        count=settings.steps,
-        trajectory=settings.steps,
-        seed=HELD_OUT_SEED,
-        steps=settings.steps,
-        height=settings.pixels,
-        width=settings.pixels,
-    )
+    sampling = SamplingConfig(settings.steps, height=settings.pixels, width=settings.pixels)
+    run = SamplingRun(pipeline, architecture, tuple(held_out_captions(1)), HELD_OUT_SEED, sampling)
+    calls = record_teacher(run, count=settings.steps, trajectory=settings.steps)
     torch.save(calls[-1], work / CALL)
 
 

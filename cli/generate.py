@@ -47,14 +47,16 @@ def generate(
 
     from vqcompress.architectures import architecture_of, open_pipeline
     from vqcompress.report.pictures import tile
+    from vqcompress.sampling_config import SamplingConfig
 
+    asked = SamplingConfig(steps, guidance)
     repeated = [prompt for prompt in prompts for _ in range(images)]
     seeds = list(range(seed, seed + len(repeated)))
     with StageProgress(quiet=as_json) as progress:
         pipeline, made = open_pipeline(model, dtype=getattr(torch, dtype)), []
         for index, (prompt, one) in enumerate(zip(repeated, seeds, strict=True)):
             sample = architecture_of(pipeline).sample
-            drawn = sample(pipeline, [prompt], seeds=[one], steps=steps, guidance=guidance, output_type="pil")
+            drawn = sample(pipeline, [prompt], seeds=[one], sampling=asked, output_type="pil")
             made.append(_frames(drawn[0]))
             progress("generating", index + 1, len(repeated), prompt[:60])
     columns = len(made[0]) if len(made[0]) > 1 else images if images > 1 else min(len(made), 4)

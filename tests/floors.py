@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "methods",
         "progress",
         "run_store",
+        "sampling_config",
         "storage_dtype",
         "tensor_tree",
         "workers",

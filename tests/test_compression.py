@@ -16,6 +16,7 @@ import vqcompress
 from vqcompress import compression
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.errors import ArchitectureError, CheckpointError, RecipeError, VQCompressError
+from vqcompress.sampling_config import SamplingConfig
 from vqcompress.stages import budget, encoding, recording
 
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
@@ -92,7 +93,7 @@ def test_kept_recordings_serve_other_methods_with_the_same_result(
 def test_images_before_saving_and_after_loading_are_the_same(tiny_sdxl: Path, tmp_path: Path) -> None:
     pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True)
     architecture = compression.architecture_of(pipeline)
-    draw = {"seeds": [3], "steps": 2, "height": 16, "width": 16, "output_type": "pt"}
+    draw = {"seeds": [3], "sampling": SamplingConfig(2, height=16, width=16), "output_type": "pt"}
     dense = architecture.sample(pipeline, ["a cat"], **draw)
     folder = vqcompress.quantize(pipeline, tmp_path / "out", **RECIPE)
     before = architecture.sample(pipeline, ["a cat"], **draw)

@@ -17,11 +17,13 @@ from vqcompress.calibration.prompts import load_prompts
 from vqcompress.cli.main import main
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import record_teacher
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import RecipeError
+from vqcompress.sampling_config import SamplingConfig
 from vqcompress.stages import encoding, output_recording
 
-SAMPLING = {"steps": 2, "height": 16, "width": 16, "batch_size": 2}
-CALIBRATION = {"count": 4, **SAMPLING}
+SMALL = SamplingConfig(2, height=16, width=16)
+CALIBRATION = {"count": 4, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
 RECIPE: dict[str, Any] = {"bits": 3.0, "budget": "layer", "settings": {"state_bits": 8}, "calibration": CALIBRATION}
 COUPLED = {**RECIPE, "output_feedback": True}
 
@@ -41,7 +43,7 @@ def calls(tiny_sdxl: Path) -> list[dict[str, Any]]:
     pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True)
     architecture = architecture_of(pipeline)
     prompts = load_prompts(architecture.prompt_set).prompts[-4:]
-    return record_teacher(pipeline, architecture, prompts, count=99, seed=7, **SAMPLING)
+    return record_teacher(SamplingRun(pipeline, architecture, prompts, 7, SMALL, batch_size=2), count=99)
 
 
 def weights(folder: Path) -> bytes:

@@ -14,15 +14,17 @@ from vqcompress.architectures import architecture_of
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.denoiser_calls.record import record_teacher
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import RecipeError
 from vqcompress.layers import vq_layers
 from vqcompress.moments.accumulate import MomentAccumulator
 from vqcompress.moments.shrinkage import shrunk_moment
 from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.sampling_config import SamplingConfig
 from vqcompress.stages import encoding, recording
 
-SAMPLING = {"steps": 2, "height": 16, "width": 16, "batch_size": 2}
-CALIBRATION = {"count": 2, **SAMPLING}
+SMALL = SamplingConfig(2, height=16, width=16)
+CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
 RECIPE: dict[str, Any] = {"bits": 2.0, "budget": "layer", "settings": {"state_bits": 8}, "calibration": CALIBRATION}
 IN_ORDER = {**RECIPE, "calibration": {**CALIBRATION, "order": "sequential"}}
 FIRST, LATER = "down_blocks.0.resnets.0.conv1", "up_blocks.1.resnets.1.conv_shortcut"
@@ -52,7 +54,7 @@ def test_a_layers_error_is_told_for_the_inputs_it_will_get(tiny_sdxl: Path, in_o
     pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True)
     architecture = architecture_of(pipeline)
     chosen = choose_diverse(load_prompts(architecture.prompt_set).prompts, 2, 0)
-    calls = record_teacher(pipeline, architecture, chosen, count=99, **SAMPLING)
+    calls = record_teacher(SamplingRun(pipeline, architecture, chosen, 0, SMALL, batch_size=2), count=99)
     packed = vqcompress.load(in_order).unet
     weight = pipeline.unet.get_submodule(LATER).weight.detach()
     decoded = packed.get_submodule(LATER).dense_weight()

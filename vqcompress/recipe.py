@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
+from vqcompress.sampling_config import SamplingConfig
 
 
 class _Section(BaseModel):
@@ -38,6 +39,11 @@ class Calibration(_Section):
     memory_budget_gb: float = Field(default=4.0, gt=0)
     rows_per_call: int | None = Field(default=8192, ge=1)
     order: Literal["parallel", "sequential"] = "parallel"
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How the pipeline samples while its layers are recorded."""
+        return SamplingConfig(self.steps, self.guidance, self.height, self.width)
 
 
 class Training(_Section):

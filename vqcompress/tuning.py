@@ -137,8 +137,7 @@ def _original(recipe: Recipe) -> nn.Module:
 
 
 def _guidance(recipe: Recipe, architecture: Architecture) -> float:
-    wanted = recipe.calibration.guidance
-    return architecture.defaults.guidance if wanted is None else wanted
+    return recipe.calibration.sampling.resolve(architecture.defaults).guidance
 
 
 def _check_kinship(outcome: Outcome, folder: Path, recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ from vqcompress.models.diffit_latent import DiffiTLatent
 from vqcompress.models.dit import DiT, SiT
 from vqcompress.models.dit_moe import DiTMoE
 from vqcompress.models.mdt import MDTv1, MDTv2
+from vqcompress.sampling_config import SamplingConfig
 
 SMALL = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 4}
 NETWORKS = {
@@ -41,7 +42,9 @@ def pipeline(request: pytest.FixtureRequest) -> ClassConditionalPipeline:
 
 
 def latents(pipeline: DiffusionPipeline, prompts: tuple[str, ...] = ("cat", "3")) -> torch.Tensor:
-    return architecture_of(pipeline).sample(pipeline, prompts, seeds=range(len(prompts)), steps=2, output_type="latent")
+    return architecture_of(pipeline).sample(
+        pipeline, prompts, seeds=range(len(prompts)), sampling=SamplingConfig(2), output_type="latent"
+    )
 
 
 def test_every_matrix_is_planned_and_blocks_are_quantized(pipeline: ClassConditionalPipeline) -> None:
@@ -62,7 +65,7 @@ def test_names_and_numbers(pipeline: ClassConditionalPipeline) -> None:
 
 def test_other_sizes_are_refused(pipeline: ClassConditionalPipeline) -> None:
     with pytest.raises(ArchitectureError, match="8x8 images only"):
-        architecture_of(pipeline).sample(pipeline, ["0"], seeds=[0], height=16)
+        architecture_of(pipeline).sample(pipeline, ["0"], seeds=[0], sampling=SamplingConfig(height=16))
 
 
 def test_compressed_folder_loads_bit_for_bit(pipeline: ClassConditionalPipeline, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vqcompress.architectures import architecture_of, open_pipeline
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.cli.main import main
 from vqcompress.layers import vq_layers
+from vqcompress.sampling_config import SamplingConfig
 
 # Their own default sizes are far above what a test can draw, and `generate` has no other.
 LARGE_BY_DEFAULT = ("LuminaTextPipeline", "FluxPipeline", "WanPipeline", "HunyuanDiTPipeline")
@@ -68,7 +69,8 @@ def latents(pipeline: DiffusionPipeline) -> torch.Tensor:
     in_fresh_memory(pipeline)
     family = architecture_of(pipeline)
     prompt = "7" if family.prompt_set == "imagenet" else "a red cat"
-    return family.sample(pipeline, [prompt], seeds=[3], steps=steps(pipeline), output_type="latent", **sizes(pipeline))
+    small = SamplingConfig(steps(pipeline), **sizes(pipeline))
+    return family.sample(pipeline, [prompt], seeds=[3], sampling=small, output_type="latent")
 
 
 def test_quantize_then_generate(any_family: DiffusionPipeline, packed: list[DiffusionPipeline], tmp_path: Path) -> None:

@@ -9,16 +9,19 @@ from torch import nn
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.errors import ArchitectureError
+from vqcompress.sampling_config import SamplingConfig
 
 
 def prompts_for(family: Architecture) -> list[str]:
     return ["7", "golden retriever"] if family.prompt_set == "imagenet" else ["a red cat", "b"]
 
 
-def sample(pipeline: DiffusionPipeline, **options) -> torch.Tensor:
+def sample(pipeline: DiffusionPipeline, guidance: float | None = None, **options) -> torch.Tensor:
     family = architecture_of(pipeline)
-    given = {"seeds": [3, 4], "steps": 2, "height": 16, "width": 16, "output_type": "latent"} | options
-    return family.sample(pipeline, given.pop("prompts", prompts_for(family)), **given)
+    given = {"seeds": [3, 4], "output_type": "latent"} | options
+    return family.sample(
+        pipeline, given.pop("prompts", prompts_for(family)), sampling=SamplingConfig(2, guidance, 16, 16), **given
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
 
 from vqcompress.architectures import architecture_of
 from vqcompress.errors import ArchitectureError
+from vqcompress.sampling_config import SamplingConfig
 
 
 @pytest.mark.parametrize(("name", "side"), [("wan", 32), ("hunyuan", 16)])
@@ -19,7 +20,7 @@ def test_plan_and_sample(other: Callable[[str], DiffusionPipeline], name: str, s
     assert {p.name for p in plans} == {n.removesuffix(".weight") for n, p in denoiser.named_parameters() if p.ndim > 1}
     assert sum(plan.kept is None for plan in plans) > 10
     assert not any("block" not in plan.name for plan in plans if plan.kept is None and "text" not in plan.name)
-    options = {"steps": 2, "height": side, "width": side, "output_type": "latent"}
+    options = {"sampling": SamplingConfig(2, height=side, width=side), "output_type": "latent"}
     both = family.sample(pipeline, ["a", "b"], seeds=[1, 2], **options)
     alone = family.sample(pipeline, ["b"], seeds=[2], **options)
     assert torch.isfinite(both).all()

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 import vqcompress
 from vqcompress.architectures import architecture_of
 from vqcompress.models.linfusion import LinFusionUNet2DConditionModel
+from vqcompress.sampling_config import SamplingConfig
 
 Own = Callable[[str], DiffusionPipeline]
 
@@ -32,6 +33,6 @@ def test_packed_folder_opens_and_draws_the_same(own: Own, tmp_path: Path) -> Non
     opened = DiffusionPipeline.from_pretrained(tmp_path / "packed")
     assert isinstance(opened.unet, LinFusionUNet2DConditionModel)
     assert opened.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_k_[3].weight.dtype == torch.int8
-    size = {"height": 16, "width": 16, "steps": 2, "output_type": "latent"}
+    size = {"sampling": SamplingConfig(2, height=16, width=16), "output_type": "latent"}
     first, second = (architecture_of(p).sample(p, ["a cat"], seeds=[1], **size) for p in (pipeline, opened))
     assert first.equal(second)

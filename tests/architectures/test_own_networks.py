@@ -13,6 +13,7 @@ from vqcompress.architectures import architecture_of, open_pipeline
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.class_pipeline import ClassConditionalPipeline
 from vqcompress.models.diffit_image import DiffiTImage
+from vqcompress.sampling_config import SamplingConfig
 
 Own = Callable[[str], DiffusionPipeline]
 
@@ -22,11 +23,13 @@ def pipeline(request: pytest.FixtureRequest, own: Own) -> DiffusionPipeline:
     return own(request.param)
 
 
-def sample(pipeline: DiffusionPipeline, which: slice = slice(None), **options) -> torch.Tensor:
+def sample(
+    pipeline: DiffusionPipeline, which: slice = slice(None), guidance: float | None = None, **options
+) -> torch.Tensor:
     family = architecture_of(pipeline)
     prompts = ["7", "rooster"] if family.prompt_set == "imagenet" else ["a red cat", "b"]
-    given = {"seeds": [3, 4][which], "steps": 2, "height": 16, "width": 16, "output_type": "latent"} | options
-    return family.sample(pipeline, prompts[which], **given)
+    given = {"seeds": [3, 4][which], "output_type": "latent"} | options
+    return family.sample(pipeline, prompts[which], sampling=SamplingConfig(2, guidance, 16, 16), **given)
 
 
 def test_every_matrix_is_planned(pipeline: DiffusionPipeline) -> None:
@@ -64,9 +67,14 @@ def test_unconditional_image_space() -> None:
     pipeline = ClassConditionalPipeline.with_defaults(network.eval())
     family = architecture_of(pipeline)
     assert (family.defaults.height, family.name) == (16, "DiffiTImage")
-    assert family.sample(pipeline, ["anything"], seeds=[0], steps=2, output_type="pt").shape == (1, 3, 16, 16)
+    assert family.sample(pipeline, ["anything"], seeds=[0], sampling=SamplingConfig(2), output_type="pt").shape == (
+        1,
+        3,
+        16,
+        16,
+    )
     with pytest.raises(ArchitectureError, match="16x16 images only"):
-        family.sample(pipeline, ["anything"], seeds=[0], height=32)
+        family.sample(pipeline, ["anything"], seeds=[0], sampling=SamplingConfig(height=32))
 
 
 def test_transposed_convolutions_are_quantized_too(own: Own) -> None:

@@ -8,10 +8,10 @@ from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DCon
 from torch import nn
 
 from vqcompress.architectures import Architecture, LayerPlan
-from vqcompress.architectures.architecture import SamplingDefaults
 from vqcompress.architectures.dit import DiTArchitecture
 from vqcompress.architectures.pixart import PixArtArchitecture
 from vqcompress.architectures.unet import UNetArchitecture
+from vqcompress.sampling_config import ResolvedSampling
 
 SDXL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -37,7 +37,7 @@ CASES = [
 
 def plans_of(family: type[Architecture], denoiser: nn.Module) -> list[LayerPlan]:
     name = "unet" if family is UNetArchitecture else "transformer"
-    architecture = family("test", name, (name,), SamplingDefaults(1, 1.0, 8, 8))
+    architecture = family("test", name, (name,), ResolvedSampling(1, 1.0, 8, 8))
     return architecture.layers(SimpleNamespace(**{name: denoiser}), name)
 
 

@@ -14,6 +14,7 @@ from vqcompress.architectures import architecture_of
 from vqcompress.architectures.text_flow import TextFlowArchitecture
 from vqcompress.models.pipelines import pipeline_class
 from vqcompress.models.text_pipeline import TextPipeline
+from vqcompress.sampling_config import SamplingConfig
 
 BUILDERS = tiny_text_pipelines.PIPELINES
 KEPT = {
@@ -24,8 +25,9 @@ KEPT = {
 
 
 def sampled(pipeline: TextPipeline, prompts: list[str]) -> Tensor:
-    size = {"height": 16, "width": 16, "steps": 2, "output_type": "latent"}
-    return architecture_of(pipeline).sample(pipeline, prompts, seeds=list(range(len(prompts))), **size)
+    small = SamplingConfig(steps=2, height=16, width=16)
+    seeds = range(len(prompts))
+    return architecture_of(pipeline).sample(pipeline, prompts, seeds=seeds, sampling=small, output_type="latent")
 
 
 @pytest.mark.parametrize("name", BUILDERS)

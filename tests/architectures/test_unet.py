@@ -6,6 +6,7 @@ from torch import nn
 from vqcompress.architectures import architecture_of
 from vqcompress.architectures.unet import _rank
 from vqcompress.errors import ArchitectureError
+from vqcompress.sampling_config import SamplingConfig
 
 
 def called_order(unet: nn.Module, run) -> list[str]:
@@ -24,7 +25,9 @@ def called_order(unet: nn.Module, run) -> list[str]:
 
 def test_plan_is_in_execution_order(sdxl: DiffusionPipeline) -> None:
     family = architecture_of(sdxl)
-    run = called_order(sdxl.unet, lambda: family.sample(sdxl, ["a"], seeds=[0], steps=1, output_type="latent"))
+    run = called_order(
+        sdxl.unet, lambda: family.sample(sdxl, ["a"], seeds=[0], sampling=SamplingConfig(1), output_type="latent")
+    )
     planned = [plan.name for plan in family.layers(sdxl, "unet") if plan.kept is None]
     ran = [name for name in run if name in planned]
     assert [_rank(name) for name in planned] == [_rank(name) for name in ran]

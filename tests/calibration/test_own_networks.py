@@ -7,12 +7,14 @@ from torch import nn
 from vqcompress.architectures import architecture_of
 from vqcompress.calibration.record import record_moments
 from vqcompress.denoiser_calls.record import record_teacher
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.models.class_pipeline import ClassConditionalPipeline
 from vqcompress.models.dit import DiT
 from vqcompress.models.dit_moe import DiTMoE
 from vqcompress.models.mdt import MDTv2
 from vqcompress.moments.second_moment import Moments
 from vqcompress.moments.shrinkage import expert_key, is_undersampled, shrunk_moment
+from vqcompress.sampling_config import SamplingConfig
 
 TINY = {"input_size": 8, "hidden_size": 32, "depth": 4, "num_heads": 2, "num_classes": 12}
 CLASSES = ("1", "5", "9")
@@ -29,7 +31,8 @@ def pipeline_of(network: nn.Module) -> DiffusionPipeline:
 def recorded(pipeline: DiffusionPipeline) -> dict[str, Moments]:
     family = architecture_of(pipeline)
     layers = [plan.name for plan in family.layers(pipeline, "transformer") if plan.kept is None]
-    groups = record_moments(pipeline, family, "transformer", layers, CLASSES, steps=3, batch_size=2)
+    run = SamplingRun(pipeline, family, CLASSES, sampling=SamplingConfig(3), batch_size=2)
+    groups = record_moments(run, "transformer", layers)
     return {name: moments for names, moments in groups for name in names}
 
 
@@ -77,7 +80,8 @@ def test_seldom_chosen_experts_borrow_from_the_others_of_their_mixture() -> None
 
 def test_teacher_calls_of_a_network_of_ours() -> None:
     pipeline = pipeline_of(DiTMoE(**TINY, num_experts=4))
-    calls = record_teacher(pipeline, architecture_of(pipeline), CLASSES, count=3, steps=3)
+    run = SamplingRun(pipeline, architecture_of(pipeline), CLASSES, sampling=SamplingConfig(3))
+    calls = record_teacher(run, count=3)
     for call in calls:
         with torch.no_grad():
             assert torch.equal(pipeline.transformer(**call["kwargs"]), call["output"])

@@ -8,12 +8,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, architecture_of
-from vqcompress.calibration.record import record_moments
+from vqcompress.calibration.record import RecordingLimits, record_moments
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.moments.second_moment import Moments
+from vqcompress.sampling_config import SamplingConfig
 
 PROMPTS = ("a red square", "two", "b c d")
-SETTINGS = {"seed": 11, "steps": 3, "guidance": 4.0, "batch_size": 2}
+SEED, SAMPLING = 11, SamplingConfig(steps=3, guidance=4.0)
+SETTINGS = {"seed": SEED, "sampling": SAMPLING, "batch_size": 2}
 
 
 def quantized(pipeline: DiffusionPipeline, component: str | None = None) -> tuple[Architecture, str, list[str]]:
@@ -22,10 +25,16 @@ def quantized(pipeline: DiffusionPipeline, component: str | None = None) -> tupl
     return family, component, [p.name for p in family.layers(pipeline, component) if p.kept is None]
 
 
-def recorded(pipeline: DiffusionPipeline, component: str | None = None, **options) -> dict[str, Moments]:
+def recorded(
+    pipeline: DiffusionPipeline,
+    component: str | None = None,
+    limits: RecordingLimits | None = None,
+    progress=None,
+    **changes,
+) -> dict[str, Moments]:
     family, component, layers = quantized(pipeline, component)
-    given = {"prompts": PROMPTS, **SETTINGS, **options}
-    groups = list(record_moments(pipeline, family, component, layers, given.pop("prompts"), **given))
+    run = SamplingRun(pipeline, family, **{"prompts": PROMPTS, **SETTINGS, **changes})
+    groups = list(record_moments(run, component, layers, limits, progress))
     names = [name for members, _ in groups for name in members]
     assert sorted(names) == sorted(layers)
     return {name: moments for members, moments in groups for name in members}
@@ -61,8 +70,8 @@ def brute_force(pipeline: DiffusionPipeline, names: list[str]) -> dict[str, tupl
 
     handles = [module.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     for index, prompt in enumerate(PROMPTS):
-        seed = SETTINGS["seed"] + index
-        family.sample(pipeline, [prompt], seeds=[seed], steps=3, guidance=4.0, output_type="latent")
+        seed = SEED + index
+        family.sample(pipeline, [prompt], seeds=[seed], sampling=SAMPLING, output_type="latent")
     for handle in handles:
         handle.remove()
     rows = {name: torch.cat(parts) for name, parts in kept.items()}
@@ -84,7 +93,7 @@ def test_every_timestep_and_both_guidance_halves_count(sdxl: DiffusionPipeline) 
     name = "down_blocks.0.resnets.0.conv1"
     pixels = 8 * 8
     assert recorded(sdxl)[name].rows == len(PROMPTS) * 3 * 2 * pixels
-    assert recorded(sdxl, guidance=1.0)[name].rows == len(PROMPTS) * 3 * pixels
+    assert recorded(sdxl, sampling=SamplingConfig(3, 1.0))[name].rows == len(PROMPTS) * 3 * pixels
 
 
 def test_layers_with_one_input_share_one_matrix(sdxl: DiffusionPipeline) -> None:
@@ -102,8 +111,8 @@ def test_layers_with_one_input_share_one_matrix(sdxl: DiffusionPipeline) -> None
 
 def test_more_passes_same_moments(sdxl: DiffusionPipeline) -> None:
     calls: list[tuple[int, int, str]] = []
-    together = recorded(sdxl, max_rows_per_call=100)
-    split = recorded(sdxl, max_rows_per_call=100, memory_budget=6_000_000, progress=lambda *call: calls.append(call))
+    together = recorded(sdxl, limits=RecordingLimits(samples_per_call=100))
+    split = recorded(sdxl, limits=RecordingLimits(6_000_000, 100), progress=lambda *call: calls.append(call))
     assert calls[-1][2].startswith("pass ")
     assert int(calls[-1][2].split()[-1]) > 2
     assert [done for done, _, _ in calls] == list(range(calls[-1][1] + 1))
@@ -167,7 +176,7 @@ def test_infinite_activations_name_the_layer(sdxl: DiffusionPipeline) -> None:
 
 def test_no_hook_stays_behind(sdxl: DiffusionPipeline) -> None:
     family, component, layers = quantized(sdxl)
-    generator = record_moments(sdxl, family, component, layers, PROMPTS, **SETTINGS)
+    generator = record_moments(SamplingRun(sdxl, family, PROMPTS, **SETTINGS), component, layers)
     next(generator)
     generator.close()
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in sdxl.unet.modules())
@@ -178,7 +187,7 @@ def test_no_hook_stays_behind(sdxl: DiffusionPipeline) -> None:
     [
         ({"prompts": ()}, "no calibration prompts"),
         ({"batch_size": 0}, "batch size must be at least 1"),
-        ({"memory_budget": 1000}, "more than the memory budget"),
+        ({"limits": RecordingLimits(memory_budget=1000)}, "more than the memory budget"),
     ],
 )
 def test_refusals(sdxl: DiffusionPipeline, options: dict, message: str) -> None:

@@ -8,19 +8,19 @@ from safetensors.torch import load_file
 
 from vqcompress.architectures import architecture_of
 from vqcompress.denoiser_calls.call_tensors import flatten, nest
-from vqcompress.denoiser_calls.dataset import DistillationDataset, Sampling, record
+from vqcompress.denoiser_calls.dataset import DistillationDataset, record
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.run_store import RunStore
+from vqcompress.sampling_config import SamplingConfig
 
-SMALL = Sampling(steps=3, guidance=2.0, height=8, width=8, batch_size=2)
+SMALL = SamplingConfig(steps=3, guidance=2.0, height=8, width=8)
 
 
 def make(teacher, folder, prompts=("a", "b", "c"), **options):
     with RunStore(folder, {}) as store:
-        return record(
-            teacher, architecture_of(teacher), prompts, store, "calls", seed=5,
-            **{"sampling": SMALL, "budget": 10**9, **options},
-        )  # fmt: skip
+        run = SamplingRun(teacher, architecture_of(teacher), prompts, 5, SMALL, batch_size=2)
+        return record(run, store, "calls", **{"budget": 10**9, **options})
 
 
 def test_a_batch_of_units_from_anywhere_gives_the_teachers_outputs(teacher, distillation):

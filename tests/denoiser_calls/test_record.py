@@ -6,15 +6,20 @@ from hypothesis import strategies as st
 
 from vqcompress.architectures import architecture_of
 from vqcompress.denoiser_calls.record import TeacherCall, choose_calls, record_teacher
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
+from vqcompress.sampling_config import SamplingConfig
 
 PROMPTS = ("a", "b c", "d", "e")
 
 
-def record(pipeline: DiffusionPipeline, **options) -> list[TeacherCall]:
+def record(
+    pipeline: DiffusionPipeline, count: int = 5, seed: int = 3, batch_size: int = 1, **options
+) -> list[TeacherCall]:
     family = architecture_of(pipeline)
     prompts = ("1", "2", "3", "4") if family.prompt_set == "imagenet" else PROMPTS
-    return record_teacher(pipeline, family, prompts, **{"count": 5, "steps": 4, "seed": 3, **options})
+    run = SamplingRun(pipeline, family, prompts, seed, SamplingConfig(4), batch_size)
+    return record_teacher(run, count=count, **options)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "pixart", "dit", "lumina"])

@@ -11,9 +11,10 @@ import torch
 from vqcompress.report import to_html, to_markdown
 from vqcompress.report.comparison import Comparison, ComponentCost
 from vqcompress.report.components import component_costs, components_table
-from vqcompress.report.drawing import Sampling
+from vqcompress.report.drawing import Drawing
+from vqcompress.sampling_config import ResolvedSampling
 
-SAMPLING = Sampling(("a", "b"), 0, 2, 1.0)
+DRAWING = Drawing(("a", "b"), 0, ResolvedSampling(2, 1.0, 8, 8))
 PART = {"component_bits_per_weight": 3.1, "bytes": 1000}
 
 
@@ -29,13 +30,13 @@ class Painter:
 
 def test_each_component_is_alone_in_the_original():
     original, variant = (SimpleNamespace(unet=u, text_encoder=t) for u, t in ((0.0, 0.0), (0.01, 0.1)))
-    images = Painter().sample(original, SAMPLING.prompts, seeds=[0, 1])
+    images = Painter().sample(original, DRAWING.prompts, seeds=[0, 1])
     steps = []
     costs = component_costs(
         original,
         variant,
         Painter(),
-        SAMPLING,
+        DRAWING,
         images,
         {"unet": PART, "text_encoder": PART},
         lambda *at: steps.append(at),
@@ -46,7 +47,7 @@ def test_each_component_is_alone_in_the_original():
 
 
 def test_one_component_needs_no_table(comparison):
-    assert component_costs(None, None, None, SAMPLING, torch.zeros(1), {"unet": PART}, lambda *_: None) == ()
+    assert component_costs(None, None, None, DRAWING, torch.zeros(1), {"unet": PART}, lambda *_: None) == ()
     assert components_table(comparison) is None
     assert "each component" not in to_markdown(comparison)
 

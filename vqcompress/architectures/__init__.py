@@ -1,7 +1,7 @@
 """What a pipeline is made of: how to open it, which layers to quantize or keep, how to sample it."""
 
 from vqcompress.architectures.aliases import ALIASES
-from vqcompress.architectures.architecture import Architecture, Pipeline, SamplingDefaults
+from vqcompress.architectures.architecture import Architecture, Pipeline
 from vqcompress.architectures.families import FAMILIES, architecture_of
 from vqcompress.architectures.layer_plan import KeepRules, LayerPlan
 from vqcompress.architectures.opening import open_pipeline
@@ -13,7 +13,6 @@ __all__ = [
     "KeepRules",
     "LayerPlan",
     "Pipeline",
-    "SamplingDefaults",
     "architecture_of",
     "open_pipeline",
 ]

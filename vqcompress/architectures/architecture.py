@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vqcompress.architectures.layer_plan import KeepRules, LayerPlan, plan_layers
 from vqcompress.errors import ArchitectureError
+from vqcompress.sampling_config import ResolvedSampling, SamplingConfig
 
 OutputType = Literal["latent", "pil", "pt"]
 
@@ -25,16 +26,6 @@ TEXT_KEEP: KeepRules = {
     r"(^|\.)text_projection$": "sees one row per prompt: its input's second moment is rank-limited",
     r"(^|\.)lm_head$": "not used for conditioning",
 }
-
-
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """How a pipeline is sampled when nothing else is asked for; ``height`` and ``width`` in pixels."""
-
-    steps: int
-    guidance: float
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Architecture:
     name: str
     denoiser: str
     components: tuple[str, ...]
-    defaults: SamplingDefaults
+    defaults: ResolvedSampling
     prompt_set: str = "general"
 
     @classmethod
@@ -106,29 +97,23 @@ class Architecture:
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        sampling: SamplingConfig | None = None,
         output_type: OutputType = "pil",
     ) -> Any:
         """Run the pipeline with its own scheduler and guidance; one image per prompt.
 
         Image ``i`` starts from its own generator seeded with ``seeds[i]``, so it does not depend on what else is in the
-        batch (but for the rounding of batched sums). Whatever is None comes from `defaults`.
+        batch (but for the rounding of batched sums). Whatever ``sampling`` leaves open comes from `defaults`.
         Returns latents ``[n, channels, h, w]`` ("latent"), images ``[n, 3, height, width]`` in 0..1 ("pt"), or PIL images.
         """
         if len(seeds) != len(prompts):
             raise ArchitectureError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-        size = (height or self.defaults.height, width or self.defaults.width)
         with quiet(pipeline), own_randomness(seeds), evaluating(pipeline):
             return self.run(
                 pipeline,
                 list(prompts),
                 generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-                steps=self.defaults.steps if steps is None else steps,
-                guidance=self.defaults.guidance if guidance is None else guidance,
-                size=size,
+                sampling=(sampling or SamplingConfig()).resolve(self.defaults),
                 output_type=output_type,
             )
 
@@ -138,18 +123,16 @@ class Architecture:
         prompts: list[str],
         *,
         generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
-        size: tuple[int, int],
+        sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
         """One call of the pipeline, with every argument given; `sample` is the public door."""
         return pipeline(
             prompt=prompts,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=size[0],
-            width=size[1],
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            height=sampling.height,
+            width=sampling.width,
             generator=generators,
             output_type=output_type,
             **self.call_arguments,

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from vqcompress.architectures.architecture import Architecture, OutputType, Pipeline, SamplingDefaults
+from vqcompress.architectures.architecture import Architecture, OutputType, Pipeline
 from vqcompress.architectures.class_names import class_numbers
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
 from vqcompress.errors import ArchitectureError, VQCompressError
+from vqcompress.sampling_config import ResolvedSampling
 from vqcompress.shapes import DEFAULT_STEPS
 
 SHAPES_CLASSES = "shapes_classes"
@@ -42,7 +43,7 @@ class ClassConditionalArchitecture(Architecture):
             name,
             "transformer",
             ("transformer",),
-            SamplingDefaults(steps, pipeline.default_guidance, side, side),
+            ResolvedSampling(steps, pipeline.default_guidance, side, side),
             prompts,
         )
 
@@ -52,18 +53,16 @@ class ClassConditionalArchitecture(Architecture):
         prompts: list[str],
         *,
         generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
-        size: tuple[int, int],
+        sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
-        if size != (self.defaults.height, self.defaults.width):
+        if (sampling.height, sampling.width) != (self.defaults.height, self.defaults.width):
             raise ArchitectureError(
                 f"{self.name} generates {self.defaults.height}x{self.defaults.width} images only; leave height and width out"
             )
         classes = pipeline.num_classes
         labels = [0] * len(prompts) if classes is None else class_numbers(prompts, pipeline.labels, classes)
-        return pipeline(labels, guidance, steps, generators, output_type).images
+        return pipeline(labels, sampling.guidance, sampling.steps, generators, output_type).images
 
 
 def _draws_shapes(pipeline: Pipeline) -> bool:

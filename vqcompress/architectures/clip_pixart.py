@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vqcompress.architectures.architecture import Pipeline, SamplingDefaults, image_size
+from vqcompress.architectures.architecture import Pipeline, image_size
 from vqcompress.architectures.text_flow import TextFlowArchitecture
+from vqcompress.sampling_config import ResolvedSampling
 from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
 
 
@@ -21,6 +22,6 @@ class ClipPixArtArchitecture(TextFlowArchitecture):
         found = super().of(pipeline)
         config = pipeline.transformer.config
         embedded = config["sample_size"] == 8 and config["in_channels"] == 8
-        defaults = SamplingDefaults(DEFAULT_STEPS, DEFAULT_GUIDANCE, *image_size(pipeline, pipeline.transformer))
+        defaults = ResolvedSampling(DEFAULT_STEPS, DEFAULT_GUIDANCE, *image_size(pipeline, pipeline.transformer))
         name, prompts = ("shapes-dit", "shapes") if embedded else (found.name, "general")
         return cls(name, found.denoiser, found.components, defaults, prompts)

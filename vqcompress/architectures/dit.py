@@ -11,13 +11,13 @@ from vqcompress.architectures.architecture import (
     Architecture,
     OutputType,
     Pipeline,
-    SamplingDefaults,
     generator_arguments,
     image_size,
 )
 from vqcompress.architectures.class_names import class_numbers
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
 from vqcompress.errors import ArchitectureError
+from vqcompress.sampling_config import ResolvedSampling
 
 
 class DiTArchitecture(Architecture):
@@ -41,7 +41,7 @@ class DiTArchitecture(Architecture):
     @classmethod
     def of(cls, pipeline: Pipeline) -> DiTArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
-        return cls("dit", "transformer", ("transformer",), SamplingDefaults(50, 4.0, height, width), "imagenet")
+        return cls("dit", "transformer", ("transformer",), ResolvedSampling(50, 4.0, height, width), "imagenet")
 
     def run(
         self,
@@ -49,25 +49,23 @@ class DiTArchitecture(Architecture):
         prompts: list[str],
         *,
         generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
-        size: tuple[int, int],
+        sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
         """`DiTPipeline.__call__` step by step, because that always decodes and never passes its generator to the scheduler."""
-        if size != (self.defaults.height, self.defaults.width):
+        if (sampling.height, sampling.width) != (self.defaults.height, self.defaults.width):
             raise ArchitectureError(
                 f"DiT generates {self.defaults.height}x{self.defaults.width} images only (its position table is fixed); "
                 "leave height and width out"
             )
         labels = class_numbers(prompts, pipeline.labels, pipeline.transformer.config.num_embeds_ada_norm)
         with torch.no_grad():
-            latents = _denoise(pipeline, labels, generators, steps, guidance)
+            latents = _denoise(pipeline, labels, generators, sampling)
             return latents if output_type == "latent" else _images(pipeline, latents, output_type)
 
 
 def _denoise(
-    pipeline: Pipeline, labels: list[int], generators: list[torch.Generator], steps: int, guidance: float
+    pipeline: Pipeline, labels: list[int], generators: list[torch.Generator], sampling: ResolvedSampling
 ) -> Tensor:
     """Final latents ``[n, channels, side, side]``."""
     from diffusers.utils.torch_utils import randn_tensor
@@ -77,10 +75,10 @@ def _denoise(
     shape = (len(labels), channels, side, side)
     latents = randn_tensor(shape, generator=generators, device=device, dtype=model.dtype)
     classes = torch.tensor(labels, device=device)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(sampling.steps)
     extra = generator_arguments(scheduler, generators)
     for t in scheduler.timesteps:
-        noise = _guided(model, scheduler.scale_model_input(latents, t), t, classes, guidance)
+        noise = _guided(model, scheduler.scale_model_input(latents, t), t, classes, sampling.guidance)
         latents = scheduler.step(noise[:, :channels], t, latents, **extra).prev_sample
     return latents
 

@@ -14,11 +14,11 @@ from vqcompress.architectures.architecture import (
     Architecture,
     OutputType,
     Pipeline,
-    SamplingDefaults,
     latent_factor,
     present_text_encoders,
 )
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.sampling_config import ResolvedSampling
 
 DENOISERS = ("transformer", "unet")
 EDITING = re.compile(
@@ -56,17 +56,15 @@ class GenericArchitecture(Architecture):
         prompts: list[str],
         *,
         generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
-        size: tuple[int, int],
+        sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
         offered = {
             "prompt": prompts,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "height": size[0],
-            "width": size[1],
+            "num_inference_steps": sampling.steps,
+            "guidance_scale": sampling.guidance,
+            "height": sampling.height,
+            "width": sampling.width,
             "generator": generators,
             "output_type": output_type,
             "clean_caption": False,
@@ -94,7 +92,7 @@ def _needs_more(pipeline: Pipeline, parameters: dict[str, inspect.Parameter]) ->
     return bool(wanted - {"prompt", "args", "kwargs"}) or bool(EDITING.search(type(pipeline).__name__))
 
 
-def _defaults(pipeline: Pipeline, denoiser: str) -> SamplingDefaults:
+def _defaults(pipeline: Pipeline, denoiser: str) -> ResolvedSampling:
     """From the defaults in the pipeline's own signature, sizes from the denoiser where that says None."""
     parameters = _parameters(pipeline.__call__)
 
@@ -103,7 +101,7 @@ def _defaults(pipeline: Pipeline, denoiser: str) -> SamplingDefaults:
         return otherwise if value is None or value is inspect.Parameter.empty else value
 
     side = _latent_side(pipeline, getattr(pipeline, denoiser)) * latent_factor(pipeline)
-    return SamplingDefaults(
+    return ResolvedSampling(
         int(default("num_inference_steps", 50)),
         float(default("guidance_scale", 1.0)),
         int(default("height", side)),

@@ -10,12 +10,12 @@ from torch import Tensor
 from vqcompress.architectures.architecture import (
     Architecture,
     Pipeline,
-    SamplingDefaults,
     image_size,
     present_text_encoders,
     token_mask,
 )
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.sampling_config import ResolvedSampling
 
 
 class PixArtArchitecture(Architecture):
@@ -41,7 +41,7 @@ class PixArtArchitecture(Architecture):
     def of(cls, pipeline: Pipeline) -> PixArtArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
         components = ("transformer", *present_text_encoders(pipeline))
-        return cls("pixart", "transformer", components, SamplingDefaults(20, 4.5, height, width))
+        return cls("pixart", "transformer", components, ResolvedSampling(20, 4.5, height, width))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
         return token_mask(call, "encoder_attention_mask", "attention_mask")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from vqcompress.architectures.architecture import Architecture, SamplingDefaults
+from vqcompress.architectures.architecture import Architecture
 from vqcompress.architectures.class_conditional import ClassConditionalArchitecture
 from vqcompress.architectures.dit import DiTArchitecture
 from vqcompress.architectures.lumina import LuminaArchitecture
@@ -21,6 +21,7 @@ from vqcompress.architectures.text_flow import TextFlowArchitecture
 from vqcompress.architectures.unet import UNetArchitecture
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.presets import PRESETS, SYNONYMS, Preset
+from vqcompress.sampling_config import ResolvedSampling
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def skeleton(name: str) -> tuple[Architecture, SimpleNamespace]:
     preset = _ON_THE_HUB.get(known) or PRESETS[known]
     kind, component = _architecture(preset)
     denoiser = _denoiser(preset)
-    architecture = kind(known, component, (component,), SamplingDefaults(50, 1.0, 0, 0))
+    architecture = kind(known, component, (component,), ResolvedSampling(50, 1.0, 0, 0))
     return architecture, SimpleNamespace(**{component: denoiser}, components={component: denoiser})
 
 

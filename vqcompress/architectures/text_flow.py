@@ -9,12 +9,12 @@ from torch import Tensor
 from vqcompress.architectures.architecture import (
     Architecture,
     Pipeline,
-    SamplingDefaults,
     image_size,
     present_text_encoders,
     token_mask,
 )
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.sampling_config import ResolvedSampling
 
 
 class TextFlowArchitecture(Architecture):
@@ -42,7 +42,7 @@ class TextFlowArchitecture(Architecture):
         height, width = image_size(pipeline, pipeline.transformer, default=pipeline.default_sample_size)
         components = ("transformer", *present_text_encoders(pipeline))
         name = type(pipeline.transformer).__name__
-        return cls(name, "transformer", components, SamplingDefaults(30, 4.0, height, width))
+        return cls(name, "transformer", components, ResolvedSampling(30, 4.0, height, width))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
         return token_mask(call, "cap_mask", "encoder_attention_mask", "attention_mask")

@@ -8,11 +8,11 @@ from typing import ClassVar
 from vqcompress.architectures.architecture import (
     Architecture,
     Pipeline,
-    SamplingDefaults,
     image_size,
     present_text_encoders,
 )
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules, LayerPlan
+from vqcompress.sampling_config import ResolvedSampling
 from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
 
 FEW_STEP_NAMES = ("turbo", "lightning", "lcm")
@@ -69,12 +69,12 @@ def _is_few_step(pipeline: Pipeline) -> bool:
     return any(name in called for name in FEW_STEP_NAMES) or (ancestral and trailing)
 
 
-def _defaults(name: str, pipeline: Pipeline) -> SamplingDefaults:
+def _defaults(name: str, pipeline: Pipeline) -> ResolvedSampling:
     height, width = image_size(pipeline, pipeline.unet)
     if name == "shapes":
-        return SamplingDefaults(DEFAULT_STEPS, DEFAULT_GUIDANCE, height, width)
+        return ResolvedSampling(DEFAULT_STEPS, DEFAULT_GUIDANCE, height, width)
     steps, guidance = {"sdxl-turbo": (4, 0.0), "sdxl": (50, 5.0)}.get(name, (50, 7.5))
-    return SamplingDefaults(steps, guidance, height, width)
+    return ResolvedSampling(steps, guidance, height, width)
 
 
 def _rank(name: str) -> tuple[int, int, int, int]:

@@ -6,13 +6,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vqcompress.architectures import Architecture, Pipeline
+from vqcompress.architectures import Architecture
 from vqcompress.calibration.exchange import gather_round, owners
 from vqcompress.calibration.input_samples import input_rows, row_count
 from vqcompress.calibration.passes import plan_passes
@@ -35,7 +35,7 @@ class Source(Protocol):
 
     @property
     def repeats(self) -> float:
-        """How many times as many rows all batches show as `probe` does, about."""
+        """How many times as many samples all batches show as `probe` does, about."""
 
     def batch(self, index: int) -> None:
         """Run batch ``index``."""
@@ -44,70 +44,68 @@ class Source(Protocol):
         """Run a little, all layers once."""
 
 
+@dataclass(frozen=True)
+class RecordingLimits:
+    """``memory_budget`` bytes for the second moments of one pass (None: all in one), and how many samples a layer's
+    moment takes of one call (None: all; see `MomentAccumulator`)."""
+
+    memory_budget: int | None = None
+    samples_per_call: int | None = None
+
+
+@dataclass(frozen=True)
+class Component:
+    """``module`` is the network called ``name`` in a pipeline of ``architecture``, or a copy of it."""
+
+    architecture: Architecture
+    name: str
+    module: nn.Module
+
+
 def record_moments(
-    pipeline: Pipeline,
-    architecture: Architecture,
+    run: SamplingRun,
     component: str,
     layers: Sequence[str],
-    prompts: Sequence[str],
-    *,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    batch_size: int = 8,
-    memory_budget: int | None = None,
-    max_rows_per_call: int | None = None,
+    limits: RecordingLimits | None = None,
     progress: StageProgress | None = None,
     workers: Workers | None = None,
 ) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
     """Second moments of the inputs of ``layers`` of ``component``, one for all layers that read the same tensor.
 
-    Every prompt goes through the pipeline's own sampler, prompt ``i`` from noise seeded with ``seed + i``: all timesteps and
-    both guidance halves count. Activations are summed as they pass and never kept. ``memory_budget`` is in bytes, for
-    the second moments alone; what exceeds it is recorded in further passes, with the same result. ``max_rows_per_call``
-    draws that many rows from larger calls (see `MomentAccumulator`). With ``workers`` the batches are shared among processes, and
-    each yields the groups that it summed; together they are what one process yields, bit for bit. None for steps, guidance, height (pixels) or width
-    means the architecture's default.
+    Every prompt goes through the pipeline's own sampler: all timesteps and both guidance halves count. Activations are
+    summed as they pass and never kept. What exceeds the memory budget of ``limits`` is recorded in further passes,
+    with the same result. With ``workers`` the batches are shared among processes, and each yields the groups that it
+    summed; together they are what one process yields, bit for bit.
 
     Yields (layer names, moments), pass by pass; a layer that never ran comes with ``rows == 0``. Raises
-    `CalibrationError` for no prompts, for a budget below one layer's need, and when activations are not finite.
+    `CalibrationError` for a budget below one layer's need, and when activations are not finite.
     """
-    run = SamplingRun(
-        pipeline, architecture, tuple(prompts), seed, steps, guidance, height, width, batch_size,
-        encode_only=component != architecture.denoiser,
-    )  # fmt: skip
-    module = architecture.module(pipeline, component)
-    yield from record_inputs(
-        module, architecture, component, layers, run, seed=seed, memory_budget=memory_budget,
-        max_rows_per_call=max_rows_per_call, progress=progress, workers=workers,
-    )  # fmt: skip
+    module = run.architecture.module(run.pipeline, component)
+    source = replace(run, encode_only=component != run.architecture.denoiser)
+    watched = Component(run.architecture, component, module)
+    yield from record_inputs(watched, layers, source, run.seed, limits, progress, workers)
 
 
 def record_inputs(
-    module: nn.Module,
-    architecture: Architecture,
-    component: str,
+    component: Component,
     layers: Sequence[str],
     source: Source,
-    *,
     seed: int = 0,
-    memory_budget: int | None = None,
-    max_rows_per_call: int | None = None,
+    limits: RecordingLimits | None = None,
     progress: StageProgress | None = None,
     workers: Workers | None = None,
 ) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
-    """`record_moments` of ``module``, which is ``component`` or a copy of it, while ``source`` makes it run."""
-    groups = shared_inputs(module, layers, source.probe, source.repeats)
-    passes = plan_passes(groups, memory_budget)
-    workers, total = workers or Workers(), len(passes) * source.batches
+    """`record_moments` while ``source`` makes ``component`` run; ``seed`` chooses samples where ``limits`` say so."""
+    limits, workers = limits or RecordingLimits(), workers or Workers()
+    groups = shared_inputs(component.module, layers, source.probe, source.repeats)
+    passes = plan_passes(groups, limits.memory_budget)
+    total = len(passes) * source.batches
     if progress:
         progress(0, total, f"{len(passes)} passes")
     for index, members in enumerate(passes):
-        recorder = _Recorder(architecture, component, max_rows_per_call, seed, workers)
+        recorder = _Recorder(component, limits.samples_per_call, seed, workers)
         what = f"pass {index + 1} of {len(passes)}"
-        for done in recorder.record(module, members, source):
+        for done in recorder.record(members, source):
             if progress:
                 progress(index * source.batches + done, total, what)
         yield from recorder.results(members)
@@ -117,16 +115,16 @@ def record_inputs(
 class _Recorder:
     """One pass: an accumulator per group, fed by a hook on the group's first layer."""
 
-    architecture: Architecture
-    component: str
-    max_rows_per_call: int | None
+    component: Component
+    samples_per_call: int | None
     seed: int
     workers: Workers
     accumulators: dict[str, MomentAccumulator] = field(default_factory=dict)
     text_mask: Tensor | None = None
 
-    def record(self, module: nn.Module, groups: Sequence[InputGroup], source: Source) -> Iterator[int]:
+    def record(self, groups: Sequence[InputGroup], source: Source) -> Iterator[int]:
         """Run this process's share of the batches; yields the number of those that all have finished."""
+        module = self.component.module
         with ExitStack() as hooks:
             hooks.callback(module.register_forward_pre_hook(self._note_mask, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(self._check_output).remove)
@@ -159,7 +157,7 @@ class _Recorder:
     def _feed(self, group: InputGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         name = group.layers[0]
         accumulator = MomentAccumulator(
-            group.columns, max_rows_per_call=self.max_rows_per_call, seed=_layer_seed(self.seed, name)
+            group.columns, max_rows_per_call=self.samples_per_call, seed=_layer_seed(self.seed, name)
         )
         self.accumulators[name] = accumulator
         is_masked = self._reads_padding(name)
@@ -176,23 +174,24 @@ class _Recorder:
 
     def _reads_padding(self, name: str) -> bool:
         """Whether the layer is given padded tokens that nothing reads: where the denoiser masks them, all text layers."""
-        pattern = self.architecture.masked_layers
-        return pattern is not None and (self.component != self.architecture.denoiser or bool(re.search(pattern, name)))
+        architecture = self.component.architecture
+        pattern, is_denoiser = architecture.masked_layers, self.component.name == architecture.denoiser
+        return pattern is not None and (not is_denoiser or bool(re.search(pattern, name)))
 
     def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.architecture.masked_layers is not None:
-            self.text_mask = self.architecture.text_mask(call_arguments(module, args, kwargs))
+        if self.component.architecture.masked_layers is not None:
+            self.text_mask = self.component.architecture.text_mask(call_arguments(module, args, kwargs))
 
     def _check_output(self, module: nn.Module, args: Any, output: Any) -> None:
         """Stop at the first call that goes wrong: afterwards every layer sees infinities."""
         if not bool(torch.isfinite(first_output(output)).all()):
             self._check_finite()
-            raise _not_finite(f"the output of {self.component}")
+            raise _not_finite(f"the output of {self.component.name}")
 
     def _check_finite(self) -> None:
         for name, accumulator in self.accumulators.items():
             if not accumulator.is_finite():
-                raise _not_finite(f"the input of {self.component}.{name}")
+                raise _not_finite(f"the input of {self.component.name}.{name}")
 
 
 def _not_finite(what: str) -> CalibrationError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_timestep, take_units
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher, trajectory_length
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.progress import StageProgress
 from vqcompress.run_store import RunStore, read_json, unreadable
 from vqcompress.tensor_tree import to_device
 
 KEPT = "calls"  # of each batch, as many as the budget has room for
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the teacher is sampled; None means the architecture's default. ``batch_size`` prompts share a shard."""
-
-    steps: int | None = None
-    guidance: float | None = None
-    height: int | None = None
-    width: int | None = None
-    batch_size: int = 8
 
 
 @dataclass(frozen=True)
@@ -117,45 +106,36 @@ class DistillationDataset:
 
 
 def record(
-    pipeline: Pipeline,
-    architecture: Architecture,
-    prompts: Sequence[str],
+    run: SamplingRun,
     store: RunStore,
     stage: str,
     *,
-    seed: int,
-    sampling: Sampling,
-    calls_per_batch: int | None = None,
     budget: int,
+    calls_per_batch: int | None = None,
     progress: StageProgress | None = None,
 ) -> DistillationDataset:
-    """Sample the teacher on ``prompts`` and keep its denoiser calls under ``stage`` in at most ``budget`` bytes.
+    """Sample the teacher as ``run`` says and keep its denoiser calls under ``stage`` in at most ``budget`` bytes.
 
-    Prompt ``i`` starts from noise seeded with ``seed + i``. Of every batch ``calls_per_batch`` calls are kept (None:
-    all), spread over the trajectory; the budget makes them fewer. A recording that was stopped goes on. Raises
-    `CalibrationError` when the budget has no room for one call of each batch.
+    Of every batch, which becomes a shard, ``calls_per_batch`` calls are kept (None: all), spread over the trajectory;
+    the budget makes them fewer. A recording that was stopped goes on. Raises `CalibrationError` when the budget has no
+    room for one call of each batch.
     """
-    size = sampling.batch_size
-    shards = [tuple(prompts[at : at + size]) for at in range(0, len(prompts), size)]
-    length = _length(pipeline, architecture, prompts[0], sampling, store, stage)
+    length = store.load_or_make_json(_facts(stage), "length", lambda: trajectory_length(run))
     keep = min(length, calls_per_batch or length)
-    for index, shard in enumerate(shards):
-        key = f"{index:05d}"
+    for index in range(run.batches):
+        key, first = f"{index:05d}", index * run.batch_size
+        shard = replace(run, prompts=run.prompts[first : first + run.batch_size], seed=run.seed + first)
         if not _is_stored(store, stage, key) or (index == 0 and KEPT not in store.done(_facts(stage))):
-            calls = record_teacher(
-                pipeline, architecture, shard, count=keep, seed=seed + index * size, steps=sampling.steps,
-                guidance=sampling.guidance, height=sampling.height, width=sampling.width, batch_size=size,
-                trajectory=length,
-            )  # fmt: skip
+            calls = record_teacher(shard, count=keep, trajectory=length)
             if index == 0:
-                keep = _within_budget(calls, len(shards), budget)
+                keep = _within_budget(calls, run.batches, budget)
                 calls = calls[:: -(-len(calls) // keep)]
                 store.put_json(_facts(stage), KEPT, keep)
-            _store_shard(store, stage, key, calls[:keep], len(shard))
+            _store_shard(store, stage, key, calls[:keep], len(shard.prompts))
         elif index == 0:
             keep = store.load_json(_facts(stage), KEPT)
         if progress:
-            progress(index + 1, len(shards), f"{keep} of {length} calls a batch")
+            progress(index + 1, run.batches, f"{keep} of {length} calls a batch")
     return DistillationDataset.open(store, stage)
 
 
@@ -167,18 +147,6 @@ def _is_stored(store: RunStore, stage: str, key: str) -> bool:
 def _facts(stage: str) -> str:
     """What all shards of a dataset share."""
     return f"{stage}.trajectory"
-
-
-def _length(
-    pipeline: Pipeline, architecture: Architecture, prompt: str, sampling: Sampling, store: RunStore, stage: str
-) -> int:
-    return store.load_or_make_json(
-        _facts(stage), "length",
-        lambda: trajectory_length(
-            pipeline, architecture, prompt, steps=sampling.steps, guidance=sampling.guidance, height=sampling.height,
-            width=sampling.width,
-        ),
-    )  # fmt: skip
 
 
 def _within_budget(calls: Sequence[TeacherCall], shards: int, budget: int) -> int:

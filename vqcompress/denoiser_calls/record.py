@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypedDict
@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.denoiser_calls.call import call_arguments, first_output, timestep_of
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
@@ -33,50 +32,44 @@ class TeacherCall(TypedDict):
 
 
 def record_teacher(
-    pipeline: Pipeline,
-    architecture: Architecture,
-    prompts: Sequence[str],
-    *,
-    count: int,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    batch_size: int = 1,
-    trajectory: int | None = None,
-    progress: StageProgress | None = None,
+    run: SamplingRun, *, count: int, trajectory: int | None = None, progress: StageProgress | None = None
 ) -> list[TeacherCall]:
-    """``count`` denoiser calls (fewer if there are not as many), spread evenly over the steps and chosen by ``seed``.
+    """``count`` denoiser calls (fewer if there are not as many), spread evenly over the steps and chosen by ``run.seed``.
 
-    Prompt ``i`` starts from noise seeded with ``seed + i``, as in `record_moments`. A call holds ``batch_size``
-    prompts in both guidance halves. Batches of which nothing was chosen are not sampled. ``trajectory`` is how often
-    the denoiser is called for one batch, where `trajectory_length` has already found that out.
+    A call holds ``run.batch_size`` prompts in both guidance halves. Batches of which nothing was chosen are not sampled.
+    ``trajectory`` is how often the denoiser is called for one batch, where `trajectory_length` has already found that
+    out. Raises `CalibrationError` for a ``count`` below 1, and when sampling never calls the denoiser.
     """
     if count < 1:
         raise CalibrationError(f"at least one denoiser call must be kept, got {count}")
-    run = SamplingRun(pipeline, architecture, tuple(prompts), seed, steps, guidance, height, width, batch_size)
-    denoiser = architecture.module(pipeline, architecture.denoiser)
-    calls = _calls_per_batch(denoiser, run) if trajectory is None else trajectory
+    calls = trajectory_length(run) if trajectory is None else trajectory
     if not calls:
-        raise CalibrationError(f"sampling never called {architecture.denoiser}; it has nothing to record")
-    chosen = choose_calls(run.batches, calls, count, seed)
+        raise CalibrationError(f"sampling never called {run.architecture.denoiser}; it has nothing to record")
+    chosen = choose_calls(run.batches, calls, count, run.seed)
     kept: list[TeacherCall] = []
     for done, (batch, positions) in enumerate(sorted(chosen.items())):
-        with _listening(denoiser, _keep_at(positions, kept)):
+        with _listening(_denoiser(run), _keep_at(positions, kept)):
             run.batch(batch)
         if progress:
             progress(done + 1, len(chosen), "denoiser calls")
     return kept
 
 
-def trajectory_length(
-    pipeline: Pipeline, architecture: Architecture, prompt: str, *, steps: int | None = None, guidance: float | None = None,
-    height: int | None = None, width: int | None = None,
-) -> int:  # fmt: skip
+def trajectory_length(run: SamplingRun) -> int:
     """How often the denoiser is called to sample one batch: some samplers call it more than once a step."""
-    run = SamplingRun(pipeline, architecture, (prompt,), 0, steps, guidance, height, width, 1)
-    return _calls_per_batch(architecture.module(pipeline, architecture.denoiser), run)
+    calls = 0
+
+    def count(arguments: dict[str, Any], output: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+
+    with _listening(_denoiser(run), count):
+        run.first_prompt()
+    return calls
+
+
+def _denoiser(run: SamplingRun) -> nn.Module:
+    return run.architecture.module(run.pipeline, run.architecture.denoiser)
 
 
 def choose_calls(batches: int, calls: int, count: int, seed: int) -> dict[int, set[int]]:
@@ -97,19 +90,6 @@ def _spread(calls: int, count: int, generator: torch.Generator) -> list[int]:
     """``count`` of ``calls`` positions, one at random from each of ``count`` equal stretches."""
     edges = [index * calls // count for index in range(count + 1)] if count else [0]
     return [int(torch.randint(low, high, (1,), generator=generator)) for low, high in pairwise(edges)]
-
-
-def _calls_per_batch(denoiser: nn.Module, run: SamplingRun) -> int:
-    """How often the denoiser is called for one batch: some samplers call it more than once a step."""
-    calls = 0
-
-    def count(arguments: dict[str, Any], output: Tensor) -> None:
-        nonlocal calls
-        calls += 1
-
-    with _listening(denoiser, count):
-        run.trial()
-    return calls
 
 
 def _keep_at(positions: set[int], kept: list[TeacherCall]) -> Listener:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.errors import CalibrationError
+from vqcompress.sampling_config import SamplingConfig
 
 PROBE_STEPS = 2
 
@@ -18,12 +19,9 @@ class SamplingRun:
     pipeline: Pipeline
     architecture: Architecture
     prompts: tuple[str, ...]
-    seed: int
-    steps: int | None
-    guidance: float | None
-    height: int | None
-    width: int | None
-    batch_size: int
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch_size: int = 1
     encode_only: bool = False
 
     def __post_init__(self) -> None:
@@ -38,40 +36,32 @@ class SamplingRun:
         return -(-len(self.prompts) // self.batch_size)
 
     @property
-    def all_steps(self) -> int:
+    def steps(self) -> int:
         """Denoising steps of every prompt."""
-        return self.architecture.defaults.steps if self.steps is None else self.steps
+        return self.sampling.resolve(self.architecture.defaults).steps
 
     def batch(self, index: int) -> None:
         """Sample batch ``index`` to its final latents."""
         first = index * self.batch_size
-        self._sample(first, self.prompts[first : first + self.batch_size], self.steps)
+        self._sample(first, self.prompts[first : first + self.batch_size], self.sampling)
 
     def probe(self) -> None:
         """Sample the first prompt alone with few steps."""
-        self._sample(0, self.prompts[:1], min(PROBE_STEPS, self.all_steps))
+        self._sample(0, self.prompts[:1], replace(self.sampling, steps=min(PROBE_STEPS, self.steps)))
 
     @property
     def repeats(self) -> float:
-        """How many times as many rows all batches show as `probe` does, about."""
-        return len(self.prompts) * max(self.all_steps / PROBE_STEPS, 1.0)
+        """How many times as many samples all batches show as `probe` does, about."""
+        return len(self.prompts) * max(self.steps / PROBE_STEPS, 1.0)
 
-    def trial(self) -> None:
+    def first_prompt(self) -> None:
         """Sample the first prompt alone with all steps."""
-        self._sample(0, self.prompts[:1], self.steps)
+        self._sample(0, self.prompts[:1], self.sampling)
 
-    def _sample(self, first: int, prompts: tuple[str, ...], steps: int | None) -> None:
+    def _sample(self, first: int, prompts: tuple[str, ...], sampling: SamplingConfig) -> None:
         if self.encode_only:
-            guidance = self.architecture.defaults.guidance if self.guidance is None else self.guidance
+            guidance = sampling.resolve(self.architecture.defaults).guidance
             self.architecture.encode(self.pipeline, prompts, guidance=guidance)
             return
-        self.architecture.sample(
-            self.pipeline,
-            prompts,
-            seeds=range(self.seed + first, self.seed + first + len(prompts)),
-            steps=steps,
-            guidance=self.guidance,
-            height=self.height,
-            width=self.width,
-            output_type="latent",
-        )
+        seeds = range(self.seed + first, self.seed + first + len(prompts))
+        self.architecture.sample(self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_timestep
 from vqcompress.denoiser_calls.record import record_teacher
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.finetune.assignment import widen
 from vqcompress.finetune.layer_effects import EFFECT_UNITS
 from vqcompress.finetune.learnable import make_learnable
@@ -43,10 +44,8 @@ def cost(
     """Run one step on ``pipeline``, whose denoiser is packed, for ``prompt``, and multiply. The denoiser is left widened and learnable."""
     size = training_preset(training)
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
-    call = record_teacher(
-        pipeline, architecture, [prompt], count=1, steps=2, guidance=calibration.guidance,
-        height=calibration.height, width=calibration.width, trajectory=1,
-    )[0]  # fmt: skip
+    run = SamplingRun(pipeline, architecture, (prompt,), sampling=replace(calibration.sampling, steps=2))
+    call = record_teacher(run, count=1, trajectory=1)[0]
     rows = len(call["output"])
     flat = spread_timestep(flatten(call["kwargs"]), rows)
     unit_bytes = sum(value.nbytes for value in flat.values() if isinstance(value, Tensor)) + call["output"].nbytes
@@ -56,7 +55,7 @@ def cost(
     with checkpointing(denoiser, training.checkpointing):
         _measure(denoiser, kwargs)
         forward, both, saved = _measure(denoiser, kwargs)
-    steps = architecture.defaults.steps if calibration.steps is None else calibration.steps
+    steps = calibration.sampling.resolve(architecture.defaults).steps
     learning = sum(parameter.numel() for parameter in learnable.parameters.values())
     # Three measurements for each layer that gets new codes; the largest layers, since nobody knows the worst ones yet.
     measured = size.held_out * size.held_out_calls * (1 + size.steps / size.measure_every + 3 * size.recode)

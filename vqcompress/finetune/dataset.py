@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture, Pipeline
-from vqcompress.denoiser_calls.dataset import DistillationDataset, Sampling, record
+from vqcompress.denoiser_calls.dataset import DistillationDataset, record
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.finetune.noise_levels import noise_levels, tells_noise_levels
 from vqcompress.finetune.objective import measured_weights, min_snr_weights, trajectory_weights
 from vqcompress.finetune.presets import training_preset
@@ -53,16 +54,15 @@ def record_distillation(
     size = training_preset(training)
     key = _key(size.prompts, size.held_out, size.held_out_calls, training.budget_gb, seed, tuple(calibration_prompts))
     split = split_prompts(prompts, calibration_prompts, size.prompts, size.held_out, seed)
-    sampling = Sampling(
-        calibration.steps, calibration.guidance, calibration.height, calibration.width, calibration.batch_size
-    )
 
     def part(
         stage: str, chosen: Sequence[str], first_seed: int, calls: int | None, share: float
     ) -> DistillationDataset:
+        run = SamplingRun(
+            pipeline, architecture, tuple(chosen), seed + first_seed, calibration.sampling, calibration.batch_size
+        )
         return record(
-            pipeline, architecture, chosen, store, f"{stage}-{key}", seed=seed + first_seed, sampling=sampling,
-            calls_per_batch=calls, budget=int(share * training.budget_gb * 1e9),
+            run, store, f"{stage}-{key}", calls_per_batch=calls, budget=int(share * training.budget_gb * 1e9),
             progress=lambda done, total, what: progress(f"record {stage}", done, total, what),
         )  # fmt: skip
 

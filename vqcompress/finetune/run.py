@@ -64,8 +64,7 @@ def swap_and_tune(
     """Put packed layers into the denoiser, in place, and let it learn as the recipe says, the worst of ``quantized`` encoded anew; ``described`` goes to `swap`."""
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
     options: dict[str, Any] = {"training": recipe.training, "seed": recipe.seed, "progress": progress}
-    guidance = recipe.calibration.guidance
-    guidance = architecture.defaults.guidance if guidance is None else guidance
+    guidance = recipe.calibration.sampling.resolve(architecture.defaults).guidance
     scheduler = getattr(pipeline, "scheduler", None)
     quantized = encode_worst(denoiser, quantized, distillation, recipe, guidance, scheduler, store, progress)
     original = weight_sharing_copy(denoiser)

@@ -31,12 +31,13 @@ from vqcompress.progress import Progress, silent
 from vqcompress.report.candidate import Candidate, check_labels
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Settings, Share, Variant
 from vqcompress.report.components import component_costs
-from vqcompress.report.drawing import Sampling, batch_size, draw
+from vqcompress.report.drawing import Drawing, draw
 from vqcompress.report.experts import expert_uses
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
 from vqcompress.report.pictures import to_picture, to_png
 from vqcompress.report.replay import replay
 from vqcompress.report.verdicts import verdicts
+from vqcompress.sampling_config import SamplingConfig
 
 Judge = Callable[[object, str], Mapping[str, bool]]
 """``(PIL image, prompt) -> {question: answer}``"""
@@ -72,13 +73,9 @@ def compare(
     check_labels(candidates)
     if not prompts or count < 1:
         raise VQCompressError("a comparison needs at least one prompt and one image")
-    sampling = Sampling(
-        tuple(prompts[:count]),
-        seed,
-        architecture.defaults.steps if steps is None else steps,
-        architecture.defaults.guidance if guidance is None else guidance,
-    )
-    bench = _Bench(original, architecture, sampling, judge, progress or silent)
+    sampling = SamplingConfig(steps, guidance).resolve(architecture.defaults)
+    drawing = Drawing(tuple(prompts[:count]), seed, sampling)
+    bench = _Bench(original, architecture, drawing, judge, progress or silent)
     bench.observe_original(trajectory_prompts)
     variants = [bench.variant(candidate) for candidate in candidates]
     errors = bench.layer_errors(layer_prompts)
@@ -100,7 +97,7 @@ class _Bench:
 
     original: DiffusionPipeline
     architecture: Architecture
-    sampling: Sampling
+    drawing: Drawing
     judge: Judge | None
     progress: Progress
     calls: list[TeacherCall] = field(default_factory=list)
@@ -109,17 +106,12 @@ class _Bench:
 
     def observe_original(self, trajectory_prompts: int) -> None:
         """Draw the reference images and record the denoiser's calls."""
-        self.images, self.seconds = draw(self.original, self.architecture, self.sampling, self._step("draw", ORIGINAL))
+        self.images, self.seconds = draw(self.original, self.architecture, self.drawing, self._step("draw", ORIGINAL))
         self.alignment = self._judged(ORIGINAL, self.images)
+        run = self.drawing.run(self.original, self.architecture, trajectory_prompts)
         self.calls = record_teacher(
-            self.original,
-            self.architecture,
-            self.sampling.prompts[:trajectory_prompts],
-            count=trajectory_prompts * 2 * self.sampling.steps,
-            seed=self.sampling.seed,
-            steps=self.sampling.steps,
-            guidance=self.sampling.guidance,
-            batch_size=batch_size(self.architecture),
+            run,
+            count=trajectory_prompts * 2 * run.steps,
             progress=lambda done, total, _: self.progress("record denoiser", done, total, ORIGINAL),
         )
 
@@ -133,13 +125,13 @@ class _Bench:
             )
         pipeline = self._open(candidate.folder)
         self.packed[label] = packed_weights(pipeline, self.architecture)
-        images, seconds = draw(pipeline, self.architecture, self.sampling, self._step(f"draw {label}", ""))
+        images, seconds = draw(pipeline, self.architecture, self.drawing, self._step(f"draw {label}", ""))
         energies = replay(self._module(pipeline), self.calls, self._step(f"replay {label}", ""))
         costs = component_costs(
             self.original,
             pipeline,
             self.architecture,
-            self.sampling,
+            self.drawing,
             self.images,
             sizes["components"],
             self._step(f"components of {label}", ""),
@@ -170,9 +162,9 @@ class _Bench:
 
     def layer_errors(self, layer_prompts: int):
         """Label -> layer errors, from one pass over the original."""
-        sampling = replace(self.sampling, prompts=self.sampling.prompts[:layer_prompts]) if layer_prompts else None
+        run = self.drawing.run(self.original, self.architecture, layer_prompts) if layer_prompts else None
         step = self._step("layer errors", "")
-        return layer_errors(self.original, self.architecture, self.packed, sampling, step)
+        return layer_errors(self.original, self.architecture, self.packed, run, step)
 
     def original_row(self) -> Original:
         """Sizes on disk where the original came from a folder, else those of its 16-bit weights."""
@@ -189,15 +181,15 @@ class _Bench:
 
     def settings(self, prompt_source: str, trajectory_prompts: int, layer_prompts: int) -> Settings:
         """The conditions, for the record."""
-        shown = min(layer_prompts, len(self.sampling.prompts))
+        shown = min(layer_prompts, len(self.drawing.prompts))
         moments = f"the second moments of its inputs while the original drew {shown} of the images"
         return Settings(
-            prompts=self.sampling.prompts,
+            prompts=self.drawing.prompts,
             prompt_source=prompt_source,
-            seed=self.sampling.seed,
-            steps=self.sampling.steps,
-            guidance=self.sampling.guidance,
-            trajectory_prompts=min(trajectory_prompts, len(self.sampling.prompts)),
+            seed=self.drawing.seed,
+            steps=self.drawing.sampling.steps,
+            guidance=self.drawing.sampling.guidance,
+            trajectory_prompts=min(trajectory_prompts, len(self.drawing.prompts)),
             denoiser_calls=len(self.calls),
             layer_inputs=moments if layer_prompts else "all inputs taken as equally large and independent",
             versions={package: version(package) for package in VERSIONS_OF},
@@ -219,7 +211,7 @@ class _Bench:
         self.pictures[label] = tuple(to_png(image) for image in images[:PICTURED])
         if self.judge is None:
             return {}
-        answers = [self.judge(to_picture(i), p) for i, p in zip(images, self.sampling.prompts, strict=True)]
+        answers = [self.judge(to_picture(i), p) for i, p in zip(images, self.drawing.prompts, strict=True)]
         return {question: Share(**share) for question, share in alignment(answers).items()}
 
     def _step(self, stage: str, detail: str) -> Callable[[int, int], None]:

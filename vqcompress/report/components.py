@@ -12,7 +12,7 @@ from torch import Tensor
 from vqcompress.architectures import Architecture
 from vqcompress.metrics import image_fidelity
 from vqcompress.report.comparison import Comparison, ComponentCost, Variant
-from vqcompress.report.drawing import Sampling, draw
+from vqcompress.report.drawing import Drawing, draw
 from vqcompress.report.formatting import fixed, megabytes
 from vqcompress.report.table import Cell, Heading, Line, Table
 
@@ -23,18 +23,18 @@ def component_costs(
     original: Any,
     variant: Any,
     architecture: Architecture,
-    sampling: Sampling,
+    drawing: Drawing,
     images: Tensor,
     parts: Mapping[str, Mapping[str, Any]],
     progress: Callable[[int, int], None],
 ) -> tuple[ComponentCost, ...]:
     """Image fidelity with one component of ``variant`` at a time in ``original``; none for a variant with only one.
 
-    ``images`` are the original's under ``sampling``; ``parts`` is what `inspect` says of the variant's components.
+    ``images`` are the original's of ``drawing``; ``parts`` is what `inspect` says of the variant's components.
     """
     if len(parts) < 2:
         return ()
-    few = replace(sampling, prompts=sampling.prompts[:IMAGES])
+    few = replace(drawing, prompts=drawing.prompts[:IMAGES])
     costs = []
     for done, (name, part) in enumerate(parts.items()):
         with _exchanged(original, name, getattr(variant, name)):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from vqcompress.architectures import Architecture
+from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.sampling_config import ResolvedSampling
 
 PIXELS_AT_ONCE = 1 << 20
 MAX_BATCH = 16
@@ -18,27 +20,33 @@ WARM_UP_STEPS = 2  # kernels compile and caches fill before the clock starts
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Drawing:
     """What to draw: image ``i`` shows ``prompts[i]`` and starts from ``seed + i``."""
 
     prompts: tuple[str, ...]
     seed: int
-    steps: int
-    guidance: float
+    sampling: ResolvedSampling
+
+    def run(self, pipeline: DiffusionPipeline, architecture: Architecture, prompts: int) -> SamplingRun:
+        """Sampling the first ``prompts`` of them without drawing, to record what ``pipeline`` does."""
+        return SamplingRun(
+            pipeline, architecture, self.prompts[:prompts], self.seed, self.sampling.config(), batch_size(architecture)
+        )
 
 
 def draw(
-    pipeline: DiffusionPipeline, architecture: Architecture, sampling: Sampling, progress: Callable[[int, int], None]
+    pipeline: DiffusionPipeline, architecture: Architecture, drawing: Drawing, progress: Callable[[int, int], None]
 ) -> tuple[Tensor, float]:
     """Images ``[n, 3, height, width]`` in 0..1, float32 on the CPU, and seconds an image."""
     batch = batch_size(architecture)
-    _batch(pipeline, architecture, sampling, slice(0, 1), min(WARM_UP_STEPS, sampling.steps))
+    warm_up = replace(drawing.sampling, steps=min(WARM_UP_STEPS, drawing.sampling.steps))
+    _batch(pipeline, architecture, replace(drawing, sampling=warm_up), slice(0, 1))
     images = []
     start = time.perf_counter()
-    for first in range(0, len(sampling.prompts), batch):
-        images.append(_batch(pipeline, architecture, sampling, slice(first, first + batch), sampling.steps))
-        progress(min(first + batch, len(sampling.prompts)), len(sampling.prompts))
-    return torch.cat(images), (time.perf_counter() - start) / len(sampling.prompts)
+    for first in range(0, len(drawing.prompts), batch):
+        images.append(_batch(pipeline, architecture, drawing, slice(first, first + batch)))
+        progress(min(first + batch, len(drawing.prompts)), len(drawing.prompts))
+    return torch.cat(images), (time.perf_counter() - start) / len(drawing.prompts)
 
 
 def batch_size(architecture: Architecture) -> int:
@@ -47,12 +55,8 @@ def batch_size(architecture: Architecture) -> int:
     return max(1, min(MAX_BATCH, PIXELS_AT_ONCE // (size.height * size.width)))
 
 
-def _batch(
-    pipeline: DiffusionPipeline, architecture: Architecture, sampling: Sampling, part: slice, steps: int
-) -> Tensor:
-    prompts: Sequence[str] = sampling.prompts[part]
-    seeds = [sampling.seed + index for index in range(len(sampling.prompts))][part]
-    images = architecture.sample(
-        pipeline, prompts, seeds=seeds, steps=steps, guidance=sampling.guidance, output_type="pt"
-    )
+def _batch(pipeline: DiffusionPipeline, architecture: Architecture, drawing: Drawing, part: slice) -> Tensor:
+    prompts: Sequence[str] = drawing.prompts[part]
+    seeds = [drawing.seed + index for index in range(len(drawing.prompts))][part]
+    images = architecture.sample(pipeline, prompts, seeds=seeds, sampling=drawing.sampling.config(), output_type="pt")
     return torch.as_tensor(images).float().cpu()

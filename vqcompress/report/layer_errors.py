@@ -13,12 +13,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from vqcompress.architectures import Architecture
-from vqcompress.calibration.record import record_moments
+from vqcompress.calibration.record import RecordingLimits, record_moments
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.layers import vq_layers
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.layer_error import output_power
 from vqcompress.report.comparison import LayerError
-from vqcompress.report.drawing import Sampling, batch_size
 
 Packed = Mapping[str, Mapping[str, QuantizedWeight]]
 """Component -> layer -> packed weight."""
@@ -41,19 +41,19 @@ def layer_errors(
     pipeline: DiffusionPipeline,
     architecture: Architecture,
     variants: Mapping[str, Packed],
-    sampling: Sampling | None,
+    run: SamplingRun | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, tuple[LayerError, ...]]:
-    """Label -> errors in execution order, weighted with the original's second moments on ``sampling``.
+    """Label -> errors in execution order, weighted with the original's second moments as ``run`` samples it.
 
-    ``pipeline`` is the original. Without ``sampling``, and for layers that no input reached, all inputs count alike.
+    ``pipeline`` is the original. Without ``run``, and for layers that no input reached, all inputs count alike.
     """
     errors: dict[str, dict[str, LayerError]] = defaultdict(dict)
     order: list[str] = []
     for component in architecture.components:
         layers = _layers_of(pipeline, architecture, component, variants)
         order += [_full_name(architecture, component, layer) for layer in layers]
-        for layer, moment in _moments(pipeline, architecture, component, layers, sampling, progress):
+        for layer, moment in _moments(pipeline, architecture, component, layers, run, progress):
             dense = architecture.module(pipeline, component).get_parameter(f"{layer}.weight").detach().float().cpu()
             name = _full_name(architecture, component, layer)
             power = output_power(dense, moment)
@@ -77,26 +77,14 @@ def _moments(
     architecture: Architecture,
     component: str,
     layers: Sequence[str],
-    sampling: Sampling | None,
+    run: SamplingRun | None,
     progress: Callable[[int, int], None],
 ) -> Iterator[tuple[str, Tensor | None]]:
-    if sampling is None or not layers:
+    if run is None or not layers:
         yield from ((layer, None) for layer in layers)
         return
-    recorded = record_moments(
-        pipeline,
-        architecture,
-        component,
-        layers,
-        sampling.prompts,
-        seed=sampling.seed,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        batch_size=batch_size(architecture),
-        memory_budget=MEMORY_BUDGET,
-        max_rows_per_call=ROWS_PER_CALL,
-        progress=lambda done, total, _: progress(done, total),
-    )
+    limits = RecordingLimits(MEMORY_BUDGET, ROWS_PER_CALL)
+    recorded = record_moments(run, component, layers, limits, lambda done, total, _: progress(done, total))
     for names, moments in recorded:
         yield from ((name, moments.second_moment.cpu() if moments.rows else None) for name in names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,19 +17,9 @@ CALLS, PROMPTS = 16, 8  # recorded denoiser calls that are sent back through it
 
 def teacher_calls(run: Run) -> list[dict[str, Any]]:
     """Arguments of calls of the original denoiser, drawn from trajectories of a few calibration prompts."""
-    calibration = run.recipe.calibration
-    calls = record_teacher(
-        run.pipeline,
-        run.architecture,
-        run.chosen_prompts(PROMPTS),
-        seed=run.recipe.seed,
-        steps=calibration.steps,
-        guidance=calibration.guidance,
-        height=calibration.height,
-        width=calibration.width,
-        batch_size=max(1, calibration.batch_size // 4),  # the backward pass keeps activations
-        count=CALLS,
-    )
+    batch_size = max(1, run.recipe.calibration.batch_size // 4)  # the backward pass keeps activations
+    sampling = replace(run.calibration_run(), prompts=run.chosen_prompts(PROMPTS), batch_size=batch_size)
+    calls = record_teacher(sampling, count=CALLS)
     return [call["kwargs"] for call in calls]
 
 

@@ -16,25 +16,16 @@ from vqcompress.stages.run import Run
 
 def record_component(run: Run, component: str, layers: list[str]) -> dict[str, str]:
     """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
-    calibration, on_disk = run.recipe.calibration, run.recordings.done(run.moments_of(component))
+    on_disk = run.recordings.done(run.moments_of(component))
     groups = {layer: key for layer, key in recorded_groups(run, component).items() if key in on_disk}
     missing = [layer for layer in layers if layer not in groups]
     if not missing:
         return groups
     recorded = record_moments(
-        run.pipeline,
-        run.architecture,
+        run.calibration_run(),
         component,
         missing,
-        run.chosen_prompts(calibration.count),
-        seed=run.recipe.seed,
-        steps=calibration.steps,
-        guidance=calibration.guidance,
-        height=calibration.height,
-        width=calibration.width,
-        batch_size=calibration.batch_size,
-        memory_budget=int(calibration.memory_budget_gb * 1e9),
-        max_rows_per_call=calibration.rows_per_call,
+        run.recording_limits(),
         progress=lambda done, total, what: run.progress(f"calibrate {component}", done, total, what),
         workers=run.workers,
     )

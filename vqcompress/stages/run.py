@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture
 from vqcompress.calibration.prompts import PromptSet, choose_diverse
+from vqcompress.calibration.record import RecordingLimits
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.finetune import DistillationData
 from vqcompress.progress import Progress
 from vqcompress.recipe import Recipe
@@ -53,6 +55,19 @@ class Run:
     def chosen_prompts(self, count: int) -> tuple[str, ...]:
         """The most diverse ``count`` calibration prompts."""
         return choose_diverse(self.prompts.prompts, count, self.recipe.seed)
+
+    def calibration_run(self) -> SamplingRun:
+        """The sampling that calibration records."""
+        calibration = self.recipe.calibration
+        prompts = self.chosen_prompts(calibration.count)
+        return SamplingRun(
+            self.pipeline, self.architecture, prompts, self.recipe.seed, calibration.sampling, calibration.batch_size
+        )
+
+    def recording_limits(self) -> RecordingLimits:
+        """How much of what layers are given calibration may hold and take."""
+        calibration = self.recipe.calibration
+        return RecordingLimits(int(calibration.memory_budget_gb * 1e9), calibration.rows_per_call)
 
     def main_process_first(self, make: Callable[[], Made]) -> Made:
         """What ``make`` finds or makes in a run folder: made by the first process, then found there by the others."""

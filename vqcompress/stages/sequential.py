@@ -14,9 +14,9 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from vqcompress.calibration.record import record_inputs
+from vqcompress.calibration.record import Component, record_inputs
 from vqcompress.denoiser_calls.blocks import execution_order, find_blocks
-from vqcompress.denoiser_calls.dataset import DistillationDataset, Sampling, record
+from vqcompress.denoiser_calls.dataset import DistillationDataset, record
 from vqcompress.denoiser_calls.partial_run import run_through_block, weight_sharing_copy
 from vqcompress.layers import swap
 from vqcompress.quantized_weight import QuantizedWeight
@@ -100,15 +100,13 @@ def encode_in_order(
 
 def _recorded_calls(run: Run) -> DistillationDataset:
     """The original's calls on the calibration prompts, on disk within the budget for recordings."""
-    calibration = run.recipe.calibration
-    sampling = Sampling(
-        calibration.steps, calibration.guidance, calibration.height, calibration.width, calibration.batch_size
-    )
     return record(
-        run.pipeline, run.architecture, run.chosen_prompts(calibration.count), run.recordings, CALLS,
-        seed=run.recipe.seed, sampling=sampling, budget=int(run.recipe.training.budget_gb * 1e9),
+        run.calibration_run(),
+        run.recordings,
+        CALLS,
+        budget=int(run.recipe.training.budget_gb * 1e9),
         progress=lambda done, total, what: run.progress("record calls", done, total, what),
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
@@ -127,16 +125,13 @@ def _behind_prefix(run: Run, done: int, total: int) -> Run:
 
 def _record_block(behind: Run, replay: Replay, layers: list[str], index: int, of: int) -> None:
     """Record what the layers of block ``index`` are given."""
-    component, calibration = behind.architecture.denoiser, behind.recipe.calibration
+    component = behind.architecture.denoiser
 
     def tell(done: int, total: int, what: str) -> None:
         behind.progress(f"calibrate {component}", index * total + done, of * total, replay.block)
 
-    recorded = record_inputs(
-        replay.denoiser, behind.architecture, component, layers, replay, seed=behind.recipe.seed,
-        memory_budget=int(calibration.memory_budget_gb * 1e9), max_rows_per_call=calibration.rows_per_call,
-        progress=tell,
-    )  # fmt: skip
+    watched = Component(behind.architecture, component, replay.denoiser)
+    recorded = record_inputs(watched, layers, replay, behind.recipe.seed, behind.recording_limits(), tell)
     keep_recorded(behind, component, recorded)
 
 

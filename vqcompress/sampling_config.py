@@ -1,0 +1,38 @@
+"""How a pipeline samples: steps, guidance scale, image size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ResolvedSampling:
+    """Sampling with nothing left open; ``height`` and ``width`` in pixels."""
+
+    steps: int
+    guidance: float
+    height: int
+    width: int
+
+    def config(self) -> SamplingConfig:
+        """The same as a request."""
+        return SamplingConfig(self.steps, self.guidance, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling as a user asks for it: ``None`` leaves a value to the pipeline's architecture."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+
+    def resolve(self, defaults: ResolvedSampling) -> ResolvedSampling:
+        """These values, and those of ``defaults`` where there are none."""
+        return ResolvedSampling(
+            defaults.steps if self.steps is None else self.steps,
+            defaults.guidance if self.guidance is None else self.guidance,
+            self.height or defaults.height,
+            self.width or defaults.width,
+        )
