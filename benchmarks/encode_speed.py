@@ -20,6 +20,7 @@ import torch
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.matrix_view import is_quantizable, matrix_shape
 from vqcompress.models.presets import PRESETS
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.search.viterbi import CpuViterbi
 
@@ -92,7 +93,7 @@ def factoring_seconds(columns: int, largest: int) -> float:
     measured = min(columns, largest)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(measured + 64, measured, generator=generator)
-    moment = inputs.t() @ inputs / len(inputs)
+    moment = SecondMoment(inputs.t() @ inputs / len(inputs))
     return seconds(lambda: prepare_feedback(moment)) * (columns / measured) ** 3
 
 

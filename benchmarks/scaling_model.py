@@ -21,7 +21,7 @@ from torch import nn
 from vqcompress.architectures.layer_plan import plan_layers
 from vqcompress.architectures.published import skeleton
 from vqcompress.matrix_view import matrix_shape
-from vqcompress.quantizers.factorization import inverse_upper_factor
+from vqcompress.quantizers.inverse_factor import inverse_upper_factor
 from vqcompress.working_memory import balanced
 
 PROCESSES = (1, 8, 64)
@@ -154,7 +154,7 @@ def factorings_per_second() -> float:
     """Float64 operations a second of the block-wise factorization."""
     x = torch.randn(600, FACTORED, generator=torch.Generator().manual_seed(0))
     moment = x.t() @ x / len(x)
-    taken = seconds(lambda: inverse_upper_factor(moment, torch.arange(FACTORED), 1.0))
+    taken = seconds(lambda: inverse_upper_factor(moment, torch.arange(FACTORED), 1.0, largest_whole=0))
     return 2 / 3 * FACTORED**3 / taken
 
 

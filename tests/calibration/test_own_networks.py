@@ -12,7 +12,7 @@ from vqcompress.models.class_pipeline import ClassConditionalPipeline
 from vqcompress.models.dit import DiT
 from vqcompress.models.dit_moe import DiTMoE
 from vqcompress.models.mdt import MDTv2
-from vqcompress.moments.second_moment import Moments
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.moments.shrinkage import expert_key, is_undersampled, shrunk_moment
 from vqcompress.sampling_config import SamplingConfig
 
@@ -28,7 +28,7 @@ def pipeline_of(network: nn.Module) -> DiffusionPipeline:
     return ClassConditionalPipeline.with_defaults(network.eval())
 
 
-def recorded(pipeline: DiffusionPipeline) -> dict[str, Moments]:
+def recorded(pipeline: DiffusionPipeline) -> dict[str, SecondMoment]:
     family = architecture_of(pipeline)
     layers = [plan.name for plan in family.layers(pipeline, "transformer") if plan.kept is None]
     run = SamplingRun(pipeline, family, CLASSES, sampling=SamplingConfig(3), batch_size=2)
@@ -39,7 +39,7 @@ def recorded(pipeline: DiffusionPipeline) -> dict[str, Moments]:
 def test_rows_of_all_experts_add_up() -> None:
     pipeline = pipeline_of(DiTMoE(**TINY, num_experts=4))
     found = recorded(pipeline)
-    rows = {name: moments.rows for name, moments in found.items() if name.startswith("blocks.1.moe.experts.")}
+    rows = {name: moments.seen for name, moments in found.items() if name.startswith("blocks.1.moe.experts.")}
     per_expert = [count for name, count in rows.items() if name.endswith("down_proj")]
     tokens = len(CLASSES) * 3 * 2 * 16  # steps, guidance halves, tokens
     assert len(per_expert) == 4
@@ -49,7 +49,7 @@ def test_rows_of_all_experts_add_up() -> None:
 
 def test_blocks_that_never_run_do_not_block() -> None:
     found = recorded(pipeline_of(MDTv2(**TINY, decode_layer=2)))
-    silent = [name for name, moments in found.items() if moments.rows == 0]
+    silent = [name for name, moments in found.items() if moments.seen == 0]
     assert silent
     assert all(name.startswith("sideblocks.") for name in silent)
 
@@ -58,10 +58,10 @@ def test_modulation_sees_a_row_for_each_image_and_step() -> None:
     """Such a moment has no more directions than rows: it is drawn towards white noise until error feedback can use it."""
     found = recorded(pipeline_of(DiT(**TINY)))
     modulation = found["blocks.0.adaLN_modulation.1"]
-    assert modulation.rows == len(CLASSES) * 3 * 2  # steps, guidance halves
+    assert modulation.seen == len(CLASSES) * 3 * 2  # steps, guidance halves
     assert is_undersampled(modulation)
-    assert torch.linalg.matrix_rank(modulation.second_moment) < 32
-    usable = shrunk_moment(modulation)
+    assert torch.linalg.matrix_rank(modulation.dense()) < 32
+    usable = shrunk_moment(modulation).dense()
     assert torch.linalg.eigvalsh(usable).min() > 1e-4 * usable.diagonal().mean()
     assert not is_undersampled(found["blocks.0.attn.qkv"])
 
@@ -69,11 +69,11 @@ def test_modulation_sees_a_row_for_each_image_and_step() -> None:
 def test_seldom_chosen_experts_borrow_from_the_others_of_their_mixture() -> None:
     found = recorded(pipeline_of(DiTMoE(**TINY, num_experts=16)))
     name = min(
-        (n for n in found if "blocks.1.moe.experts." in n and n.endswith("down_proj")), key=lambda n: found[n].rows
+        (n for n in found if "blocks.1.moe.experts." in n and n.endswith("down_proj")), key=lambda n: found[n].seen
     )
-    siblings = [found[n] for n in found if expert_key(n) == expert_key(name)]
-    assert len(siblings) == 16
-    usable = shrunk_moment(found[name], siblings)
+    experts = [found[n] for n in found if expert_key(n) == expert_key(name)]
+    assert len(experts) == 16
+    usable = shrunk_moment(found[name], experts).dense()
     assert torch.isfinite(usable).all()
     assert usable.trace() > 0
 

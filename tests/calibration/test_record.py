@@ -11,7 +11,7 @@ from vqcompress.architectures import Architecture, architecture_of
 from vqcompress.calibration.record import RecordingLimits, record_moments
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
-from vqcompress.moments.second_moment import Moments
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.sampling_config import SamplingConfig
 
 PROMPTS = ("a red square", "two", "b c d")
@@ -31,7 +31,7 @@ def recorded(
     limits: RecordingLimits | None = None,
     progress=None,
     **changes,
-) -> dict[str, Moments]:
+) -> dict[str, SecondMoment]:
     family, component, layers = quantized(pipeline, component)
     run = SamplingRun(pipeline, family, **{"prompts": PROMPTS, **SETTINGS, **changes})
     groups = list(record_moments(run, component, layers, limits, progress))
@@ -84,16 +84,16 @@ def test_moments_of_every_layer(family: str, request: pytest.FixtureRequest) -> 
     found = recorded(pipeline)
     exact = brute_force(pipeline, list(found))
     for name, (second_moment, rows) in exact.items():
-        assert found[name].rows == rows, name
+        assert found[name].seen == rows, name
         scale = float(second_moment.diagonal().mean())
-        torch.testing.assert_close(found[name].second_moment.double(), second_moment, rtol=2e-3, atol=2e-3 * scale)
+        torch.testing.assert_close(found[name].dense().double(), second_moment, rtol=2e-3, atol=2e-3 * scale)
 
 
 def test_every_timestep_and_both_guidance_halves_count(sdxl: DiffusionPipeline) -> None:
     name = "down_blocks.0.resnets.0.conv1"
     pixels = 8 * 8
-    assert recorded(sdxl)[name].rows == len(PROMPTS) * 3 * 2 * pixels
-    assert recorded(sdxl, sampling=SamplingConfig(3, 1.0))[name].rows == len(PROMPTS) * 3 * pixels
+    assert recorded(sdxl)[name].seen == len(PROMPTS) * 3 * 2 * pixels
+    assert recorded(sdxl, sampling=SamplingConfig(3, 1.0))[name].seen == len(PROMPTS) * 3 * pixels
 
 
 def test_layers_with_one_input_share_one_matrix(sdxl: DiffusionPipeline) -> None:
@@ -117,13 +117,13 @@ def test_more_passes_same_moments(sdxl: DiffusionPipeline) -> None:
     assert int(calls[-1][2].split()[-1]) > 2
     assert [done for done, _, _ in calls] == list(range(calls[-1][1] + 1))
     for name, moments in together.items():
-        assert torch.equal(split[name].second_moment, moments.second_moment), name
-        assert split[name].used_rows == moments.used_rows
+        assert torch.equal(split[name].dense(), moments.dense()), name
+        assert split[name].used == moments.used
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(sdxl: DiffusionPipeline) -> None:
     name = "mid_block.resnets.0.conv1"
-    one, two, other = (recorded(sdxl, seed=seed)[name].second_moment for seed in (1, 1, 2))
+    one, two, other = (recorded(sdxl, seed=seed)[name].dense() for seed in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 
@@ -131,8 +131,8 @@ def test_same_seed_same_bytes_other_seed_other_bytes(sdxl: DiffusionPipeline) ->
 def test_batch_size_only_changes_rounding(sdxl: DiffusionPipeline) -> None:
     name = "up_blocks.1.resnets.1.conv2"
     one, three = (recorded(sdxl, batch_size=size)[name] for size in (1, 3))
-    assert one.rows == three.rows
-    torch.testing.assert_close(one.second_moment, three.second_moment, rtol=1e-3, atol=1e-3)
+    assert one.seen == three.seen
+    torch.testing.assert_close(one.dense(), three.dense(), rtol=1e-3, atol=1e-3)
 
 
 def test_text_encoder_is_run_alone(sdxl: DiffusionPipeline) -> None:
@@ -142,15 +142,15 @@ def test_text_encoder_is_run_alone(sdxl: DiffusionPipeline) -> None:
     handle.remove()
     assert not denoiser_calls
     tokens = sdxl.tokenizer_2.model_max_length
-    assert found["text_model.encoder.layers.0.mlp.fc1"].rows == 2 * len(PROMPTS) * tokens  # prompt and empty prompt
+    assert found["text_model.encoder.layers.0.mlp.fc1"].seen == 2 * len(PROMPTS) * tokens  # prompt and empty prompt
 
 
 def test_padded_text_is_not_recorded(pixart: DiffusionPipeline, lumina: DiffusionPipeline) -> None:
     for pipeline, name in ((pixart, "transformer_blocks.0.attn2.to_k"), (lumina, "layers.0.attn2.to_k")):
         real = int(pipeline.tokenizer([*PROMPTS, "", "", ""], padding=True, return_tensors="pt").attention_mask.sum())
-        assert recorded(pipeline)[name].rows == 3 * real
+        assert recorded(pipeline)[name].seen == 3 * real
     real = int(pixart.tokenizer([*PROMPTS, "", "", ""], padding=True, return_tensors="pt").attention_mask.sum())
-    assert recorded(pixart, "text_encoder")["encoder.block.0.layer.0.SelfAttention.q"].rows == real
+    assert recorded(pixart, "text_encoder")["encoder.block.0.layer.0.SelfAttention.q"].seen == real
 
 
 def test_layer_that_never_runs(sdxl: DiffusionPipeline) -> None:
@@ -159,8 +159,8 @@ def test_layer_that_never_runs(sdxl: DiffusionPipeline) -> None:
         found = recorded(sdxl)
     finally:
         del sdxl.unet.idle
-    assert found["idle"].rows == 0
-    assert found["idle"].second_moment.shape == (64, 64)
+    assert found["idle"].seen == 0
+    assert found["idle"].dense().shape == (64, 64)
 
 
 def test_infinite_activations_name_the_layer(sdxl: DiffusionPipeline) -> None:

@@ -14,7 +14,7 @@ import vqcompress
 from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.bundle import write_bundle
 from vqcompress.layers import VQConv2d, VQLinear, vq_layers
-from vqcompress.moments.second_moment import Moments
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import settings_for
 from vqcompress.quantizers.layer_error import relative_error
 
@@ -66,7 +66,7 @@ def test_codes_are_better_than_without_data_on_the_recorded_inputs(source, compr
     gains = []
     for path in sorted((compressed[1] / "unet.moments").glob("*.safetensors"))[:4]:
         name = next(layer for layer in packed if path.stem.endswith(layer) or layer in path.stem)
-        moment = Moments.from_state_dict(load_file(path)).second_moment
+        moment = SecondMoment.from_state_dict(load_file(path))
         weight = dense.get_submodule(name).weight.detach()
         plain = vqcompress.quantize_weight(weight, None, method="trellis", bits=BITS, settings=settings).decode()
         errors = [relative_error(weight, decoded, moment) for decoded in (packed[name].dense_weight(), plain)]

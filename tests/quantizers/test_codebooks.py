@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.codebook_refit import CodebookProblem
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.search.beam import sum_codewords
@@ -51,7 +52,7 @@ def test_refit_solves_the_normal_equations() -> None:
         errors = target - decoded(codes, rates, books)
         return (errors * row_power * (moment @ errors)).sum()
 
-    solver = CodebookProblem(codes, rates, row_power, moment)
+    solver = CodebookProblem(codes, rates, row_power, SecondMoment(moment))
     refitted = codebooks
     for _ in range(8):
         refitted = solver.refit(refitted, target)
@@ -68,6 +69,6 @@ def test_refit_leaves_a_perfect_fit_and_unused_codewords_alone() -> None:
     codes, rates, row_power, moment, codebooks, _ = problem()
     codes[codes == 4] = 0
     target = decoded(codes, rates, codebooks)
-    for metric in (moment, None):
+    for metric in (SecondMoment(moment), None):
         refitted = CodebookProblem(codes, rates, row_power, metric).refit(codebooks, target)
         torch.testing.assert_close(refitted, codebooks)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vqcompress.errors import CalibrationError, RecipeError
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import quantize_weight
 from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.quantizers.gptq import GPTQSettings
@@ -25,7 +26,7 @@ def problem(rows: int, columns: int, samples: int, seed: int = 0) -> tuple[torch
 
 def textbook(weight: torch.Tensor, moment: torch.Tensor, bits: int, settings: GPTQSettings) -> torch.Tensor:
     """Optimal Brain Quantization as first stated: explicit inverse, one column eliminated at a time, float64."""
-    feedback = prepare_feedback(moment, settings.damping)
+    feedback = prepare_feedback(SecondMoment(moment), settings.damping)
     grid = search_grid(weight.t(), scalar_spec(bits, settings.group_size), feedback.sensitivity)
     damped = moment.double() + settings.damping * moment.double().diagonal().mean() * torch.eye(len(moment))
     inverse, target, decoded = torch.linalg.inv(damped), weight.double().clone(), torch.zeros_like(weight)

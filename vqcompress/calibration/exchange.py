@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from vqcompress.calibration.shared_inputs import InputGroup
-from vqcompress.moments.accumulate import MomentAccumulator, Part, blocks
+from vqcompress.moments.accumulate import MomentAccumulator, PartialSum
 from vqcompress.workers import Workers
 from vqcompress.working_memory import balanced
-
-Sizes = tuple[int, int, list[int], bool]
-"""Of a part: rows, used rows, rows of each chunk, whether it is summed."""
 
 
 def owners(groups: Sequence[InputGroup], workers: Workers) -> dict[str, int]:
@@ -38,38 +35,17 @@ def gather_round(
     All processes call this together, with the same groups in the same order; ``device`` is where they record.
     """
     parts = {name: accumulator.take_part() for name, accumulator in accumulators.items()}
-    sizes = workers.all_gather({name: _sizes(part) for name, part in parts.items()})
+    headers = workers.all_gather({name: part.header() for name, part in parts.items()})
     for name, accumulator in accumulators.items():
         for rank in range(recording):
             if rank == owner[name] == workers.rank:
                 accumulator.absorb(parts[name])
             elif workers.rank == owner[name]:
-                accumulator.absorb(_received(sizes[rank][name], accumulator.columns, rank, workers, device))
+
+                def receive(height: int, width: int, source: int = rank) -> Tensor:
+                    return workers.receive(torch.empty(height, width, device=device), source)
+
+                accumulator.absorb(PartialSum.receive(accumulator.columns, headers[rank][name], receive))
             elif workers.rank == rank:
-                _send(parts.pop(name), owner[name], workers)
-
-
-def _sizes(part: Part) -> Sizes:
-    return part.rows, part.used_rows, [len(chunk) for chunk in part.chunks], part.upper is not None
-
-
-def _send(part: Part, to: int, workers: Workers) -> None:
-    for chunk in part.chunks:
-        workers.send(chunk, to)
-    if part.upper is not None:
-        for block in blocks(part.columns):
-            workers.send(part.upper[block, block.start :], to)
-
-
-def _received(sizes: Sizes, columns: int, source: int, workers: Workers, device: torch.device) -> Part:
-    rows, used_rows, chunks, is_summed = sizes
-
-    def receive(height: int, width: int) -> Tensor:
-        return workers.receive(torch.empty(height, width, device=device), source)
-
-    held = [receive(count, columns) for count in chunks]
-    upper = torch.zeros(columns, columns, device=device) if is_summed else None
-    if upper is not None:
-        for block in blocks(columns):
-            upper[block, block.start :] = receive(block.stop - block.start, columns - block.start)
-    return Part(columns, rows, used_rows, held, upper)
+                for tensor in parts.pop(name).tensors():
+                    workers.send(tensor, owner[name])

@@ -21,7 +21,7 @@ from vqcompress.denoiser_calls.call import call_arguments, first_output
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.moments.accumulate import MomentAccumulator
-from vqcompress.moments.second_moment import Moments, RecordedSamples
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.progress import StageProgress
 from vqcompress.workers import Workers
 
@@ -69,7 +69,7 @@ def record_moments(
     limits: RecordingLimits | None = None,
     progress: StageProgress | None = None,
     workers: Workers | None = None,
-) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
+) -> Iterator[tuple[list[str], SecondMoment]]:
     """Second moments of the inputs of ``layers`` of ``component``, one for all layers that read the same tensor.
 
     Every prompt goes through the pipeline's own sampler: all timesteps and both guidance halves count. Activations are
@@ -77,7 +77,7 @@ def record_moments(
     with the same result. With ``workers`` the batches are shared among processes, and each yields the groups that it
     summed; together they are what one process yields, bit for bit.
 
-    Yields (layer names, moments), pass by pass; a layer that never ran comes with ``rows == 0``. Raises
+    Yields (layer names, moments), pass by pass; a layer that never ran comes with ``seen == 0``. Raises
     `CalibrationError` for a budget below one layer's need, and when activations are not finite.
     """
     module = run.architecture.module(run.pipeline, component)
@@ -94,7 +94,7 @@ def record_inputs(
     limits: RecordingLimits | None = None,
     progress: StageProgress | None = None,
     workers: Workers | None = None,
-) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
+) -> Iterator[tuple[list[str], SecondMoment]]:
     """`record_moments` while ``source`` makes ``component`` run; ``seed`` chooses samples where ``limits`` say so."""
     limits, workers = limits or RecordingLimits(), workers or Workers()
     groups = shared_inputs(component.module, layers, source.probe, source.repeats)
@@ -140,7 +140,7 @@ class _Recorder:
                 gather_round(self.accumulators, owner, recording, self.workers, device)
                 yield first + recording
 
-    def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], Moments | RecordedSamples]]:
+    def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], SecondMoment]]:
         """The moments of each group that this process sums, let go as soon as they are handed over."""
         owner = owners(groups, self.workers)
         for group in groups:
@@ -157,7 +157,7 @@ class _Recorder:
     def _feed(self, group: InputGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         name = group.layers[0]
         accumulator = MomentAccumulator(
-            group.columns, max_rows_per_call=self.samples_per_call, seed=_layer_seed(self.seed, name)
+            group.columns, max_samples_per_call=self.samples_per_call, seed=_layer_seed(self.seed, name)
         )
         self.accumulators[name] = accumulator
         is_masked = self._reads_padding(name)

@@ -1,90 +1,133 @@
-"""Second moments of a layer's input: numbers only, no modules and no pipelines."""
+"""The second moment of a layer's input, ``H = E[x xᵀ]``: numbers only, no modules and no pipelines.
+
+With ``s`` samples for ``n`` columns, ``H = Xᵀ X + ridge I`` (``X [s, n]``) is known by ``s n`` numbers, and a product with H costs
+``s n`` operations a column instead of ``n²``. A calibration at reduced resolution shows a 3x3 convolution of 23 040 columns
+a few hundred samples: 25 MB instead of 2.1 GB, and seconds instead of minutes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vqcompress.errors import CalibrationError
 
-LEAST_COLUMNS = 1024  # smaller squares take little memory and time, whatever the rows
+LEAST_COLUMNS = 1024  # smaller squares take little memory and time, however few the samples
+CHECKED_AT_ONCE = 4096  # lines of a matrix: the check for infinities makes copies
 
 
 @dataclass(frozen=True)
-class Moments:
-    """``second_moment = E[x xᵀ]``, float32 ``[columns, columns]`` in the column order of `matrix_view`.
+class SecondMoment:
+    """``H [columns, columns]``, in the column order of `matrix_view`, with one of two storages.
 
-    ``rows`` is how many input rows it stands for; 0 means the layer never ran, and the matrix is zero.
-    ``used_rows`` is how many of them were multiplied, fewer when calls were subsampled; its rank is at most that.
+    ``square`` is H itself, ``[columns, columns]``, float32 where it was recorded. Or else ``samples [s, columns]``, float32,
+    and ``ridge >= 0`` stand for ``H = samplesᵀ samples + ridge I``; the square is made only where something asks for it.
+
+    ``seen`` is how many input samples H is the mean of, ``used`` how many of them were multiplied: fewer where calls were
+    subsampled, and H's rank is at most that. Both are 0 where the layer never ran (H is zero) or nobody counted.
     """
 
-    second_moment: Tensor
-    rows: int
-    used_rows: int
+    square: Tensor | None = None
+    samples: Tensor | None = None
+    ridge: float = 0.0
+    seen: int = 0
+    used: int = 0
 
-    @property
-    def columns(self) -> int:
-        """Width of the layer's input as a matrix."""
-        return self.second_moment.shape[0]
-
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of rows together, on this one's device."""
-        if self.columns != other.columns:
-            raise CalibrationError(f"moments of {self.columns} and {other.columns} columns belong to different layers")
-        rows = self.rows + other.rows
-        share = other.rows / rows if rows else 0.0
-        both = torch.lerp(self.second_moment, other.second_moment.to(self.second_moment), share)
-        return Moments(both, rows, self.used_rows + other.used_rows)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors for a safetensors file."""
-        counts = torch.tensor([self.rows, self.used_rows], dtype=torch.int64)
-        return {"second_moment": self.second_moment, "rows": counts}
+    def __post_init__(self) -> None:
+        if (self.square is None) == (self.samples is None):
+            raise CalibrationError("a second moment is given by its square or by samples: pass exactly one of them")
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Moments | RecordedSamples:
-        """The inverse of `state_dict`, and of that of `RecordedSamples`."""
-        rows, used_rows = state["rows"].tolist()
-        return (
-            RecordedSamples(state["inputs"], rows)
-            if "inputs" in state
-            else cls(state["second_moment"], rows, used_rows)
-        )
-
-
-@dataclass(frozen=True)
-class RecordedSamples:
-    """Moments of a layer that saw so few rows that they are kept instead: ``inputs [used rows, columns]``, float32, ``rows`` in all.
-
-    ``inputsᵀ inputs`` is the second moment; the square is made only where something asks for it.
-    """
-
-    inputs: Tensor
-    rows: int
+    def of(cls, moment: Tensor | SecondMoment) -> SecondMoment:
+        """``moment`` as it is, or a bare ``[columns, columns]`` tensor as a square without counts."""
+        return moment if isinstance(moment, SecondMoment) else cls(moment.detach())
 
     @property
-    def used_rows(self) -> int:
-        """How many of the rows there are."""
-        return len(self.inputs)
+    def values(self) -> Tensor:
+        """What is stored: the square, or the samples."""
+        stored = self.square if self.samples is None else self.samples
+        assert stored is not None
+        return stored
 
     @property
     def columns(self) -> int:
         """Width of the layer's input as a matrix."""
-        return self.inputs.shape[1]
+        return self.values.shape[1]
 
     @property
-    def second_moment(self) -> Tensor:
-        """``E[x xᵀ]``, float32 ``[columns, columns]``."""
-        return self.inputs.t() @ self.inputs
+    def shape(self) -> tuple[int, ...]:
+        """That of H: ``(columns, columns)``, unless a square that somebody passed is none."""
+        return tuple(self.values.shape) if self.samples is None else (self.columns, self.columns)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.values.device
+
+    def dense(self) -> Tensor:
+        """H itself, ``[columns, columns]``; the stored tensor, not a copy, where that is the square."""
+        if self.samples is None:
+            return self.values
+        square = self.samples.t() @ self.samples
+        square.diagonal().add_(self.ridge)
+        return square
+
+    def as_square(self) -> SecondMoment:
+        """The same, stored as the square."""
+        return self if self.samples is None else replace(self, square=self.dense(), samples=None, ridge=0.0)
+
+    def diagonal(self) -> Tensor:
+        """H's diagonal, ``[columns]``."""
+        return self.values.diagonal() if self.samples is None else self.samples.square().sum(0) + self.ridge
+
+    def is_finite(self) -> bool:
+        """Whether no number is infinite or NaN."""
+        return all_finite(self.values)
+
+    def power(self, matrix: Tensor) -> float:
+        """``tr(M H Mᵀ)`` for ``matrix [m, columns]``: products in H's own precision, sums in float64."""
+        if self.samples is None:
+            matrix = matrix.to(self.values.dtype)
+            return float(((matrix @ self.values) * matrix).sum(dtype=torch.float64))
+        matrix = matrix.float()
+        seen = (self.samples @ matrix.t()).square().sum(dtype=torch.float64)
+        return float(seen + self.ridge * matrix.square().sum(dtype=torch.float64))
+
+    def to(self, device: torch.device | str) -> SecondMoment:
+        """The same on another device."""
+        if self.samples is None:
+            return replace(self, square=self.values.to(device))
+        return replace(self, samples=self.samples.to(device))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors for a safetensors file."""
-        return {"inputs": self.inputs, "rows": torch.tensor([self.rows, self.used_rows], dtype=torch.int64)}
+        """Tensors for a safetensors file: ``rows`` (seen, used) and either ``second_moment`` or ``inputs`` (the samples).
+
+        A recorded moment has no ridge, and none is stored.
+        """
+        counts = torch.tensor([self.seen, self.used], dtype=torch.int64)
+        return {"second_moment" if self.samples is None else "inputs": self.values, "rows": counts}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> SecondMoment:
+        """The inverse of `state_dict`."""
+        seen, used = state["rows"].tolist()
+        return cls(state.get("second_moment"), state.get("inputs"), seen=seen, used=used)
+
+    def __matmul__(self, values: Tensor) -> Tensor:
+        """``H @ values`` for ``values [columns, m]``, in float32."""
+        if self.samples is None:
+            return self.values.float() @ values
+        return torch.addmm(values, self.samples.t(), self.samples @ values, beta=self.ridge)
 
 
-def keeps_samples(columns: int, rows: int) -> bool:
-    """Whether that many rows are kept as they are: where they take at most a quarter of the square's memory, and that is much."""
-    return columns >= LEAST_COLUMNS and 4 * rows <= columns
+def keeps_samples(columns: int, samples: int) -> bool:
+    """Whether that many samples are kept as they are: where they take a quarter of the square's memory or less, and that is much."""
+    return columns >= LEAST_COLUMNS and 4 * samples <= columns
+
+
+def all_finite(matrix: Tensor) -> bool:
+    """Whether no element of ``matrix`` is infinite or NaN."""
+    return all(bool(torch.isfinite(part).all()) for part in matrix.split(CHECKED_AT_ONCE))

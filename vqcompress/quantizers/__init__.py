@@ -12,10 +12,9 @@ from torch import Tensor
 from vqcompress.errors import CalibrationError, RecipeError
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import DEFAULT_METHOD, METHODS
-from vqcompress.moments.low_rank import RowMoment
+from vqcompress.moments.second_moment import SecondMoment, all_finite
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.additive import AdditiveSettings
-from vqcompress.quantizers.error_feedback import all_finite
 from vqcompress.quantizers.gptq import GPTQSettings
 from vqcompress.quantizers.kmeans import KMeansSettings
 from vqcompress.quantizers.quantizer import Quantizer, quantizer_of
@@ -27,7 +26,7 @@ MIN_BITS, MAX_BITS = 1.0, 8.0
 
 def quantize_weight(
     weight: Tensor,
-    second_moment: Tensor | RowMoment | None = None,
+    second_moment: Tensor | SecondMoment | None = None,
     *,
     method: str = DEFAULT_METHOD,
     bits: float = 3.0,
@@ -38,8 +37,8 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype.
 
-    ``second_moment`` is ``E[x xᵀ]`` of the layer's input, ``[columns, columns]`` in the column order of
-    `vqcompress.matrix_view`, a `RowMoment` where it is known by few rows, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
+    ``second_moment`` is ``E[x xᵀ]`` of the layer's input in the column order of `vqcompress.matrix_view`: a tensor
+    ``[columns, columns]``, a `SecondMoment`, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
     settings dataclass, its defaults if ``None``; ``shared_codebooks`` are codebooks that the component stores once for all its
     layers (methods that have codebooks; others refuse). ``output_moment``, ``[rows, rows]``, says what errors of the outputs cost
     together, ``E[g gᵀ]`` of a loss's gradients in them; the objective is then ``tr(G E H Eᵀ)`` (methods with ``output_feedback``; others refuse). The same arguments give the same bytes on one machine. Raises
@@ -51,20 +50,19 @@ def quantize_weight(
     if not isinstance(settings, chosen.settings):
         raise RecipeError(f"method {method!r} takes {chosen.settings.__name__}, not {type(settings).__name__}")
     matrix = _checked_matrix(weight)
-    if second_moment is not None:
-        second_moment = _checked_moment(second_moment, matrix.shape[1], chosen)
+    moment = None if second_moment is None else _checked_moment(SecondMoment.of(second_moment), matrix.shape[1])
     if output_moment is not None:
         if not METHODS[method].output_feedback:
             raise RecipeError(f"method {method!r} encodes each output by itself; leave output_moment out")
         output_moment = _checked_output_moment(output_moment, len(matrix))
-        spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed, output_moment=output_moment)
+        spec, tensors = chosen.quantize(matrix, moment, settings, float(bits), seed, output_moment=output_moment)
         return QuantizedWeight(spec, tuple(weight.shape), tensors)
     if shared_codebooks is None:
-        spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed)
+        spec, tensors = chosen.quantize(matrix, moment, settings, float(bits), seed)
         return QuantizedWeight(spec, tuple(weight.shape), tensors)
     if chosen.learn_codebooks is None:
         raise RecipeError(f"method {method!r} has no codebooks to share; leave shared_codebooks out")
-    spec, tensors = chosen.quantize(matrix, second_moment, settings, float(bits), seed, shared_codebooks)
+    spec, tensors = chosen.quantize(matrix, moment, settings, float(bits), seed, shared_codebooks)
     return QuantizedWeight(spec, tuple(weight.shape), tensors, {"codebooks": shared_codebooks})
 
 
@@ -97,21 +95,18 @@ def _checked_matrix(weight: Tensor) -> Tensor:
     return matrix
 
 
-def _checked_moment(second_moment: Tensor | RowMoment, columns: int, method: Quantizer) -> Tensor | RowMoment:
-    if second_moment.shape != (columns, columns):
+def _checked_moment(moment: SecondMoment, columns: int) -> SecondMoment:
+    if moment.shape != (columns, columns):
         raise CalibrationError(
-            f"a second moment of shape {tuple(second_moment.shape)} does not fit a weight of {columns} columns; it must be "
+            f"a second moment of shape {moment.shape} does not fit a weight of {columns} columns; it must be "
             f"[{columns}, {columns}], in the column order of vqcompress.matrix_view"
         )
-    values = second_moment.inputs if isinstance(second_moment, RowMoment) else second_moment
-    if not all_finite(values):
+    if not moment.is_finite():
         raise CalibrationError(
             "a second moment holds NaN or infinite values; the activations it was recorded from overflowed: record again "
             "in float32 or bfloat16"
         )
-    if isinstance(second_moment, RowMoment):
-        return second_moment if method.takes_rows else second_moment.dense()
-    return second_moment.detach()
+    return moment
 
 
 def _checked_output_moment(moment: Tensor, rows: int) -> Tensor:
@@ -133,7 +128,7 @@ __all__ = [
     "KMeansSettings",
     "Quantizer",
     "RTNSettings",
-    "RowMoment",
+    "SecondMoment",
     "TrellisSettings",
     "quantize_weight",
     "quantizer_of",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scale_factors, pack_column_scales
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.additive_source import (
     SAMPLE,
@@ -77,7 +78,7 @@ class AdditiveSettings:
 
 def quantize_additive(
     weight: Tensor,
-    second_moment: Tensor | None,
+    second_moment: SecondMoment | None,
     settings: AdditiveSettings,
     bits: float,
     seed: int,
@@ -91,14 +92,15 @@ def quantize_additive(
     there; the search runs on the CPU, and the stored tensors lie where ``weight`` was. Raises `RecipeError` when no code fits.
     """
     home, weight = weight.device, weight.cpu()
+    second_moment = None if second_moment is None else second_moment.as_square()
     if (gains := choose_gains(weight, settings.gains)) is not None:
         factors = column_scale_factors(gains)
         weight = weight / factors
         if second_moment is not None:  # of the inputs that the gains are moved to
             outer = factors.to(second_moment.device)
-            second_moment = second_moment * outer * outer[:, None]
+            second_moment = SecondMoment(second_moment.dense() * outer * outer[:, None])
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
-    second_moment = None if second_moment is None else second_moment.cpu()
+    second_moment = None if second_moment is None else second_moment.to("cpu")
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
     scale, per_row = choose_scale(weight, settings.row_scales)
     budget = RateBudget(len(weight), sensitivity, bits, per_row, gains is not None)
@@ -183,7 +185,7 @@ def _plan_for(codebooks: Tensor, weight: Tensor, scale: Tensor, budget: RateBudg
     return budget.plan(prefix_errors(codebooks, vectors, START_BEAM), dimension, (size - 1).bit_length())
 
 
-def _polish(columns: AdditiveColumns, second_moment: Tensor | None, passes: int, own: bool) -> None:
+def _polish(columns: AdditiveColumns, second_moment: SecondMoment | None, passes: int, own: bool) -> None:
     error = columns.error(second_moment)
     for _ in range(passes):
         if own:

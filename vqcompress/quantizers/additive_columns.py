@@ -9,10 +9,11 @@ from torch import Tensor
 from vqcompress.bitpack import pack
 from vqcompress.formats import AdditiveSpec
 from vqcompress.formats.rates import join_blocks, pack_rates
-from vqcompress.moments.low_rank import RowFeedback
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.codebook_refit import CodebookProblem
 from vqcompress.quantizers.column_rates import RatePlan
-from vqcompress.quantizers.error_feedback import Feedback, refine, sweep
+from vqcompress.quantizers.coordinate_descent import descend
+from vqcompress.quantizers.error_feedback import Feedback
 from vqcompress.quantizers.scales import divide_by_scale
 from vqcompress.search.beam import BeamSearch, sum_codewords
 
@@ -35,25 +36,25 @@ class AdditiveColumns:
         self.codes = torch.zeros(len(self.target), vectors, len(codebooks), dtype=torch.int32)
         self.values = torch.zeros_like(self.target)
 
-    def sweep(self, feedback: Feedback | RowFeedback | None) -> None:
+    def sweep(self, feedback: Feedback | None) -> None:
         """Encode every column, with error feedback if there is a second moment."""
         if feedback is None:
             for column, target in enumerate(self.target):
                 self._encode(column, target)
         else:
-            sweep(self.target, feedback, self._encode)
+            feedback.sweep(self.target, self._encode)
 
-    def improve(self, second_moment: Tensor | None) -> None:
-        """One pass of coordinate trainer; vectors that do not come closer keep their codes."""
+    def improve(self, second_moment: SecondMoment | None) -> None:
+        """One pass of coordinate descent; vectors that do not come closer keep their codes."""
         if second_moment is None:
             for column, target in enumerate(self.target):
                 self._encode_better(column, target)
             return
         codes, values = self.codes.clone(), self.values.clone()
-        _, accepted = refine(self.target, values, second_moment, self._encode_better)
+        _, accepted = descend(self.target, values, second_moment, self._encode_better)
         self.codes[~accepted], self.values[~accepted] = codes[~accepted], values[~accepted]
 
-    def refit_codebooks(self, second_moment: Tensor | None) -> None:
+    def refit_codebooks(self, second_moment: SecondMoment | None) -> None:
         """The best codebooks for the codes at hand, rounded as stored; kept if that leaves a gain."""
         before, codebooks = self.error(second_moment), self.codebooks
         problem = CodebookProblem(self.codes, self.plan.rates, self._row_power(), second_moment)
@@ -63,20 +64,20 @@ class AdditiveColumns:
             self._set_codebooks(codebooks)
             self._decode()
 
-    def refit_scale(self, second_moment: Tensor | None) -> None:
+    def refit_scale(self, second_moment: SecondMoment | None) -> None:
         """The best scales for the codes at hand: each row's least-squares gain under H, rounded as stored."""
         rows = len(self.weight)
-        filtered = (self.values if second_moment is None else second_moment.float() @ self.values)[:, :rows]
+        filtered = (self.values if second_moment is None else second_moment @ self.values)[:, :rows]
         along, power = (self.target[:, :rows] * filtered).sum(0), (self.values[:, :rows] * filtered).sum(0)
         if not self.per_row:
             along, power = along.sum().expand(rows), power.sum().expand(rows)
         refitted = torch.where(power > 0, self.scale * along / power, self.scale).half().float()
         self._set_scale(torch.where(refitted.isfinite() & (refitted > 0), refitted, self.scale))
 
-    def error(self, second_moment: Tensor | None) -> float:
+    def error(self, second_moment: SecondMoment | None) -> float:
         """``tr(E H Eᵀ)`` of the weight as it would be decoded."""
         errors = (self.target - self.values)[:, : len(self.weight)] * self.scale
-        return float((errors * (errors if second_moment is None else second_moment.float() @ errors)).sum())
+        return float((errors * (errors if second_moment is None else second_moment @ errors)).sum())
 
     def packed(self, shared_name: str | None) -> tuple[AdditiveSpec, dict[str, Tensor]]:
         """Spec and stored tensors; codebooks are among them unless they are shared under a name."""

@@ -9,22 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vqcompress.moments.second_moment import SecondMoment
+
 STEPS = 12  # the error stops falling in its third digit by then
 CONVERGED = 1e-10
 
 
 class CodebookProblem:
-    """Codes ``[columns, vectors, M]`` of columns with ``rates [columns]``, and the metric they are make_task by.
+    """Codes ``[columns, vectors, M]`` of columns with ``rates [columns]``, and the metric they are judged by.
 
     ``row_power [vectors * d]`` weights rows (squared scales; zero for padding); ``second_moment`` is H or ``None``, the identity.
     """
 
-    def __init__(self, codes: Tensor, rates: Tensor, row_power: Tensor, second_moment: Tensor | None) -> None:
+    def __init__(self, codes: Tensor, rates: Tensor, row_power: Tensor, second_moment: SecondMoment | None) -> None:
         self._columns, self._vectors, count = codes.shape
         self._users = [torch.nonzero(rates > level).flatten() for level in range(count)]
         self._words = [codes[users, :, level].flatten().long() for level, users in enumerate(self._users)]
         self._row_power = row_power
-        self._moment = None if second_moment is None else second_moment.float()
+        self._moment = second_moment
 
     def refit(self, codebooks: Tensor, target: Tensor) -> Tensor:
         """Better ``codebooks [M, K, d]`` for ``target [columns, vectors * d]``, float32."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vqcompress.errors import RecipeError
 from vqcompress.formats import ScalarSpec
-from vqcompress.quantizers.error_feedback import prepare_feedback, sweep
+from vqcompress.moments.second_moment import SecondMoment
+from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, search_grid
 
@@ -32,7 +33,7 @@ class GPTQSettings:
 
 
 def quantize_gptq(
-    weight: Tensor, second_moment: Tensor | None, settings: GPTQSettings, bits: float, seed: int
+    weight: Tensor, second_moment: SecondMoment | None, settings: GPTQSettings, bits: float, seed: int
 ) -> tuple[ScalarSpec, dict[str, Tensor]]:
     """Quantize ``weight [rows, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
 
@@ -42,8 +43,8 @@ def quantize_gptq(
     """
     spec = scalar_spec(bits, settings.group_size)
     columns = weight.t().float()
-    moment = torch.eye(len(columns), device=columns.device) if second_moment is None else second_moment
-    feedback = prepare_feedback(moment, settings.damping)
+    moment = SecondMoment(torch.eye(len(columns), device=columns.device)) if second_moment is None else second_moment
+    feedback = prepare_feedback(moment.as_square(), settings.damping)
     grid = search_grid(columns, spec, feedback.sensitivity)
     codes = torch.empty(columns.shape, dtype=torch.int32, device=columns.device)
 
@@ -51,7 +52,7 @@ def quantize_gptq(
         codes[column] = grid.encode(column, target)
         return grid.decode(column, codes[column])
 
-    sweep(columns, feedback, encode)
+    feedback.sweep(columns, encode)
     return spec, grid.tensors(codes)
 
 

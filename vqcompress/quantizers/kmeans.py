@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.additive_source import RateBudget, sample_layers, sample_vectors
 from vqcompress.quantizers.codebooks import prefix_errors, residual_codebooks
@@ -44,7 +45,7 @@ class KMeansSettings:
 
 def quantize_kmeans(
     weight: Tensor,
-    second_moment: Tensor | None,
+    second_moment: SecondMoment | None,
     settings: KMeansSettings,
     bits: float,
     seed: int,
@@ -57,9 +58,10 @@ def quantize_kmeans(
     ``shared_codebooks [M, 2**b, d]`` fix the geometry and are not stored. Raises `RecipeError` when no code fits.
     """
     home, weight = weight.device, weight.cpu()
-    power = (
-        torch.ones(weight.shape[1]) if second_moment is None else second_moment.diagonal().double().cpu().clamp(min=0)
-    )
+    if second_moment is None:
+        power = torch.ones(weight.shape[1])
+    else:
+        power = second_moment.as_square().diagonal().double().cpu().clamp(min=0)
     scale, per_row = choose_scale(weight, settings.row_scales)
     dimension = settings.dimension if shared_codebooks is None else shared_codebooks.shape[2]
     vectors, columns = sample_vectors(weight, scale, dimension, SAMPLE, seed)

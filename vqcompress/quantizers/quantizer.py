@@ -20,12 +20,10 @@ from vqcompress.quantizers.scales import mean_energy
 class Quantizer:
     """The functions of one method; its traits as data are in `vqcompress.methods`.
 
-    ``quantize`` is ``(weight [rows, columns] float32, second moment [columns, columns] | None, settings, bits, seed) ->
-    (spec, tensors)``; that of a method with ``output_feedback`` also takes ``output_moment=``. ``settings`` is a dataclass.
+    ``quantize`` is ``(weight [out, columns] float32, SecondMoment | None, settings, bits, seed) -> (spec, tensors)``; that of a method with ``output_feedback`` also takes ``output_moment=``. ``settings`` is a dataclass.
 
-    Those that ``takes_rows`` also take the second moment as a `RowMoment`, which others are given as a square. Methods with
-    ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share codebooks between layers:
-    their ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``,
+    Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share codebooks between
+    layers: their ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``,
     ``(settings, bits) -> (M, 2**b, d)``, tells their size beforehand. ``energy``, ``(weight, settings) -> [columns]``, is the
     mean square that the code has to span in each column. ``check`` raises `RecipeError` where settings ask for what this
     machine does not have.
@@ -35,7 +33,6 @@ class Quantizer:
     settings: type
     learn_codebooks: Callable[[Iterable[Tensor], Any, int, float], Tensor] | None = None
     codebook_shape: Callable[[Any, float], tuple[int, int, int]] | None = None
-    takes_rows: bool = False
     energy: Callable[[Tensor, Any], Tensor] = mean_energy
     check: Callable[[Any], None] = lambda settings: None
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import ScalarSpec
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, search_grid
 
@@ -23,7 +24,7 @@ class RTNSettings:
 
 
 def quantize_rtn(
-    weight: Tensor, second_moment: Tensor | None, settings: RTNSettings, bits: float, seed: int
+    weight: Tensor, second_moment: SecondMoment | None, settings: RTNSettings, bits: float, seed: int
 ) -> tuple[ScalarSpec, dict[str, Tensor]]:
     """Quantize ``weight [rows, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
 

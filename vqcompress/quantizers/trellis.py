@@ -32,9 +32,10 @@ from vqcompress.formats.rates import join_blocks, pack_rates
 from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate, value_table
-from vqcompress.moments.low_rank import RowFeedback, RowMoment
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
-from vqcompress.quantizers.error_feedback import Feedback, damped, energy, prepare_feedback, refine, sweep
+from vqcompress.quantizers.coordinate_descent import damped, descend, squared_error
+from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import WORTH_GAINS, choose_gains, coded_energy, column_gains, divide_by_scale
 from vqcompress.quantizers.source_model import SourceModel, choose_source, row_scale
@@ -50,7 +51,7 @@ PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out
 class TrellisSettings:
     """How hard to search, and what to leave to the data.
 
-    ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``polish``: passes of coordinate trainer after
+    ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``polish``: passes of coordinate descent after
     the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale per row, or one for all; ``"auto"``
     decides both by a trial on a few columns. ``rotation``: of the outputs (`vqcompress.formats.rotation`), in place of
     both where that codes heavy-tailed weights better. ``gains``: a factor for each column; ``"auto"`` where columns differ enough in
@@ -76,7 +77,7 @@ class TrellisSettings:
 
 def quantize_trellis(
     weight: Tensor,
-    second_moment: Tensor | RowMoment | None,
+    second_moment: SecondMoment | None,
     settings: TrellisSettings,
     bits: float,
     seed: int,
@@ -92,7 +93,7 @@ def quantize_trellis(
     on_gpu = search_device(weight.device) if settings.search == "gpu" and output_moment is None else None
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     home, weight = weight.device, weight.cpu()
-    second_moment = None if second_moment is None else second_moment.cpu()
+    second_moment = None if second_moment is None else second_moment.to("cpu")
     outputs = None if output_moment is None else damped(output_moment.cpu(), settings.output_damping)
 
     def swept(gains: Tensor | None) -> _TrellisColumns:
@@ -122,7 +123,7 @@ def _cost(columns: _TrellisColumns) -> float:
 
 def _swept(
     weight: Tensor,
-    feedback: Feedback | RowFeedback | None,
+    feedback: Feedback | None,
     outputs: Tensor | None,
     settings: TrellisSettings,
     bits: float,
@@ -136,7 +137,7 @@ def _swept(
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
     gained = gains is not None
     sizes = torch.ones(weight.shape[1]) if gains is None else column_scale_factors(gains)
-    inherited = feedback.inherited() if gained and isinstance(feedback, Feedback) else None
+    inherited = feedback.propagated_error() if gained and feedback is not None else None
     costs = _Costs(sensitivity * sizes.to(sensitivity).square(), inherited, gained)
     source = choose_source(
         weight / sizes,
@@ -256,15 +257,15 @@ class _TrellisColumns:
         else:
             self.search = CpuViterbi(len(weight), state_bits, tables, phase)
 
-    def sweep(self, feedback: Feedback | RowFeedback | None) -> None:
+    def sweep(self, feedback: Feedback | None) -> None:
         """Encode every column once, and note what its error ``costs``."""
         sensitivity = [1.0] * len(self.target) if feedback is None else feedback.sensitivity.tolist()
 
         def encode(column: int, target: Tensor) -> Tensor:
             decoded = self._encode(column, target)
-            self.costs[column] = sensitivity[column] * energy(target - decoded, self.outputs)
+            self.costs[column] = sensitivity[column] * squared_error(target - decoded, self.outputs)
             self.fitted[column] = (
-                sensitivity[column] * energy(target, self.outputs) * self.distortion[self.rates[column]]
+                sensitivity[column] * squared_error(target, self.outputs) * self.distortion[self.rates[column]]
             )
             return decoded
 
@@ -272,7 +273,7 @@ class _TrellisColumns:
             for column, target in enumerate(self.target):
                 encode(column, target)
         else:
-            sweep(self.target, feedback, encode)
+            feedback.sweep(self.target, encode)
 
     def outgrown(self) -> bool:
         """Whether targets have outgrown the code by more than gains cost: feedback on correlated inputs can make them many times
@@ -284,18 +285,16 @@ class _TrellisColumns:
         price = COLUMN_SCALE_BITS / self.target.shape[1] + WORTH_GAINS
         return bool(self.costs.sum() > 4.0**price * usual * self.fitted.sum())
 
-    def polish(self, second_moment: Tensor | RowMoment) -> None:
-        """One pass of coordinate trainer; columns that do not improve get their codes back."""
+    def polish(self, second_moment: SecondMoment) -> None:
+        """One pass of coordinate descent; columns that do not improve get their codes back."""
         kept = [part.clone() for part in self._parts()]
         decoded = self._unscaled() * self.scale
-        _, accepted = refine(self.target, decoded, second_moment, self._encode, self.outputs)
+        _, accepted = descend(self.target, decoded, second_moment, self._encode, self.outputs)
         for part, old in zip(self._parts(), kept, strict=True):
             part[~accepted] = old[~accepted]
 
-    def refit_scale(self, second_moment: Tensor | RowMoment | None) -> None:
+    def refit_scale(self, second_moment: SecondMoment | None) -> None:
         """The best scales for the codes at hand: least-squares gains in the objective, rounded as stored."""
-        if isinstance(second_moment, Tensor):
-            second_moment = second_moment.float()
         values = self._unscaled()
         filtered = values if second_moment is None else second_moment @ values
         if self.outputs is not None and self.source.row_scales:
@@ -368,4 +367,4 @@ def _coupled_scales(target: Tensor, values: Tensor, filtered: Tensor, outputs: T
     return torch.linalg.solve(normal, along).float()
 
 
-TRELLIS = Quantizer(quantize_trellis, TrellisSettings, takes_rows=True, energy=coded_energy, check=check_search)
+TRELLIS = Quantizer(quantize_trellis, TrellisSettings, energy=coded_energy, check=check_search)

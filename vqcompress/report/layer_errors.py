@@ -86,7 +86,7 @@ def _moments(
     limits = RecordingLimits(MEMORY_BUDGET, ROWS_PER_CALL)
     recorded = record_moments(run, component, layers, limits, lambda done, total, _: progress(done, total))
     for names, moments in recorded:
-        yield from ((name, moments.second_moment.cpu() if moments.rows else None) for name in names)
+        yield from ((name, moments.dense().cpu() if moments.seen else None) for name in names)
 
 
 def _full_name(architecture: Architecture, component: str, layer: str) -> str:

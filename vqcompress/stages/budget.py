@@ -12,7 +12,7 @@ from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import METHODS
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.quantizers.bit_allocation import MIN_RATE, LayerCost, allocate_bits, allocate_whole_bits
-from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
+from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.recipe import Recipe
 from vqcompress.stages.output_recording import teacher_calls
 from vqcompress.stages.recording import moment_of
@@ -82,4 +82,4 @@ def _columns(run: Run, component: str, group: str | None) -> tuple[Tensor, Tenso
     if moment is None:
         return None
     feedback = prepare_feedback(moment)
-    return feedback.sensitivity, feedback.inherited() if isinstance(feedback, Feedback) else None
+    return feedback.sensitivity, feedback.propagated_error()

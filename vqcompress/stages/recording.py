@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
 from vqcompress.calibration.record import record_moments
-from vqcompress.moments.low_rank import RowMoment
-from vqcompress.moments.second_moment import Moments, RecordedSamples
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.moments.shrinkage import expert_key, is_undersampled, shrunk_moment
 from vqcompress.stages.run import Run
 
@@ -34,12 +31,12 @@ def record_component(run: Run, component: str, layers: list[str]) -> dict[str, s
     return recorded_groups(run, component)
 
 
-def keep_recorded(run: Run, component: str, recorded: Iterable[tuple[list[str], Moments | RecordedSamples]]) -> None:
+def keep_recorded(run: Run, component: str, recorded: Iterable[tuple[list[str], SecondMoment]]) -> None:
     """Write moments to disk as they come, each under its first layer's name."""
     stage = run.moments_of(component)
     for names, moments in recorded:
         run.recordings.put(stage, names[0], moments.state_dict())
-        run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names, "used_rows": moments.used_rows})
+        run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names, "used_rows": moments.used})
 
 
 def recorded_groups(run: Run, component: str) -> dict[str, str]:
@@ -53,20 +50,19 @@ def recorded_group(run: Run, component: str, key: str) -> dict[str, Any]:
     return run.recordings.load_json(f"{run.moments_of(component)}.layers", key)
 
 
-def moment_of(run: Run, component: str, key: str | None) -> Tensor | RowMoment | None:
+def moment_of(run: Run, component: str, key: str | None) -> SecondMoment | None:
     """The second moment of a group, or None where no row was seen (or none is needed): white inputs."""
     if key is None:
         return None
     moments = _recorded_moments(run, component, key)
-    siblings = _siblings(run, component, key) if is_undersampled(moments) else []
-    return shrunk_moment(moments, siblings)
+    return shrunk_moment(moments, _other_experts(run, component, key) if is_undersampled(moments) else [])
 
 
-def _recorded_moments(run: Run, component: str, key: str) -> Moments | RecordedSamples:
-    return Moments.from_state_dict(run.recordings.load(run.moments_of(component), key))
+def _recorded_moments(run: Run, component: str, key: str) -> SecondMoment:
+    return SecondMoment.from_state_dict(run.recordings.load(run.moments_of(component), key))
 
 
-def _siblings(run: Run, component: str, key: str) -> list[Moments | RecordedSamples]:
-    """What the layers at the same place of all experts saw."""
+def _other_experts(run: Run, component: str, key: str) -> list[SecondMoment]:
+    """What the same layer of all experts saw, this one included."""
     wanted, keys = expert_key(key), sorted(run.recordings.done(run.moments_of(component)))
     return [_recorded_moments(run, component, each) for each in keys if wanted and expert_key(each) == wanted]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from vqcompress.quantizers import error_feedback, factorization
-from vqcompress.quantizers.factorization import inverse_upper_factor
+from vqcompress.moments.second_moment import SecondMoment
+from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.quantizers.inverse_factor import inverse_upper_factor
+
+BY_BLOCKS = partial(inverse_upper_factor, largest_whole=0, block=32)
 
 
 def moment_of(columns: int) -> torch.Tensor:
@@ -15,11 +20,10 @@ def moment_of(columns: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("columns", [5, 64, 150])
-def test_it_is_the_factor_of_the_inverse(columns, monkeypatch):
-    monkeypatch.setattr(factorization, "BLOCK", 32)
+def test_it_is_the_factor_of_the_inverse(columns):
     moment = moment_of(columns)
     order = torch.randperm(columns, generator=torch.Generator().manual_seed(1))
-    upper, diagonal = inverse_upper_factor(moment, order, 0.1)
+    upper, diagonal = BY_BLOCKS(moment, order, 0.1)
     damped = moment[order][:, order].double() + 0.1 * torch.eye(columns, dtype=torch.float64)
     assert torch.equal(upper, upper.triu())
     torch.testing.assert_close(upper.double().t() @ upper.double(), torch.linalg.inv(damped), rtol=1e-4, atol=1e-5)
@@ -27,16 +31,15 @@ def test_it_is_the_factor_of_the_inverse(columns, monkeypatch):
 
 
 def test_a_moment_that_is_not_definite_is_told():
-    assert inverse_upper_factor(-moment_of(40), torch.arange(40), 0.0) is None
+    for factorize in (BY_BLOCKS, inverse_upper_factor):
+        assert factorize(-moment_of(40), torch.arange(40), 0.0) is None
 
 
-def test_large_moments_go_block_by_block_to_the_same_end(monkeypatch):
-    monkeypatch.setattr(factorization, "BLOCK", 32)
+def test_large_moments_go_block_by_block_to_the_same_end():
     moment = moment_of(100)
     moment[:, 3] = moment[3] = 0  # a dead input: definite only with damping
-    whole = error_feedback.prepare_feedback(moment, 0.0)
-    monkeypatch.setattr(error_feedback, "LARGE", 50)
-    blocks = error_feedback.prepare_feedback(moment, 0.0)
+    whole = prepare_feedback(SecondMoment(moment), 0.0)
+    blocks = prepare_feedback(SecondMoment(moment), 0.0, BY_BLOCKS)
     assert torch.equal(blocks.order, whole.order)
     torch.testing.assert_close(blocks.factor, whole.factor)
     torch.testing.assert_close(blocks.sensitivity, whole.sensitivity)

@@ -1,23 +1,24 @@
-"""Error feedback from few rows does what it does with the square that they stand for."""
+"""Error feedback from few samples does what it does with the square that they stand for."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from vqcompress.moments.low_rank import BLOCK, RowMoment
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import TrellisSettings, quantize_weight
-from vqcompress.quantizers.error_feedback import prepare_feedback, refine, sweep
+from vqcompress.quantizers.coordinate_descent import descend
+from vqcompress.quantizers.error_feedback import BLOCK, prepare_feedback
 from vqcompress.quantizers.layer_error import relative_error
 
-COLUMNS, ROWS = 2 * BLOCK + 30, 20
+COLUMNS, SAMPLES = 2 * BLOCK + 30, 20
 
 
 @pytest.fixture
-def moment() -> RowMoment:
+def moment() -> SecondMoment:
     draw = torch.Generator().manual_seed(0)
     sizes = torch.linspace(0.2, 3.0, COLUMNS)
-    return RowMoment(torch.randn(ROWS, COLUMNS, generator=draw) * sizes / ROWS**0.5, 0.05)
+    return SecondMoment(samples=torch.randn(SAMPLES, COLUMNS, generator=draw) * sizes / SAMPLES**0.5, ridge=0.05)
 
 
 @pytest.fixture
@@ -39,14 +40,14 @@ def test_the_square_is_what_it_says(moment, weight):
 
 @pytest.mark.parametrize("damping", [0.0, 1e-2])
 def test_order_and_sensitivity_are_those_of_the_square(moment, damping):
-    few, square = prepare_feedback(moment, damping), prepare_feedback(moment.dense().double(), damping)
+    few, square = prepare_feedback(moment, damping), prepare_feedback(SecondMoment(moment.dense().double()), damping)
     assert torch.equal(few.order, square.order)
     torch.testing.assert_close(few.sensitivity, square.sensitivity, rtol=1e-4, atol=0)
 
 
 def test_the_sweep_is_that_of_the_square(moment, weight):
-    few = sweep(weight, prepare_feedback(moment), to_grid)
-    square = sweep(weight, prepare_feedback(moment.dense().double()), to_grid)
+    few = prepare_feedback(moment).sweep(weight, to_grid)
+    square = prepare_feedback(SecondMoment(moment.dense().double())).sweep(weight, to_grid)
     # Rounding moves a few targets across the middle between two grid points, and what follows goes another way.
     assert (few != square).float().mean() < 0.02
     error = relative_error(weight.t(), few.t(), moment)
@@ -54,9 +55,9 @@ def test_the_sweep_is_that_of_the_square(moment, weight):
     assert error < 0.7 * relative_error(weight.t(), weight.t().round(), moment)
 
 
-def test_refining_is_that_of_the_square(moment, weight):
-    few, accepted = refine(weight, weight.round(), moment, to_grid)
-    square, there = refine(weight, weight.round(), moment.dense(), to_grid)
+def test_coordinate_descent_is_that_of_the_square(moment, weight):
+    few, accepted = descend(weight, weight.round(), moment, to_grid)
+    square, there = descend(weight, weight.round(), moment.as_square(), to_grid)
     assert (few != square).float().mean() < 0.02
     assert (accepted != there).float().mean() < 0.02
     assert moment.power((weight - few).t()) < 0.8 * moment.power((weight - weight.round()).t())
@@ -73,6 +74,6 @@ def test_quantizers_take_either(moment, method):
     assert few == pytest.approx(square, rel=0.05)
 
 
-def test_rows_without_a_ridge_are_damped(moment):
-    bare = RowMoment(moment.inputs, 0.0)
+def test_samples_without_a_ridge_are_damped(moment):
+    bare = SecondMoment(samples=moment.samples)
     assert torch.isfinite(prepare_feedback(bare, 0.0).sensitivity).all()
