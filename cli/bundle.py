@@ -9,19 +9,19 @@ import click
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write, ending in .safetensors."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
 def bundle(folder: Path, output: Path) -> None:
-    """Put the compressed pipeline in FOLDER into one .safetensors file, byte for byte.
+    """Write the compressed pipeline in FOLDER as one .safetensors file, byte for byte.
 
-    After `import vqcompress`, diffusers opens it with `StableDiffusionXLPipeline.from_single_file(FILE)` and the like;
-    `vqcompress generate` and `dequantize` take it too.
+    After `import vqcompress`, diffusers opens it with from_single_file, as in
+    `StableDiffusionXLPipeline.from_single_file(FILE)`. `vqcompress generate` and `vqcompress dequantize` open it too.
     """
     from vqcompress.bundle import write_bundle
     from vqcompress.errors import RecipeError
 
     if output.suffix != ".safetensors":
-        raise RecipeError(f"a bundle is one .safetensors file, got {output}")
+        raise RecipeError(
+            f"a bundle is one .safetensors file; name it {output.with_suffix('.safetensors')}, not {output}"
+        )
     written = write_bundle(folder, output)
     click.echo(f"{written}: {written.stat().st_size / 1e6:.2f} MB, for from_single_file")

@@ -21,11 +21,13 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "--config",
     "config_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSON file with constructor arguments of the official class, over those of NAME.",
+    help="JSON file with arguments of the official class; they override those of NAME.",
 )
-@click.option("--vae", type=FOLDER, help="Folder of the AutoencoderKL, or of a pipeline that has it.")
-@click.option("--text-encoder", type=FOLDER, help="Folder of text encoder and tokenizer, or of a pipeline.")
-@click.option("--base", help="LinFusion: the pipeline to mount it on, anything that quantize takes.")
+@click.option("--vae", type=FOLDER, help="Folder of an AutoencoderKL, or of a pipeline with one.")
+@click.option(
+    "--text-encoder", type=FOLDER, help="Folder of a text encoder and its tokenizer, or of a pipeline with them."
+)
+@click.option("--base", help="Pipeline that LinFusion is put into: any MODEL that quantize takes.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
@@ -39,11 +41,12 @@ def convert(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Turn official WEIGHTS of the model NAME into a folder that `quantize`, `generate` and plain diffusers open.
+    """Convert official WEIGHTS of the model NAME to a folder that `quantize`, `generate` and plain diffusers open.
 
-    NAME is one that `vqcompress presets` lists, or a family: dit, sit, mdt_v1, mdt_v2, dit_moe, diffit_latent, pixart,
-    next_dit, flag_dit, large_dit, pt_dit, linfusion (then --config says its sizes). WEIGHTS is a .safetensors file, a PyTorch file
-    (.pt, .pth, .ckpt, .bin; only plain tensors are read, no code is run), or a folder with shards consolidated*.RR-of-NN.
+    NAME is one that `vqcompress presets` lists, or a family whose sizes --config gives: dit, sit, mdt_v1, mdt_v2,
+    dit_moe, diffit_latent, pixart, next_dit, flag_dit, large_dit, pt_dit, linfusion. WEIGHTS is a .safetensors file, a
+    PyTorch file (.pt, .pth, .ckpt or .bin; only tensors are read, no code is run), or a folder with shards
+    consolidated*.RR-of-NN.
 
     \b
     vqcompress convert dit-xl-2 DiT-XL-2-256x256.pt --vae sd-vae-ft-ema -o out/dit
@@ -84,5 +87,5 @@ def _arguments(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(found, dict):
-        raise RecipeError(f"{path} holds no mapping of argument names to values")
+        raise RecipeError(f"{path} is not a JSON object of argument names and values")
     return found

@@ -14,19 +14,26 @@ import click
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="Dense folder to write, or one file that ends in .safetensors.",
+    help="Folder or .safetensors file to write.",
 )
-@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Data type of the dense weights.",
+)
 @click.option(
     "--layout",
     type=click.Choice(["diffusers", "ldm"]),
-    help="Keys of one file: the original Stable Diffusion names (ldm), or diffusers' [default: ldm where there are such].",
+    help="Names of the tensors in a file: those of Stable Diffusion's original files (ldm) or those of diffusers "
+    "[default: ldm, for models that have such names].",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 def dequantize(folder: Path, output: Path, dtype: str, layout: str | None, overwrite: bool) -> None:
-    """Write a dense pipeline with the weights that FOLDER's codes stand for.
+    """Decode FOLDER's weights and write them as a dense pipeline.
 
-    For programs that know nothing of vqcompress, and for operations that need dense weights, such as fusing a LoRA.
+    Use it for programs that do not know vqcompress, and for operations that need dense weights, such as fusing a LoRA.
 
     \b
     vqcompress dequantize out/sdxl-vq3 -o out/sdxl-dense

@@ -1,4 +1,4 @@
-"""The text of `vqcompress quantize MODEL --dry-run`."""
+"""The text that `vqcompress quantize MODEL --dry-run` prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
-    """What `vqcompress.estimate.estimate` found, for reading."""
+    """The numbers of `vqcompress.estimate.estimate` as text."""
     denoiser_only = expected["parts"] == "denoiser"
     yield (
         f"{expected['model']}: {expected['quantized_layers']} layers to quantize, {expected['kept_layers']} stay dense"
@@ -21,19 +21,22 @@ def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
         yield from _calibration(expected)
     yield (
         f"  peak memory        about {_bytes(expected['peak_memory_bytes'])}"
-        + ", text encoders and VAE not counted" * denoiser_only
+        + ", without text encoders and VAE" * denoiser_only
     )
     yield (
-        f"  encoding           about {_duration(expected['encode_seconds'])} on one core of this machine, {expected['method']} "
-        f"at {expected['bits']:g} bits"
+        f"  encoding           about {_duration(expected['encode_seconds'])} on one core of this machine, with "
+        f"{expected['method']} at {expected['bits']:g} bits"
     )
 
 
 def _calibration(expected: dict[str, Any]) -> Iterator[str]:
-    yield f"  calibration        {expected['prompts']} prompts, at most {expected['passes']} passes over the sampler"
-    yield f"  second moments     at most {_bytes(expected['moment_bytes'])} on disk while running"
+    yield f"  calibration        {expected['prompts']} prompts, sampled at most {expected['passes']} times"
+    yield f"  second moments     at most {_bytes(expected['moment_bytes'])} on disk during the run"
     if expected["order"] == "sequential":
-        yield f"  recorded calls     at most {_bytes(expected['call_bytes'])} on disk while running; every block replays them"
+        yield (
+            f"  recorded calls     at most {_bytes(expected['call_bytes'])} on disk during the run; every block "
+            "replays them"
+        )
 
 
 def _millions(count: int) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from vqcompress.cli.progress import StageProgress
-from vqcompress.cli.quantize import _setting
+from vqcompress.cli.quantize import parse_setting
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write [default: FOLDER itself].")
-@click.option("--model", help="The original that FOLDER was made from [default: the one that FOLDER's recipe names].")
+@click.option("--model", help="Original that FOLDER was made from [default: the recipe's].")
 @click.option(
     "--preset", type=click.Choice(["fast", "default", "best"]), help="How long to train [default: the recipe's]."
 )
@@ -23,30 +23,31 @@ from vqcompress.cli.quantize import _setting
 @click.option(
     "--rate",
     type=float,
-    help="Largest step, relative to each tensor's RMS and the root of the error at the start [default: 0.05].",
+    help="Learning rate, relative to each tensor's RMS and to the square root of the starting error [default: 0.05].",
 )
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A key of the recipe's training, e.g. weighting=min-snr.",
+    help="Key of the recipe's training section, as in weighting=min-snr.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what it needs in memory, time and disk; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the memory, time and disk space that it needs; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
 def finetune(folder: Path, output: Path | None, as_json: bool, dry_run: bool, overwrite: bool, **options: Any) -> None:
-    """Let FOLDER's denoiser learn from the original: scales, codebooks, biases, norms, and new codes for the worst layers.
+    """Fine-tune scales, codebooks, biases and norms of FOLDER's denoiser against the original, and requantize the worst
+    layers.
 
-    The original is sampled once, on prompts that calibration did not use. A run that was stopped goes on where it was when
-    the same command is given again. Several processes share the work under torchrun:
+    The original is sampled once, on prompts that calibration did not use. If a run was stopped, the same command
+    continues it. Under torchrun, several processes share the work:
 
     \b
     vqcompress finetune out/sdxl-vq3 -o out/sdxl-vq3-tuned
     torchrun --nproc-per-node 4 -m vqcompress.cli finetune out/sdxl-vq3 -o out/sdxl-vq3-tuned
     """
     changes = {key: options[key] for key in ("preset", "steps", "rate") if options[key] is not None}
-    changes |= dict(_setting(item) for item in options["settings"])
+    changes |= dict(parse_setting(item) for item in options["settings"])
     if dry_run:
         _dry_run(folder, changes, as_json)
         return
@@ -73,9 +74,10 @@ def _dry_run(folder: Path, changes: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(expected, indent=2))
         return
     for line in (
-        f"{folder}: {expected['learning'] / 1e6:.2f} M numbers would learn",
+        f"{folder}: {expected['learning'] / 1e6:.2f} M trainable parameters",
         f"  peak memory        about {expected['peak_memory_bytes'] / 1e9:.2f} GB",
-        f"  recording          about {expected['record_seconds'] / 60:.1f} minutes, {expected['disk_bytes'] / 1e9:.2f} GB on disk",
+        f"  recording          about {expected['record_seconds'] / 60:.1f} minutes, "
+        f"{expected['disk_bytes'] / 1e9:.2f} GB on disk",
         f"  training           about {expected['train_seconds'] / 60:.1f} minutes on this machine",
     ):
         click.echo(line)

@@ -16,14 +16,20 @@ from vqcompress.errors import RecipeError
 @click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True, help="PNG to write."
+    "-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True, help="PNG file to write."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the first image; each further one adds 1.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the first image; each further image adds 1.")
 @click.option("--images", default=1, show_default=True, type=click.IntRange(1), help="Images per prompt.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's own].")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's own].")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON record of what was made.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
+@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Data type of the computation.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print prompts and seeds as JSON, without progress.")
 def generate(
     model: str,
     prompts: tuple[str, ...],
@@ -35,14 +41,15 @@ def generate(
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Make images with MODEL (a compressed folder, or anything that `quantize` takes) into one PNG grid; of a video,
-    its frames side by side.
+    """Generate images with MODEL and write them as one PNG grid; of a video, the frames side by side.
+
+    MODEL is a compressed folder, or any MODEL that `vqcompress quantize` takes.
 
     \b
     vqcompress generate out/shapes-vq3 "three red squares on a gray background" -o grid.png
     """
     if output.suffix.lower() != ".png":
-        raise RecipeError(f"the picture is written as PNG; name it {output.with_suffix('.png')}")
+        raise RecipeError(f"images are written as PNG; name the file {output.with_suffix('.png')}, not {output}")
     import torch
 
     from vqcompress.architectures import architecture_of, open_pipeline
@@ -66,5 +73,5 @@ def generate(
 
 
 def _frames(drawn: Any) -> list[Any]:
-    """An image as a list of one, a video as that of its frames."""
+    """An image as a list of one, a video as the list of its frames."""
     return list(drawn) if isinstance(drawn, list | tuple) else [drawn]

@@ -11,11 +11,12 @@ import click
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, a row per layer included.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, with an entry for each layer.")
 @click.option("--layers", is_flag=True, help="List every layer.")
 def inspect(folder: Path, as_json: bool, layers: bool) -> None:
-    """Show what a compressed FOLDER holds: bits a weight with everything stored counted, bytes on disk, and the kernels that
-    would serve its layers on this machine."""
+    """Show a compressed FOLDER: bits per weight with everything stored counted, bytes on disk, and the kernels that
+    its layers use on this machine.
+    """
     from vqcompress.checkpoint import inspect as look
     from vqcompress.cli.kernel_use import kernel_lines, kernel_use
 
@@ -25,7 +26,7 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     click.echo(
-        f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {_megabytes(found['bytes'])} on disk"
+        f"{folder}: {found['bits_per_weight']:.3f} bits per quantized weight, {_megabytes(found['bytes'])} on disk"
     )
     for name, component in found["components"].items():
         click.echo(_component_line(name, component))

@@ -1,4 +1,4 @@
-"""The kernels that would serve a folder's packed layers here, for `vqcompress inspect`."""
+"""The kernels that a folder's packed layers use on this machine, for `vqcompress inspect`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROWS = {"few rows": 1, "many rows": 1024}
+SAMPLES = {"few rows": 1, "many rows": 1024}
+"""Key in the JSON -> samples (rows of activations) in a call."""
 Use = dict[str, dict[str, Any]]
-"""``few rows`` and ``many rows`` -> kernel, why, refused (kernels that come first in the table -> reason)."""
+"""Key of `SAMPLES` -> kernel, why, refused (kernels that come earlier in the table -> reason)."""
 
 
 def kernel_use(folder: Path) -> tuple[str, dict[str, dict[str, Use]]]:
@@ -32,7 +33,7 @@ def _use(spec: Any, shape: tuple[int, ...], device: str) -> Use:
     from vqcompress.kernels import kernel_choice
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    choices = {label: kernel_choice(spec, shape, rows, device, dtype) for label, rows in ROWS.items()}
+    choices = {label: kernel_choice(spec, shape, samples, device, dtype) for label, samples in SAMPLES.items()}
     return {
         label: {"kernel": choice.name, "why": choice.purpose, "refused": choice.refused}
         for label, choice in choices.items()
@@ -40,16 +41,17 @@ def _use(spec: Any, shape: tuple[int, ...], device: str) -> Use:
 
 
 def kernel_lines(device: str, layers: dict[str, Use]) -> list[str]:
-    """For people: which kernel serves how many layers, what it is for, and why not the ones before it."""
+    """For people: how many layers use which kernel, what it is for, and why the kernels before it do not run."""
     lines = []
-    for label in ROWS:
+    for label, samples in SAMPLES.items():
         uses = Counter((use[label]["kernel"], use[label]["why"]) for use in layers.values())
         for (kernel, why), count in uses.most_common():
-            lines.append(f"    {label} on {device}: {count} layers by {kernel} ({why})")
+            noun = "sample" if samples == 1 else "samples"
+            lines.append(f"    {samples} {noun} on {device}: {count} layers use {kernel} ({why})")
     reasons = Counter(
         f"{kernel}: {reason}"
         for use in layers.values()
-        for kernel, reason in use["few rows"]["refused"].items()  # one row: none is refused for having too many
+        for kernel, reason in use["few rows"]["refused"].items()  # with one sample, none is refused for too many
     )
-    lines += [f"    not {reason} ({count} layers)" for reason, count in reasons.most_common(3)]
+    lines += [f"    not used: {reason} ({count} layers)" for reason, count in reasons.most_common(3)]
     return lines

@@ -1,4 +1,4 @@
-"""The `vqcompress` command: a group whose subcommands are imported only when asked for."""
+"""The `vqcompress` command, a group whose subcommands are imported on first use."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import click
 from vqcompress.errors import VQCompressError
 
 VERBS = {
-    "presets": "List every model that has a name here, its size and where it comes from.",
-    "convert": "Turn official weights into a folder that quantize takes.",
+    "presets": "List the models that have a name here, with sizes and sources.",
+    "convert": "Convert official weights to a folder that quantize takes.",
     "quantize": "Compress a pipeline to a folder that plain diffusers loads.",
-    "finetune": "Let a compressed folder learn from its original.",
-    "generate": "Make images with a pipeline, compressed or not.",
-    "inspect": "Show bits, bytes and layers of a compressed folder.",
-    "report": "Compare compressed folders with their original, with pictures.",
+    "finetune": "Fine-tune a compressed folder against its original.",
+    "generate": "Generate images with a pipeline, compressed or not.",
+    "inspect": "Show the bits, bytes and layers of a compressed folder.",
+    "report": "Compare compressed folders with their original.",
     "verify": "Check a compressed folder against its manifest.",
-    "dequantize": "Turn a compressed folder back into a dense folder or file.",
-    "bundle": "Put a compressed folder into one file.",
+    "dequantize": "Write a dense pipeline from a compressed folder.",
+    "bundle": "Write a compressed folder as one file.",
 }
 
 
 class UserError(click.ClickException):
-    """A mistake that the user can mend: one line on stderr, exit code 2."""
+    """A mistake that the user can correct: one line on stderr, exit code 2."""
 
     exit_code = 2
 
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="vqcompress")
 def main() -> None:
-    """Compress diffusion models to about 3 bits a weight with calibrated vector codes.
+    """Compress diffusion models to about 3 bits per weight with calibrated vector codes.
 
     \b
     vqcompress quantize shapes -o out/shapes-vq3

@@ -15,11 +15,11 @@ from vqcompress.errors import RecipeError
 @click.argument("words", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def presets(words: tuple[str, ...], as_json: bool) -> None:
-    """List every model that has a name here; WORDS keep the rows that contain all of them.
+    """List the models that have a name here. With WORDS, list only lines that contain all of them.
 
-    What says "Hub" opens by name: `vqcompress quantize sdxl -o out`. What says "convert" was published as official
-    weights: get the file, then `vqcompress convert NAME FILE -o FOLDER`. `vqcompress quantize NAME --dry-run` plans any of them
-    without its weights. Sizes are the denoiser's.
+    Models from the Hub open by name: `vqcompress quantize sdxl -o out`. For models marked "convert", download the
+    official weights and run `vqcompress convert NAME FILE -o FOLDER`. `vqcompress quantize NAME --dry-run` works for
+    all of them, without weights. Sizes are the denoiser's.
 
     \b
     vqcompress presets

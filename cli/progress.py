@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar a stage with elapsed time and an estimate of what is left, and above them a line for every encoded layer."""
+"""Progress on stderr: a bar for each stage with elapsed and remaining time, and a line for each encoded layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
-LAYER_BY_LAYER = "encode"  # the stage whose details are worth keeping: each tells a layer's bits, error and seconds
+LAYER_BY_LAYER = "encode"  # the stage whose details stay on screen: a layer's bits, error and seconds
 
 
 class StageProgress:
@@ -44,7 +44,7 @@ class StageProgress:
 
 
 def _silence_other_bars() -> None:
-    """diffusers and transformers draw bars of their own across ours, and remark on packages that nothing here needs."""
+    """Turn off the bars of diffusers and transformers, which overwrite ours, and their remarks on optional packages."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

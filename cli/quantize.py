@@ -13,12 +13,18 @@ from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS
 from vqcompress.recipe import Recipe
 
+DEFAULTS = Recipe(model="")
+CALIBRATION = DEFAULTS.calibration
+WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if method.output_feedback)
+
 
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
-    "--bits", type=float, help="Bits a weight, everything stored counted (scalar methods: code width) [default: 3]."
+    "--bits",
+    type=float,
+    help=f"Bits per weight, everything stored counted; for scalar methods, bits per code [default: {DEFAULTS.bits:g}].",
 )
 @click.option(
     "--method",
@@ -29,64 +35,72 @@ from vqcompress.recipe import Recipe
 @click.option(
     "--budget",
     type=click.Choice(["model", "layer"]),
-    help="Bits on average over the model, dealt out by what errors cost, or in every layer [default: by method].",
+    help="Whether --bits is an average over the model, allocated by what errors cost, or the same in every layer "
+    "[default: by method].",
+)
+@click.option("--components", help="Components to compress, as in unet,text_encoder [default: the denoiser].")
+@click.option(
+    "--prompts",
+    help="Calibration prompts: the name of a set, a .txt, .tsv or .jsonl file, or hf:owner/dataset "
+    "[default: the model's set].",
 )
 @click.option(
-    "--components", help="Parts to compress, comma-separated, e.g. unet,text_encoder [default: the denoiser]."
+    "--count", type=int, help=f"Number of calibration prompts, chosen for diversity [default: {CALIBRATION.count}]."
 )
-@click.option(
-    "--prompts", help="Calibration prompts: a set's name, or a .txt, .tsv or .jsonl file, or hf:owner/dataset."
-)
-@click.option("--count", type=int, help="How many prompts to calibrate on, chosen for diversity [default: 64].")
-@click.option("--steps", type=int, help="Denoising steps of the calibration runs [default: the model's own].")
-@click.option("--guidance", type=float, help="Guidance scale of the calibration runs [default: the model's own].")
-@click.option(
-    "--resolution", type=int, help="Height and width of the calibration images, in pixels [default: the model's own]."
-)
+@click.option("--steps", type=int, help="Denoising steps in calibration [default: the model's].")
+@click.option("--guidance", type=float, help="Guidance scale in calibration [default: the model's].")
+@click.option("--resolution", type=int, help="Height and width of calibration images in pixels [default: the model's].")
 @click.option(
     "--order",
     type=click.Choice(["parallel", "sequential"]),
-    help="Record all layers in one pass of the original, or each block behind the compressed ones [default: parallel].",
+    help="Calibrate all layers on the original (parallel), or block after block on the compressed blocks before it "
+    f"(sequential) [default: {CALIBRATION.order}].",
 )
-@click.option("--memory-budget", type=float, help="GB for second moments in one recording pass [default: 4].")
-@click.option("--seed", type=int, help="Seed of everything random [default: 0].")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. state_bits=14."
+    "--memory-budget",
+    type=float,
+    help=f"GB of second moments to hold in one calibration pass [default: {CALIBRATION.memory_budget_gb:g}].",
+)
+@click.option("--seed", type=int, help=f"Seed of all random choices [default: {DEFAULTS.seed}].")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the method, as in state_bits=14."
 )
 @click.option(
     "--output-feedback/--no-output-feedback",
     default=None,
-    help="Trellis codes: also feed errors back between a layer's outputs: less error, ten times the encoding time [default: no].",
+    help=f"Also feed errors back between a layer's outputs ({WITH_OUTPUT_FEEDBACK} only): less error, ten times the "
+    "encoding time [default: no].",
 )
 @click.option(
     "--finetune",
     type=click.Choice(["none", "blocks", "full"]),
-    help="Let what is continuous learn from the original: block by block, or also as a whole [default: none].",
+    help="Fine-tune scales, codebooks, biases and norms against the original, block by block (blocks) and then as a "
+    f"whole (full) [default: {DEFAULTS.finetune}].",
 )
 @click.option(
-    "--preset", type=click.Choice(["fast", "default", "best"]), help="How long to fine-tune [default: default]."
+    "--preset",
+    type=click.Choice(["fast", "default", "best"]),
+    help=f"How long to fine-tune [default: {DEFAULTS.training.preset}].",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Folder that keeps what calibration recorded, for further runs with other methods or bits.",
+    help="Folder that keeps the calibration data, for later runs with other methods or bits.",
 )
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="YAML recipe; options here override it.")
 @click.option("--report", is_flag=True, help="Also compare with the original and write OUTPUT-report.")
-@click.option(
-    "--dry-run", is_flag=True, help="Say what would be done, what it needs and what comes out; write nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Print what a run would do, need and produce; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
 def quantize(
     model: str, output: Path | None, as_json: bool, overwrite: bool, dry_run: bool, report: bool, **options: Any
 ) -> None:
     """Compress MODEL into a folder that plain diffusers loads after `import vqcompress`.
 
-    MODEL is an alias (shapes, sdxl, sdxl-turbo, sd15, sd21, pixart-alpha, …; `vqcompress presets` lists all), a Hub id, a
-    diffusers folder or a single .safetensors file. Official weights of other networks become a folder with `vqcompress
-    convert`. With --dry-run, any name that `vqcompress presets` lists will do, without its weights. A run that was
-    stopped goes on where it was when the same command is given again.
+    MODEL is a name (shapes, sdxl, sd15, pixart-alpha, …; `vqcompress presets` lists all), a Hub id, a diffusers folder
+    or a .safetensors file. `vqcompress convert` makes a folder from official weights of other networks. With --dry-run,
+    MODEL can be any name that `vqcompress presets` lists, without its weights. If a run was stopped, the same command
+    continues it.
 
     \b
     vqcompress quantize shapes -o out/shapes-vq3
@@ -100,7 +114,7 @@ def quantize(
         _dry_run(model, recipe, as_json)
         return
     if output is None:
-        raise RecipeError("name the folder to write: -o FOLDER")
+        raise RecipeError("no output is given; name the folder to write with -o FOLDER")
     from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
     from vqcompress.workers import is_main_process_by_environment
@@ -123,7 +137,7 @@ def quantize(
         )
     else:
         click.echo(
-            f"{folder}: {found['bits_per_weight']:.3f} bits a quantized weight, {found['bytes'] / 1e6:.2f} MB on disk"
+            f"{folder}: {found['bits_per_weight']:.3f} bits per quantized weight, {found['bytes'] / 1e6:.2f} MB on disk"
         )
     if report:
         from vqcompress.cli.report import write_comparison
@@ -132,7 +146,7 @@ def quantize(
 
 
 def _recipe(model: str, options: dict[str, Any]) -> Recipe:
-    """Command line over recipe file over defaults."""
+    """The recipe: options of the command line replace those of the recipe file, which replace the defaults."""
     calibration = {
         "prompts": options["prompts"],
         "count": options["count"],
@@ -154,7 +168,7 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
     if options["components"]:
         changes["components"] = [part.strip() for part in options["components"].split(",")]
     if options["settings"]:
-        changes["settings"] = {**base.get("settings", {}), **dict(_setting(item) for item in options["settings"])}
+        changes["settings"] = {**base.get("settings", {}), **dict(parse_setting(item) for item in options["settings"])}
     if options["preset"]:
         changes["training"] = {**base.get("training", {}), "preset": options["preset"]}
     given = {key: value for key, value in calibration.items() if value is not None}
@@ -162,7 +176,8 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
     return Recipe.parse({**base, **changes})
 
 
-def _setting(item: str) -> tuple[str, Any]:
+def parse_setting(item: str) -> tuple[str, Any]:
+    """Key and value of ``KEY=VALUE``, the value read as JSON where it is that. Raises `RecipeError`."""
     key, sign, value = item.partition("=")
     if not sign or not key:
         raise RecipeError(f"--set takes KEY=VALUE, got {item!r}")

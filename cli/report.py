@@ -16,12 +16,12 @@ from vqcompress.cli.progress import StageProgress
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="out/report", show_default=True, help="Folder to write."
 )
-@click.option("--prompts", help="Evaluation prompts: a set's name or a file [default: the model's held-out set].")
+@click.option("--prompts", help="Evaluation prompts: the name of a set, or a file [default: the model's held-out set].")
 @click.option("--count", default=48, show_default=True, type=click.IntRange(1), help="Images per variant.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's own].")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's own].")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
+@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
 @click.option("--seed", default=1000, show_default=True, help="Seed of the first image.")
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, and no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, without progress.")
 def report(
     original: str,
     folders: tuple[Path, ...],
@@ -33,9 +33,10 @@ def report(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Compare compressed FOLDERS with the ORIGINAL they were made from: error, fidelity, bytes, pictures.
+    """Compare compressed FOLDERS with their ORIGINAL: sizes, errors and images.
 
-    Writes report.html (one self-contained file), report.json, report.md and grid.png to OUTPUT.
+    Writes report.html (one self-contained file), report.json, report.md and grid.png to OUTPUT. The report is about the
+    first folder and compares it with the others.
 
     \b
     vqcompress report shapes out/shapes-vq3 out/shapes-gptq4

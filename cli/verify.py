@@ -12,11 +12,11 @@ from vqcompress.errors import CheckpointError
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of the problems.")
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 def verify(folder: Path, as_json: bool) -> None:
-    """Check FOLDER: every file against the manifest's SHA-256, every tensor's shape, range and finiteness.
+    """Check a compressed FOLDER: the SHA-256 of every file, and the shape and values of every tensor.
 
-    Leaves with exit code 0 when all is well and 2 when anything is not.
+    The exit code is 0 without problems and 2 with any.
     """
     from vqcompress.checkpoint import verify as check
 
@@ -27,4 +27,4 @@ def verify(folder: Path, as_json: bool) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more problems, see --json)" if len(problems) > 1 else ""
         raise CheckpointError(f"{folder}: {problems[0]}{more}")
-    click.echo(f"{folder}: all files and tensors are as the manifest says")
+    click.echo(f"{folder}: all files and tensors match the manifest")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class VQCompressError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base of all errors that a user can correct."""
 
 
 class RecipeError(VQCompressError):
@@ -28,4 +28,4 @@ class CheckpointError(VQCompressError):
 
 
 class UnsupportedError(VQCompressError):
-    """An operation has no meaning on packed weights; the message names the way out."""
+    """An operation has no meaning on packed weights; the message names an alternative."""

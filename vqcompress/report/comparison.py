@@ -192,7 +192,7 @@ class Comparison:
     pictures: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a JSON file. Numbers that are not finite become "inf", "-inf" or "nan", which `float` reads."""
+        """Plain data for a JSON file. Numbers that are not finite become "inf", "-inf" or "nan", as `float` reads."""
         plain = {
             "model": self.model,
             "denoiser": self.denoiser,

@@ -116,8 +116,8 @@ def layer_notes(comparison: Comparison) -> list[str]:
         if variant.undersampled_layers:
             notes.append(
                 f"{variant.label}: {_some(variant.undersampled_layers)} saw fewer samples in calibration than they "
-                "have columns. They borrowed their second moment from the same layer of other experts or from white noise. "
-                "More calibration prompts would help."
+                "have columns. They borrowed their second moment from the same layer of other experts or from white "
+                "noise. More calibration prompts would help."
             )
     return notes
 
