@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune import Examination
-
 import vqcompress
+from finetune import Examination
 from vqcompress.checkpoint import load
 
 QUICK = {"state_bits": 10, "polish": 0}

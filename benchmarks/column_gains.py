@@ -1,14 +1,15 @@
 """What column gains are worth: layers whose columns are of two sizes, as where a UNet's block reads its skip connection.
 
-``python benchmarks/column_gains.py [--bits 2 3 4] [--ratio 10]`` codes two synthetic layers with and without gains, and with GPTQ in groups of
-64 for comparison: *apart*, half of the columns ``ratio`` times smaller than the other half and their inputs as much larger, so that all
-count alike; and *mixed*, the same over correlated inputs. Relative output errors, with all bits counted, as Markdown.
+``python benchmarks/column_gains.py [--bits 2 3 4] [--ratio 10]`` quantizes two synthetic layers with and without column
+scales, and with GPTQ in groups of 64 for comparison: *apart*, half of the columns ``ratio`` times smaller than the other
+half and their inputs as much larger, so that all count alike; and *mixed*, the same over correlated inputs. It prints
+relative output errors, with all bits counted, as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,18 +17,26 @@ from torch import Tensor
 from vqcompress.quantizers import quantize_weight, quantizer_of
 from vqcompress.quantizers.layer_error import relative_error
 
-ROWS, COLUMNS, INPUTS = 320, 640, 4096
 VECTOR_METHODS = ("trellis", "additive")
 
 
-def layers(ratio: float) -> dict[str, tuple[Tensor, Tensor]]:
-    """Name -> weight and second moment."""
+@dataclass(frozen=True)
+class Size:
+    """A layer's output channels and columns, and how many inputs its second moment is taken over."""
+
+    outputs: int = 320
+    columns: int = 640
+    inputs: int = 4096
+
+
+def layers(ratio: float, size: Size) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> weight ``[outputs, columns]`` and second moment ``[columns, columns]``."""
     draw = torch.Generator().manual_seed(0)
-    small = torch.where(torch.arange(COLUMNS) < COLUMNS // 2, 1.0, 1 / ratio)
-    weight = torch.randn(ROWS, COLUMNS, generator=draw) * small
-    x = torch.randn(INPUTS, COLUMNS, generator=draw)
-    spectrum = torch.arange(1, COLUMNS + 1) ** -0.5
-    mixed = x * spectrum @ torch.randn(COLUMNS, COLUMNS, generator=draw)
+    small = torch.where(torch.arange(size.columns) < size.columns // 2, 1.0, 1 / ratio)
+    weight = torch.randn(size.outputs, size.columns, generator=draw) * small
+    x = torch.randn(size.inputs, size.columns, generator=draw)
+    spectrum = torch.arange(1, size.columns + 1) ** -0.5
+    mixed = x * spectrum @ torch.randn(size.columns, size.columns, generator=draw)
     return {name: (weight, _moment(inputs / small)) for name, inputs in (("apart", x), ("mixed", mixed))}
 
 
@@ -35,11 +44,11 @@ def _moment(inputs: Tensor) -> Tensor:
     return inputs.t() @ inputs / len(inputs)
 
 
-def rows(ratio: float, widths: list[float]) -> list[str]:
+def rows(ratio: float, widths: list[float], size: Size | None = None) -> list[str]:
     """The table."""
     lines = ["| layer | bits | " + " | ".join(f"{m}, plain | gains" for m in VECTOR_METHODS) + " | gptq (bits) |"]
     lines.append("|---|---|" + "---|" * (2 * len(VECTOR_METHODS) + 1))
-    for name, (weight, moment) in layers(ratio).items():
+    for name, (weight, moment) in layers(ratio, size or Size()).items():
         for bits in widths:
             cells = []
             for method in VECTOR_METHODS:

@@ -25,8 +25,8 @@ from typing import Any
 
 import click
 import torch
-from synthetic_pipeline import make_pipeline
 
+from synthetic_pipeline import make_pipeline
 from vqcompress.progress import Progress
 
 STAGES = ("make", "quantize", "load", "dense image", "packed call")

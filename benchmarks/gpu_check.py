@@ -12,19 +12,19 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-import matmul
 import torch
 import torch.nn.functional as F
-import unet_step
-from synthetic import FORMATS, packed_weight
 from torch import Tensor
 
+import matmul
+import unet_step
+from synthetic import FORMATS, packed_weight
 from vqcompress import kernels
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
@@ -109,9 +109,9 @@ def tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
     return {**weight.tensors, **weight.shared}
 
 
-def check_decode(weight: QuantizedWeight) -> None:
+def check_decode(weight: QuantizedWeight, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
     """Bit for bit, in every dtype; the table's places give the same."""
-    for dtype in DTYPES:
+    for dtype in dtypes:
         expected = reference.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
         for bits in TABLE_PLACES.values():
             with table_place(bits):

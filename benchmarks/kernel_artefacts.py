@@ -20,10 +20,10 @@ from typing import Any
 import click
 import torch
 import triton
-from synthetic import packed_weight
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from synthetic import packed_weight
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels.triton import decode as triton_decode
 from vqcompress.kernels.triton import multiply as triton_multiply

@@ -24,11 +24,11 @@ from typing import Any
 
 import click
 import torch
+
+import vqcompress  # noqa: F401 - makes packed folders known to diffusers
 from synthetic import FORMATS
 from synthetic_pipeline import sdxl_config
 from unet_step import random_codes
-
-import vqcompress  # noqa: F401 - makes packed folders known to diffusers
 from vqcompress.layers import swap
 
 KINDS = ("dense", "packed")

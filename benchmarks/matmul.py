@@ -18,10 +18,10 @@ from typing import Any
 
 import click
 import torch
-from peers import PEERS
-from synthetic import FORMATS, packed_weight
 from torch import Tensor, nn
 
+from peers import PEERS
+from synthetic import FORMATS, packed_weight
 from vqcompress import kernels
 from vqcompress.layers import SharedCodebooks, VQLinear
 

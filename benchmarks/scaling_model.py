@@ -15,9 +15,9 @@ from pathlib import Path
 
 import click
 import torch
-from encode_speed import SETTINGS, coding_speed, products_per_second, seconds
 from torch import nn
 
+from encode_speed import SETTINGS, coding_speed, products_per_second, seconds
 from vqcompress.architectures.layer_plan import plan_layers
 from vqcompress.architectures.published import skeleton
 from vqcompress.matrix_view import matrix_shape

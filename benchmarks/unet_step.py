@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 import torch
-from synthetic import FORMATS, packed_weight
 from torch import Tensor, nn
 
+from synthetic import FORMATS, packed_weight
 from vqcompress.layers import swap
 from vqcompress.matrix_view import is_quantizable
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from safetensors.torch import load_file
 
-import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+import full_size
+import scaling_model
+from synthetic_pipeline import make_pipeline
 
 
 def test_every_stage_on_a_trimmed_model(tmp_path):
-    import full_size
-
     settings = full_size.Settings(3.0, 8, 0, 1, 1, 64, 1.0, blocks=1, width=32, tails=True)
     for stage in full_size.STAGES:
         full_size.run_stage(stage, tmp_path, settings)
@@ -30,9 +23,6 @@ def test_every_stage_on_a_trimmed_model(tmp_path):
 
 
 def test_synthetic_weights_have_heavy_tails_and_are_made_once(tmp_path):
-    from safetensors.torch import load_file
-    from synthetic_pipeline import make_pipeline
-
     def kurtosis(tails: bool) -> float:
         folder = make_pipeline(tmp_path / str(tails), blocks=1, width=32, tails=tails)
         shard = load_file(next(folder.glob("unet/*.safetensors")))
@@ -49,8 +39,6 @@ def test_synthetic_weights_have_heavy_tails_and_are_made_once(tmp_path):
 
 
 def test_the_scaling_model_counts_published_layers():
-    import scaling_model
-
     speeds = scaling_model.Speeds(4e6, 5e10, 2e10, 3e13, 1e13, 3e14, cores=16)
     layers = scaling_model.layers_of("sdxl")
     assert sum(rows * columns for rows, columns in layers) > 2.5e9

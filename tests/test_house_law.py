@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Collection
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.floors import FLOOR_OF, ROOT, imports, modules, rooms_entered
+from tests.lowest_versions import declared
 
 # formats and quantized_weight share a floor on purpose: a packed weight is a format with its tensors.
 DOORS = {("quantized_weight", "formats")}
@@ -34,6 +39,36 @@ def test_packages_stay_in_their_rooms(package: str, homes: tuple[str, ...]) -> N
         path for room, path in modules() if room not in homes and any(n.split(".")[0] == package for n in imports(path))
     ]
     assert not strays, f"{package} belongs in {homes}"
+
+
+def normal(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared_names(extras: Collection[str]) -> set[str]:
+    """Distributions in ``dependencies`` and in ``extras``."""
+    project = declared()
+    optional = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
+    return {normal(Requirement(line).name) for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("folders", "extras"),
+    [
+        (("vqcompress", "cli", "calib_prompts", "shapes"), ("lora", "gpu", "datasets")),
+        (("tests", "benchmarks"), ("test", "peers")),
+    ],
+    ids=["package", "tests"],
+)
+def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    ours = {"vqcompress", "tests", *(path.stem for path in (ROOT / "benchmarks").glob("*.py"))}
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    packages = {name.split(".")[0] for path in paths for name in imports(path)} - ours - set(sys.stdlib_module_names)
+    distributions, known = packages_distributions(), declared_names(extras)
+    missing = [name for name in packages if not {normal(d) for d in distributions.get(name, [name])} & known]
+    assert not sorted(missing), "imported but not declared in pyproject.toml"
 
 
 def test_no_drawer_for_odds_and_ends() -> None:

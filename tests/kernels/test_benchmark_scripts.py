@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+
+import column_gains
+import gpu_check
+import matmul
+import unet_step
+from synthetic import FORMATS, packed_weight
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def test_matmul(monkeypatch):
-    import matmul
-
     monkeypatch.setattr(matmul, "copy_bandwidth", lambda device: 1e9)
     monkeypatch.setattr(matmul, "_clock_seconds", lambda work: [call() for call in work] and 1e-3)
     report = matmul.benchmark([(64, 32)], [1, 3], list(matmul.FORMATS), 3, torch.float32, "cpu", warm=True)
@@ -54,12 +54,8 @@ def test_loading(tmp_path):
     assert "| until ready, CPU s |" in run.stdout
 
 
-def test_column_gains(monkeypatch):
-    import column_gains
-
-    for name, size in {"ROWS": 128, "COLUMNS": 64, "INPUTS": 512}.items():
-        monkeypatch.setattr(column_gains, name, size)
-    header, _, apart, mixed = column_gains.rows(10.0, [3.0])
+def test_column_gains():
+    header, _, apart, mixed = column_gains.rows(10.0, [3.0], column_gains.Size(128, 64, 512))
     assert header.startswith("| layer | bits | trellis, plain | gains |")
     for line in (apart, mixed):
         _, _, _, plain, gains, *_ = line.split("|")
@@ -67,8 +63,6 @@ def test_column_gains(monkeypatch):
 
 
 def test_whole_network_step():
-    import unet_step
-
     lines = unet_step.benchmark(["dit"], ["trellis"], 3, False, True, "cpu")
     assert [line["weights"] for line in lines] == ["dense", "trellis"]
     assert lines[1]["bytes_saved"] > 0
@@ -76,9 +70,6 @@ def test_whole_network_step():
 
 
 def test_gpu_check_asks_for_a_gpu():
-    import gpu_check
-    from click.testing import CliRunner
-
     if torch.cuda.is_available():
         pytest.skip("there is one")
     result = CliRunner().invoke(gpu_check.main)
@@ -87,17 +78,11 @@ def test_gpu_check_asks_for_a_gpu():
 
 
 @pytest.mark.parametrize("name", ["trellis", "additive", "scalar"])
-def test_gpu_checks_hold_under_the_interpreter(name, monkeypatch, interpreted):
-    import gpu_check
-    from synthetic import packed_weight
-
-    monkeypatch.setattr(gpu_check, "DTYPES", [torch.float32])
-    gpu_check.check_decode(packed_weight(name, (33, 9), 3))
+def test_gpu_checks_hold_under_the_interpreter(name, interpreted):
+    gpu_check.check_decode(packed_weight(name, (33, 9), 3), [torch.float32])
 
 
 def test_synthetic_weights_are_what_their_spec_says(check_spec):
-    from synthetic import FORMATS, packed_weight
-
     for name in FORMATS:
         weight = packed_weight(name, (40, 7, 3, 3), 3)
         check_spec(weight)

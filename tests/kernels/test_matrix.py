@@ -8,17 +8,17 @@ the shapes as they are.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import unet_step
+from synthetic import packed_weight
 from vqcompress.kernels import KERNELS, conv2d, linear, reference
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.matrix_view import from_transposed, is_quantizable
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FORMATS = ("trellis", "additive", "scalar")
 ODD = [(33, 35), (45, 1), (1, 7), (129, 65)]
 OUT_TILE, IN_TILE = 128, 64  # what the widest kernel takes of outputs and inputs at a time; a scalar group is 64 inputs
@@ -27,15 +27,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 SERVING = [kernel for kernel in KERNELS if kernel.name not in ("gained", "rotated", "reference")]
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @lru_cache(maxsize=1)
 def network_shapes():
     """The distinct weights ``[out, in]`` and ``[out, in, kh, kw]`` of the three networks at full size."""
-    import unet_step
     from diffusers import PixArtTransformer2DModel
 
     with torch.device("meta"):
@@ -61,8 +55,6 @@ def classes(ndim):
 
 
 def packed(name, shape):
-    from synthetic import packed_weight
-
     weight = packed_weight(name, shape)
     return weight, (weight.spec, weight.shape, {**weight.tensors, **weight.shared})
 

@@ -6,19 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
+import result_tables
 from vqcompress.report.comparison import Comparison
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-
-
 def test_rows_stand_where_their_scheme_and_width_say(comparison: Comparison) -> None:
-    import result_tables
-
     (trellis,) = [
         variant
         for variant in comparison.variants
@@ -34,8 +26,6 @@ def test_rows_stand_where_their_scheme_and_width_say(comparison: Comparison) -> 
 
 
 def test_the_script_prints_all_tables(comparison: Comparison, tmp_path: Path, monkeypatch, capsys) -> None:
-    import result_tables
-
     path = tmp_path / "report.json"
     path.write_text(json.dumps(comparison.to_json()))
     monkeypatch.setattr("sys.argv", ["result_tables.py", str(path), str(path)])
