@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vqcompress.embedded import EMBEDDED
 from vqcompress.models.presets import PRESETS
-from vqcompress.shapes import pipeline_path
 
 DEGREES = 6  # of freedom of the tails; an even number needs logarithms of uniform numbers only
 ROW_SIGMA = 0.2
@@ -76,7 +76,9 @@ def _surroundings(config: Mapping[str, Any]) -> Any:
     torch.manual_seed(0)
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     widths = (config["cross_attention_dim"] - pooled, pooled)
-    tokenizers = [CLIPTokenizer.from_pretrained(pipeline_path() / name) for name in ("tokenizer", "tokenizer_2")]
+    tokenizers = [
+        CLIPTokenizer.from_pretrained(EMBEDDED["shapes"].path / name) for name in ("tokenizer", "tokenizer_2")
+    ]
     first, second = (_text_config(t, width) for t, width in zip(tokenizers, widths, strict=True))
     vae = AutoencoderKL(
         block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,

@@ -40,7 +40,7 @@ def presets(words: tuple[str, ...], as_json: bool) -> None:
 
 def _rows() -> list[dict[str, Any]]:
     from vqcompress.architectures.published import PUBLISHED, synonyms
-    from vqcompress.shapes import EMBEDDED
+    from vqcompress.embedded import EMBEDDED
 
     embedded: Iterator[dict[str, Any]] = (
         {"name": name, "also": [], "parameters": None, "source": "embedded, needs no download"} for name in EMBEDDED

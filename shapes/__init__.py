@@ -1,21 +1,4 @@
-"""The embedded model `shapes`: a small text-to-image pipeline in SDXL's form, its world and its judge."""
+"""The embedded models: the scenes that they draw, and the judge that scores their images.
 
-from pathlib import Path
-
-DEFAULT_STEPS = 20
-DEFAULT_GUIDANCE = 3.0
-IMAGE_SIZE = 32
-
-EMBEDDED = {
-    "shapes": "pipeline",
-    "shapes-dit": "pipeline_dit",
-    "shapes-moe": "pipeline_moe",
-}
-"""Name of each model that comes with the package: its folder beside this file."""
-
-__all__ = ["DEFAULT_GUIDANCE", "DEFAULT_STEPS", "EMBEDDED", "IMAGE_SIZE", "pipeline_path"]
-
-
-def pipeline_path(name: str = "shapes") -> Path:
-    """Folder of a shipped pipeline, in diffusers' layout (fp16 safetensors)."""
-    return Path(__file__).resolve().parent / EMBEDDED[name]
+`vqcompress.embedded` has the table of the models. Their training, in ``train/``, is not part of the wheel.
+"""

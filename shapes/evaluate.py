@@ -1,4 +1,4 @@
-"""`python -m vqcompress.shapes.evaluate DIR`: does a pipeline draw what captions say? Scored by the judge."""
+"""`python -m vqcompress.shapes.evaluate DIR`: caption accuracy of a pipeline, scored by the judge."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 import click
 import numpy as np
 
-from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS, pipeline_path
+from vqcompress.embedded import EMBEDDED
+from vqcompress.shapes.classes import class_captions
 from vqcompress.shapes.judge import Rate, score
 from vqcompress.shapes.scenes import held_out_captions, monitor_captions
-from vqcompress.shapes.singles import class_captions
 
 BATCH = 50
+SHAPES = EMBEDDED["shapes"]
 CAPTION_SETS = {"held-out": held_out_captions, "monitor": monitor_captions, "classes": class_captions}
 
 
 def load_pipeline(folder: str | Path):
-    """The pipeline in `folder` with float32 weights and no progress bar, without asking the network."""
+    """The pipeline in ``folder``, from local files only, with float32 weights and no progress bar."""
     import torch
 
     from vqcompress.architectures.folder import dtype_option
@@ -33,13 +34,13 @@ def load_pipeline(folder: str | Path):
 def generate(
     pipe,
     captions: Sequence[str],
-    steps: int = DEFAULT_STEPS,
-    guidance: float = DEFAULT_GUIDANCE,
+    steps: int = SHAPES.steps,
+    guidance: float = SHAPES.guidance,
     seed: int = 0,
 ) -> np.ndarray:
-    """One picture per caption: uint8 [n, 32, 32, 3]; picture i starts from seed + i, whatever the batch.
+    """One image per caption: uint8 [n, 32, 32, 3]; image i starts from seed + i, whatever the batch.
 
-    A class-conditional pipeline takes the captions as names of its classes.
+    For a class-conditional pipeline the captions are names of its classes.
     """
     import torch
 
@@ -47,14 +48,16 @@ def generate(
     for start in range(0, len(captions), BATCH):
         texts = list(captions[start : start + BATCH])
         noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(texts))]
-        asked = [pipe.labels[text] for text in texts] if hasattr(pipe, "labels") else texts
-        out = pipe(asked, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np").images
+        conditions = [pipe.labels[text] for text in texts] if hasattr(pipe, "labels") else texts
+        out = pipe(
+            conditions, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="np"
+        ).images
         images.append(np.rint(out * 255).astype(np.uint8))
     return np.concatenate(images)
 
 
 def as_table(rates: dict[str, Rate]) -> str:
-    """One line an aspect: rate, 95 % interval, counts."""
+    """One line per aspect: rate, 95 % interval, counts."""
     lines = []
     for name, rate in rates.items():
         low, high = rate.interval
@@ -63,12 +66,12 @@ def as_table(rates: dict[str, Rate]) -> str:
 
 
 def as_record(rates: dict[str, Rate]) -> dict[str, dict]:
-    """Plain data for JSON."""
+    """The rates as plain data for JSON."""
     return {k: {"rate": r.rate, "interval": r.interval, "passed": r.passed, "total": r.total} for k, r in rates.items()}
 
 
-def picture_grid(images: np.ndarray, columns: int = 10, zoom: int = 3):
-    """PIL image of `images` uint8 [n, h, w, 3] side by side, enlarged without smoothing."""
+def image_grid(images: np.ndarray, columns: int = 10, zoom: int = 3):
+    """PIL image of ``images`` uint8 [n, h, w, 3] side by side, enlarged without smoothing."""
     from PIL import Image
 
     n, height, width, _ = images.shape
@@ -81,21 +84,24 @@ def picture_grid(images: np.ndarray, columns: int = 10, zoom: int = 3):
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False), default=str(pipeline_path()))
+@click.argument("folder", type=click.Path(exists=True, file_okay=False), default=str(SHAPES.path))
 @click.option("--captions", "count", default=200, show_default=True)
 @click.option("--caption-set", type=click.Choice(list(CAPTION_SETS)), default="held-out", show_default=True)
-@click.option("--steps", default=DEFAULT_STEPS, show_default=True)
-@click.option("--guidance", default=DEFAULT_GUIDANCE, show_default=True)
+@click.option("--steps", default=SHAPES.steps, show_default=True)
+@click.option("--guidance", default=SHAPES.guidance, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--grid", type=click.Path(path_type=Path), help="Write the pictures as one PNG.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@click.option("--grid", type=click.Path(path_type=Path), help="Write the images as one PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(folder, count, caption_set, steps, guidance, seed, grid, as_json):
-    """Score the pipeline in FOLDER on captions that it was never trained on (on its classes, with --caption-set classes)."""
+    """Score the pipeline in FOLDER on captions that are not in its training set.
+
+    With --caption-set classes, score it on its classes.
+    """
     texts = CAPTION_SETS[caption_set](count)
     images = generate(load_pipeline(folder), texts, steps, guidance, seed)
     rates = score(images, texts)
     if grid:
-        picture_grid(images).save(grid)
+        image_grid(images).save(grid)
     click.echo(json.dumps(as_record(rates), indent=2) if as_json else as_table(rates))
 
 

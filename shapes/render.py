@@ -1,4 +1,4 @@
-"""Scene -> picture: each object is drawn on a fine grid and averaged down, so edges are anti-aliased."""
+"""Render a scene: each object is drawn on a fine grid and averaged down, so edges are anti-aliased."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FINE = 4  # fine-grid samples per pixel and axis
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draw `scene`: uint8 [32, 32, 3]."""
+    """Image of ``scene``: uint8 [32, 32, 3]."""
     image = np.empty((SIZE, SIZE, 3), np.float32)
     image[:] = BACKGROUNDS[scene.background]
     for item in scene.items:

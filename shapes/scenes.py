@@ -1,4 +1,4 @@
-"""The world: what a scene holds, how scenes are drawn by lot, and what their captions say."""
+"""Scenes: what they hold, how they are sampled, and their captions."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ KINDS = {"single": 0.15, "count": 0.20, "relation": 0.45, "pair": 0.20}
 SPLITS = ("held-out", "monitor", "calibration")  # buckets 0, 1, 2 of BUCKETS; every other bucket trains
 BUCKETS = 12
 CANVAS = 32.0
-TRIES = 64  # placements drawn at once; the first good one counts
-GAP = 2.0  # pixels kept free between the boxes of two objects, so that blur cannot join them
-READING_ORDER = ("above", "to the left of")  # how objects lie that a caption only lists: the first one first
+TRIES = 64  # placements sampled at once; the first valid one is taken
+GAP = 2.0  # pixels between the boxes of two objects, so that blur cannot join them
+READING_ORDER = ("above", "to the left of")  # positions of objects that a caption only lists
 TRIANGLE = np.array([(16.0, 9.7), (9.7, 22.3), (22.3, 22.3)])  # three objects: one above two, or upside down
 TRIANGLE_JITTER = 2.2  # pixels, in x and in y
 
@@ -52,13 +52,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background, one to three objects, and what the caption tells of them."""
+    """A background, one to three objects, and what the caption mentions of them."""
 
     background: str
     items: tuple[Item, ...]
     kind: str
     relation: str | None = None
-    tells_size: bool = False
+    names_size: bool = False
 
 
 def caption(scene: Scene) -> str:
@@ -67,33 +67,33 @@ def caption(scene: Scene) -> str:
 
 
 def split_of(text: str) -> str:
-    """Which part of the world a caption belongs to, by a checksum of its text."""
+    """The split of a caption, by a checksum of its text."""
     bucket = zlib.crc32(text.encode()) % BUCKETS
     return SPLITS[bucket] if bucket < len(SPLITS) else "train"
 
 
 def sample_scene(rng: np.random.Generator, split: str | None = None) -> Scene:
-    """Draw one scene; with `split`, only scenes whose caption belongs to it."""
+    """Sample one scene; with ``split``, one whose caption belongs to it."""
     while True:
-        scene = _draw(rng)
+        scene = _sample(rng)
         if split is None or split_of(caption(scene)) == split:
             return scene
 
 
 def sample_scenes(count: int, seed: int, split: str | None = None) -> Iterator[Scene]:
-    """`count` scenes from one seed."""
+    """``count`` scenes from one seed."""
     rng = np.random.default_rng(seed)
     return (sample_scene(rng, split) for _ in range(count))
 
 
-def sample_singles(count: int, seed: int) -> Iterator[Scene]:
-    """`count` scenes of one object whose caption does not tell its size, of every split."""
+def sample_single_objects(count: int, seed: int) -> Iterator[Scene]:
+    """``count`` scenes of one object whose caption does not name its size, of every split."""
     rng = np.random.default_rng(seed)
     return (Scene(_pick(rng, BACKGROUNDS), (_lone_item(rng),), "single") for _ in range(count))
 
 
 def sample_captions(count: int, seed: int, split: str) -> list[str]:
-    """`count` distinct captions of one split, in the order they were drawn."""
+    """``count`` distinct captions of one split, in the order in which they were sampled."""
     rng = np.random.default_rng(seed)
     found: dict[str, None] = {}
     while len(found) < count:
@@ -102,12 +102,12 @@ def sample_captions(count: int, seed: int, split: str) -> list[str]:
 
 
 def held_out_captions(count: int = 200, seed: int = 2024) -> list[str]:
-    """Captions for the final evaluation: no training image ever carried one of them."""
+    """Captions for the final evaluation; none is in the training set."""
     return sample_captions(count, seed, "held-out")
 
 
 def monitor_captions(count: int = 96, seed: int = 7) -> list[str]:
-    """Captions watched during training; also never trained on."""
+    """Captions for monitoring during training; none is in the training set."""
     return sample_captions(count, seed, "monitor")
 
 
@@ -127,19 +127,19 @@ def _subject(scene: Scene) -> str:
     if scene.kind == "count":
         return f"{COUNT_WORDS[len(scene.items)]} {words}{'es' if first.shape == 'cross' else 's'}"
     if scene.kind == "single":
-        return with_article(f"{first.size} {words}" if scene.tells_size else words)
+        return with_article(f"{first.size} {words}" if scene.names_size else words)
     second = scene.items[1]
     joint = scene.relation or "and"
     return f"{with_article(words)} {joint} {with_article(f'{second.color} {second.shape}')}"
 
 
-def _draw(rng: np.random.Generator) -> Scene:
+def _sample(rng: np.random.Generator) -> Scene:
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     background = _pick(rng, BACKGROUNDS)
     if kind == "single":
-        return Scene(background, (_lone_item(rng),), kind, tells_size=bool(rng.random() < 0.6))
+        return Scene(background, (_lone_item(rng),), kind, names_size=bool(rng.random() < 0.6))
     if kind == "count":
-        return Scene(background, _alike(rng), kind)
+        return Scene(background, _same_objects(rng), kind)
     relation = _pick(rng, RELATIONS) if kind == "relation" else None
     return Scene(background, _different_pair(rng, relation), kind, relation)
 
@@ -154,7 +154,7 @@ def _lone_item(rng: np.random.Generator) -> Item:
     return Item(_pick(rng, SHAPES), _pick(rng, COLORS), size, x, y)
 
 
-def _alike(rng: np.random.Generator) -> tuple[Item, ...]:
+def _same_objects(rng: np.random.Generator) -> tuple[Item, ...]:
     count = int(rng.integers(2, 4))
     size = "small" if count == 3 else _pick(rng, RADII)
     shape, color = _pick(rng, SHAPES), _pick(rng, COLORS)
@@ -163,16 +163,16 @@ def _alike(rng: np.random.Generator) -> tuple[Item, ...]:
 
 
 def _different_pair(rng: np.random.Generator, relation: str | None) -> tuple[Item, ...]:
-    looks = [(_pick(rng, SHAPES), _pick(rng, COLORS)) for _ in range(2)]
-    while looks[0] == looks[1]:
-        looks[1] = (_pick(rng, SHAPES), _pick(rng, COLORS))
+    names = [(_pick(rng, SHAPES), _pick(rng, COLORS)) for _ in range(2)]
+    while names[0] == names[1]:
+        names[1] = (_pick(rng, SHAPES), _pick(rng, COLORS))
     size = _pick(rng, RADII)
     centres = _place(rng, 2, RADII[size], relation or _pick(rng, READING_ORDER))
-    return tuple(Item(s, c, size, x, y) for (s, c), (x, y) in zip(looks, centres, strict=True))
+    return tuple(Item(s, c, size, x, y) for (s, c), (x, y) in zip(names, centres, strict=True))
 
 
 def _place(rng: np.random.Generator, count: int, radius: float, relation: str | None) -> list[tuple[float, float]]:
-    """Centres such that the boxes lie on the canvas, apart, and as the relation says."""
+    """Centres whose boxes lie on the canvas, do not touch, and satisfy the relation."""
     reach = radius + 1.0
     while True:
         tries = rng.uniform(reach, CANVAS - reach, (TRIES, count, 2))
@@ -184,7 +184,7 @@ def _place(rng: np.random.Generator, count: int, radius: float, relation: str | 
 
 
 def _place_three(rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Centres of three small objects in a triangle, each a little off its place."""
+    """Centres of three small objects in a triangle, with jitter."""
     corners = TRIANGLE if rng.random() < 0.5 else np.array([0.0, CANVAS]) + TRIANGLE * [1.0, -1.0]
     while True:
         tries = corners + rng.uniform(-TRIANGLE_JITTER, TRIANGLE_JITTER, (TRIES, *corners.shape))
@@ -194,7 +194,7 @@ def _place_three(rng: np.random.Generator) -> list[tuple[float, float]]:
 
 
 def _apart(xy: np.ndarray, clearance: float) -> np.ndarray:
-    """Which rows of [tries, count, 2] keep every two boxes apart."""
+    """bool [tries]: whether every two boxes of [tries, count, 2] are ``clearance`` apart."""
     good = np.ones(len(xy), bool)
     for i in range(xy.shape[1]):
         for j in range(i):
@@ -203,7 +203,7 @@ def _apart(xy: np.ndarray, clearance: float) -> np.ndarray:
 
 
 def _relation_holds(offset: np.ndarray, relation: str) -> np.ndarray:
-    """A drawn relation is a plain one: the offset [tries, 2] along its axis is at least twice the one across."""
+    """bool [tries]: whether the offset [tries, 2] along the relation's axis is at least twice the one across."""
     dx, dy = offset.T
     along = {"above": dy, "below": -dy, "to the left of": dx, "to the right of": -dx}[relation]
     across = dx if relation in ("above", "below") else dy

@@ -13,6 +13,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "bitpack",
         "bundle",
         "cache_line",
+        "embedded",
         "matrix_view",
         "methods",
         "progress",
@@ -42,7 +43,7 @@ def modules() -> list[tuple[str, Path]]:
     """``(room, path)`` of every module, the facade left out."""
     package = ROOT / "vqcompress"
     found = [(path.relative_to(package).parts[0].removesuffix(".py"), path) for path in sorted(package.rglob("*.py"))]
-    found += [("cli", path) for path in sorted((ROOT / "cli").glob("*.py"))]
+    found += [(room, path) for room in ("cli", "shapes") for path in sorted((ROOT / room).rglob("*.py"))]
     return [(room, path) for room, path in found if path != package / "__init__.py"]
 
 

@@ -17,15 +17,13 @@ from tests.lowest_versions import declared
 
 # formats and quantized_weight share a floor on purpose: a packed weight is a format with its tensors.
 DOORS = {("quantized_weight", "formats")}
-# The facade registers the formats and re-exports names lazily; shapes is data that architectures may look up.
-LIGHT_LOOKUPS = {("architectures", "shapes"), ("report", "shapes"), ("cli", "shapes")}
 ONLY_IN = {"triton": ("kernels", "search"), "click": ("cli", "shapes"), "rich": ("cli",)}
 
 
 @pytest.mark.parametrize(("room", "path"), modules(), ids=lambda v: v if isinstance(v, str) else v.stem)
 def test_imports_go_strictly_down(room: str, path: Path) -> None:
     for other in rooms_entered(path) & FLOOR_OF.keys():
-        allowed = other == room or FLOOR_OF[other] < FLOOR_OF[room] or (room, other) in DOORS | LIGHT_LOOKUPS
+        allowed = other == room or FLOOR_OF[other] < FLOOR_OF[room] or (room, other) in DOORS
         assert allowed, f"{path.relative_to(ROOT)} (floor {FLOOR_OF[room]}) imports {other} (floor {FLOOR_OF[other]})"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vqcompress.shapes import EMBEDDED
+from vqcompress.embedded import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +31,8 @@ def test_top_level_folders_install_under_the_package(wheel: zipfile.ZipFile) -> 
         "cli/main.py",
         "calib_prompts/general.txt",
         "shapes/scenes.py",
-        *(f"shapes/{folder}/model_index.json" for folder in EMBEDDED.values()),
+        "shapes/judge.py",
+        *(f"shapes/{model.folder}/model_index.json" for model in EMBEDDED.values()),
     ):
         assert f"vqcompress/{expected}" in names
     assert any(name.endswith("unet/diffusion_pytorch_model.safetensors") for name in names)
@@ -44,6 +45,14 @@ def test_every_source_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 
 @pytest.mark.slow
+def test_training_the_embedded_models_is_for_clones(wheel: zipfile.ZipFile) -> None:
+    shipped = {name.removeprefix("vqcompress/shapes/") for name in wheel.namelist() if "/shapes/" in name}
+    modules = {name for name in shipped if name.endswith(".py")}
+    assert modules == {path.name for path in (ROOT / "shapes").glob("*.py")}
+    assert (ROOT / "shapes" / "train" / "__main__.py").is_file()
+
+
+@pytest.mark.slow
 def test_console_script(wheel: zipfile.ZipFile) -> None:
     entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "vqcompress = vqcompress.cli.main:main" in wheel.read(entry).decode()
@@ -51,5 +60,5 @@ def test_console_script(wheel: zipfile.ZipFile) -> None:
 
 def test_resources_are_found_through_importlib() -> None:
     assert files("vqcompress.calib_prompts").joinpath("general.txt").is_file()
-    for folder in EMBEDDED.values():
-        assert files("vqcompress.shapes").joinpath(folder, "model_index.json").is_file()
+    for model in EMBEDDED.values():
+        assert (model.path / "model_index.json").is_file()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from vqcompress.architectures import ALIASES, open_pipeline
-from vqcompress.architectures import opening as opening_module
 from vqcompress.architectures.single_file import LAYOUTS, layout_of
+from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
 
 
@@ -49,9 +50,9 @@ def test_cached_model_needs_no_network(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_embedded_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening_module, "pipeline_path", lambda name: folder)
+    monkeypatch.setitem(EMBEDDED, "shapes", replace(EMBEDDED["shapes"], folder=str(folder)))
     assert open_pipeline("shapes").unet is not None
-    monkeypatch.setattr(opening_module, "pipeline_path", lambda name: folder / "missing")
+    monkeypatch.setitem(EMBEDDED, "shapes", replace(EMBEDDED["shapes"], folder="missing"))
     assert "python -m vqcompress.shapes.train" in line("shapes")
 
 

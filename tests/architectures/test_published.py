@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from vqcompress.architectures import ALIASES, open_pipeline
 from vqcompress.architectures import opening as opening_module
 from vqcompress.architectures.published import PUBLISHED, published, skeleton, synonyms
+from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.linfusion import LinearAttention, LinFusionUNet2DConditionModel
 from vqcompress.models.presets import PRESETS, SYNONYMS
-from vqcompress.shapes import EMBEDDED
 
 # The largest is counted by the test of its estimate; sizes that differ in their patches alone are counted once.
 COUNTED = [n for n in PUBLISHED if n != "dit-moe-g-16e2a" and not n.endswith(("-4", "-8"))]

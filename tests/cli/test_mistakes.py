@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from vqcompress.cli.main import main
-from vqcompress.shapes import pipeline_path
+from vqcompress.embedded import EMBEDDED
 
 
 def refuse(*arguments: str) -> str:
@@ -88,7 +88,7 @@ def test_overwrite_does_not_delete_a_folder_that_is_not_ours(tmp_path: Path) -> 
 
 
 def test_verify_on_a_dense_pipeline() -> None:
-    assert str(pipeline_path()) in refuse("verify", str(pipeline_path()))
+    assert str(EMBEDDED["shapes"].path) in refuse("verify", str(EMBEDDED["shapes"].path))
 
 
 def test_generate_wants_a_png(tmp_path: Path) -> None:

@@ -184,22 +184,22 @@ def test_names_alone_are_enough(original, candidates, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prompt_set", "prompts", "make_task"),
+    ("name", "prompts", "judged"),
     [
         ("shapes", ["a red circle on a black background"], True),
         ("shapes", ["a red circle on a black background", "a fox"], False),
-        ("general", ["a red circle on a black background"], False),
+        ("sdxl", ["a red circle on a black background"], False),
     ],
 )
-def test_judge_is_taken_where_it_understands_all_prompts(prompt_set, prompts, make_task):
-    architecture = replace(architecture_of(tiny_sdxl()), prompt_set=prompt_set)
-    assert (judge_for(architecture, prompts) is not None) == make_task
+def test_judge_is_taken_where_it_understands_all_prompts(name, prompts, judged):
+    architecture = replace(architecture_of(tiny_sdxl()), name=name)
+    assert (judge_for(architecture, prompts) is not None) == judged
 
 
 def test_evaluation_prompts_are_not_those_of_calibration():
     tiny = architecture_of(tiny_sdxl())
     assert not set(load_prompts("general").prompts) & set(evaluation_prompts(tiny, None, 8)[0])
-    shapes, source = evaluation_prompts(replace(tiny, prompt_set="shapes"), None, 8)
+    shapes, source = evaluation_prompts(replace(tiny, name="shapes"), None, 8)
     assert len(shapes) == 8
     assert "held-out" in source
     assert not set(load_prompts("shapes").prompts) & set(shapes)

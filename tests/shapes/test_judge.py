@@ -1,4 +1,4 @@
-"""The judge passes true pictures, refuses wrong captions, and names what is wrong."""
+"""The judge accepts correct images, rejects wrong captions, and names what is wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vqcompress.shapes.judge import ASPECTS, Rate, judge, score
+from vqcompress.shapes.judge import ASPECTS, Rate, judge, judge_for, score
 from vqcompress.shapes.render import render
 from vqcompress.shapes.scenes import Item, Scene, caption, sample_scenes
 
@@ -69,11 +69,11 @@ def test_swapped_colors_are_a_binding_fault() -> None:
 
 
 def test_size_is_judged_where_the_caption_tells_it() -> None:
-    small = Scene("black", (Item("ring", "pink", "small", 12, 16),), "single", tells_size=True)
+    small = Scene("black", (Item("ring", "pink", "small", 12, 16),), "single", names_size=True)
     large = dataclasses.replace(small, items=(dataclasses.replace(small.items[0], size="large"),))
     assert judge(render(small), small)["all"]
     assert not judge(render(large), small)["size"]
-    assert judge(render(large), dataclasses.replace(small, tells_size=False))["all"]
+    assert judge(render(large), dataclasses.replace(small, names_size=False))["all"]
 
 
 def test_floats_are_read_as_shares_of_255() -> None:
@@ -92,8 +92,13 @@ def test_noise_fails() -> None:
     assert not judge(noise, STAR_BESIDE_BAR)["all"]
 
 
-def test_rates_have_their_interval() -> None:
+def test_a_rate_has_the_wilson_interval() -> None:
     # Newcombe 1998 (Statistics in Medicine 17:857), table I, score method: 81 of 263 -> .2553 .3662.
     assert Rate(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert Rate(0, 0).interval == (0.0, 1.0)
     assert Rate(0, 0).rate == 1.0
+
+
+def test_there_is_no_judge_of_foreign_captions() -> None:
+    assert judge_for(CAPTIONS) is judge
+    assert judge_for([*CAPTIONS, "a cat"]) is None

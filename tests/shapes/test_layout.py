@@ -1,14 +1,14 @@
-"""What lies where, and a reader of it that learns with a block and stays behind."""
+"""Layouts of scenes, and the head that is trained with a block and not saved."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from vqcompress.shapes.layout import CLASSES, GROUND, LayoutReader, layout
 from vqcompress.shapes.scenes import COLORS, SHAPES, Item, Scene, sample_scenes
-from vqcompress.shapes.schedule import Schedule
-from vqcompress.shapes.training_run import TrainingRun
+from vqcompress.shapes.train.layout import CLASSES, EMPTY, LayoutHead, layout
+from vqcompress.shapes.train.schedule import Schedule
+from vqcompress.shapes.train.trainer import Trainer
 
 
 def test_places_name_the_object_that_lies_there() -> None:
@@ -16,63 +16,63 @@ def test_places_name_the_object_that_lies_there() -> None:
     places = layout(Scene("white", items, "pair"))
     square = 1 + list(COLORS).index("red") * len(SHAPES) + SHAPES.index("square")
     ring = 1 + list(COLORS).index("pink") * len(SHAPES) + SHAPES.index("ring")
-    assert set(np.unique(places).tolist()) == {GROUND, square, ring}
+    assert set(np.unique(places).tolist()) == {EMPTY, square, ring}
     assert places[1, 1] == places[2, 2] == square
     assert places[5, 5] == ring
-    assert (places[:4, 4:] == GROUND).all()
-    assert (places[4:, :4] == GROUND).all()
+    assert (places[:4, 4:] == EMPTY).all()
+    assert (places[4:, :4] == EMPTY).all()
 
 
 def test_every_scene_has_as_many_names_as_it_has_different_objects() -> None:
     for scene in sample_scenes(50, 3):
-        looks = {(item.color, item.shape) for item in scene.items}
-        found = set(np.unique(layout(scene)).tolist()) - {GROUND}
-        assert len(found) == len(looks)
+        names = {(item.color, item.shape) for item in scene.items}
+        found = set(np.unique(layout(scene)).tolist()) - {EMPTY}
+        assert len(found) == len(names)
         assert max(found) < CLASSES
 
 
-class Colouring(TrainingRun):
-    """A block whose tokens are asked for the layout, and an aim that has nothing to do with it."""
+class Colouring(Trainer):
+    """A block with a layout head, and a loss of its own that has nothing to do with the layout."""
 
     def loss(self, generator: torch.Generator) -> torch.Tensor:
         layouts = torch.randint(2, (4, 8, 8), generator=generator)
         out = self.model(torch.nn.functional.one_hot(layouts.flatten(1), 6).float())
-        return out.square().mean() + self.reader.loss(layouts)
+        return out.square().mean() + self.head.loss(layouts)
 
 
 def fresh_run() -> Colouring:
     torch.manual_seed(1)
     block = torch.nn.Linear(6, 6)
-    return Colouring(block, Schedule(peak=0.03, warmup=2, steps=60), 0, LayoutReader(block, 6))
+    return Colouring(block, Schedule(peak=0.03, warmup=2, steps=60), 0, LayoutHead(block, 6))
 
 
-def told_by(training: Colouring) -> list[float]:
+def losses_of(training: Colouring) -> list[float]:
     losses: list[float] = []
     training.run(lambda step, loss: losses.append(loss), 10, lambda: None)
     return losses
 
 
-def test_a_reader_learns_and_is_not_part_of_the_model() -> None:
+def test_a_head_learns_and_is_not_part_of_the_model() -> None:
     training = fresh_run()
-    losses = told_by(training)
+    losses = losses_of(training)
     assert losses[-1] < 0.2 * losses[0]
     assert training.averaged(torch.nn.Linear(6, 6)).state_dict().keys() == {"weight", "bias"}
 
 
-def test_a_reader_goes_on_from_where_it_stopped(tmp_path) -> None:
+def test_a_head_resumes_where_it_stopped(tmp_path) -> None:
     whole, first, second = fresh_run(), fresh_run(), fresh_run()
-    told_by(whole)
+    losses_of(whole)
     for _ in range(30):
-        first._step()
+        first.train_step()
     first.save(tmp_path / "state.pt")
     second.restore(tmp_path / "state.pt")
-    told_by(second)
-    for part, other in zip(whole.reader.parameters(), second.reader.parameters(), strict=True):
+    losses_of(second)
+    for part, other in zip(whole.head.parameters(), second.head.parameters(), strict=True):
         assert torch.equal(part, other)
 
 
 def test_nothing_is_kept_of_a_model_in_use() -> None:
     block = torch.nn.Linear(6, 6)
-    reader = LayoutReader(block, 6).eval()
+    head = LayoutHead(block, 6).eval()
     block(torch.zeros(1, 64, 6))
-    assert reader._seen is None
+    assert head._tokens is None

@@ -1,4 +1,4 @@
-"""The shipped pipelines: ordinary offline folders of the promised size that draw what they are told."""
+"""The embedded pipelines: ordinary local folders of the documented size that draw what captions say."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from vqcompress.shapes import DEFAULT_STEPS, EMBEDDED, IMAGE_SIZE, pipeline_path
-from vqcompress.shapes.autoencoder import CHANNELS
-from vqcompress.shapes.dataset import training_images
-from vqcompress.shapes.decoder_training import reconstruction_psnr
-from vqcompress.shapes.evaluate import generate, load_pipeline, picture_grid
+from vqcompress.embedded import EMBEDDED
+from vqcompress.shapes.classes import class_captions
+from vqcompress.shapes.evaluate import generate, image_grid, load_pipeline
 from vqcompress.shapes.judge import score
+from vqcompress.shapes.render import SIZE
 from vqcompress.shapes.scenes import held_out_captions
-from vqcompress.shapes.singles import class_captions
+from vqcompress.shapes.train.autoencoder import CHANNELS
+from vqcompress.shapes.train.dataset import training_images
+from vqcompress.shapes.train.decoder import reconstruction_psnr
 
-FOLDER = pipeline_path()
+FOLDER = EMBEDDED["shapes"].path
 MEBIBYTE = 2**20
 
 
@@ -28,7 +29,7 @@ def pipe():
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_folder_is_small_and_holds_half_precision_safetensors_only(name: str) -> None:
-    folder = pipeline_path(name)
+    folder = EMBEDDED[name].path
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40 * MEBIBYTE
     assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors"}
@@ -52,7 +53,7 @@ def test_the_denoiser_has_the_form_of_sdxl(pipe) -> None:
     assert config.addition_embed_type == "text_time"
     assert all(width % 64 == 0 for width in config.block_out_channels)
     assert 6e6 <= pipe.unet.num_parameters() <= 16e6
-    assert pipe.default_sample_size * pipe.vae_scale_factor == IMAGE_SIZE
+    assert pipe.default_sample_size * pipe.vae_scale_factor == SIZE
 
 
 def test_every_word_of_the_world_is_one_token(pipe) -> None:
@@ -84,21 +85,21 @@ def test_the_autoencoder_keeps_pictures(pipe) -> None:
 
 def test_it_draws_what_captions_say_and_the_same_each_time(pipe) -> None:
     captions = held_out_captions(24)
-    images = generate(pipe, captions, DEFAULT_STEPS)
-    assert images.shape == (24, IMAGE_SIZE, IMAGE_SIZE, 3)
+    images = generate(pipe, captions, EMBEDDED["shapes"].steps)
+    assert images.shape == (24, SIZE, SIZE, 3)
     rates = score(images, captions)
     assert rates["background"].rate >= 0.9
     assert rates["all"].rate >= 0.6  # 24 captions: far below the stated score, far above a broken model
-    again = generate(pipe, captions[:2], DEFAULT_STEPS)
+    again = generate(pipe, captions[:2], EMBEDDED["shapes"].steps)
     assert np.abs(again.astype(int) - images[:2]).max() <= 2  # batch size may round differently
-    assert picture_grid(images[:12], columns=6).size == (6 * 33 * 3, 2 * 33 * 3)
+    assert image_grid(images[:12], columns=6).size == (6 * 33 * 3, 2 * 33 * 3)
 
 
 @pytest.mark.parametrize(
     ("name", "captions"), [("shapes-dit", held_out_captions(24)), ("shapes-moe", class_captions(192)[::8])]
 )
 def test_the_transformers_draw_what_captions_say(name: str, captions: list[str]) -> None:
-    rates = score(generate(load_pipeline(pipeline_path(name)), captions, DEFAULT_STEPS), captions)
+    rates = score(generate(load_pipeline(EMBEDDED[name].path), captions, EMBEDDED["shapes"].steps), captions)
     assert rates["background"].rate >= 0.9
     assert rates["color"].rate >= 0.7
     assert rates["all"].rate >= 0.5  # 24 captions: far below the stated scores, far above a broken model

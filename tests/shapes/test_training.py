@@ -9,16 +9,28 @@ import pytest
 import torch
 from torch import nn
 
-from vqcompress.shapes.autoencoder import build_autoencoder, fit_patch_code, set_encoder
-from vqcompress.shapes.dataset import LatentSet, build_latent_set, tokenize, training_captions, training_images
-from vqcompress.shapes.denoiser_training import DenoiserTraining, min_snr_weight
-from vqcompress.shapes.layout import layout
-from vqcompress.shapes.lessons import KINDS, LESSONS, kind_of, lesson_at
-from vqcompress.shapes.networks import build_scheduler, build_text_encoders
 from vqcompress.shapes.scenes import monitor_captions, sample_scenes
-from vqcompress.shapes.schedule import FADE, Schedule
-from vqcompress.shapes.text_training import QUESTIONS, Reader, answers, reading_accuracy, train_text
-from vqcompress.shapes.tokenizer import MAX_TOKENS, build_tokenizer, learn_vocabulary
+from vqcompress.shapes.train.autoencoder import build_autoencoder, fit_patch_code, set_encoder
+from vqcompress.shapes.train.curriculum import CURRICULUM, KINDS, kind_of, stage_at
+from vqcompress.shapes.train.dataset import (
+    CaptionedLatents,
+    build_captioned_latents,
+    tokenize,
+    training_captions,
+    training_images,
+)
+from vqcompress.shapes.train.denoiser import DenoiserTrainer, min_snr_weight
+from vqcompress.shapes.train.layout import layout
+from vqcompress.shapes.train.networks import build_scheduler, build_text_encoders
+from vqcompress.shapes.train.schedule import FADE, Schedule
+from vqcompress.shapes.train.text_encoders import (
+    ATTRIBUTES,
+    CaptionClassifier,
+    attribute_accuracy,
+    attributes_of,
+    train_text_encoders,
+)
+from vqcompress.shapes.train.tokenizer import MAX_TOKENS, build_tokenizer, learn_vocabulary
 
 
 def test_the_vocabulary_is_bytes_then_words_then_marks() -> None:
@@ -47,7 +59,7 @@ def test_the_encoder_is_the_patch_code() -> None:
 def test_a_latent_set_pairs_pictures_with_their_captions() -> None:
     code = fit_patch_code(training_images(64, seed=1))
     tokenizer = build_tokenizer(training_captions(500, seed=0))
-    data = build_latent_set(8, 2, code, tokenizer)
+    data = build_captioned_latents(8, 2, code, tokenizer)
     assert data.latents.shape == (8, 8, 8, 8)
     assert data.tokens.shape == (8, MAX_TOKENS)
     assert data.latents.numpy() == pytest.approx(code.encode(training_images(8, seed=2)), abs=0.01)
@@ -60,11 +72,11 @@ def test_a_latent_set_pairs_pictures_with_their_captions() -> None:
     assert torch.equal(drawn, data.layouts[places].long())
 
 
-def latent_set(tokens: torch.Tensor, kinds: torch.Tensor, empty: torch.Tensor) -> LatentSet:
+def latent_set(tokens: torch.Tensor, kinds: torch.Tensor, empty: torch.Tensor) -> CaptionedLatents:
     """Of empty pictures."""
     count = len(tokens)
     latents, layouts = torch.zeros(count, 8, 8, 8).half(), torch.zeros(count, 8, 8, dtype=torch.uint8)
-    return LatentSet(latents, tokens.short(), layouts, kinds, empty)
+    return CaptionedLatents(latents, tokens.short(), layouts, kinds, empty)
 
 
 def test_dropped_captions_are_the_empty_caption() -> None:
@@ -75,7 +87,7 @@ def test_dropped_captions_are_the_empty_caption() -> None:
     assert set(tokens.unique().tolist()) == {1, 7}
 
 
-def test_a_lesson_gives_each_kind_its_share() -> None:
+def test_a_stage_gives_each_kind_its_share() -> None:
     kinds = torch.arange(1000) % len(KINDS)
     data = latent_set(kinds[:, None], kinds, torch.zeros(1).long())
     _, tokens, _ = data.batch(2000, 0.0, torch.Generator().manual_seed(0), (0.5, 0.5, *[0.0] * (len(KINDS) - 2)))
@@ -84,11 +96,11 @@ def test_a_lesson_gives_each_kind_its_share() -> None:
     assert counts[0] / 2000 == pytest.approx(0.5, abs=0.05)
 
 
-def test_lessons_cover_the_run_and_every_kind_of_caption() -> None:
-    assert [lesson_at(p) for p in (0.0, 0.99, 1.0)] == [LESSONS[0], LESSONS[-1], LESSONS[-1]]
-    assert all(len(lesson.shares) == len(KINDS) for lesson in LESSONS)
-    assert all(sum(lesson.shares) == pytest.approx(1.0) for lesson in LESSONS)
-    assert min(LESSONS[-1].shares) > 0
+def test_stages_cover_the_run_and_every_kind_of_caption() -> None:
+    assert [stage_at(p) for p in (0.0, 0.99, 1.0)] == [CURRICULUM[0], CURRICULUM[-1], CURRICULUM[-1]]
+    assert all(len(stage.shares) == len(KINDS) for stage in CURRICULUM)
+    assert all(sum(stage.shares) == pytest.approx(1.0) for stage in CURRICULUM)
+    assert min(CURRICULUM[-1].shares) > 0
     texts = {
         "a small red ring on a gray background": "single",
         "two red rings on a gray background": "two",
@@ -152,24 +164,24 @@ def test_min_snr_weights_are_bounded() -> None:
 
 
 def test_answers_tell_what_is_where_whatever_comes_first_in_the_caption() -> None:
-    one = answers("a red ring above a blue star on a gray background")
-    assert one == answers("a blue star below a red ring on a gray background")
-    assert one != answers("a blue star above a red ring on a gray background")
-    assert one != answers("a red ring to the left of a blue star on a gray background")
-    assert all(0 <= answer < classes for answer, classes in zip(one, QUESTIONS.values(), strict=True))
-    sizes = {answers(f"a {size}red ring on a gray background")[3] for size in ("", "small ", "large ")}
+    one = attributes_of("a red ring above a blue star on a gray background")
+    assert one == attributes_of("a blue star below a red ring on a gray background")
+    assert one != attributes_of("a blue star above a red ring on a gray background")
+    assert one != attributes_of("a red ring to the left of a blue star on a gray background")
+    assert all(0 <= answer < classes for answer, classes in zip(one, ATTRIBUTES.values(), strict=True))
+    sizes = {attributes_of(f"a {size}red ring on a gray background")[3] for size in ("", "small ", "large ")}
     assert sizes == {0, 1, 2}
 
 
 def test_the_text_encoders_learn_to_read() -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(training_captions(500, seed=0))
-    reader = Reader(*build_text_encoders(tokenizer))
+    classifier = CaptionClassifier(*build_text_encoders(tokenizer))
     seen, unseen = training_captions(5000, seed=1), monitor_captions(100)
-    sheets = [(tokenize(tokenizer, texts), torch.tensor([answers(t) for t in texts])) for texts in (seen, unseen)]
-    assert reading_accuracy(reader, *sheets[1]) == 0.0
-    train_text(reader, *sheets[0], Schedule(peak=2e-3, warmup=20, steps=100), 0, lambda step, loss: None)
-    assert reading_accuracy(reader, *sheets[1]) > 0.05
+    sets = [(tokenize(tokenizer, texts), torch.tensor([attributes_of(t) for t in texts])) for texts in (seen, unseen)]
+    assert attribute_accuracy(classifier, *sets[1]) == 0.0
+    train_text_encoders(classifier, *sets[0], Schedule(peak=2e-3, warmup=20, steps=100), 0, lambda step, loss: None)
+    assert attribute_accuracy(classifier, *sets[1]) > 0.05
 
 
 class TinyDenoiser(nn.Module):
@@ -183,29 +195,29 @@ class TinyDenoiser(nn.Module):
         return self.mix(noisy) + self.words(tokens).mean(1)[:, :, None, None] + steps[:, None, None, None] / 1000
 
 
-def tiny_training(steps: int) -> DenoiserTraining:
+def tiny_training(steps: int) -> DenoiserTrainer:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(32, 8, 8, 8, generator=generator).half()
     tokens = torch.randint(16, (32, 4), generator=generator).short()
     layouts = torch.zeros(32, 8, 8, dtype=torch.uint8)
-    data = LatentSet(latents, tokens, layouts, torch.arange(32) % len(KINDS), torch.zeros(4).long())
+    data = CaptionedLatents(latents, tokens, layouts, torch.arange(32) % len(KINDS), torch.zeros(4).long())
     schedule = Schedule(peak=1e-2, warmup=2, steps=steps)
-    return DenoiserTraining(TinyDenoiser(), data, build_scheduler().alphas_cumprod, schedule, seed=3)
+    return DenoiserTrainer(TinyDenoiser(), data, build_scheduler().alphas_cumprod, schedule, seed=3)
 
 
-def run_until(training: DenoiserTraining, stop: int) -> None:
+def run_until(training: DenoiserTrainer, stop: int) -> None:
     """Train to step `stop`; leaving in the middle is what a killed process does."""
 
     class Stop(Exception):
         pass
 
-    def pause() -> None:
+    def after_log() -> None:
         if training.schedule.step == stop:
             raise Stop
 
     with pytest.raises(Stop):
-        training.run(lambda step, loss: None, 1, pause)
+        training.run(lambda step, loss: None, 1, after_log)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -232,7 +244,7 @@ def test_a_renewed_run_keeps_weights_and_starts_its_schedule_anew(tmp_path: Path
     renewed = tiny_training(2)
     renewed.restore(tmp_path / "run.pt", keep_clock=False)
     assert renewed.schedule.step == 0
-    assert renewed.lessons == LESSONS[-1:]
+    assert renewed.curriculum == CURRICULUM[-1:]
     assert torch.equal(renewed.parameters[0], first.parameters[0])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vqcompress.architectures.published import PUBLISHED
+from vqcompress.embedded import EMBEDDED
 from vqcompress.models.presets import SYNONYMS
-from vqcompress.shapes import EMBEDDED
 
 _HUB = {name: row.hub for name, row in PUBLISHED.items() if row.hub}
 

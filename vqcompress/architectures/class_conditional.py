@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 import torch
 
 from vqcompress.architectures.architecture import Architecture, OutputType, Pipeline
-from vqcompress.architectures.class_names import class_numbers
+from vqcompress.architectures.class_names import class_names, class_numbers
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
-from vqcompress.errors import ArchitectureError, VQCompressError
+from vqcompress.embedded import EMBEDDED
+from vqcompress.errors import ArchitectureError
 from vqcompress.sampling_config import ResolvedSampling
-from vqcompress.shapes import DEFAULT_STEPS
-
-SHAPES_CLASSES = "shapes_classes"
 
 
 class ClassConditionalArchitecture(Architecture):
@@ -37,8 +35,9 @@ class ClassConditionalArchitecture(Architecture):
         side = pipeline.default_sample_size * pipeline.vae_scale_factor
         name = type(pipeline.transformer).__name__
         steps, prompts = 50, "imagenet"
-        if _draws_shapes(pipeline):
-            name, steps, prompts = "shapes-moe", DEFAULT_STEPS, SHAPES_CLASSES
+        model = EMBEDDED["shapes-moe"]
+        if pipeline.labels and pipeline.labels.keys() <= class_names(model.prompt_set).keys():
+            name, steps, prompts = "shapes-moe", model.steps, model.prompt_set
         return cls(
             name,
             "transformer",
@@ -63,13 +62,3 @@ class ClassConditionalArchitecture(Architecture):
         classes = pipeline.num_classes
         labels = [0] * len(prompts) if classes is None else class_numbers(prompts, pipeline.labels, classes)
         return pipeline(labels, sampling.guidance, sampling.steps, generators, output_type).images
-
-
-def _draws_shapes(pipeline: Pipeline) -> bool:
-    """Whether the classes are those of the embedded model's world: single objects, named by their captions."""
-    from vqcompress.shapes.claims import read_claim
-
-    try:
-        return bool(pipeline.labels) and all(len(read_claim(name).looks) == 1 for name in pipeline.labels)
-    except VQCompressError:
-        return False

@@ -7,15 +7,13 @@ from importlib.resources import files
 
 from vqcompress.errors import ArchitectureError
 
-CLASS_NAMES = "imagenet.txt"
-
 
 def class_numbers(prompts: Sequence[str], labels: Mapping[str, int], classes: int) -> list[int]:
     """Class numbers from decimal numbers, a pipeline's own ``labels``, or names of the ``imagenet`` prompt set.
 
     Raises `ArchitectureError` for anything else, and for numbers of ``classes`` and more.
     """
-    known = {**_imagenet(), **labels}
+    known = {**class_names("imagenet"), **labels}
     numbers = [int(prompt) if prompt.isdecimal() else known.get(prompt, -1) for prompt in prompts]
     for prompt, number in zip(prompts, numbers, strict=True):
         if not 0 <= number < classes:
@@ -26,7 +24,8 @@ def class_numbers(prompts: Sequence[str], labels: Mapping[str, int], classes: in
     return numbers
 
 
-def _imagenet() -> dict[str, int]:
-    lines = files("vqcompress.calib_prompts").joinpath(CLASS_NAMES).read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("\t", 1) for line in lines if line.strip())
-    return {name.strip(): int(number) for number, name in pairs}
+def class_names(prompt_set: str) -> dict[str, int]:
+    """Class name -> number of a built-in prompt set, whose lines are ``number<TAB>name``, or names in order."""
+    lines = files("vqcompress.calib_prompts").joinpath(f"{prompt_set}.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.rpartition("\t") for line in lines if line.strip())
+    return {name.strip(): int(number or place) for place, (number, _, name) in enumerate(pairs)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vqcompress.architectures.architecture import Pipeline, image_size
 from vqcompress.architectures.text_flow import TextFlowArchitecture
+from vqcompress.embedded import EMBEDDED, has_embedded_latents
 from vqcompress.sampling_config import ResolvedSampling
-from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
 
 
 class ClipPixArtArchitecture(TextFlowArchitecture):
@@ -20,8 +20,8 @@ class ClipPixArtArchitecture(TextFlowArchitecture):
     @classmethod
     def of(cls, pipeline: Pipeline) -> ClipPixArtArchitecture:
         found = super().of(pipeline)
-        config = pipeline.transformer.config
-        embedded = config["sample_size"] == 8 and config["in_channels"] == 8
-        defaults = ResolvedSampling(DEFAULT_STEPS, DEFAULT_GUIDANCE, *image_size(pipeline, pipeline.transformer))
-        name, prompts = ("shapes-dit", "shapes") if embedded else (found.name, "general")
+        model = EMBEDDED["shapes-dit"]
+        defaults = ResolvedSampling(model.steps, model.guidance, *image_size(pipeline, pipeline.transformer))
+        embedded = has_embedded_latents(pipeline.transformer.config)
+        name, prompts = ("shapes-dit", model.prompt_set) if embedded else (found.name, "general")
         return cls(name, found.denoiser, found.components, defaults, prompts)

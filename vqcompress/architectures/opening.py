@@ -14,8 +14,8 @@ from vqcompress.architectures.hub import cached_or_downloaded
 from vqcompress.architectures.linfusion import mount_published
 from vqcompress.architectures.published import Published, published
 from vqcompress.architectures.single_file import open_single_file
+from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
-from vqcompress.shapes import EMBEDDED, pipeline_path
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -52,11 +52,11 @@ def _open_alias(name: str, dtype: torch.dtype, narrow: bool) -> DiffusionPipelin
 
 
 def _embedded(name: str) -> Path:
-    folder = pipeline_path(name)
+    folder = EMBEDDED[name].path
     if not (folder / "model_index.json").is_file():
         raise ArchitectureError(
-            f"the embedded model {name!r} is missing from this installation; reinstall vqcompress, or train it: "
-            "python -m vqcompress.shapes.train"
+            f"the embedded model {name!r} is missing from this installation; reinstall vqcompress, or train it "
+            "from a clone: python -m vqcompress.shapes.train"
         )
     return folder
 

@@ -12,8 +12,8 @@ from vqcompress.architectures.architecture import (
     present_text_encoders,
 )
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules, LayerPlan
+from vqcompress.embedded import EMBEDDED, has_embedded_latents
 from vqcompress.sampling_config import ResolvedSampling
-from vqcompress.shapes import DEFAULT_GUIDANCE, DEFAULT_STEPS
 
 FEW_STEP_NAMES = ("turbo", "lightning", "lcm")
 TOP_ORDER = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
@@ -44,7 +44,7 @@ class UNetArchitecture(Architecture):
             denoiser="unet",
             components=("unet", *present_text_encoders(pipeline)),
             defaults=_defaults(name, pipeline),
-            prompt_set="shapes" if name == "shapes" else "general",
+            prompt_set=EMBEDDED[name].prompt_set if name in EMBEDDED else "general",
         )
 
     def execution_order(self, plans: list[LayerPlan]) -> list[LayerPlan]:
@@ -55,7 +55,7 @@ def _name(pipeline: Pipeline) -> str:
     config = pipeline.unet.config
     if config.addition_embed_type != "text_time":
         return "sd21" if pipeline.text_encoder.config.hidden_size == 1024 else "sd15"
-    if config.sample_size == 8 and config.in_channels == 8:
+    if has_embedded_latents(config):
         return "shapes"
     return "sdxl-turbo" if _is_few_step(pipeline) else "sdxl"
 
@@ -71,8 +71,8 @@ def _is_few_step(pipeline: Pipeline) -> bool:
 
 def _defaults(name: str, pipeline: Pipeline) -> ResolvedSampling:
     height, width = image_size(pipeline, pipeline.unet)
-    if name == "shapes":
-        return ResolvedSampling(DEFAULT_STEPS, DEFAULT_GUIDANCE, height, width)
+    if model := EMBEDDED.get(name):
+        return ResolvedSampling(model.steps, model.guidance, height, width)
     steps, guidance = {"sdxl-turbo": (4, 0.0), "sdxl": (50, 5.0)}.get(name, (50, 7.5))
     return ResolvedSampling(steps, guidance, height, width)
 

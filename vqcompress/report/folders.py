@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.calibration.prompts import load_prompts
-from vqcompress.errors import VQCompressError
+from vqcompress.embedded import EMBEDDED
 from vqcompress.progress import Progress
 from vqcompress.report.candidate import candidate_at, with_own_labels
 from vqcompress.report.compare import Judge, compare
 from vqcompress.report.comparison import Comparison
-from vqcompress.shapes.claims import read_claim
-from vqcompress.shapes.judge import judge as shapes_judge
-from vqcompress.shapes.scenes import held_out_captions
 
 HELD_OUT = {"general": "general_heldout"}
 """Calibration prompt set -> the set that evaluates, where it is another one."""
@@ -58,19 +56,14 @@ def compare_folders(
 
 def evaluation_prompts(architecture: Architecture, prompts: str | None, count: int) -> tuple[tuple[str, ...], str]:
     """Prompts to draw, and in words where they come from; by default none that calibration sees."""
-    if prompts is None and architecture.prompt_set == "shapes":
-        return tuple(held_out_captions(count)), "held-out captions of the shapes world"
+    model = EMBEDDED.get(architecture.name)
+    if prompts is None and model and model.held_out:
+        return tuple(resolve_name(model.held_out)(count)), f"held-out captions of {architecture.name}"
     found = load_prompts(prompts or HELD_OUT.get(architecture.prompt_set, architecture.prompt_set))
     return found.prompts, f"set {Path(found.name).name}, SHA-256 {found.sha256[:12]}"
 
 
 def judge_for(architecture: Architecture, prompts: Sequence[str]) -> Judge | None:
-    """The judge of the shapes world, if it can read every prompt."""
-    if architecture.prompt_set not in ("shapes", "shapes_classes"):
-        return None
-    try:
-        for prompt in prompts:
-            read_claim(prompt)
-    except VQCompressError:
-        return None
-    return shapes_judge
+    """The judge of an embedded model, if it can read every prompt."""
+    model = EMBEDDED.get(architecture.name)
+    return resolve_name(model.judge)(prompts) if model else None

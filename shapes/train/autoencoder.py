@@ -1,4 +1,4 @@
-"""The autoencoder: its encoder is *set* to a PCA of 4x4 patches, only its decoder is trained."""
+"""The autoencoder: its encoder is *set* to a PCA of 4x4 patches; only its decoder is trained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 PATCH = 4
 CHANNELS = 8
-WHITENING = 0.75  # 1 would spend the denoiser on the faintest detail, 0 would neglect shapes
-ANCHOR = 30.0  # constant channels of this size fix the variance that the last group norm divides by
-SHRINK, LIFT = 0.2, 20.0  # keep that norm's output where SiLU is a straight line
+WHITENING = 0.75  # at 1 the denoiser spends itself on the faintest detail, at 0 it neglects shapes
+ANCHOR = 30.0  # value of constant channels, which fix the variance that the last group norm divides by
+SHRINK, LIFT = 0.2, 20.0  # keep that norm's output where SiLU is linear
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def patches(images: np.ndarray) -> np.ndarray:
 
 def fit_patch_code(images: np.ndarray) -> PatchCode:
     """Principal components of the patches, mostly whitened and scaled to unit mean variance."""
-    rows = patches(images).reshape(-1, PATCH * PATCH * 3).astype(np.float64)
-    mean = rows.mean(0)
-    variance, vectors = np.linalg.eigh(np.cov(rows - mean, rowvar=False))
+    samples = patches(images).reshape(-1, PATCH * PATCH * 3).astype(np.float64)
+    mean = samples.mean(0)
+    variance, vectors = np.linalg.eigh(np.cov(samples - mean, rowvar=False))
     spread = np.sqrt(variance[::-1][:CHANNELS])
     basis = vectors[:, ::-1][:, :CHANNELS].T
     basis *= np.sign(basis.sum(1, keepdims=True) + 1e-12)
@@ -105,7 +105,7 @@ def _project(conv, code: PatchCode) -> None:
 
 
 def _pass_through(encoder) -> None:
-    """Undo the last norm and SiLU: anchors hold the scale and, subtracted, give back the mean."""
+    """Undo the last norm and SiLU: anchors fix the scale, and subtracting them restores the mean."""
     norm, out = encoder.conv_norm_out, encoder.conv_out
     group = norm.num_channels // norm.num_groups  # holds the latents, as many anchors, and zeros
     norm.weight[: 2 * CHANNELS] = SHRINK * ANCHOR * (CHANNELS / group) ** 0.5

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer learned from captions: byte-pair merges that end up as whole words."""
+"""A CLIP tokenizer learned from captions; its byte-pair merges end in whole words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def learn_vocabulary(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in CLIP's order: bytes, bytes that end a word, merges, the two marks."""
+    """Vocabulary and merges in CLIP's order: bytes, bytes that end a word, merges, start and end mark."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
@@ -46,13 +46,13 @@ def _learn_merges(texts: Iterable[str]) -> list[tuple[str, str]]:
     words = sorted({word for text in texts for word in text.split()})
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     merges = []
-    while pair := _commonest_pair(pieces.values()):
+    while pair := _most_frequent_pair(pieces.values()):
         merges.append(pair)
         pieces = {word: _join(parts, pair) for word, parts in pieces.items()}
     return merges
 
 
-def _commonest_pair(all_parts) -> tuple[str, str] | None:
+def _most_frequent_pair(all_parts) -> tuple[str, str] | None:
     counts: dict[tuple[str, str], int] = {}
     for parts in all_parts:
         for pair in pairwise(parts):

@@ -1,4 +1,4 @@
-"""How far a training run has come, by steps or by the clock, and the learning rate that follows from it."""
+"""Progress of a training run, by steps or by the clock, and its learning rate."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 import time
 from dataclasses import dataclass, field
 
-FADE = 0.7  # peak of a cycle by that of the one before
+FADE = 0.7  # a cycle's peak rate relative to the previous one's
 
 
 @dataclass
 class Schedule:
-    """Warm-up, then a cosine to zero over `steps`, or over `seconds` of training time where steps is None.
+    """Warm-up, then a cosine to zero over ``steps``, or over ``seconds`` of training time where steps is None.
 
-    With `cycles`, so many of them one after the other, each from a lower peak: the weights at the end of every cycle are a
-    finished model, and a longer run starts from a shorter one (warm restarts, Loshchilov & Hutter 2017, arXiv:1608.03983).
-    The run is over at step `until` already, where that is given; its rates are those of the whole schedule.
+    The cosine repeats ``cycles`` times, each time from a lower peak (warm restarts, Loshchilov & Hutter 2017,
+    arXiv:1608.03983). Each cycle ends in a finished model, and a longer run continues a shorter one. ``until`` ends the run
+    at that step, at the rates of the whole schedule.
     """
 
     peak: float
@@ -65,5 +65,5 @@ class Schedule:
         self.step += 1
 
     def restart_clock(self) -> None:
-        """Leave the time until now out of the count."""
+        """Exclude the time until now."""
         self._mark = time.monotonic()

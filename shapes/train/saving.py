@@ -1,4 +1,4 @@
-"""Write a complete pipeline as a diffusers folder of float16 safetensors."""
+"""Save a pipeline as a diffusers folder of float16 safetensors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 import torch
 
-from vqcompress.shapes.tokenizer import write_slow_files
+from vqcompress.shapes.train.tokenizer import write_slow_files
 
 
 def save_pipeline(folder: Path, vae, unet, text_encoders, tokenizer, scheduler) -> None:
-    """Save as `StableDiffusionXLPipeline` to `folder`; an older folder is replaced by rename."""
+    """Save as `StableDiffusionXLPipeline` to ``folder``; an existing one is replaced by rename."""
     from diffusers import StableDiffusionXLPipeline
 
     vae, unet, first, second = (_half(module) for module in (vae, unet, *text_encoders))
     pipe = StableDiffusionXLPipeline(
         vae, first, second, tokenizer, tokenizer, unet, scheduler,
-        force_zeros_for_empty_prompt=False,  # unconditional means the empty caption, as in training
+        force_zeros_for_empty_prompt=False,  # the unconditional branch is the empty caption, as in training
         add_watermarker=False,
     )  # fmt: skip
     _write(pipe, folder, tokenizer)
 
 
 def save_transformer_pipeline(folder: Path, vae, transformer, text_encoders, tokenizer, scheduler) -> None:
-    """Save as `ClipPixArtPipeline` to `folder`; an older folder is replaced by rename."""
+    """Save as `ClipPixArtPipeline` to ``folder``; an existing one is replaced by rename."""
     from vqcompress.models.clip_pixart_pipeline import ClipPixArtPipeline
 
     vae, transformer, first, second = (_half(module) for module in (vae, transformer, *text_encoders))
@@ -34,7 +34,7 @@ def save_transformer_pipeline(folder: Path, vae, transformer, text_encoders, tok
 
 
 def save_class_pipeline(folder: Path, vae, transformer, class_names: Sequence[str], guidance: float) -> None:
-    """Save as `ClassConditionalPipeline` to `folder`; an older folder is replaced by rename."""
+    """Save as `ClassConditionalPipeline` to ``folder``; an existing one is replaced by rename."""
     from vqcompress.models.class_pipeline import ClassConditionalPipeline
 
     names = dict(enumerate(class_names))

@@ -1,4 +1,4 @@
-"""What a caption claims: background, objects, size and relation, read back from the sentence."""
+"""Parse a caption: background, objects, size and relation."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ _GROUP = re.compile(
 
 
 class CaptionError(VQCompressError):
-    """A sentence that is no caption of this world."""
+    """A sentence that is no caption of a shapes scene."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What must be seen: `looks` holds (colour, shape) of every object, the relation's subject first."""
+class CaptionContent:
+    """What an image of the caption must show: ``objects`` are (colour, shape), the relation's subject first.
+
+    ``size`` and ``relation`` are None where the caption names none.
+    """
 
     background: str
-    looks: tuple[tuple[str, str], ...]
+    objects: tuple[tuple[str, str], ...]
     size: str | None
     relation: str | None
 
 
-def read_claim(text: str) -> Claim:
-    """Parse a caption of this world, such as `scenes.caption` writes."""
+def parse_caption(text: str) -> CaptionContent:
+    """Parse a sentence as `scenes.caption` writes it. Raises `CaptionError` for any other."""
     sentence = _SENTENCE.fullmatch(text)
     parts = _JOINT.split(sentence["subject"]) if sentence else []
     groups = [_GROUP.fullmatch(part) for part in parts[::2]]
     if not groups or not all(groups):
         raise CaptionError(
-            f"{text!r} is no caption of the shapes world; one reads 'a purple cross above an orange star on a white background'"
+            f"{text!r} is no caption of a shapes scene; "
+            "write one such as 'a purple cross above an orange star on a white background'"
         )
-    looks = tuple((g["color"], g["shape"]) for g in groups for _ in range(_COUNTS[g["count"]]))
+    objects = tuple((g["color"], g["shape"]) for g in groups for _ in range(_COUNTS[g["count"]]))
     relation = parts[1] if len(parts) == 3 and parts[1] != "and" else None
-    return Claim(sentence["background"], looks, groups[0]["size"], relation)
+    return CaptionContent(sentence["background"], objects, groups[0]["size"], relation)

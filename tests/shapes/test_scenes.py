@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqcompress.shapes.claims import CaptionError, read_claim
+from vqcompress.shapes.caption_parser import CaptionError, parse_caption
 from vqcompress.shapes.render import coverage, render
 from vqcompress.shapes.scenes import (
     BACKGROUNDS,
@@ -78,17 +78,17 @@ def test_coverage_is_a_share_and_moves_with_the_object(shape: str) -> None:
 
 def test_captions_say_what_the_scene_holds() -> None:
     for scene in scenes():
-        claim = read_claim(caption(scene))
-        assert claim.background == scene.background
-        assert claim.looks == tuple((item.color, item.shape) for item in scene.items)
-        assert claim.relation == scene.relation
-        assert (claim.size is not None) == scene.tells_size
+        content = parse_caption(caption(scene))
+        assert content.background == scene.background
+        assert content.objects == tuple((item.color, item.shape) for item in scene.items)
+        assert content.relation == scene.relation
+        assert (content.size is not None) == scene.names_size
 
 
 @pytest.mark.parametrize("text", ["", "a cat", "a red circle", "four red circles on a gray background"])
 def test_other_sentences_are_refused(text: str) -> None:
-    with pytest.raises(CaptionError, match="no caption of the shapes world"):
-        read_claim(text)
+    with pytest.raises(CaptionError, match="no caption of a shapes scene"):
+        parse_caption(text)
 
 
 def test_caption_sets_are_disjoint_and_never_trained_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +16,31 @@ from vqcompress.models.clip_pixart_pipeline import ClipPixArtPipeline, caption_f
 from vqcompress.models.mixture import Router
 from vqcompress.models.pipelines import pipeline_class
 from vqcompress.report.folders import evaluation_prompts, judge_for
-from vqcompress.shapes import networks, subjects
-from vqcompress.shapes.answer_tokens import fit_answers, set_answer_tokens
-from vqcompress.shapes.autoencoder import build_autoencoder, fit_patch_code, set_encoder
-from vqcompress.shapes.dataset import training_captions, training_images
-from vqcompress.shapes.denoiser_training import Denoiser, DenoiserTraining
+from vqcompress.shapes.classes import CLASSES, class_captions
 from vqcompress.shapes.evaluate import generate, load_pipeline
-from vqcompress.shapes.flow_training import FlowTraining
 from vqcompress.shapes.judge import judge
-from vqcompress.shapes.lessons import LESSONS
 from vqcompress.shapes.render import render
-from vqcompress.shapes.scenes import caption, sample_singles
-from vqcompress.shapes.schedule import Schedule
-from vqcompress.shapes.singles import CLASSES, build_labelled_set, class_captions
-from vqcompress.shapes.text_training import QUESTIONS
-from vqcompress.shapes.tokenizer import build_tokenizer
-from vqcompress.shapes.transformer_denoiser import TransformerDenoiser
+from vqcompress.shapes.scenes import caption, sample_single_objects
+from vqcompress.shapes.train import networks
+from vqcompress.shapes.train.attribute_tokens import fit_attributes, set_attribute_tokens
+from vqcompress.shapes.train.autoencoder import build_autoencoder, fit_patch_code, set_encoder
+from vqcompress.shapes.train.curriculum import CURRICULUM
+from vqcompress.shapes.train.dataset import build_labeled_latents, training_captions, training_images
+from vqcompress.shapes.train.denoiser import DenoiserTrainer, TransformerDenoiser, UNetDenoiser
+from vqcompress.shapes.train.flow import FlowTrainer
+from vqcompress.shapes.train.model_configs import MixtureConfig, TransformerConfig
+from vqcompress.shapes.train.schedule import Schedule
+from vqcompress.shapes.train.text_encoders import ATTRIBUTES
+from vqcompress.shapes.train.tokenizer import build_tokenizer
+
+SMALL = {
+    "dit": TransformerConfig(partial(networks.build_transformer, 64, 1), captions=100),
+    "moe": MixtureConfig(partial(networks.build_mixture, 64, 1, 4)),
+}
 
 
-class TinyShop:
-    """The training script's workshop with few captions and small networks."""
+class TinyWorkspace:
+    """The training's workspace with few captions and small networks."""
 
     def __init__(self, out: Path) -> None:
         torch.manual_seed(0)
@@ -43,19 +49,12 @@ class TinyShop:
         self.tokenizer = build_tokenizer(training_captions(500, 0))
         self.vae = build_autoencoder().eval()
         set_encoder(self.vae, self.code)
-        self.model = Denoiser(None, *networks.build_text_encoders(self.tokenizer)).eval()
+        self.model = UNetDenoiser(None, *networks.build_text_encoders(self.tokenizer)).eval()
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> TinyShop:
-    return TinyShop(tmp_path_factory.mktemp("shop") / "pipeline")
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "build_transformer", lambda: networks.build_transformer(64, 1))
-    monkeypatch.setattr(subjects, "build_mixture", lambda: networks.build_mixture(64, 1, 4))
-    monkeypatch.setattr(subjects, "FIT_CAPTIONS", 100)
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> TinyWorkspace:
+    return TinyWorkspace(tmp_path_factory.mktemp("workspace") / "pipeline")
 
 
 def test_each_extra_token_has_columns_of_its_own() -> None:
@@ -70,23 +69,23 @@ def test_each_extra_token_has_columns_of_its_own() -> None:
 
 def test_answers_are_found_where_they_are_linear() -> None:
     torch.manual_seed(0)
-    facts = torch.stack([torch.randint(size, (400,)) for size in QUESTIONS.values()], 1)
-    codes = torch.cat([torch.nn.functional.one_hot(facts[:, i], s) for i, s in enumerate(QUESTIONS.values())], 1)
+    targets = torch.stack([torch.randint(size, (400,)) for size in ATTRIBUTES.values()], 1)
+    codes = torch.cat([torch.nn.functional.one_hot(targets[:, i], s) for i, s in enumerate(ATTRIBUTES.values())], 1)
     pooled = codes.float() @ torch.randn(codes.shape[1], 64) + 3.0
-    weight, bias = fit_answers(pooled, facts)
-    found = (pooled @ weight.T + bias).split(list(QUESTIONS.values()), 1)
-    assert all(torch.equal(sheet.argmax(1), facts[:, i]) for i, sheet in enumerate(found))
+    weight, bias = fit_attributes(pooled, targets)
+    found = (pooled @ weight.T + bias).split(list(ATTRIBUTES.values()), 1)
+    assert all(torch.equal(sheet.argmax(1), targets[:, i]) for i, sheet in enumerate(found))
 
 
-def test_answer_tokens_start_with_topics_of_their_own(shop: TinyShop) -> None:
+def test_answer_tokens_start_with_topics_of_their_own(workspace: TinyWorkspace) -> None:
     transformer = networks.build_transformer(64, 1)
     before = transformer.caption_projection.linear_1.weight.clone()
-    set_answer_tokens(transformer, shop.model.text_encoder_2, shop.tokenizer, training_captions(100, 1))
+    set_attribute_tokens(transformer, workspace.model.text_encoder_2, workspace.tokenizer, training_captions(100, 1))
     after = transformer.caption_projection.linear_1.weight
     states = 2 * networks.TEXT_WIDTH
     assert torch.equal(after[:, :states], before[:, :states])
-    ranks = [torch.linalg.matrix_rank(part).item() for part in after[:, states:].chunk(networks.ANSWER_TOKENS, 1)]
-    assert max(ranks) < 30, "a token of its own topics cannot tell all answers"
+    ranks = [torch.linalg.matrix_rank(part).item() for part in after[:, states:].chunk(networks.ATTRIBUTE_TOKENS, 1)]
+    assert max(ranks) < 30, "a token of its own topics cannot log all attributes_of"
 
 
 def test_the_transformer_starts_with_open_gates_and_no_output() -> None:
@@ -98,10 +97,12 @@ def test_the_transformer_starts_with_open_gates_and_no_output() -> None:
     assert all(torch.equal(table.sum(1), torch.tensor([0.0, 0, 64, 0, 0, 64])) for table in tables)
 
 
-def test_captions_read_once_are_read_the_same(shop: TinyShop) -> None:
-    model = TransformerDenoiser(networks.build_transformer(64, 1), shop.model.text_encoder, shop.model.text_encoder_2)
+def test_captions_read_once_are_read_the_same(workspace: TinyWorkspace) -> None:
+    model = TransformerDenoiser(
+        networks.build_transformer(64, 1), workspace.model.text_encoder, workspace.model.text_encoder_2
+    )
     torch.nn.init.normal_(model.transformer.proj_out.weight)
-    tokens = shop.tokenizer(training_captions(4, 3), padding="max_length", return_tensors="pt").input_ids
+    tokens = workspace.tokenizer(training_captions(4, 3), padding="max_length", return_tensors="pt").input_ids
     noisy, steps = torch.randn(4, 8, 8, 8), torch.tensor([3, 300, 600, 900])
     with torch.no_grad():
         first, again = model(noisy, steps, tokens), model(noisy, steps, tokens)
@@ -110,14 +111,13 @@ def test_captions_read_once_are_read_the_same(shop: TinyShop) -> None:
     assert torch.allclose(first, turned, atol=1e-5)
 
 
-@pytest.mark.usefixtures("small")
-def test_the_transformer_learns(shop: TinyShop) -> None:
-    subject = subjects.SUBJECTS["dit"]
-    model = subject.build(shop)
+def test_the_transformer_learns(workspace: TinyWorkspace) -> None:
+    config = SMALL["dit"]
+    model = config.build(workspace)
     for encoder in (model.text_encoder, model.text_encoder_2):
         encoder.requires_grad_(False)
-    training = subject.training(model, shop, 64, Schedule(peak=2e-3, warmup=5, steps=40))
-    training.lessons = LESSONS[-1:]  # one scale of the loss
+    training = config.trainer(model, workspace, 64, Schedule(peak=2e-3, warmup=5, steps=40))
+    training.curriculum = CURRICULUM[-1:]  # one scale of the loss
     before = _loss_of_given_batches(training)
     training.run(lambda step, loss: None, 10, lambda: None)
     after = _loss_of_given_batches(training)
@@ -125,14 +125,14 @@ def test_the_transformer_learns(shop: TinyShop) -> None:
 
 
 @torch.no_grad()
-def _loss_of_given_batches(training: DenoiserTraining) -> float:
+def _loss_of_given_batches(training: DenoiserTrainer) -> float:
     """Over the same pictures, captions, noise and timesteps each time, so that the draw of a batch cannot pass for learning."""
     return sum(training.loss(torch.Generator().manual_seed(seed)).item() for seed in range(1000, 1004))
 
 
 def test_classes_are_captions_of_single_objects() -> None:
     assert len(set(CLASSES)) == 192
-    scenes = list(sample_singles(40, 5))
+    scenes = list(sample_single_objects(40, 5))
     assert {caption(scene) for scene in scenes} <= set(CLASSES)
     assert {scene.items[0].size for scene in scenes} == {"small", "large"}
     assert all(judge(render(scene), caption(scene))["all"] for scene in scenes)
@@ -140,22 +140,23 @@ def test_classes_are_captions_of_single_objects() -> None:
     assert len(class_captions(200)) == 200
 
 
-def test_labels_name_what_latents_show(shop: TinyShop) -> None:
-    data = build_labelled_set(12, 7, shop.code)
-    images = np.stack([render(scene) for scene in sample_singles(12, 7)])
-    assert data.latents.numpy() == pytest.approx(shop.code.encode(images), abs=0.01)
-    assert [CLASSES[label] for label in data.labels] == [caption(scene) for scene in sample_singles(12, 7)]
+def test_labels_name_what_latents_show(workspace: TinyWorkspace) -> None:
+    data = build_labeled_latents(12, 7, workspace.code)
+    images = np.stack([render(scene) for scene in sample_single_objects(12, 7)])
+    assert data.latents.numpy() == pytest.approx(workspace.code.encode(images), abs=0.01)
+    assert [CLASSES[label] for label in data.labels] == [caption(scene) for scene in sample_single_objects(12, 7)]
     assert all((seen > 0).any() for seen in data.layouts)
     _, labels, _ = data.batch(300, 0.5, torch.Generator().manual_seed(0))
     assert (labels == len(CLASSES)).float().mean() == pytest.approx(0.5, abs=0.1)
 
 
-@pytest.mark.usefixtures("small")
-def test_the_mixture_learns_and_its_routers_too(shop: TinyShop) -> None:
-    model = subjects.SUBJECTS["moe"].build(shop)
+def test_the_mixture_learns_and_its_routers_too(workspace: TinyWorkspace) -> None:
+    model = SMALL["moe"].build(workspace)
     routers = [part for part in model.modules() if isinstance(part, Router)]
     before = [router.weight.clone() for router in routers]
-    training = FlowTraining(model, build_labelled_set(64, 7, shop.code), Schedule(peak=3e-3, warmup=5, steps=30), 0)
+    training = FlowTrainer(
+        model, build_labeled_latents(64, 7, workspace.code), Schedule(peak=3e-3, warmup=5, steps=30), 0
+    )
     losses: list[float] = []
     training.run(lambda step, loss: losses.append(loss), 10, lambda: None)
     assert losses[-1] < 0.8 * losses[0]
@@ -163,34 +164,32 @@ def test_the_mixture_learns_and_its_routers_too(shop: TinyShop) -> None:
     assert all(not torch.equal(a, router.weight) for a, router in zip(before, routers, strict=True))
 
 
-@pytest.mark.usefixtures("small")
-def test_a_mixture_stopped_and_gone_on_with_is_the_same(shop: TinyShop, tmp_path: Path) -> None:
-    data = build_labelled_set(64, 7, shop.code)
+def test_a_mixture_stopped_and_gone_on_with_is_the_same(workspace: TinyWorkspace, tmp_path: Path) -> None:
+    data = build_labeled_latents(64, 7, workspace.code)
 
-    def fresh() -> FlowTraining:
+    def fresh() -> FlowTrainer:
         torch.manual_seed(2)
-        return FlowTraining(subjects.SUBJECTS["moe"].build(shop), data, Schedule(peak=1e-3, warmup=2, steps=4), 0)
+        return FlowTrainer(SMALL["moe"].build(workspace), data, Schedule(peak=1e-3, warmup=2, steps=4), 0)
 
     whole, first, second = fresh(), fresh(), fresh()
     whole.run(lambda step, loss: None, 1, lambda: None)
-    first._step(), first._step()
+    first.train_step(), first.train_step()
     first.save(tmp_path / "run.pt")
     second.restore(tmp_path / "run.pt")
     second.run(lambda step, loss: None, 1, lambda: None)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters, second.parameters, strict=True))
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ["dit", "moe"])
-def test_a_folder_goes_the_whole_way(name: str, shop: TinyShop, tmp_path: Path) -> None:
-    shop.out = tmp_path / name
-    subject = subjects.SUBJECTS[name]
-    network = subject.build(shop)
+def test_a_folder_goes_the_whole_way(name: str, workspace: TinyWorkspace, tmp_path: Path) -> None:
+    workspace.out = tmp_path / name
+    config = SMALL[name]
+    network = config.build(workspace)
     for parameter in network.parameters():
         if parameter.ndim > 1 and parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.05)
-    subject.save(network, shop)
-    pipe = load_pipeline(shop.out)
+    config.save(network, workspace)
+    pipe = load_pipeline(workspace.out)
     family = architecture_of(pipe)
     assert family.name == f"shapes-{name}"
     prompts, _ = evaluation_prompts(family, None, 6)
@@ -202,7 +201,7 @@ def test_a_folder_goes_the_whole_way(name: str, shop: TinyShop, tmp_path: Path) 
     packed = tmp_path / "packed"
     few = ["--json", "--count", "2", "--steps", "2", "--method", "gptq", "--bits", "4"]
     for words in (
-        ["quantize", str(shop.out), "-o", str(packed), *few],
+        ["quantize", str(workspace.out), "-o", str(packed), *few],
         ["verify", str(packed)],
         ["generate", str(packed), prompts[0], "-o", str(tmp_path / "one.png"), "--steps", "2"],
     ):
@@ -213,7 +212,7 @@ def test_a_folder_goes_the_whole_way(name: str, shop: TinyShop, tmp_path: Path) 
     assert any(p.dtype == torch.int8 for p in opened.transformer.state_dict().values())
 
 
-def test_guidance_is_the_pipelines_own(shop: TinyShop) -> None:
+def test_guidance_is_the_pipelines_own(workspace: TinyWorkspace) -> None:
     from vqcompress.models.class_pipeline import ClassConditionalPipeline
 
     network = networks.build_mixture(64, 1, 4)
@@ -221,11 +220,11 @@ def test_guidance_is_the_pipelines_own(shop: TinyShop) -> None:
     assert ClassConditionalPipeline.with_defaults(network, guidance=3.0).default_guidance == 3.0
 
 
-def test_the_empty_caption_guides(shop: TinyShop) -> None:
+def test_the_empty_caption_guides(workspace: TinyWorkspace) -> None:
     transformer = networks.build_transformer(64, 1).eval()
     torch.nn.init.normal_(transformer.proj_out.weight)
-    encoders = shop.model.text_encoder, shop.model.text_encoder_2
-    pipe = ClipPixArtPipeline(shop.tokenizer, *encoders, transformer, networks.build_scheduler(), shop.vae)
+    encoders = workspace.model.text_encoder, workspace.model.text_encoder_2
+    pipe = ClipPixArtPipeline(workspace.tokenizer, *encoders, transformer, networks.build_scheduler(), workspace.vae)
     pipe.set_progress_bar_config(disable=True)
 
     def draw(guidance: float, negative: str = "") -> torch.Tensor:

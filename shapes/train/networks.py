@@ -1,4 +1,4 @@
-"""The pipeline's networks, untrained, in SDXL's form and from one seed."""
+"""The pipelines' networks, untrained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ WIDTHS = (64, 128, 192)
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 128
 POOLED_WIDTH = 128
-ANSWER_TOKENS = 4  # of the transformer's caption, each with its own view of the pooled text
+ATTRIBUTE_TOKENS = 4  # added to the transformer's caption, each with its own projection of the pooled text
 GATES = [2, 5]  # rows of a PixArt block's table: shift, scale, gate of attention, then of the MLP
 TIME_IDS = (32.0, 32.0, 0.0, 0.0, 32.0, 32.0)  # original size, crop corner, target size: one resolution only
 
@@ -35,7 +35,7 @@ def build_unet():
 
 
 def build_transformer(width: int = 192, depth: int = 6):
-    """`PixArtTransformer2DModel` on [batch, 8, 8, 8] latents, a token for each place."""
+    """`PixArtTransformer2DModel` on [batch, 8, 8, 8] latents, one token per place."""
     from diffusers import PixArtTransformer2DModel
 
     network = PixArtTransformer2DModel(
@@ -47,17 +47,17 @@ def build_transformer(width: int = 192, depth: int = 6):
         cross_attention_dim=width,
         sample_size=8,
         patch_size=1,
-        caption_channels=2 * TEXT_WIDTH + ANSWER_TOKENS * POOLED_WIDTH,
+        caption_channels=2 * TEXT_WIDTH + ATTRIBUTE_TOKENS * POOLED_WIDTH,
     )
     _open_gates(network)
     return network
 
 
 def build_mixture(width: int = 128, depth: int = 4, experts: int = 8):
-    """Class-conditional `DiTMoE` on [batch, 8, 8, 8] latents, a token for each place, two experts a token."""
+    """Class-conditional `DiTMoE` on [batch, 8, 8, 8] latents, one token per place, two experts per token."""
     from vqcompress.models.dit_moe import DiTMoE
     from vqcompress.models.modulation import adaln_zero_
-    from vqcompress.shapes.singles import CLASSES
+    from vqcompress.shapes.classes import CLASSES
 
     network = DiTMoE(
         input_size=8,
@@ -77,7 +77,7 @@ def build_mixture(width: int = 128, depth: int = 4, experts: int = 8):
 
 
 def _open_gates(network) -> None:
-    """Start without modulation and with gates of one: diffusers draws the table by lot, and gates around zero."""
+    """Start without modulation and with gates of one; diffusers draws the table at random, with gates around zero."""
     import torch
 
     with torch.no_grad():

@@ -1,0 +1,53 @@
+"""The models that come with the package: where each one lies, how it is sampled, and what scores its images.
+
+The functions of a row are dotted names (``module:function``), resolved where they are needed. So every floor can read the
+table, and none of them imports a model's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+SIDE, CHANNELS = 8, 8
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """What is particular to one model.
+
+    ``folder`` is its pipeline's folder in ``package``; ``prompt_set`` calibrates it. ``judge`` names a function from prompts
+    to a judge of images (`report.compare.Judge`), or to None where it cannot read one of the prompts. ``held_out`` names a
+    function from a count to prompts that training never saw; None where the prompt set itself evaluates.
+    """
+
+    folder: str
+    prompt_set: str
+    judge: str
+    held_out: str | None
+    package: str = "vqcompress.shapes"
+    steps: int = 20
+    guidance: float = 3.0
+
+    @property
+    def path(self) -> Path:
+        """Folder of the pipeline, in diffusers' layout (fp16 safetensors)."""
+        return Path(str(files(self.package).joinpath(self.folder)))
+
+
+_JUDGE, _HELD_OUT = "vqcompress.shapes.judge:judge_for", "vqcompress.shapes.scenes:held_out_captions"
+
+EMBEDDED: dict[str, EmbeddedModel] = {
+    "shapes": EmbeddedModel("pipeline", "shapes", _JUDGE, _HELD_OUT),
+    "shapes-dit": EmbeddedModel("pipeline_dit", "shapes", _JUDGE, _HELD_OUT),
+    "shapes-moe": EmbeddedModel("pipeline_moe", "shapes_classes", _JUDGE, None),
+}
+"""Alias of each model, which is also its architecture's name."""
+
+
+def has_embedded_latents(config: Mapping[str, Any]) -> bool:
+    """Whether a denoiser's ``config`` has the latents of the embedded models, which no published model has."""
+    return config["sample_size"] == SIDE and config["in_channels"] == CHANNELS
