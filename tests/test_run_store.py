@@ -147,6 +147,39 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         RunStore(tmp_path, SIGNATURE)
 
 
+def test_what_must_exist_is_never_made(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SIGNATURE) as store:
+        for load in (store.load, store.load_json):
+            with pytest.raises(CheckpointError, match=r"is missing; run the same command again"):
+                load("moments", KEY)
+        assert store.done("moments") == set()
+        store.put("moments", KEY, {})
+        store.put_json("moments", KEY, {})  # earlier versions left such files behind
+        for load in (store.load, store.load_json):
+            with pytest.raises(CheckpointError, match=r"damaged \(it holds nothing\); delete it"):
+                load("moments", KEY)
+
+
+@pytest.mark.parametrize("gone", ["codes", "specs"])
+def test_a_pair_is_one_piece(tmp_path: Path, gone: str) -> None:
+    with RunStore(tmp_path, SIGNATURE) as store:
+        store.load_or_make_pair("codes", "specs", KEY, lambda: (tensors(0), {"seed": 0}))
+        assert store.load_or_make_pair("codes", "specs", KEY, no_make)[1] == {"seed": 0}
+        store.discard(gone, KEY)
+        codes, spec = store.load_or_make_pair("codes", "specs", KEY, lambda: (tensors(1), {"seed": 1}))
+        assert spec == {"seed": 1}
+        assert torch.equal(codes["row"], tensors(1)["row"])
+
+
+def test_a_number_that_was_cut_off_is_damaged(tmp_path: Path) -> None:
+    with RunStore(tmp_path, SIGNATURE) as store:
+        store.put_json("plan", "length", 12)
+        path = tmp_path / "plan" / "length.json"
+        path.write_text(path.read_text()[:1])
+        with pytest.raises(CheckpointError, match="its end is missing"):
+            store.load_or_make_json("plan", "length", no_make)
+
+
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be made"):

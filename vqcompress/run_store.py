@@ -158,10 +158,10 @@ class RunStore:
     @staticmethod
     def _signed(path: Path) -> Any:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+            return read_json(path)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{path} is damaged ({error}); delete the folder {path.parent} to start anew"
+                f"{path}, which says what the run depends on, is damaged; delete the folder {path.parent} to start anew"
             ) from error
 
     def _sweep(self) -> None:
