@@ -1,9 +1,9 @@
-# Needs Python 3.11+ and make; everything else goes into .venv, which is made on first use.
+# Needs Python 3.11+ and make. Everything else is installed into .venv on first use.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= out
-# The CPU build of PyTorch is enough for everything here and a tenth of the download; set TORCH= to choose your own.
+# The CPU build of PyTorch is enough for everything here and a tenth of the download. Set TORCH= to choose another.
 TORCH  ?= torch==2.13.0
 
 
@@ -14,39 +14,39 @@ MODEL ?= shapes
 CALIBRATION = --calibration $(OUT)/$(MODEL)-calibration --overwrite
 
 demo: MODEL := shapes
-demo: install  ## compress the embedded model, compare with scalar baselines, write images and an HTML report
+demo: install  ## compress the embedded model and compare it with scalar baselines: images and an HTML report
 	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-trellis-3bit --bits 3 $(CALIBRATION)
 	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-gptq-4bit --method gptq --bits 4 $(CALIBRATION)
 	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-gptq-3bit --method gptq --bits 3 $(CALIBRATION)
 	$(BIN)/vqcompress report shapes $(OUT)/shapes-trellis-3bit $(OUT)/shapes-gptq-4bit $(OUT)/shapes-gptq-3bit -o $(OUT)/report
 	@echo "Images: $(OUT)/report/grid.png   Report: $(OUT)/report/report.html"
 
-# Every method at 2, 3 and 4 bits, once with bits dealt out over the model and once the same for every layer.
+# Every method at 2, 3 and 4 bits, once with bits allocated over the model and once with the same bits in every layer.
 RESULTS := $(foreach bits,3 2 4,$(foreach method,trellis additive gptq,$(method)-model-$(bits)) \
   $(foreach method,trellis additive gptq rtn,$(method)-layer-$(bits)))
 
-results: install  ## the comparison in docs/results
+results: install  ## make the comparison in docs/results
 	for variant in $(RESULTS); do \
 	  budget=$${variant#*-}; \
 	  $(BIN)/vqcompress quantize $(MODEL) -o $(OUT)/results/$(MODEL)/$$variant --method $${variant%%-*} --bits $${variant##*-} \
 	    --budget $${budget%-*} $(CALIBRATION) || exit 1; done
 	$(BIN)/vqcompress report $(MODEL) $(RESULTS:%=$(OUT)/results/$(MODEL)/%) --count 64 -o $(OUT)/results/$(MODEL)/report
 
-test: install-test lint  ## everything that CI checks
+test: install-test lint  ## run everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The lowest versions that pyproject.toml declares, all together, in an environment of their own. The lowest torch comes only
-# with its CUDA libraries (4 GB to download), so torch is the one above, installed first; LOWEST_TORCH=torch==2.11.0 runs the
-# same tests with that one.
+# The lowest versions that pyproject.toml declares, all together, in an environment of their own. The lowest torch comes
+# only with its CUDA libraries (4 GB to download), so torch is the one above, installed first. LOWEST_TORCH=torch==2.11.0
+# runs the same tests with the lowest torch.
 LOWEST_TORCH ?= $(TORCH)
 LOWEST := $(VENV)-lowest
 LOWEST_INSTALLED := $(LOWEST)/.installed-$(subst ==,-,$(LOWEST_TORCH))
-# What hangs on other libraries; the rest is our own arithmetic on torch, which stays the same. WORKERS=1 where a core is busy.
+# The tests that depend on other libraries; the rest is our own arithmetic on torch. Use WORKERS=1 where a core is busy.
 LOWEST_TESTS ?= tests/integrations tests/layers
 WORKERS ?= 2
 
-# Compiled loops are kept beside the sources for one version of numba only, hence a folder of their own.
-test-lowest: $(LOWEST_INSTALLED)  ## what touches diffusers, transformers and peft, at the lowest declared versions
+# numba caches compiled loops beside the sources, for one version of numba only: hence a cache of their own.
+test-lowest: $(LOWEST_INSTALLED)  ## run the tests of the integrations at the lowest declared versions
 	OMP_NUM_THREADS=1 NUMBA_CACHE_DIR=$(abspath $(LOWEST))/numba $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) -m "not slow" -n $(WORKERS) --dist loadfile
 
 $(LOWEST_INSTALLED): pyproject.toml tests/lowest_versions.py

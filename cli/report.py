@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vqcompress.cli.progress import StageProgress
+
+if TYPE_CHECKING:
+    from vqcompress.report import EvaluationConfig
 
 
 @click.command()
@@ -41,34 +45,27 @@ def report(
     \b
     vqcompress report shapes out/shapes-vq3 out/shapes-gptq4
     """
-    write_comparison(original, list(folders), output, prompts, count, steps, guidance, seed, as_json)
+    from vqcompress.report import EvaluationConfig
+    from vqcompress.sampling_config import SamplingConfig
+
+    config = EvaluationConfig(count, seed, SamplingConfig(steps, guidance))
+    write_comparison(original, list(folders), output, prompts=prompts, config=config, quiet=as_json)
 
 
 def write_comparison(
     original: str,
     folders: list[Path],
     output: Path,
+    *,
     prompts: str | None = None,
-    count: int = 48,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 1000,
+    config: EvaluationConfig | None = None,
     quiet: bool = False,
 ) -> None:
-    """Run the comparison and say where its pages are."""
+    """Run the comparison, write the report and print it; ``quiet`` prints JSON."""
     from vqcompress.report import compare_folders, write_report
 
     with StageProgress(quiet=quiet) as progress:
-        comparison = compare_folders(
-            original,
-            folders,
-            prompts=prompts,
-            count=count,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            progress=progress,
-        )
+        comparison = compare_folders(original, folders, prompts=prompts, config=config, progress=progress)
     write_report(comparison, output)
     if quiet:
         click.echo(json.dumps(comparison.to_json()))

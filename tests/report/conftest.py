@@ -48,7 +48,7 @@ def make_row(method: str, bits: int, rng: np.random.Generator) -> Variant:
         psnr_worst=9.0,
         ssim=1 - min(0.9, 6 * error),
         time_ratio=1.3,
-        alignment={"all": share(passed), "count": share(passed + 10)},
+        caption_accuracy={"all": share(passed), "count": share(passed + 10)},
     )
 
 

@@ -17,10 +17,20 @@ from vqcompress.formats import ScalarSpec
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.report import ORIGINAL, Candidate, compare, compare_folders, write_report
+from vqcompress.report import (
+    ORIGINAL,
+    Candidate,
+    EvaluationConfig,
+    EvaluationSet,
+    compare,
+    compare_folders,
+    write_report,
+)
 from vqcompress.report.folders import evaluation_prompts, judge_for
+from vqcompress.sampling_config import SamplingConfig
 
 PROMPTS = ("a red fox", "two blue cups", "an old door")
+CONFIG = EvaluationConfig(3, seed=5, sampling=SamplingConfig(3, 4.0), trajectory_prompts=2, layer_prompts=1)
 
 
 def tiny_sdxl():
@@ -63,9 +73,9 @@ def written(folder: Path, bits: int, method: str) -> Candidate:
     return Candidate(f"{method} {bits}-bit", folder, method)
 
 
-def run(original, candidates, **changes):
-    settings = {"seed": 5, "count": 3, "steps": 3, "guidance": 4.0, "trajectory_prompts": 2, "layer_prompts": 1}
-    return compare(original, architecture_of(original), candidates, PROMPTS, **{**settings, **changes})
+def run(original, candidates, judge=None, **changes):
+    evaluation = EvaluationSet(PROMPTS, judge=judge)
+    return compare(original, architecture_of(original), candidates, evaluation, replace(CONFIG, **changes), name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +86,7 @@ def found(original, candidates):
         asked.append((image.size, image.mode, prompt))
         return {"all": prompt != PROMPTS[1]}
 
-    comparison = run(original, candidates, judge=judge, name="tiny")
+    comparison = run(original, candidates, judge=judge)
     assert asked == [((16, 16), "RGB", prompt) for prompt in PROMPTS] * 4
     return comparison
 
@@ -117,8 +127,8 @@ def test_layers_come_in_execution_order(found, original):
 
 
 def test_judge_counts_prompts(found):
-    assert {variant.alignment["all"].share for variant in found.variants} == {2 / 3}
-    assert found.original.alignment["all"].count == 3
+    assert {variant.caption_accuracy["all"].share for variant in found.variants} == {2 / 3}
+    assert found.original.caption_accuracy["all"].count == 3
 
 
 def test_equal_bytes_are_read_off_the_scalar_curve(found):
@@ -134,8 +144,8 @@ def test_it_can_be_written(found, tmp_path):
 
 def test_the_same_run_again_finds_the_same(found, original, candidates):
     again = run(original, candidates[:1], layer_prompts=1)
-    mine = {**vars(again.variants[0]), "time_ratio": 0, "alignment": 0}
-    assert mine == {**vars(found.variants[0]), "time_ratio": 0, "alignment": 0}
+    mine = {**vars(again.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
+    assert mine == {**vars(found.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
 
 
 def test_plain_layer_errors_need_no_activations(original, candidates):
@@ -149,12 +159,14 @@ def test_plain_layer_errors_need_no_activations(original, candidates):
 
 def test_mistakes_are_named(original, candidates, tmp_path):
     with pytest.raises(VQCompressError, match="at least one prompt"):
-        compare(original, architecture_of(original), candidates, [])
+        compare(original, architecture_of(original), candidates, EvaluationSet(()))
+    with pytest.raises(VQCompressError, match="at least one image"):
+        EvaluationConfig(count=0)
     with pytest.raises(VQCompressError, match="different labels"):
         run(original, [candidates[0], replace(candidates[1], label=candidates[0].label)])
     original.save_pretrained(tmp_path / "dense")
     with pytest.raises(VQCompressError, match="no quantized layers"):
-        run(original, [Candidate("dense", tmp_path / "dense", "rtn")], count=1, steps=2)
+        run(original, [Candidate("dense", tmp_path / "dense", "rtn")], count=1)
 
 
 def test_all_numbers_are_finite(found):
@@ -170,15 +182,14 @@ def test_names_alone_are_enough(original, candidates, tmp_path):
         str(tmp_path / "dense"),
         [candidates[0].folder],
         prompts=str(tmp_path / "prompts.txt"),
-        count=2,
-        steps=2,
+        config=EvaluationConfig(2, sampling=SamplingConfig(steps=2)),
         progress=lambda stage, done, total, detail: stages.append((stage, done == total)),
     )
     assert comparison.model == "dense"
     assert [variant.label for variant in comparison.variants] == ["trellis 4-bit"]
     assert comparison.settings.prompt_source.startswith("set prompts.txt, SHA-256 ")
     assert comparison.original.denoiser_bytes > 4 * comparison.original.denoiser_weights
-    assert comparison.original.alignment == {}
+    assert comparison.original.caption_accuracy == {}
     assert dict(stages).keys() >= {"draw", "record denoiser", "draw trellis 4-bit", "layer errors"}
     assert all(dict(stages).values())
 

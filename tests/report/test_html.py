@@ -96,9 +96,13 @@ def test_all_variants_all_pictures_and_all_plots_are_there(comparison, html, pag
 
 
 def test_page_without_judge_layers_pictures_and_verdicts(comparison):
-    variants = tuple(replace(variant, alignment={}, layer_errors=()) for variant in comparison.variants[:1])
+    variants = tuple(replace(variant, caption_accuracy={}, layer_errors=()) for variant in comparison.variants[:1])
     bare = replace(
-        comparison, variants=variants, verdicts=(), pictures={}, original=replace(comparison.original, alignment={})
+        comparison,
+        variants=variants,
+        verdicts=(),
+        pictures={},
+        original=replace(comparison.original, caption_accuracy={}),
     )
     text = to_html(bare)
     Page(text)

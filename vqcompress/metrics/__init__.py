@@ -1,6 +1,6 @@
-"""What a compressed model costs: one question a file, plain functions, numbers out."""
+"""What a compressed model loses and how large it is: one metric per file, plain functions."""
 
-from vqcompress.metrics.alignment import alignment, wilson_interval
+from vqcompress.metrics.caption_accuracy import caption_accuracy, wilson_interval
 from vqcompress.metrics.denoiser_error import Energies, denoiser_error, energies_by_timestep, error_by_timestep
 from vqcompress.metrics.equal_bytes import bytes_at_error, error_at_bytes
 from vqcompress.metrics.image_fidelity import image_fidelity
@@ -8,8 +8,8 @@ from vqcompress.metrics.sizes import pipeline_bytes, weight_bytes
 
 __all__ = [
     "Energies",
-    "alignment",
     "bytes_at_error",
+    "caption_accuracy",
     "denoiser_error",
     "energies_by_timestep",
     "error_at_bytes",

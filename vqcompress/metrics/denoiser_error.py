@@ -1,7 +1,7 @@
-"""How far is the compressed denoiser's output from the original's, on the very inputs the original saw?
+"""How far is the compressed denoiser's output from the original's, on the same inputs?
 
-The inputs are the original's own trajectory, so errors of earlier steps do not mix with those of this one:
-what is measured is the network, not the sampler's habit of amplifying or forgiving.
+The inputs are those of the original's own trajectory, so the errors of earlier steps do not mix with those of this one:
+the network is measured, and not how the sampler amplifies or damps errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Energies(NamedTuple):
 def energies_by_timestep(calls: Iterable[tuple[float, Tensor, Tensor]]) -> dict[float, Energies]:
     """Sum up ``(timestep, output, reference)`` triples; outputs and references of one shape, any dtype.
 
-    Sums run in float64, timesteps come out in the order in which they were first met.
+    Sums are in float64. Timesteps are in the order of their first calls.
     """
     sums: dict[float, Energies] = {}
     for timestep, output, reference in calls:
@@ -34,12 +34,12 @@ def energies_by_timestep(calls: Iterable[tuple[float, Tensor, Tensor]]) -> dict[
 
 
 def denoiser_error(energies: Mapping[float, Energies]) -> float:
-    """Relative mean squared error over all calls, ``Σ‖ŷ - y‖² / Σ‖y‖²``; 0 is lossless, 1 as bad as silence."""
+    """Relative mean squared error over all calls, ``Σ‖ŷ - y‖² / Σ‖y‖²``: 0 is lossless, an output of zeros has 1."""
     return _ratio(sum(e.error for e in energies.values()), sum(e.signal for e in energies.values()))
 
 
 def error_by_timestep(energies: Mapping[float, Energies]) -> dict[float, float]:
-    """The same ratio for each timestep on its own."""
+    """The same ratio for each timestep alone."""
     return {timestep: _ratio(e.error, e.signal) for timestep, e in energies.items()}
 
 

@@ -1,13 +1,13 @@
-"""What would a family of codes cost at another one's size? Read off its measured error-bytes curve.
+"""What error does a family of codes have at a given size? Interpolated on its measured curve of error by bytes.
 
-Between two neighbouring measured points the logarithm of the error is taken as linear in the bytes, which is how
-quantization error falls: about 6 dB a bit. Outside the measured range the answer is ``None``: nothing is extrapolated.
+Between neighbouring measured points, the logarithm of the error is taken as linear in the bytes: quantization error
+falls by about 6 dB per bit. Outside the measured range the answer is ``None``; nothing is extrapolated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 Point = tuple[float, float]
@@ -17,8 +17,8 @@ Point = tuple[float, float]
 def error_at_bytes(curve: Iterable[Point], nbytes: float) -> float | None:
     """Error of the family at ``nbytes``, or ``None`` outside what was measured.
 
-    Points without a positive, finite error carry no logarithm and are left out; of two points with the same bytes
-    the better one counts.
+    Points without a positive, finite error have no logarithm and are left out. Of two points with the same bytes, the
+    one with less error counts.
     """
     return _interpolate(_logarithmic(curve), nbytes, into=math.exp)
 
@@ -26,7 +26,7 @@ def error_at_bytes(curve: Iterable[Point], nbytes: float) -> float | None:
 def bytes_at_error(curve: Iterable[Point], error: float) -> float | None:
     """Bytes at which the family reaches ``error``, or ``None`` where the curve does not pass it.
 
-    The curve must fall: points that cost more bytes than a better one are left out.
+    The curve must fall: points with more bytes and more error than another are left out.
     """
     falling: list[Point] = []
     for nbytes, log_error in _logarithmic(curve):
@@ -45,7 +45,7 @@ def _logarithmic(curve: Iterable[Point]) -> list[Point]:
     return sorted(best.items())
 
 
-def _interpolate(points: list[Point], x: float, into) -> float | None:
+def _interpolate(points: list[Point], x: float, into: Callable[[float], float]) -> float | None:
     for at, y in points:
         if at == x:
             return into(y)

@@ -1,4 +1,4 @@
-"""How close are the compressed model's images to the original's, drawn from the same seeds?"""
+"""How close are the compressed model's images to the original's from the same seeds?"""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vqcompress.errors import VQCompressError
 def image_fidelity(images: Tensor, originals: Tensor) -> dict[str, float]:
     """PSNR in dB and SSIM of ``images`` against ``originals``, both ``[n, channels, height, width]`` in 0..1.
 
-    ``psnr`` is over all pixels together, so one lost image weighs as much as it looks; ``psnr_median`` and
-    ``psnr_worst`` are over images. Identical images have infinite PSNR. SSIM: Wang et al. 2004, 11-tap Gaussian window.
+    ``psnr`` is over all pixels together, so one bad image weighs by its error; ``psnr_median`` and ``psnr_worst`` are
+    over images. Identical images have infinite PSNR. SSIM: Wang et al. 2004, 11-tap Gaussian window.
     """
     _check(images, originals)
     images, originals = images.double(), originals.double()

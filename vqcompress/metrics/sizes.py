@@ -1,4 +1,4 @@
-"""How many bytes is it, on disk?"""
+"""How many bytes does it take on disk?"""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def weight_files(component: str | Path) -> list[Path]:
     """A component's safetensors files; of ``x.safetensors`` and ``x.fp16.safetensors`` only the first is taken."""
     files = sorted(Path(component).glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{component} holds no safetensors file: it is no component folder, or is incomplete")
+        raise CheckpointError(f"{component} has no safetensors file: it is not a component's folder, or is incomplete")
     plain = [path for path in files if len(path.suffixes) == 1]
     return plain or files

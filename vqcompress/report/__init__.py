@@ -1,8 +1,9 @@
-"""What compression cost: run original and variants side by side, and write the findings as a page to look at."""
+"""Compare compressed pipelines with their original, and write the results as a report."""
 
 from vqcompress.report.candidate import Candidate, candidate_at
 from vqcompress.report.compare import compare
 from vqcompress.report.comparison import ORIGINAL, Comparison, LayerError, Original, Settings, Share, Variant, Verdict
+from vqcompress.report.evaluation import EvaluationConfig, EvaluationSet
 from vqcompress.report.folders import compare_folders
 from vqcompress.report.html import to_html
 from vqcompress.report.markdown import to_markdown
@@ -14,6 +15,8 @@ __all__ = [
     "ORIGINAL",
     "Candidate",
     "Comparison",
+    "EvaluationConfig",
+    "EvaluationSet",
     "LayerError",
     "Original",
     "Settings",

@@ -1,12 +1,12 @@
-"""Run the original and its compressed variants under the same conditions and put down what differs.
+"""Run the original and its compressed variants under the same conditions and measure what differs.
 
-The original stays loaded; compressed folders are opened one after the other, and only their packed weights are kept.
+The original stays loaded. Compressed folders are opened one after the other, and only their packed weights are kept.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from vqcompress.checkpoint import inspect, load, read_layer_table
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.errors import VQCompressError
 from vqcompress.metrics import (
-    alignment,
+    caption_accuracy,
     denoiser_error,
     error_by_timestep,
     image_fidelity,
@@ -29,18 +29,15 @@ from vqcompress.metrics import (
 )
 from vqcompress.progress import Progress, silent
 from vqcompress.report.candidate import Candidate, check_labels
-from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Settings, Share, Variant
+from vqcompress.report.comparison import ORIGINAL, Comparison, LayerError, Original, Settings, Share, Variant
 from vqcompress.report.components import component_costs
 from vqcompress.report.drawing import Drawing, draw
+from vqcompress.report.evaluation import EvaluationConfig, EvaluationSet
 from vqcompress.report.experts import expert_uses
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
 from vqcompress.report.pictures import to_picture, to_png
 from vqcompress.report.replay import replay
 from vqcompress.report.verdicts import verdicts
-from vqcompress.sampling_config import SamplingConfig
-
-Judge = Callable[[object, str], Mapping[str, bool]]
-"""``(PIL image, prompt) -> {question: answer}``"""
 
 PICTURED = 12  # prompts whose images the report shows
 VERSIONS_OF = ("vqcompress", "torch", "diffusers", "transformers")
@@ -50,43 +47,32 @@ def compare(
     original: DiffusionPipeline,
     architecture: Architecture,
     candidates: Sequence[Candidate],
-    prompts: Sequence[str],
+    evaluation: EvaluationSet,
+    config: EvaluationConfig | None = None,
     *,
-    seed: int = 1000,
-    count: int = 48,
-    steps: int | None = None,
-    guidance: float | None = None,
-    trajectory_prompts: int = 8,
-    layer_prompts: int = 4,
-    judge: Judge | None = None,
     name: str | None = None,
-    prompt_source: str = "given",
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare compressed folders with the pipeline that they were made from; the first is the one reported on.
+    """Compare compressed folders with the pipeline that they were made from; the report is about the first.
 
-    Draws ``count`` images (``prompts[:count]``, image ``i`` from ``seed + i``), records the denoiser's calls on the
-    first ``trajectory_prompts`` and second moments for layer errors on the first ``layer_prompts`` (0: plain weight
-    errors). None for steps and guidance means the architecture's default. ``name`` is what the report calls the model.
-    Raises `VQCompressError` for no prompts or labels used twice, and whatever opening a folder raises.
+    ``name`` is what the report calls the model. Raises `VQCompressError` for no prompts or for labels used twice, and
+    whatever opening a folder raises.
     """
     check_labels(candidates)
-    if not prompts or count < 1:
-        raise VQCompressError("a comparison needs at least one prompt and one image")
-    sampling = SamplingConfig(steps, guidance).resolve(architecture.defaults)
-    drawing = Drawing(tuple(prompts[:count]), seed, sampling)
-    bench = _Bench(original, architecture, drawing, judge, progress or silent)
-    bench.observe_original(trajectory_prompts)
+    if not evaluation.prompts:
+        raise VQCompressError("a comparison needs at least one prompt")
+    bench = _Bench(original, architecture, evaluation, config or EvaluationConfig(), progress or silent)
+    bench.observe_original()
     variants = [bench.variant(candidate) for candidate in candidates]
-    errors = bench.layer_errors(layer_prompts)
+    errors = bench.layer_errors()
     variants = [replace(variant, layer_errors=errors.get(variant.label, ())) for variant in variants]
     return Comparison(
         model=name or _name_of(original),
         denoiser=architecture.denoiser,
-        original=bench.original_row(),
+        original=bench.original_sizes(),
         variants=tuple(variants),
         verdicts=verdicts(variants),
-        settings=bench.settings(prompt_source, trajectory_prompts, layer_prompts),
+        settings=bench.settings(),
         pictures=bench.pictures,
     )
 
@@ -97,26 +83,30 @@ class _Bench:
 
     original: DiffusionPipeline
     architecture: Architecture
-    drawing: Drawing
-    judge: Judge | None
+    evaluation: EvaluationSet
+    config: EvaluationConfig
     progress: Progress
     calls: list[TeacherCall] = field(default_factory=list)
     packed: dict[str, Packed] = field(default_factory=dict)
     pictures: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
 
-    def observe_original(self, trajectory_prompts: int) -> None:
+    def __post_init__(self) -> None:
+        prompts, config = self.evaluation.prompts[: self.config.count], self.config
+        self.drawing = Drawing(tuple(prompts), config.seed, config.sampling.resolve(self.architecture.defaults))
+
+    def observe_original(self) -> None:
         """Draw the reference images and record the denoiser's calls."""
         self.images, self.seconds = draw(self.original, self.architecture, self.drawing, self._step("draw", ORIGINAL))
-        self.alignment = self._judged(ORIGINAL, self.images)
-        run = self.drawing.run(self.original, self.architecture, trajectory_prompts)
+        self.caption_accuracy = self._judged(ORIGINAL, self.images)
+        run = self.drawing.run(self.original, self.architecture, self.config.trajectory_prompts)
         self.calls = record_teacher(
             run,
-            count=trajectory_prompts * 2 * run.steps,
+            count=self.config.trajectory_prompts * 2 * run.steps,
             progress=lambda done, total, _: self.progress("record denoiser", done, total, ORIGINAL),
         )
 
     def variant(self, candidate: Candidate) -> Variant:
-        """Everything about one variant but its layer errors; the pipeline is let go before this returns."""
+        """Everything about one variant but its layer errors; its pipeline is freed before this returns."""
         label, denoiser = candidate.label, self.architecture.denoiser
         sizes = inspect(candidate.folder)
         if sizes["bits_per_weight"] is None:
@@ -156,18 +146,19 @@ class _Bench:
             layer_errors=(),
             **image_fidelity(images, self.images),
             time_ratio=seconds / self.seconds,
-            alignment=self._judged(label, images),
+            caption_accuracy=self._judged(label, images),
             components=costs,
         )
 
-    def layer_errors(self, layer_prompts: int):
+    def layer_errors(self) -> dict[str, tuple[LayerError, ...]]:
         """Label -> layer errors, from one pass over the original."""
-        run = self.drawing.run(self.original, self.architecture, layer_prompts) if layer_prompts else None
+        few = self.config.layer_prompts
+        run = self.drawing.run(self.original, self.architecture, few) if few else None
         step = self._step("layer errors", "")
         return layer_errors(self.original, self.architecture, self.packed, run, step)
 
-    def original_row(self) -> Original:
-        """Sizes on disk where the original came from a folder, else those of its 16-bit weights."""
+    def original_sizes(self) -> Original:
+        """The original: its sizes on disk if it came from a folder, else those of its weights at 16 bits."""
         folder = Path(str(getattr(self.original, "name_or_path", None) or ""))
         weights = self._denoiser_weights()
         known = (folder / "model_index.json").is_file()
@@ -176,22 +167,23 @@ class _Bench:
             folder_bytes=pipeline_bytes(folder) if known else 0,
             denoiser_weights=weights,
             seconds_per_image=self.seconds,
-            alignment=self.alignment,
+            caption_accuracy=self.caption_accuracy,
         )
 
-    def settings(self, prompt_source: str, trajectory_prompts: int, layer_prompts: int) -> Settings:
-        """The conditions, for the record."""
-        shown = min(layer_prompts, len(self.drawing.prompts))
+    def settings(self) -> Settings:
+        """The conditions under which all this was measured."""
+        prompts = len(self.drawing.prompts)
+        shown = min(self.config.layer_prompts, prompts)
         moments = f"the second moments of its inputs while the original drew {shown} of the images"
         return Settings(
             prompts=self.drawing.prompts,
-            prompt_source=prompt_source,
+            prompt_source=self.evaluation.source,
             seed=self.drawing.seed,
             steps=self.drawing.sampling.steps,
             guidance=self.drawing.sampling.guidance,
-            trajectory_prompts=min(trajectory_prompts, len(self.drawing.prompts)),
+            trajectory_prompts=min(self.config.trajectory_prompts, prompts),
             denoiser_calls=len(self.calls),
-            layer_inputs=moments if layer_prompts else "all inputs taken as equally large and independent",
+            layer_inputs=moments if shown else "all inputs taken as equally large and independent",
             versions={package: version(package) for package in VERSIONS_OF},
         )
 
@@ -207,12 +199,12 @@ class _Bench:
         return sum(parameter.numel() for parameter in self._module(self.original).parameters())
 
     def _judged(self, label: str, images: Tensor) -> dict[str, Share]:
-        """Keep the first images for the page, and the judge's answers on all."""
+        """Keep the first images for the page; the judge's answers over all images."""
         self.pictures[label] = tuple(to_png(image) for image in images[:PICTURED])
-        if self.judge is None:
+        if (judge := self.evaluation.judge) is None:
             return {}
-        answers = [self.judge(to_picture(i), p) for i, p in zip(images, self.drawing.prompts, strict=True)]
-        return {question: Share(**share) for question, share in alignment(answers).items()}
+        answers = [judge(to_picture(i), p) for i, p in zip(images, self.drawing.prompts, strict=True)]
+        return {question: Share(**share) for question, share in caption_accuracy(answers).items()}
 
     def _step(self, stage: str, detail: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total, detail)

@@ -63,7 +63,7 @@ class Original:
     folder_bytes: int
     denoiser_weights: int
     seconds_per_image: float
-    alignment: Mapping[str, Share] = field(default_factory=dict)
+    caption_accuracy: Mapping[str, Share] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Variant:
     psnr_worst: float
     ssim: float
     time_ratio: float
-    alignment: Mapping[str, Share] = field(default_factory=dict)
+    caption_accuracy: Mapping[str, Share] = field(default_factory=dict)
     components: tuple[ComponentCost, ...] = ()
     scheme: str = ""
     dense_layers: tuple[str, ...] = ()
@@ -196,7 +196,7 @@ class Comparison:
         plain = {
             "model": self.model,
             "denoiser": self.denoiser,
-            "original": asdict(self.original),
+            "original": _renamed(asdict(self.original), IN_JSON),
             "rows": [_variant_to_json(variant) for variant in self.variants],
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "settings": asdict(self.settings),
@@ -221,16 +221,18 @@ class Comparison:
 
 
 DERIVED = ("family", "layer_error_mean", "layer_error_max")
-IN_JSON = {"undersampled_layers": "starved_layers"}
-IN_JSON_OF_EXPERTS = {"tokens": "rows"}
+IN_JSON = {"caption_accuracy": "alignment", "undersampled_layers": "starved_layers", "tokens": "rows"}
 """Attribute -> key, where schema 1 has another word."""
+FROM_JSON = {key: name for name, key in IN_JSON.items()}
+
+
+def _renamed(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in data.items()}
 
 
 def _variant_to_json(variant: Variant) -> dict[str, Any]:
-    data = {IN_JSON.get(name, name): value for name, value in asdict(variant).items()}
-    data["experts"] = [
-        {IN_JSON_OF_EXPERTS.get(name, name): value for name, value in use.items()} for use in data["experts"]
-    ]
+    data = _renamed(asdict(variant), IN_JSON)
+    data["experts"] = [_renamed(use, IN_JSON) for use in data["experts"]]
     return {**data, **{name: getattr(variant, name) for name in DERIVED}}
 
 
@@ -254,24 +256,18 @@ def _shares(data: Mapping[str, Any]) -> dict[str, Share]:
 
 
 def _original(data: Mapping[str, Any]) -> Original:
-    return Original(**{**_numbers_of(data), "alignment": _shares(data["alignment"])})
+    return Original(**{**_numbers_of(data), "caption_accuracy": _shares(data["alignment"])})
 
 
 def _variant(data: Mapping[str, Any]) -> Variant:
-    names = {key: name for name, key in IN_JSON.items()}
-    fields = {names.get(key, key): value for key, value in _numbers_of(data).items() if key not in DERIVED}
+    fields = {key: value for key, value in _numbers_of(data).items() if key not in DERIVED}
     fields["alignment"] = _shares(data["alignment"])
     fields["error_by_timestep"] = {float(t): float(error) for t, error in data["error_by_timestep"].items()}
-    fields |= {names.get(key, key): tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
-    fields["experts"] = tuple(_expert(each) for each in data.get("experts", ()))
+    fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
+    fields["experts"] = tuple(ExpertUse(**_renamed(_numbers(each), FROM_JSON)) for each in data.get("experts", ()))
     fields["layer_errors"] = tuple(LayerError(**_numbers(each)) for each in data["layer_errors"])
     fields["components"] = tuple(ComponentCost(**_numbers(each)) for each in data.get("components", ()))
-    return Variant(**fields)
-
-
-def _expert(data: Mapping[str, Any]) -> ExpertUse:
-    names = {key: name for name, key in IN_JSON_OF_EXPERTS.items()}
-    return ExpertUse(**{names.get(key, key): value for key, value in _numbers(data).items()})
+    return Variant(**_renamed(fields, FROM_JSON))
 
 
 def _numbers_of(data: Mapping[str, Any]) -> dict[str, Any]:

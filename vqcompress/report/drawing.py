@@ -1,4 +1,4 @@
-"""Draw the comparison's images, the same seeds for every pipeline, and take the time."""
+"""Draw the comparison's images, from the same seeds with every pipeline, and measure the time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Drawing:
     sampling: ResolvedSampling
 
     def run(self, pipeline: DiffusionPipeline, architecture: Architecture, prompts: int) -> SamplingRun:
-        """Sampling the first ``prompts`` of them without drawing, to record what ``pipeline`` does."""
+        """Sampling of the first ``prompts`` prompts to their latents, to record what ``pipeline`` does."""
         return SamplingRun(
             pipeline, architecture, self.prompts[:prompts], self.seed, self.sampling.config(), batch_size(architecture)
         )
@@ -37,7 +37,7 @@ class Drawing:
 def draw(
     pipeline: DiffusionPipeline, architecture: Architecture, drawing: Drawing, progress: Callable[[int, int], None]
 ) -> tuple[Tensor, float]:
-    """Images ``[n, 3, height, width]`` in 0..1, float32 on the CPU, and seconds an image."""
+    """Images ``[n, 3, height, width]`` in 0..1, float32 on the CPU, and seconds per image."""
     batch = batch_size(architecture)
     warm_up = replace(drawing.sampling, steps=min(WARM_UP_STEPS, drawing.sampling.steps))
     _batch(pipeline, architecture, replace(drawing, sampling=warm_up), slice(0, 1))

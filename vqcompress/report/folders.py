@@ -1,4 +1,4 @@
-"""A comparison from names alone: the model's, and those of compressed folders."""
+"""A comparison from names: the model's, and those of compressed folders."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from vqcompress.calibration.prompts import load_prompts
 from vqcompress.embedded import EMBEDDED
 from vqcompress.progress import Progress
 from vqcompress.report.candidate import candidate_at, with_own_labels
-from vqcompress.report.compare import Judge, compare
+from vqcompress.report.compare import compare
 from vqcompress.report.comparison import Comparison
+from vqcompress.report.evaluation import EvaluationConfig, EvaluationSet, Judge
 
 HELD_OUT = {"general": "general_heldout"}
-"""Calibration prompt set -> the set that evaluates, where it is another one."""
+"""Calibration prompt set -> the set for evaluation, where that is another one."""
 
 
 def compare_folders(
@@ -23,33 +24,26 @@ def compare_folders(
     folders: Sequence[str | Path],
     *,
     prompts: str | None = None,
-    count: int = 48,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 1000,
+    config: EvaluationConfig | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare compressed ``folders`` with the model called ``original`` (alias, Hub id, folder or file).
 
-    ``prompts`` names a prompt set or file; by default those that the model was not calibrated on. The embedded model's
-    captions are make_task. See `compare` for the rest.
+    ``prompts`` names a prompt set or file; by default one that the model was not calibrated on. Images of the embedded
+    models are checked against their captions. See `compare` for the rest.
     """
+    config = config or EvaluationConfig()
     candidates = with_own_labels([candidate_at(folder) for folder in folders])
     pipeline = open_pipeline(original)
     architecture = architecture_of(pipeline)
-    texts, source = evaluation_prompts(architecture, prompts, count)
+    texts, source = evaluation_prompts(architecture, prompts, config.count)
     return compare(
         pipeline,
         architecture,
         candidates,
-        texts,
-        seed=seed,
-        count=count,
-        steps=steps,
-        guidance=guidance,
-        judge=judge_for(architecture, texts),
+        EvaluationSet(texts, source, judge_for(architecture, texts)),
+        config,
         name=original if "/" not in original else Path(original).name,
-        prompt_source=source,
         progress=progress,
     )
 

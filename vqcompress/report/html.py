@@ -65,8 +65,8 @@ def _plots(comparison: Comparison) -> dict[str, Markup]:
     drawn = {"error_by_bytes": plots.error_by_bytes, "psnr_by_bytes": plots.psnr_by_bytes}
     if any(variant.error_by_timestep for variant in comparison.variants):
         drawn["error_by_timestep"] = plots.error_by_timestep
-    if overall(comparison.original.alignment):
-        drawn["alignment"] = plots.alignment_intervals
+    if overall(comparison.original.caption_accuracy):
+        drawn["caption_accuracy"] = plots.caption_accuracy
     if any(variant.layer_errors for variant in comparison.variants):
         drawn["error_by_layer"] = plots.error_by_layer
     # Our own drawing, with all text in it escaped by matplotlib.

@@ -1,7 +1,7 @@
 """Errors of every quantized layer of every variant, in one pass over the original's activations.
 
-Second moments are large and come a few at a time, packed weights are small: so all variants' packed weights are kept,
-and each layer is make_task for all variants as its moments go by.
+Second moments are large and come a few at a time; packed weights are small. So the packed weights of all variants are
+kept, and each layer is measured in all variants while its moment is in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Packed = Mapping[str, Mapping[str, QuantizedWeight]]
 """Component -> layer -> packed weight."""
 
 MEMORY_BUDGET = 4_000_000_000  # bytes of second moments held at once
-ROWS_PER_CALL = 4096
+SAMPLES_PER_CALL = 4096
 
 
 def packed_weights(pipeline: DiffusionPipeline, architecture: Architecture) -> dict[str, dict[str, QuantizedWeight]]:
@@ -83,7 +83,7 @@ def _moments(
     if run is None or not layers:
         yield from ((layer, None) for layer in layers)
         return
-    limits = RecordingLimits(MEMORY_BUDGET, ROWS_PER_CALL)
+    limits = RecordingLimits(MEMORY_BUDGET, SAMPLES_PER_CALL)
     recorded = record_moments(run, component, layers, limits, lambda done, total, _: progress(done, total))
     for names, moments in recorded:
         yield from ((name, moments.dense().cpu() if moments.seen else None) for name in names)

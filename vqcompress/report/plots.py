@@ -61,12 +61,13 @@ def error_by_timestep(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def alignment_intervals(comparison: Comparison) -> str:
+def caption_accuracy(comparison: Comparison) -> str:
     """Each variant's caption accuracy with its interval, and the original's as a band."""
     variants = [
-        (variant.label, variant.alignment, STYLES[variant.curve].color, variant) for variant in comparison.variants
+        (variant.label, variant.caption_accuracy, STYLES[variant.curve].color, variant)
+        for variant in comparison.variants
     ]
-    with _svg("alignment", (SMALL[0], 1.1 + 0.31 * len(variants))) as (axes, text):
+    with _svg("caption-accuracy", (SMALL[0], 1.1 + 0.31 * len(variants))) as (axes, text):
         _original_band(axes, comparison)
         for place, (_, shares, color, variant) in enumerate(variants):
             share = overall(shares)
@@ -138,7 +139,7 @@ def _bits_axis(axes: Axes, comparison: Comparison) -> None:
 
 
 def _original_band(axes: Axes, comparison: Comparison) -> None:
-    share = overall(comparison.original.alignment)
+    share = overall(comparison.original.caption_accuracy)
     if share is not None:
         axes.axvspan(100 * share.low, 100 * share.high, color=GRID, linewidth=0)
         axes.axvline(100 * share.share, color=FAINT, linewidth=1)

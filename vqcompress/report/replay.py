@@ -1,4 +1,4 @@
-"""Give a compressed denoiser the very inputs that the original saw, and compare what comes out."""
+"""Run a compressed denoiser on the inputs that the original saw, and compare the outputs."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def _triples(
 
 
 def timestep_of(call: TeacherCall) -> float:
-    """The call's timestep; the samples of a batch share it. A denoiser without one is always at 0."""
+    """The call's timestep; the samples of a batch share it. It is 0 for a denoiser without timesteps."""
     return float(call["timestep"].flatten()[0].nan_to_num(0.0))
 
 
 def _falls(calls: Sequence[TeacherCall]) -> bool:
-    """Whether timesteps fall along the trajectory, as they do but for flow models that count up."""
+    """Whether timesteps fall along the trajectory; those of some flow models rise."""
     times = [timestep_of(call) for call in calls]
     return len(times) < 2 or next((a > b for a, b in pairwise(times) if a != b), True)

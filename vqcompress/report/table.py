@@ -45,7 +45,7 @@ class Table:
 
 def variants_table(comparison: Comparison) -> Table:
     """The comparison's numbers, a line for each pipeline. Within a column, all numbers have the same decimals."""
-    columns = [column for column in COLUMNS if column is not CAPTIONS or overall(comparison.original.alignment)]
+    columns = [column for column in COLUMNS if column is not CAPTIONS or overall(comparison.original.caption_accuracy)]
     decimals = Decimals(
         denoiser=percent_decimals(variant.denoiser_error for variant in comparison.variants),
         layer=percent_decimals(variant.layer_error_mean for variant in comparison.variants),
@@ -75,8 +75,8 @@ class Column:
     of_original: Callable[[Original], Cell] = lambda _: Cell(NONE)
 
 
-def _share(alignment: Mapping[str, Share]) -> Cell:
-    share = overall(alignment)
+def _share(shares: Mapping[str, Share]) -> Cell:
+    share = overall(shares)
     return Cell(whole_percent(share.share), interval(share)) if share else Cell(NONE)
 
 
@@ -94,8 +94,8 @@ def _original_bits(original: Original) -> Cell:
 
 CAPTIONS = Column(
     Heading("caption accuracy", "95 % interval"),
-    lambda variant, _: _share(variant.alignment),
-    lambda original: _share(original.alignment),
+    lambda variant, _: _share(variant.caption_accuracy),
+    lambda original: _share(original.caption_accuracy),
 )
 COLUMNS = (
     Column(Heading("bits", "quantized layers"), lambda variant, _: Cell(fixed(variant.bits_per_weight, 2))),

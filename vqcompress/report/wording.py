@@ -21,9 +21,9 @@ OVERALL = "all"
 """The question that an image passes if it passes all others."""
 
 
-def overall(alignment: Mapping[str, Share]) -> Share | None:
+def overall(shares: Mapping[str, Share]) -> Share | None:
     """Caption accuracy: the share of the question ``all``, else of the first; None without questions."""
-    return alignment.get(OVERALL) or next(iter(alignment.values()), None)
+    return shares.get(OVERALL) or next(iter(shares.values()), None)
 
 
 def smaller(comparison: Comparison, variant: Variant) -> float:
@@ -58,7 +58,7 @@ def _loss(variant: Variant) -> str:
 
 
 def _captions(comparison: Comparison, variant: Variant) -> Iterator[str]:
-    mine, original = overall(variant.alignment), overall(comparison.original.alignment)
+    mine, original = overall(variant.caption_accuracy), overall(comparison.original.caption_accuracy)
     if mine and original:
         yield (
             f"{whole_percent(mine.share)} of them show what their caption says (95{SPACE}% interval "
@@ -88,7 +88,7 @@ def key_figures(comparison: Comparison) -> list[KeyFigure]:
         KeyFigure("Denoiser error", *_parts(percent_short(variant.denoiser_error)), "relative MSE"),
         KeyFigure("PSNR", fixed(variant.psnr, 1), "dB", f"SSIM {fixed(variant.ssim, 3)}"),
     ]
-    share, reference = overall(variant.alignment), overall(original.alignment)
+    share, reference = overall(variant.caption_accuracy), overall(original.caption_accuracy)
     if share and reference:
         remark = f"95 %: {interval(share)}, original {whole_percent(reference.share)}"
         figures.append(KeyFigure("Caption accuracy", f"{100 * share.share:.0f}", "%", remark))
@@ -148,7 +148,7 @@ def measured(comparison: Comparison) -> list[str]:
         "every layer is compared with scalar codes that have the same bits in every layer, one with allocated bits "
         "with all of them.",
     ]
-    if comparison.original.alignment:
+    if comparison.original.caption_accuracy:
         sentences.append(
             "Caption accuracy: the share of images in which a detector finds all that the caption says, with Wilson's "
             f"95{SPACE}% interval."

@@ -1,7 +1,7 @@
 import pytest
 
 from vqcompress.errors import VQCompressError
-from vqcompress.metrics import alignment, wilson_interval
+from vqcompress.metrics import caption_accuracy, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,9 @@ def test_impossible_counts_are_refused(passed, total):
 
 
 def test_shares_count_only_images_that_were_asked():
-    shares = alignment([{"all": True, "count": True}, {"all": False}, {"all": True, "count": False}, {"all": True}])
+    shares = caption_accuracy(
+        [{"all": True, "count": True}, {"all": False}, {"all": True, "count": False}, {"all": True}]
+    )
     assert list(shares) == ["all", "count"]
     assert (shares["all"]["share"], shares["all"]["count"]) == (0.75, 4)
     assert (shares["count"]["share"], shares["count"]["count"]) == (0.5, 2)

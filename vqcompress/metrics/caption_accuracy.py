@@ -1,4 +1,4 @@
-"""How often do the images show what their captions say? Shares with their uncertainty."""
+"""How often do images show what their captions say? Shares with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def wilson_interval(passed: int, total: int, confidence: float = 0.95) -> tuple[
     Unlike ``p ± z·sqrt(p(1-p)/n)`` it stays inside 0..1 and does not collapse to a point at 0 or ``total``.
     """
     if not 0 <= passed <= total or total < 1:
-        raise VQCompressError(f"no share of {passed} out of {total}: need at least one image and no more hits")
+        raise VQCompressError(
+            f"no share of {passed} out of {total}: give at least one image, and no more hits than images"
+        )
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share, shrink = passed / total, 1 + z * z / total
     centre = (share + z * z / (2 * total)) / shrink
@@ -23,13 +25,13 @@ def wilson_interval(passed: int, total: int, confidence: float = 0.95) -> tuple[
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
-def alignment(judgements: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
-    """Question -> ``share``, ``low``, ``high`` (95 % Wilson) and ``count`` over one mapping of answers an image.
+def caption_accuracy(answers: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
+    """Question -> ``share``, ``low``, ``high`` (95 % Wilson interval), ``count``; ``answers`` has a mapping per image.
 
-    A question that an image's judgement does not hold is not counted for that image.
+    Images without an answer to a question are not counted for it.
     """
-    questions = dict.fromkeys(question for judgement in judgements for question in judgement)
-    return {question: _share([j[question] for j in judgements if question in j]) for question in questions}
+    questions = dict.fromkeys(question for image in answers for question in image)
+    return {question: _share([image[question] for image in answers if question in image]) for question in questions}
 
 
 def _share(answers: Sequence[bool]) -> dict[str, float]:

@@ -1,0 +1,41 @@
+"""What a comparison is measured on: prompts, how many images, from which seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from vqcompress.errors import VQCompressError
+from vqcompress.sampling_config import SamplingConfig
+
+Judge = Callable[[object, str], Mapping[str, bool]]
+"""``(PIL image, prompt) -> {question: answer}``: whether an image shows what its prompt says."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """``prompts`` to draw, their ``source`` in words, and a ``judge`` that can read all of them, if there is one."""
+
+    prompts: tuple[str, ...]
+    source: str = "given"
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How much is drawn and measured.
+
+    Images are of the first ``count`` prompts; image ``i`` starts from ``seed + i``. The denoiser's calls are recorded
+    on the first ``trajectory_prompts``, second moments for layer errors on the first ``layer_prompts`` (0: all inputs
+    count alike). Raises `VQCompressError` without images.
+    """
+
+    count: int = 48
+    seed: int = 1000
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    trajectory_prompts: int = 8
+    layer_prompts: int = 4
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise VQCompressError(f"a comparison needs at least one image, got count={self.count}")
