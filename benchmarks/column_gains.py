@@ -1,9 +1,9 @@
-"""What column gains are worth: layers whose columns are of two sizes, as where a UNet's block reads its skip connection.
+"""What column scales gain on layers with columns of two sizes, as where a UNet's block reads a skip connection.
 
 ``python benchmarks/column_gains.py [--bits 2 3 4] [--ratio 10]`` quantizes two synthetic layers with and without column
-scales, and with GPTQ in groups of 64 for comparison: *apart*, half of the columns ``ratio`` times smaller than the other
-half and their inputs as much larger, so that all count alike; and *mixed*, the same over correlated inputs. It prints
-relative output errors, with all bits counted, as Markdown.
+scales, and with GPTQ in groups of 64 for comparison: *apart*, half of the columns ``ratio`` times smaller than the
+other half and their inputs as much larger, so that all count alike; and *mixed*, the same over correlated inputs. It
+prints relative output errors, with all bits counted, as Markdown.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def demo_table(comparison: Comparison) -> str:
 
 
 def budget_table(comparison: Comparison, mixed: bool) -> str:
-    """Method by width, either with bits dealt out over the model or with the same bits for every layer."""
+    """Method by width, either with bits allocated over the model or with the same bits for every layer."""
     found = {
         (variant.method, _width(variant)): variant for variant in comparison.variants if variant.allocated == mixed
     }
@@ -66,7 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     demo, results = (Comparison.from_json(json.loads(path.read_text())) for path in (given.demo, given.results))
     print(demo_table(demo), "\nThe same bits for every layer:", budget_table(results, mixed=False), sep="\n\n")
-    print("\nBits dealt out over the model:", budget_table(results, mixed=True), sep="\n\n")
+    print("\nBits allocated over the model:", budget_table(results, mixed=True), sep="\n\n")
 
 
 if __name__ == "__main__":

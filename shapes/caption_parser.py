@@ -38,8 +38,8 @@ def parse_caption(text: str) -> CaptionContent:
     """Parse a sentence as `scenes.caption` writes it. Raises `CaptionError` for any other."""
     sentence = _SENTENCE.fullmatch(text)
     parts = _JOINT.split(sentence["subject"]) if sentence else []
-    groups = [_GROUP.fullmatch(part) for part in parts[::2]]
-    if not groups or not all(groups):
+    groups = [group for part in parts[::2] if (group := _GROUP.fullmatch(part))]
+    if sentence is None or len(groups) < len(parts[::2]):
         raise CaptionError(
             f"{text!r} is no caption of a shapes scene; "
             "write one such as 'a purple cross above an orange star on a white background'"

@@ -1,4 +1,7 @@
-"""Caption accuracy: does an image show what its caption says? Measured as GenEval does, with a detector; nothing is learned."""
+"""Caption accuracy: does an image show what its caption says?
+
+Measured as GenEval does (Ghosh et al. 2023, arXiv:2310.11513), with a detector; here nothing is learned.
+"""
 
 from __future__ import annotations
 

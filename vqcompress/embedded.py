@@ -1,7 +1,7 @@
 """The models that come with the package: where each one lies, how it is sampled, and what scores its images.
 
-The functions of a row are dotted names (``module:function``), resolved where they are needed. So every floor can read the
-table, and none of them imports a model's own code.
+The functions of a row are dotted names (``module:function``), resolved where they are needed. So every floor can read
+the table, and none of them imports a model's own code.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ SIDE, CHANNELS = 8, 8
 class EmbeddedModel:
     """What is particular to one model.
 
-    ``folder`` is its pipeline's folder in ``package``; ``prompt_set`` calibrates it. ``judge`` names a function from prompts
-    to a judge of images (`report.compare.Judge`), or to None where it cannot read one of the prompts. ``held_out`` names a
-    function from a count to prompts that training never saw; None where the prompt set itself evaluates.
+    ``folder`` is its pipeline's folder in ``package``; ``prompt_set`` calibrates it. ``judge`` names a function from
+    prompts to a judge of images (`report.compare.Judge`), or to None where it cannot read one of the prompts.
+    ``held_out`` names a function from a count to prompts that training never saw; None where the prompt set itself
+    evaluates.
     """
 
     folder: str

@@ -1,8 +1,8 @@
 """Initialise the extra caption tokens of `shapes-dit` with attributes of the caption.
 
-With a random start every extra token mixes all attributes, and colours swap between objects until training has separated
-them. The attributes are linear in the pooled text (text_encoders.py), so least squares can give each token its own before
-the first step.
+With a random start every extra token mixes all attributes, and colours swap between objects until training has
+separated them. The attributes are linear in the pooled text (text_encoders.py), so least squares can give each token
+its own before the first step.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ KINDS = ("single", "two", "three", "pair", "above", "below", "left", "right")  #
 class CurriculumStage:
     """A stage that lasts until the share ``until`` of the run.
 
-    ``shares`` are the parts of a batch in the order of `KINDS`; ``floor`` is added to the min-SNR odds of all noise levels.
+    ``shares`` are the parts of a batch in the order of `KINDS`; ``floor`` is added to the min-SNR odds of all noise
+    levels.
     """
 
     until: float

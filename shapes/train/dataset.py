@@ -21,8 +21,11 @@ CHUNK = 4096  # scenes rendered at once
 
 @dataclass(frozen=True)
 class CaptionedLatents:
-    """latents float16 [n, 8, 8, 8]; tokens int16 [n, t]; layouts uint8 [n, 8, 8], see `layout`; kinds int64 [n] into KINDS;
-    empty int64 [t], the empty caption."""
+    """Encoded scenes with captions.
+
+    latents float16 [n, 8, 8, 8]; tokens int16 [n, t]; layouts uint8 [n, 8, 8], see `layout`; kinds int64 [n] into
+    KINDS; empty int64 [t], the empty caption.
+    """
 
     latents: Tensor
     tokens: Tensor
@@ -33,9 +36,10 @@ class CaptionedLatents:
     def batch(
         self, size: int, drop: float, generator: torch.Generator, shares: tuple[float, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Random latents float32 [size, 8, 8, 8], tokens int64 and layouts int64; a share ``drop`` of captions is emptied.
+        """Random latents float32 [size, 8, 8, 8], tokens int64 [size, t] and layouts int64 [size, 8, 8].
 
-        ``shares`` gives each kind of caption its part of the batch, in the order of KINDS.
+        A share ``drop`` of the captions is replaced by the empty one. ``shares`` gives each kind of
+        caption its part of the batch, in the order of KINDS.
         """
         index = self._index(size, shares, generator)
         dropped = torch.rand(size, 1, generator=generator) < drop
@@ -51,15 +55,20 @@ class CaptionedLatents:
 
 @dataclass(frozen=True)
 class LabeledLatents:
-    """latents float16 [n, 8, 8, 8]; labels int64 [n] into CLASSES; layouts uint8 [n, 8, 8], see `layout`."""
+    """Encoded scenes with class labels.
+
+    latents float16 [n, 8, 8, 8]; labels int64 [n] into CLASSES; layouts uint8 [n, 8, 8], see `layout`.
+    """
 
     latents: Tensor
     labels: Tensor
     layouts: Tensor
 
     def batch(self, size: int, drop: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Random latents float32 [size, 8, 8, 8], labels int64 [size], a share ``drop`` of them the null label, and layouts
-        int64 [size, 8, 8]."""
+        """Random latents float32 [size, 8, 8, 8], labels int64 [size] and layouts int64 [size, 8, 8].
+
+        A share ``drop`` of the labels is replaced by the null label.
+        """
         index = torch.randint(len(self.latents), (size,), generator=generator)
         dropped = torch.rand(size, generator=generator) < drop
         labels = torch.where(dropped, len(CLASSES), self.labels[index])

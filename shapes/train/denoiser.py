@@ -1,4 +1,4 @@
-"""The denoisers that read captions, and their training: v-prediction, timesteps by min-SNR odds, average of the weights."""
+"""The denoisers that read captions, and their training by v-prediction with min-SNR odds of the timesteps."""
 
 from __future__ import annotations
 

@@ -11,17 +11,18 @@ FADE = 0.7  # a cycle's peak rate relative to the previous one's
 
 @dataclass
 class Schedule:
-    """Warm-up, then a cosine to zero over ``steps``, or over ``seconds`` of training time where steps is None.
+    """Warm-up, then a cosine to zero over ``steps``, or over ``seconds`` of training time where there are no
+    steps.
 
     The cosine repeats ``cycles`` times, each time from a lower peak (warm restarts, Loshchilov & Hutter 2017,
-    arXiv:1608.03983). Each cycle ends in a finished model, and a longer run continues a shorter one. ``until`` ends the run
-    at that step, at the rates of the whole schedule.
+    arXiv:1608.03983). Each cycle ends in a finished model, and a longer run continues a shorter one. ``until`` ends the
+    run at that step, at the rates of the whole schedule.
     """
 
     peak: float
     warmup: int = 300
     steps: int | None = None
-    seconds: float | None = None
+    seconds: float = math.inf
     cycles: int = 1
     until: int | None = None
     step: int = 0

@@ -1,8 +1,9 @@
 """Train the text encoders before the denoiser: a classifier on them names the caption's attributes.
 
 Trained together with the denoiser, the encoders stay on a plateau for thousands of steps. Which object a caption names
-first means nothing without the relation's word, the word means nothing without the order, and only the noisiest timesteps
-depend on either. A classifier's loss teaches both encoders in minutes, and the denoiser starts from useful text features.
+first means nothing without the relation's word, the word means nothing without the order, and only the noisiest
+timesteps depend on either. A classifier's loss teaches both encoders in minutes, and the denoiser starts from useful
+text features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training loops: one for the text encoders and the decoder, one for denoisers, which adds an average and checkpoints."""
+"""Training loops: `train` for the text encoders and the decoder, `Trainer` for denoisers."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Trainer:
         part.replace(path)
 
     def restore(self, path: Path, keep_clock: bool = True) -> None:
-        """Resume from the checkpoint at ``path``; without ``keep_clock``, take its weights and start the schedule anew."""
+        """Resume from the checkpoint at ``path``; without ``keep_clock``, start the schedule anew from its weights."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average = state["average"]

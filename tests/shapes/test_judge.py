@@ -13,15 +13,15 @@ from vqcompress.shapes.render import render
 from vqcompress.shapes.scenes import Item, Scene, caption, sample_scenes
 
 SCENES = list(sample_scenes(300, seed=5))
-PICTURES = [render(scene) for scene in SCENES]
+IMAGES = [render(scene) for scene in SCENES]
 CAPTIONS = [caption(scene) for scene in SCENES]
 STAR_BESIDE_BAR = Scene(
     "gray", (Item("star", "blue", "large", 8, 15), Item("bar", "red", "large", 24, 17)), "relation", "to the left of"
 )
 
 
-def blurred(picture: np.ndarray, sigma: float) -> np.ndarray:
-    return np.rint(ndimage.gaussian_filter(picture.astype(float), (sigma, sigma, 0))).astype(np.uint8)
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    return np.rint(ndimage.gaussian_filter(image.astype(float), (sigma, sigma, 0))).astype(np.uint8)
 
 
 def altered(item: int, **changes) -> Scene:
@@ -30,16 +30,16 @@ def altered(item: int, **changes) -> Scene:
     return dataclasses.replace(STAR_BESIDE_BAR, items=tuple(items))
 
 
-def test_true_pictures_pass() -> None:
-    assert score(PICTURES, CAPTIONS)["all"].rate >= 0.98
+def test_true_images_pass() -> None:
+    assert score(IMAGES, CAPTIONS)["all"].rate >= 0.98
 
 
-def test_slightly_blurred_pictures_pass() -> None:
-    assert score([blurred(p, 0.6) for p in PICTURES], CAPTIONS)["all"].rate >= 0.98
+def test_slightly_blurred_images_pass() -> None:
+    assert score([blurred(p, 0.6) for p in IMAGES], CAPTIONS)["all"].rate >= 0.98
 
 
 def test_wrong_captions_fail() -> None:
-    assert score(PICTURES, CAPTIONS[1:] + CAPTIONS[:1])["all"].rate <= 0.05
+    assert score(IMAGES, CAPTIONS[1:] + CAPTIONS[:1])["all"].rate <= 0.05
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_wrong_captions_fail() -> None:
         (altered(0, color="green"), {"color", "binding", "relation"}),
         (altered(1, shape="ring"), {"shape", "binding", "relation"}),
         (altered(0, x=24, y=7), {"relation"}),
-        (dataclasses.replace(STAR_BESIDE_BAR, items=STAR_BESIDE_BAR.items[:1]), {"count", "shape", "color", "binding", "relation"}),
+        (dataclasses.replace(STAR_BESIDE_BAR, items=STAR_BESIDE_BAR.items[:1]), {*ASPECTS} - {"background", "size"}),
     ],
 )  # fmt: skip
 def test_verdicts_name_what_is_wrong(scene: Scene, wrong: set[str]) -> None:
@@ -77,11 +77,11 @@ def test_size_is_judged_where_the_caption_tells_it() -> None:
 
 
 def test_floats_are_read_as_shares_of_255() -> None:
-    assert judge(PICTURES[0] / np.float32(255), CAPTIONS[0])["all"]
+    assert judge(IMAGES[0] / np.float32(255), CAPTIONS[0])["all"]
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_an_empty_picture_fails(value: int) -> None:
+def test_an_empty_image_fails(value: int) -> None:
     verdict = judge(np.full((32, 32, 3), value, np.uint8), STAR_BESIDE_BAR)
     assert not verdict["count"]
     assert not verdict["all"]

@@ -74,7 +74,7 @@ def test_no_negative_prompt_means_the_empty_one(pipe) -> None:
     assert without[1].abs().sum() > 0
 
 
-def test_the_autoencoder_keeps_pictures(pipe) -> None:
+def test_the_autoencoder_keeps_images(pipe) -> None:
     images = training_images(64, seed=99)
     with torch.no_grad():
         latents = pipe.vae.encode(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()

@@ -1,4 +1,4 @@
-"""Scenes, captions and pictures: reproducible, readable back, and split into disjoint parts."""
+"""Scenes, captions and images: reproducible, readable back, and split into disjoint parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scenes(count: int = 300, seed: int = 3) -> list[Scene]:
     return list(sample_scenes(count, seed))
 
 
-def test_one_seed_gives_the_same_scenes_and_pictures() -> None:
+def test_one_seed_gives_the_same_scenes_and_images() -> None:
     first, second = scenes(40), scenes(40)
     assert first == second
     assert all(np.array_equal(render(a), render(b)) for a, b in zip(first, second, strict=True))
@@ -59,13 +59,13 @@ def test_objects_lie_on_the_canvas_and_apart() -> None:
                 assert max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + GAP
 
 
-def test_a_picture_is_background_where_nothing_is_drawn() -> None:
+def test_a_image_is_background_where_nothing_is_drawn() -> None:
     scene = scenes(1)[0]
-    picture = render(scene)
+    image = render(scene)
     free = sum(coverage(item.shape, item.x, item.y, item.radius) for item in scene.items) == 0
-    assert picture.shape == (32, 32, 3)
-    assert picture.dtype == np.uint8
-    assert (picture[free] == BACKGROUNDS[scene.background]).all()
+    assert image.shape == (32, 32, 3)
+    assert image.dtype == np.uint8
+    assert (image[free] == BACKGROUNDS[scene.background]).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

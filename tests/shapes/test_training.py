@@ -1,4 +1,4 @@
-"""The parts of the training: tokenizer, patch code, schedule, and a run that stops and goes on."""
+"""The parts of the training: tokenizer, patch code, schedule, and a run that stops and resumes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_encoder_is_the_patch_code() -> None:
     assert code.encode(images).var(axis=(0, 2, 3)).mean() == pytest.approx(1.0, abs=0.05)
 
 
-def test_a_latent_set_pairs_pictures_with_their_captions() -> None:
+def test_a_latent_set_pairs_images_with_their_captions() -> None:
     code = fit_patch_code(training_images(64, seed=1))
     tokenizer = build_tokenizer(training_captions(500, seed=0))
     data = build_captioned_latents(8, 2, code, tokenizer)
@@ -73,7 +73,7 @@ def test_a_latent_set_pairs_pictures_with_their_captions() -> None:
 
 
 def latent_set(tokens: torch.Tensor, kinds: torch.Tensor, empty: torch.Tensor) -> CaptionedLatents:
-    """Of empty pictures."""
+    """Of empty images."""
     count = len(tokens)
     latents, layouts = torch.zeros(count, 8, 8, 8).half(), torch.zeros(count, 8, 8, dtype=torch.uint8)
     return CaptionedLatents(latents, tokens.short(), layouts, kinds, empty)
@@ -163,7 +163,7 @@ def test_min_snr_weights_are_bounded() -> None:
     assert torch.allclose(weights[-1], alphas[-1], rtol=1e-3)
 
 
-def test_answers_tell_what_is_where_whatever_comes_first_in_the_caption() -> None:
+def test_attributes_follow_positions_not_the_order_of_the_caption() -> None:
     one = attributes_of("a red ring above a blue star on a gray background")
     assert one == attributes_of("a blue star below a red ring on a gray background")
     assert one != attributes_of("a blue star above a red ring on a gray background")
@@ -173,7 +173,7 @@ def test_answers_tell_what_is_where_whatever_comes_first_in_the_caption() -> Non
     assert sizes == {0, 1, 2}
 
 
-def test_the_text_encoders_learn_to_read() -> None:
+def test_the_text_encoders_learn_attributes() -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(training_captions(500, seed=0))
     classifier = CaptionClassifier(*build_text_encoders(tokenizer))
@@ -220,7 +220,7 @@ def run_until(training: DenoiserTrainer, stop: int) -> None:
         training.run(lambda step, loss: None, 1, after_log)
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = tiny_training(8)
     whole.run(lambda step, loss: None, 1, lambda: None)
     first = tiny_training(8)

@@ -1,4 +1,4 @@
-"""`shapes-dit` and `shapes-moe`: what they read, how they start, that they learn, and that their folders go the whole way."""
+"""`shapes-dit` and `shapes-moe`: inputs, initialisation, learning, and their folders from end to end."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_each_extra_token_has_columns_of_its_own() -> None:
     assert features.count_nonzero() == states.numel() + 2 * pooled.numel()
 
 
-def test_answers_are_found_where_they_are_linear() -> None:
+def test_attributes_are_fitted_where_they_are_linear() -> None:
     torch.manual_seed(0)
     targets = torch.stack([torch.randint(size, (400,)) for size in ATTRIBUTES.values()], 1)
     codes = torch.cat([torch.nn.functional.one_hot(targets[:, i], s) for i, s in enumerate(ATTRIBUTES.values())], 1)
@@ -77,7 +77,7 @@ def test_answers_are_found_where_they_are_linear() -> None:
     assert all(torch.equal(sheet.argmax(1), targets[:, i]) for i, sheet in enumerate(found))
 
 
-def test_answer_tokens_start_with_topics_of_their_own(workspace: TinyWorkspace) -> None:
+def test_attribute_tokens_start_with_attributes_of_their_own(workspace: TinyWorkspace) -> None:
     transformer = networks.build_transformer(64, 1)
     before = transformer.caption_projection.linear_1.weight.clone()
     set_attribute_tokens(transformer, workspace.model.text_encoder_2, workspace.tokenizer, training_captions(100, 1))
@@ -85,7 +85,7 @@ def test_answer_tokens_start_with_topics_of_their_own(workspace: TinyWorkspace) 
     states = 2 * networks.TEXT_WIDTH
     assert torch.equal(after[:, :states], before[:, :states])
     ranks = [torch.linalg.matrix_rank(part).item() for part in after[:, states:].chunk(networks.ATTRIBUTE_TOKENS, 1)]
-    assert max(ranks) < 30, "a token of its own topics cannot log all attributes_of"
+    assert max(ranks) < 30, "a token with few attributes cannot hold all of them"
 
 
 def test_the_transformer_starts_with_open_gates_and_no_output() -> None:
@@ -97,7 +97,7 @@ def test_the_transformer_starts_with_open_gates_and_no_output() -> None:
     assert all(torch.equal(table.sum(1), torch.tensor([0.0, 0, 64, 0, 0, 64])) for table in tables)
 
 
-def test_captions_read_once_are_read_the_same(workspace: TinyWorkspace) -> None:
+def test_cached_captions_give_the_same_output(workspace: TinyWorkspace) -> None:
     model = TransformerDenoiser(
         networks.build_transformer(64, 1), workspace.model.text_encoder, workspace.model.text_encoder_2
     )
@@ -126,7 +126,7 @@ def test_the_transformer_learns(workspace: TinyWorkspace) -> None:
 
 @torch.no_grad()
 def _loss_of_given_batches(training: DenoiserTrainer) -> float:
-    """Over the same pictures, captions, noise and timesteps each time, so that the draw of a batch cannot pass for learning."""
+    """Over the same images, captions, noise and timesteps each time, so that no lucky batch looks like learning."""
     return sum(training.loss(torch.Generator().manual_seed(seed)).item() for seed in range(1000, 1004))
 
 
@@ -164,7 +164,7 @@ def test_the_mixture_learns_and_its_routers_too(workspace: TinyWorkspace) -> Non
     assert all(not torch.equal(a, router.weight) for a, router in zip(before, routers, strict=True))
 
 
-def test_a_mixture_stopped_and_gone_on_with_is_the_same(workspace: TinyWorkspace, tmp_path: Path) -> None:
+def test_a_resumed_mixture_ends_with_the_same_weights(workspace: TinyWorkspace, tmp_path: Path) -> None:
     data = build_labeled_latents(64, 7, workspace.code)
 
     def fresh() -> FlowTrainer:
@@ -181,7 +181,7 @@ def test_a_mixture_stopped_and_gone_on_with_is_the_same(workspace: TinyWorkspace
 
 
 @pytest.mark.parametrize("name", ["dit", "moe"])
-def test_a_folder_goes_the_whole_way(name: str, workspace: TinyWorkspace, tmp_path: Path) -> None:
+def test_a_folder_is_quantized_verified_and_sampled(name: str, workspace: TinyWorkspace, tmp_path: Path) -> None:
     workspace.out = tmp_path / name
     config = SMALL[name]
     network = config.build(workspace)
