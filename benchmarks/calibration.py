@@ -1,10 +1,11 @@
-"""What calibration costs and what it is worth: one pass or block by block, at full or at half resolution, on many or few prompts.
+"""Cost and benefit of calibration: one pass or block by block, full or half resolution, many or few prompts.
 
 ``python benchmarks/calibration.py [--bits 2 3] [--images 64] [--out FOLDER]``
 
-Every row compresses `shapes` with trellis codes of the same bits in every layer and `full_size`'s quick settings, from recording on, and tells
-processor seconds, the denoiser's relative output error on the original's own inputs, and PSNR of images with the original's under the same seeds, both for captions that
-calibration did not see. Folders that are there already are not made again.
+Every line compresses `shapes`, recording included, with trellis codes of the same bits in every layer and `full_size`'s
+quick settings. It gives processor seconds, the denoiser's relative output error on the original's own inputs, and the
+PSNR of images against the original's with the same seeds, both for captions that calibration did not see. Existing
+folders are not made again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from finetune import Examination
 from vqcompress.checkpoint import load
 
 QUICK = {"state_bits": 10, "polish": 0}
-WAYS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "one pass": {},
     "block by block": {"order": "sequential"},
     "half resolution": {"height": 16, "width": 16},
@@ -51,13 +52,13 @@ def main() -> None:
     print("| calibration | bits | denoiser error | PSNR, dB | processor s |\n|---|---|---|---|---|", flush=True)
     rows = []
     for bits in given.bits:
-        for way, calibration in WAYS.items():
-            name = f"{way.replace(',', '').replace(' ', '-')}-{bits:g}"
+        for variant, calibration in VARIANTS.items():
+            name = f"{variant.replace(',', '').replace(' ', '-')}-{bits:g}"
             seconds = compressed(given.out / name, bits, calibration)
             found = bench.grade(load(given.out / name).unet)
-            rows.append({"way": way, "seconds": seconds, **found})
+            rows.append({"way": variant, "seconds": seconds, **found})
             print(
-                f"| {way} | {found['bits']:.3f} | {found['error']:.2%} | {found['psnr']:.2f} | {seconds:.0f} |",
+                f"| {variant} | {found['bits']:.3f} | {found['error']:.2%} | {found['psnr']:.2f} | {seconds:.0f} |",
                 flush=True,
             )
     (given.out / "calibration.json").write_text(json.dumps(rows, indent=1) + "\n")

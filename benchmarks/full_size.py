@@ -1,12 +1,13 @@
-"""Stable Diffusion XL's UNet at full size through the whole story on this machine: seconds, memory and bytes of every stage.
+"""Compress Stable Diffusion XL's UNet at full size on this machine: seconds, memory and bytes of every stage.
 
-``python benchmarks/full_size.py --work FOLDER`` makes the pipeline with synthetic weights (`synthetic_pipeline`), then calibrates,
-quantizes and saves it with `vqcompress.quantize`, loads the folder, and compares one call of the UNet with that of the dense weights:
-both guidance halves of the last step of an image whose caption and noise calibration did not see, drawn with the dense weights.
-Every stage is a process of its own, so that its peak memory is its own; what is finished is not done again, and a
-stage that was stopped goes on where it was. The quantizer is set to fast: 10-bit states, no polish, the same bits in every layer.
-Calibration draws few and small images, as a CPU can: its moments have the right kind and size, not the right statistics of an
-image model, which synthetic weights do not have anyway. ``--blocks`` and ``--width`` trim the model for a trial.
+``python benchmarks/full_size.py --work FOLDER`` makes the pipeline with synthetic weights (`synthetic_pipeline`), then
+calibrates, quantizes and saves it with `vqcompress.quantize`, loads the folder, and compares one call of the UNet with
+that of the dense weights: both guidance halves of the last step of an image whose caption and noise calibration did not
+see, drawn with the dense weights. Every stage is a process of its own, so that its peak memory is its own. Finished
+stages are not repeated, and a stopped stage resumes where it was. The quantizer is set to fast: 10-bit states, no
+coordinate descent, the same bits in every layer. Calibration draws few and small images, as a CPU can: its moments have
+the right kind and size, not the statistics of an image model, which synthetic weights do not have anyway. ``--blocks``
+and ``--width`` trim the model for a trial.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ HELD_OUT_SEED = 1_000_000  # of the compared image's noise; calibration counts i
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     bits: float
     state_bits: int
@@ -68,7 +69,7 @@ class Settings:
 
 
 @click.command(help=__doc__)
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for everything.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), required=True, help="Work folder.")
 @click.option("--bits", default=3.0, show_default=True)
 @click.option("--state-bits", default=10, show_default=True)
 @click.option("--polish", default=0, show_default=True)
@@ -76,11 +77,11 @@ class Settings:
 @click.option("--steps", default=4, show_default=True, help="Denoising steps of each.")
 @click.option("--pixels", default=128, show_default=True, help="Side of the calibration images.")
 @click.option("--memory-budget", default=3.0, show_default=True, help="GB of second moments in one pass.")
-@click.option("--blocks", type=int, help="At most so many transformer blocks and ResNets in a row.")
+@click.option("--blocks", type=int, help="Most transformer blocks and ResNets in a row.")
 @click.option("--width", type=int, help="Channels at full resolution, a multiple of 32 [default: 320].")
 @click.option("--tails/--gaussian", default=True, show_default=True, help="Kind of weights.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers here.")
-@click.option("--stage", type=click.Choice(STAGES), hidden=True, help="Run this one in this process.")
+@click.option("--stage", type=click.Choice(STAGES), hidden=True, help="Run this stage in this process.")
 def main(work: Path, json_path: Path | None, stage: str | None, **options: Any) -> None:
     settings = Settings(**options)
     work.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def main(work: Path, json_path: Path | None, stage: str | None, **options: Any) 
 
 
 def run_stage(stage: str, work: Path, settings: Settings) -> None:
-    """One stage, with what it took added to what earlier, stopped attempts took."""
+    """One stage; its time and memory are added to those of earlier, stopped attempts."""
     with Meter(work, stage) as meter:
         if stage == "make":
             make_pipeline(work / DENSE, blocks=settings.blocks, width=settings.width, tails=settings.tails)
@@ -113,7 +114,7 @@ def run_stage(stage: str, work: Path, settings: Settings) -> None:
 
 
 def quantize(work: Path, settings: Settings, progress: Progress) -> None:
-    """The product's own way, recordings kept apart so that they can be measured."""
+    """`vqcompress.quantize`, with the recordings in a folder of their own, so that they can be measured."""
     import vqcompress
 
     vqcompress.quantize(
@@ -197,7 +198,7 @@ class Meter:
     def _start(self, part: str) -> None:
         self.part, self.last = part, (time.perf_counter(), time.process_time())
         self.before = measured(self.work)
-        forget_peak()
+        reset_peak()
 
     def _note(self, finished: bool, **more: int) -> None:
         name = self.part or self.stage
@@ -225,8 +226,8 @@ def measured(work: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def forget_peak() -> None:
-    """Let the peak count from here, where the system can."""
+def reset_peak() -> None:
+    """Reset the peak, where the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -234,7 +235,7 @@ def forget_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had, files mapped into it included."""
+    """Peak memory of this process, files mapped into it included."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -300,8 +301,9 @@ def markdown(found: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{found['layers']} layers at {found['bits_per_weight']:.3f} bits; relative squared error of a layer's output {error['mean']:.2%} "
-            f"on average, {error['worst']:.2%} at worst; of the UNet's output {output['relative_squared_error']:.2%} "
+            f"{found['layers']} layers at {found['bits_per_weight']:.3f} bits; relative squared error of a layer's "
+            f"output {error['mean']:.2%} on average, {error['worst']:.2%} at worst; "
+            f"of the UNet's output {output['relative_squared_error']:.2%} "
             f"({'finite' if output['finite'] else 'NOT FINITE'}).",
         ]
     )

@@ -1,9 +1,10 @@
-"""A Stable Diffusion XL pipeline of full size with synthetic weights, written shard by shard: no more than one shard is in memory.
+"""A Stable Diffusion XL pipeline of full size with synthetic weights, written with one shard in memory at a time.
 
 The UNet has the published configuration. Weights are Student's t with 6 degrees of freedom (kurtosis 6), times a
-log-normal scale for each row (sigma 0.2), scaled to a variance of 1 / inputs: so are trained ones, about. The last layer of each
-residual branch has a quarter of that variance, so that 2.6 billion random weights do not drown their input. With
-``tails=False`` weights are Gaussian. Text encoders and autoencoder are small but of SDXL's widths and strides.
+log-normal scale for each output channel (sigma 0.2), scaled to a variance of 1 / inputs, much as trained weights are.
+The last layer of each residual branch has a quarter of that variance, so that 2.6 billion random weights do not drown
+their input. With ``tails=False`` weights are Gaussian. Text encoders and autoencoder are small but of SDXL's widths and
+strides.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vqcompress.embedded import EMBEDDED
 from vqcompress.models.presets import PRESETS
 
 DEGREES = 6  # of freedom of the tails; an even number needs logarithms of uniform numbers only
-ROW_SIGMA = 0.2
+OUTPUT_SIGMA = 0.2
 BRANCH_ENDS = ("to_out.0.weight", "ff.net.2.weight", "conv2.weight", "proj_out.weight")
 BRANCH_GAIN = 0.5
 SHARD_BYTES = 1_000_000_000
@@ -35,8 +36,8 @@ MADE = "made.json"  # written last: without it the folder is made anew
 def make_pipeline(folder: Path, *, blocks: int | None = None, width: int | None = None, tails: bool = True) -> Path:
     """Write the pipeline to ``folder`` unless it is there already, and return the folder.
 
-    ``blocks`` is the most transformer blocks and ResNets in a row, ``width`` the channels at full resolution (a multiple of 32):
-    None means SDXL's own.
+    ``blocks`` is the most transformer blocks and ResNets in a row, ``width`` the channels at full resolution (a
+    multiple of 32). None means SDXL's own.
     """
     wanted = {"blocks": blocks, "width": width, "tails": tails}
     if (folder / MADE).is_file() and json.loads((folder / MADE).read_text()) == wanted:
@@ -59,11 +60,8 @@ def sdxl_config(blocks: int | None = None, width: int | None = None) -> dict[str
         config["layers_per_block"] = min(blocks, 2)
     if width is not None:
         config["block_out_channels"] = [width, 2 * width, 4 * width]
-        config["attention_head_dim"] = [
-            width // 32,
-            width // 16,
-            width // 8,
-        ]  # numbers of heads, whatever the name says
+        # diffusers reads this as the numbers of heads.
+        config["attention_head_dim"] = [width // 32, width // 16, width // 8]
         config |= {"cross_attention_dim": 128, "projection_class_embeddings_input_dim": 64 + 6 * 256}
     return config
 
@@ -81,12 +79,13 @@ def _surroundings(config: Mapping[str, Any]) -> Any:
     ]
     first, second = (_text_config(t, width) for t, width in zip(tokenizers, widths, strict=True))
     vae = AutoencoderKL(
-        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=8,
     )  # fmt: skip
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return StableDiffusionXLPipeline(
-        vae, CLIPTextModel(first), CLIPTextModelWithProjection(second), *tokenizers, None, scheduler, add_watermarker=False
+        vae, CLIPTextModel(first), CLIPTextModelWithProjection(second), *tokenizers, None, scheduler,
+        add_watermarker=False,
     )  # fmt: skip
 
 
@@ -141,12 +140,12 @@ def _parameter(name: str, shape: torch.Size, tails: bool) -> Tensor:
     values = torch.randn(shape, generator=generator).flatten(1)
     if tails:
         values *= _tail(values.shape, generator)
-        values *= torch.exp(ROW_SIGMA * torch.randn(len(values), 1, generator=generator) - ROW_SIGMA**2)
+        values *= torch.exp(OUTPUT_SIGMA * torch.randn(len(values), 1, generator=generator) - OUTPUT_SIGMA**2)
     return (values * (gain / math.sqrt(values.shape[1]))).half().view(shape)
 
 
 def _tail(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """What makes normal numbers Student's: ``sqrt((ν - 2) / χ²)``, χ² from the product of ν / 2 uniform numbers."""
+    """``sqrt((ν - 2) / χ²)``, which makes normal numbers Student's; χ² from the product of ν / 2 uniform numbers."""
     product = torch.rand(shape, generator=generator).clamp_(min=1e-12)
     for _ in range(DEGREES // 2 - 1):
         product *= torch.rand(shape, generator=generator).clamp_(min=1e-12)

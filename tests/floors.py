@@ -1,4 +1,4 @@
-"""The floors of the house: which package may import which. Data for `tests/test_house_law.py` and for the picture in `docs/`."""
+"""The floors of the package: which room may import which. `tests/test_house_law.py` and the docs' picture use it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every file of a run's folder and of a calibration folder, deleted or damaged: the next run makes it anew or says what to do.
+"""Every file of a run folder and of a calibration folder, deleted or damaged: the next run restores it or says how.
 
-The model is small, and two of its layers are quantized. Where a run refuses a file, the test does what the message says.
+The model is small, and two of its layers are quantized. Where a run refuses a file, the test follows the message.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Case:
         )  # fmt: skip
 
     def check(self, start: Path, file: str, work: Path) -> None:
-        """Whatever happened to ``file`` of a copy of ``start``, the run ends as if nothing had; one of them does as advised."""
+        """However ``file`` of a copy of ``start`` was damaged, the run ends with the same result, if need be as advised."""
         for kind, damage in DAMAGES.items():
             shutil.copytree(start, work / kind)
             damage(work / kind / file)

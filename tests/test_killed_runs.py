@@ -1,4 +1,4 @@
-"""SIGKILL at any file operation of a run, publishing included: the same command goes on and ends with the same bytes."""
+"""SIGKILL at any file operation of a run, publishing included: the same command then ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def compress(tiny_sdxl: Path, output: Path, kill_at: int | None, count: Any) -> None:
-    """One run in its own process, which ends by its own SIGKILL at the ``kill_at``-th change below ``output``'s parent."""
+    """One run in a process that kills itself at the ``kill_at``-th change below ``output``'s parent."""
     inside = str(output.parent)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

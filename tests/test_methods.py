@@ -34,7 +34,11 @@ def quantize_toy(weight, second_moment, settings, bits, seed):
 
 TOY = Quantizer(quantize_toy, ToySettings)
 """
-ROW = '    Method("toy", "scalar", "vqcompress.quantizers.toy:TOY", "a toy", whole_bits=True, calibrated=False, baseline=True),\n'
+ROW = """\
+    Method(
+        "toy", "scalar", "vqcompress.quantizers.toy:TOY", "a toy", whole_bits=True, calibrated=False, baseline=True
+    ),
+"""
 AFTER_ALL_ROWS = ")\n\nMETHODS: dict"
 USE = """
 import click, torch

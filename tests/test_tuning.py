@@ -1,4 +1,4 @@
-"""From a model on disk to a tuned folder, in one go and in two: it loads everywhere, and gets nearer to its original."""
+"""From a model on disk to a tuned folder, in one command and in two: it loads, and is closer to its original."""
 
 from __future__ import annotations
 
