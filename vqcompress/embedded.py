@@ -20,7 +20,7 @@ class EmbeddedModel:
     """What is particular to one model.
 
     ``folder`` is its pipeline's folder in ``package``; ``prompt_set`` calibrates it. ``judge`` names a function from
-    prompts to a judge of images (`report.compare.Judge`), or to None where it cannot read one of the prompts.
+    prompts to a judge of images (`report.evaluation.Judge`), or to None where it cannot read one of the prompts.
     ``held_out`` names a function from a count to prompts that training never saw; None where the prompt set itself
     evaluates.
     """

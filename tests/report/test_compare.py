@@ -26,7 +26,7 @@ from vqcompress.report import (
     compare_folders,
     write_report,
 )
-from vqcompress.report.folders import evaluation_prompts, judge_for
+from vqcompress.report.folders import evaluation_set
 from vqcompress.sampling_config import SamplingConfig
 
 PROMPTS = ("a red fox", "two blue cups", "an old door")
@@ -202,15 +202,18 @@ def test_names_alone_are_enough(original, candidates, tmp_path):
         ("sdxl", ["a red circle on a black background"], False),
     ],
 )
-def test_judge_is_taken_where_it_understands_all_prompts(name, prompts, judged):
-    architecture = replace(architecture_of(tiny_sdxl()), name=name)
-    assert (judge_for(architecture, prompts) is not None) == judged
+def test_judge_is_taken_where_it_understands_all_prompts(name, prompts, judged, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    found = evaluation_set(replace(architecture_of(tiny_sdxl()), name=name), str(tmp_path / "prompts.txt"), 8)
+    assert found.prompts == tuple(prompts)
+    assert (found.judge is not None) == judged
 
 
 def test_evaluation_prompts_are_not_those_of_calibration():
     tiny = architecture_of(tiny_sdxl())
-    assert not set(load_prompts("general").prompts) & set(evaluation_prompts(tiny, None, 8)[0])
-    shapes, source = evaluation_prompts(replace(tiny, name="shapes"), None, 8)
-    assert len(shapes) == 8
-    assert "held-out" in source
-    assert not set(load_prompts("shapes").prompts) & set(shapes)
+    assert not set(load_prompts("general").prompts) & set(evaluation_set(tiny, None, 8).prompts)
+    shapes = evaluation_set(replace(tiny, name="shapes"), None, 8)
+    assert len(shapes.prompts) == 8
+    assert "held-out" in shapes.source
+    assert shapes.judge is not None
+    assert not set(load_prompts("shapes").prompts) & set(shapes.prompts)

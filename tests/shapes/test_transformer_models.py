@@ -15,7 +15,7 @@ from vqcompress.cli.main import main
 from vqcompress.models.clip_pixart_pipeline import ClipPixArtPipeline, caption_features
 from vqcompress.models.mixture import Router
 from vqcompress.models.pipelines import pipeline_class
-from vqcompress.report.folders import evaluation_prompts, judge_for
+from vqcompress.report.folders import evaluation_set
 from vqcompress.shapes.classes import CLASSES, class_captions
 from vqcompress.shapes.evaluate import generate, load_pipeline
 from vqcompress.shapes.judge import judge
@@ -192,8 +192,9 @@ def test_a_folder_is_quantized_verified_and_sampled(name: str, workspace: TinyWo
     pipe = load_pipeline(workspace.out)
     family = architecture_of(pipe)
     assert family.name == f"shapes-{name}"
-    prompts, _ = evaluation_prompts(family, None, 6)
-    assert judge_for(family, prompts) is not None
+    evaluation = evaluation_set(family, None, 6)
+    assert evaluation.judge is not None
+    prompts = evaluation.prompts
     images = generate(pipe, prompts[:3], steps=2)
     assert images.shape == (3, 32, 32, 3)
     assert np.abs(generate(pipe, prompts[:2], steps=2).astype(int) - images[:2]).max() <= 2

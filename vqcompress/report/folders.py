@@ -13,7 +13,7 @@ from vqcompress.progress import Progress
 from vqcompress.report.candidate import candidate_at, with_own_labels
 from vqcompress.report.compare import compare
 from vqcompress.report.comparison import Comparison
-from vqcompress.report.evaluation import EvaluationConfig, EvaluationSet, Judge
+from vqcompress.report.evaluation import EvaluationConfig, EvaluationSet
 
 HELD_OUT = {"general": "general_heldout"}
 """Calibration prompt set -> the set for evaluation, where that is another one."""
@@ -36,28 +36,26 @@ def compare_folders(
     candidates = with_own_labels([candidate_at(folder) for folder in folders])
     pipeline = open_pipeline(original)
     architecture = architecture_of(pipeline)
-    texts, source = evaluation_prompts(architecture, prompts, config.count)
     return compare(
         pipeline,
         architecture,
         candidates,
-        EvaluationSet(texts, source, judge_for(architecture, texts)),
+        evaluation_set(architecture, prompts, config.count),
         config,
         name=original if "/" not in original else Path(original).name,
         progress=progress,
     )
 
 
-def evaluation_prompts(architecture: Architecture, prompts: str | None, count: int) -> tuple[tuple[str, ...], str]:
-    """Prompts to draw, and in words where they come from; by default none that calibration sees."""
+def evaluation_set(architecture: Architecture, prompts: str | None, count: int) -> EvaluationSet:
+    """The prompts of the set or file called ``prompts``; by default ``count`` or more that calibration does not see.
+
+    An embedded model's judge comes with them, if it can read every prompt.
+    """
     model = EMBEDDED.get(architecture.name)
     if prompts is None and model and model.held_out:
-        return tuple(resolve_name(model.held_out)(count)), f"held-out captions of {architecture.name}"
-    found = load_prompts(prompts or HELD_OUT.get(architecture.prompt_set, architecture.prompt_set))
-    return found.prompts, f"set {Path(found.name).name}, SHA-256 {found.sha256[:12]}"
-
-
-def judge_for(architecture: Architecture, prompts: Sequence[str]) -> Judge | None:
-    """The judge of an embedded model, if it can read every prompt."""
-    model = EMBEDDED.get(architecture.name)
-    return resolve_name(model.judge)(prompts) if model else None
+        texts, source = tuple(resolve_name(model.held_out)(count)), f"held-out captions of {architecture.name}"
+    else:
+        found = load_prompts(prompts or HELD_OUT.get(architecture.prompt_set, architecture.prompt_set))
+        texts, source = found.prompts, f"set {Path(found.name).name}, SHA-256 {found.sha256[:12]}"
+    return EvaluationSet(texts, source, resolve_name(model.judge)(texts) if model else None)
