@@ -93,7 +93,7 @@ def layers_of(name: str) -> list[tuple[int, int]]:
     else:
         architecture, shell = skeleton(name)
         plans = architecture.layers(shell, architecture.denoiser)
-    return [matrix_shape(plan.shape) for plan in plans if plan.kept is None]
+    return [matrix_shape(plan.shape) for plan in plans if plan.reason is None]
 
 
 def _flux() -> nn.Module:

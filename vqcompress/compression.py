@@ -28,7 +28,7 @@ from vqcompress.methods import METHODS
 from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
-from vqcompress.recipe import Recipe
+from vqcompress.recipe import Recipe, current_names
 from vqcompress.run_store import RunStore
 from vqcompress.stages.budget import allocate, importance_of_layers
 from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks
@@ -70,7 +70,7 @@ def quantize(
     pipeline = open_pipeline(model, narrow=recipe.finetune == "none") if isinstance(model, str) else model
     architecture = architecture_of(pipeline)
     prompts = named or load_prompts(architecture.prompt_set)
-    layers, kept = plan_components(recipe, pipeline, architecture)
+    layers, ignored = plan_components(recipe, pipeline, architecture)
     if isinstance(model, str):
         hold_narrow(architecture.module(pipeline, architecture.denoiser), layers.get(architecture.denoiser, ()))
     work = output.with_name(output.name + ".partial")
@@ -80,7 +80,7 @@ def quantize(
         store = held.enter_context(_opened(work, {**recorded, "recipe": recipe.to_dict()}, workers))
         recordings = held.enter_context(_opened(calibration_folder, recorded, workers)) if calibration_folder else store
         tell = progress if progress and workers.is_main_process else silent
-        run = Run(recipe, pipeline, architecture, store, recordings, prompts, tell, kept, workers)
+        run = Run(recipe, pipeline, architecture, store, recordings, prompts, tell, ignored, workers)
         chosen = () if recipe.finetune == "none" else run.chosen_prompts(recipe.calibration.count)
         distillation = prepare_distillation(
             recipe, pipeline, architecture, list(layers), prompts.prompts, chosen, recordings, tell
@@ -132,7 +132,7 @@ def _check_method(recipe: Recipe) -> None:
 def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with ``changes`` applied and the model's name in it."""
     name = model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or type(model).__name__)
-    return Recipe.parse({**(recipe.to_dict() if recipe else {}), "model": name, **changes})
+    return Recipe.parse({**(recipe.to_dict() if recipe else {}), "model": name, **current_names(changes)})
 
 
 def _compress_component(run: Run, component: str, layers: list[str]) -> list[LayerRecord]:
@@ -155,7 +155,7 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
         for layer in layers
     ]
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
-    reasons = {"dense": dense, "kept": run.kept[component]}
+    reasons = {"dense": dense, "ignored": run.ignored[component]}
     if run.distillation and component == run.architecture.denoiser:
         swap_and_tune(
             run.recipe,

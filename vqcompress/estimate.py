@@ -28,10 +28,10 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
     bounds, because layers that read one tensor share their moment.
     """
     architecture, pipeline, parts = _planned(model, recipe)
-    keep = None if recipe.keep is None else list(recipe.keep.items())
+    ignore = None if recipe.ignore is None else list(recipe.ignore.items())
     components = recipe.components or (architecture.denoiser,)
-    plans = [plan for name in components for plan in architecture.layers(pipeline, name, keep=keep)]
-    quantized = [plan for plan in plans if plan.kept is None]
+    plans = [plan for name in components for plan in architecture.layers(pipeline, name, ignore=ignore)]
+    quantized = [plan for plan in plans if plan.reason is None]
     weights = sum(p.numel() for name in components for p in getattr(pipeline, name).parameters())
     packed = sum(math.prod(plan.shape) for plan in quantized)
     needs_moments = METHODS[recipe.method].calibrated or recipe.shares_budget
@@ -45,7 +45,7 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
         "parts": parts,
         "quantized_layers": len(quantized),
         "kept_layers": len(plans) - len(quantized),
-        "kept": {plan.name: plan.kept for plan in plans if plan.kept is not None},
+        "kept": {plan.name: plan.reason for plan in plans if plan.reason is not None},
         "quantized_weights": packed,
         "weights": weights,
         "bytes_before": 2 * weights,
@@ -89,7 +89,7 @@ def _stored_bits(recipe: Recipe, bits: float) -> float:
 
 def _largest(plans: list[Any]) -> int:
     """Bytes of the largest layer in float32: what a method without moments works on."""
-    return max((4 * math.prod(plan.shape) for plan in plans if plan.kept is None), default=0)
+    return max((4 * math.prod(plan.shape) for plan in plans if plan.reason is None), default=0)
 
 
 def _model_bytes(pipeline: Any) -> int:

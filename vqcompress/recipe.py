@@ -7,15 +7,19 @@ misspelt setting that is silently ignored is a wrong result that looks right.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
 from vqcompress.sampling_config import SamplingConfig
+
+FORMER_NAMES = {"keep": "ignore"}
+"""Former recipe keys, which recipes of earlier folders have -> today's."""
 
 
 class _Section(BaseModel):
@@ -25,8 +29,8 @@ class _Section(BaseModel):
 class Calibration(_Section):
     """What is run to record the inputs of the layers. ``None`` means the architecture's own default.
 
-    ``order`` is "parallel" (all layers are recorded in one pass of the original) or "sequential" (the denoiser's blocks are encoded one
-    after the other, each for what the blocks before it, compressed, give it).
+    ``order`` is "parallel" (all layers are recorded in one pass of the original) or "sequential" (the denoiser's blocks
+    are encoded one after the other, each for what the blocks before it, compressed, give it).
     """
 
     prompts: str | None = None
@@ -49,14 +53,14 @@ class Calibration(_Section):
 class Training(_Section):
     """How the continuous part of a compressed denoiser learns from the original (see `vqcompress.finetune.presets`).
 
-    ``preset`` fixes what is ``None`` here: prompts to learn from and to stop by, steps, units (a prompt at one timestep, in all
-    guidance branches) a step and at once in memory, the largest step relative to each tensor's RMS and to the root of the
-    relative error at the start, and how many of the worst layers get new codes. ``learn`` names what
+    ``preset`` fixes what is ``None`` here: prompts to learn from and to stop by, steps, units (a prompt at one
+    timestep, in all guidance branches) a step and at once in memory, the largest step relative to each tensor's RMS and
+    to the root of the relative error at the start, and how many of the worst layers get new codes. ``learn`` names what
     learns. ``row_scales`` gives layers with one common scale a scale for each row, ``tables`` is the most that learned
-    trellis tables may add to the codes that read them, as a share of these; both are off, for they cost bits, and on the
-    embedded model they gained nothing (docs/finetune.md). ``weighting`` is that of timesteps, ``None`` meaning "trajectory" where the scheduler
-    tells its noise levels, else "uniform"; ``guided`` is the share of the guided output in the loss; ``budget_gb`` bounds the
-    teacher's outputs on disk.
+    trellis tables may add to the codes that read them, as a share of these; both are off, for they cost bits, and on
+    the embedded model they gained nothing (docs/finetune.md). ``weighting`` is that of timesteps, ``None`` meaning
+    "trajectory" where the scheduler tells its noise levels, else "uniform"; ``guided`` is the share of the guided
+    output in the loss; ``budget_gb`` bounds the teacher's outputs on disk.
     """
 
     preset: Literal["fast", "default", "best"] = "default"
@@ -83,15 +87,17 @@ class Training(_Section):
 class Recipe(_Section):
     """One compression run.
 
-    ``bits`` counts everything stored with the quantized layers (codes, codebooks, scales, rates) for the vector methods; for
-    the scalar baselines, ``rtn`` and ``gptq``, it is the width of a code, as their users know it, and scales come on top.
-    ``budget`` says whether every layer gets that many bits ("layer") or all together on average ("model"): ``None`` means the
-    model's budget for vector methods, and the same width everywhere for the scalar baselines, which is how they are used.
-    ``settings`` are passed to the method's settings class in `vqcompress.quantizers`; ``keep`` maps regular expressions
-    on layer names to the reason why these layers stay dense (``None``: the architecture's list). ``finetune`` says whether
-    what is continuous then learns from the original denoiser: not at all, block by block, or block by block and as a whole.
-    ``output_feedback`` (trellis codes) feeds errors back between a layer's outputs as well as between its inputs, by what
-    they cost the denoiser's output together: less error in as many bits, for an encoding that takes ten times as long.
+    ``bits`` counts everything stored with the quantized layers (codes, codebooks, scales, rates) for the vector
+    methods; for the scalar baselines, ``rtn`` and ``gptq``, it is the width of a code, as their users know it, and
+    scales come on top. ``budget`` says whether every layer gets that many bits ("layer") or all together on average
+    ("model"): ``None`` means the model's budget for vector methods, and the same width everywhere for the scalar
+    baselines, which is how they are used. ``settings`` are passed to the method's settings class in
+    `vqcompress.quantizers`; ``ignore`` maps regular expressions on layer names to the reason why these layers stay
+    dense (``None``: the architecture's list; its former name, ``keep``, is read too). ``finetune`` says whether what is
+    continuous then learns from the original denoiser: not at all, block by block, or block by block and as a whole.
+    ``output_feedback`` (trellis codes) feeds errors back between a layer's outputs as well as between its inputs, by
+    what they cost the denoiser's output together: less error in as many bits, for an encoding that takes ten times as
+    long.
     """
 
     model: str
@@ -102,7 +108,7 @@ class Recipe(_Section):
     seed: int = Field(default=0, ge=0)
     settings: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
     shared_codebooks: bool = True
-    keep: dict[str, str] | None = None
+    ignore: dict[str, str] | None = None
     calibration: Calibration = Calibration()
     output_feedback: bool = False
     finetune: Literal["none", "blocks", "full"] = "none"
@@ -112,6 +118,11 @@ class Recipe(_Section):
     def shares_budget(self) -> bool:
         """Whether bits are allocated over the whole model."""
         return (self.budget or METHODS[self.method].default_budget) == "model"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_current_names(cls, data: Any) -> Any:
+        return current_names(data) if isinstance(data, dict) else data
 
     @field_validator("bits")
     @classmethod
@@ -138,7 +149,7 @@ class Recipe(_Section):
             raise RecipeError(f"cannot read recipe {path}: {str(error).splitlines()[0]}") from None
         if not isinstance(data, dict):
             raise RecipeError(f"recipe {path} is not a mapping of keys to values")
-        return cls.parse({**data, **changes})
+        return cls.parse({**current_names(data), **current_names(changes)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, JSON and YAML alike."""
@@ -147,6 +158,17 @@ class Recipe(_Section):
     def to_yaml(self) -> str:
         """The effective recipe, every default written out."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def current_names(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` under today's recipe keys. Raises `RecipeError` where a key stands there under its former name too.
+
+    To be called on each part before parts are merged, so that a later part replaces an earlier one under either name.
+    """
+    for former, name in FORMER_NAMES.items():
+        if former in data and name in data:
+            raise RecipeError(f"recipe keys {name!r} and {former!r} are one setting; give {name!r} alone")
+    return {FORMER_NAMES.get(key, key): value for key, value in data.items()}
 
 
 def _problem(item: Any) -> str:

@@ -103,16 +103,17 @@ def pixart() -> DiffusionPipeline:
 
 def clip_config(layers: int = 1) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2,
-        max_position_embeddings=12, bos_token_id=1, eos_token_id=1, pad_token_id=0, projection_dim=32,
+        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
+        num_attention_heads=2, max_position_embeddings=12, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+        projection_dim=32,
     )  # fmt: skip
 
 
 def clip_pixart() -> DiffusionPipeline:
     torch.manual_seed(0)
     network = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2, cross_attention_dim=32,
-        sample_size=8, patch_size=2, caption_channels=2 * 32 + 3 * 32,
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+        cross_attention_dim=32, sample_size=8, patch_size=2, caption_channels=2 * 32 + 3 * 32,
     )  # fmt: skip
     encoders = CLIPTextModel(clip_config(2)), CLIPTextModelWithProjection(clip_config(2))
     scheduler = EulerDiscreteScheduler(prediction_type="v_prediction")

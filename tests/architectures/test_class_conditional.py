@@ -48,7 +48,7 @@ def latents(pipeline: DiffusionPipeline, prompts: tuple[str, ...] = ("cat", "3")
 
 
 def test_every_matrix_is_planned_and_blocks_are_quantized(pipeline: ClassConditionalPipeline) -> None:
-    plans = {p.name: p.kept for p in architecture_of(pipeline).layers(pipeline, "transformer")}
+    plans = {p.name: p.reason for p in architecture_of(pipeline).layers(pipeline, "transformer")}
     matrices = {n.removesuffix(".weight") for n, p in pipeline.transformer.named_parameters() if p.ndim > 1}
     assert plans.keys() == matrices
     modules = dict(pipeline.transformer.named_modules())

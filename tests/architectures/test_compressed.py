@@ -54,7 +54,7 @@ def sizes(pipeline: DiffusionPipeline) -> dict[str, int]:
 
 
 def steps(pipeline: DiffusionPipeline) -> int:
-    """As few as there can be: diffusers takes one step of PixArt-alpha for a distilled model, with another scheduler."""
+    """The fewest steps: diffusers takes one step of PixArt-alpha for a distilled model, with another scheduler."""
     return 2 if type(pipeline).__name__ == "PixArtAlphaPipeline" else 1
 
 

@@ -53,6 +53,6 @@ def test_other_sizes_are_refused(dit: DiffusionPipeline) -> None:
 
 
 def test_modulation_is_quantized_and_its_embedders_are_not(dit: DiffusionPipeline) -> None:
-    plans = {plan.name: plan.kept for plan in architecture_of(dit).layers(dit, "transformer")}
+    plans = {plan.name: plan.reason for plan in architecture_of(dit).layers(dit, "transformer")}
     assert plans["transformer_blocks.0.norm1.linear"] is None
     assert "timestep" in plans["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"]

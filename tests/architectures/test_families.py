@@ -36,10 +36,10 @@ def test_every_matrix_of_the_denoiser_is_planned(pipeline: DiffusionPipeline) ->
     denoiser = family.module(pipeline, family.denoiser)
     matrices = {name.removesuffix(".weight") for name, p in denoiser.named_parameters() if p.ndim > 1}
     assert plans.keys() == matrices
-    weights = sum(torch.Size(plan.shape).numel() for plan in plans.values() if plan.kept is None)
+    weights = sum(torch.Size(plan.shape).numel() for plan in plans.values() if plan.reason is None)
     assert weights > sum(p.numel() for p in denoiser.parameters()) / 4
     for plan in plans.values():
-        if plan.kept is None:
+        if plan.reason is None:
             assert isinstance(denoiser.get_submodule(plan.name), nn.Linear | nn.Conv2d)
 
 

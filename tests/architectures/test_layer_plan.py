@@ -20,13 +20,13 @@ class Toy(nn.Module):
         self.shift = nn.Parameter(nn.Linear(6, 64).weight.detach())
 
 
-def reasons(keep: dict[str, str] | None = None) -> dict[str, str | None]:
-    return {plan.name: plan.kept for plan in plan_layers(Toy(), keep or {})}
+def reasons(ignore: dict[str, str] | None = None) -> dict[str, str | None]:
+    return {plan.name: plan.reason for plan in plan_layers(Toy(), ignore or {})}
 
 
 def test_every_matrix_is_listed_once_and_only_plain_layers_are_quantized() -> None:
     plans = plan_layers(Toy(), {})
-    assert [p.name for p in plans if p.kept is None] == ["first", "inner.0", "inner.2"]
+    assert [p.name for p in plans if p.reason is None] == ["first", "inner.0", "inner.2"]
     matrices = {id(p) for p in Toy().parameters() if p.ndim > 1}
     assert len(plans) == len(matrices) + 1  # the tied weight has two names
 
@@ -55,7 +55,7 @@ def test_shapes_are_those_of_the_weights() -> None:
 def test_integer_weights_count_as_quantized() -> None:
     toy = Toy()
     toy.first.weight = nn.Parameter(toy.first.weight.char(), requires_grad=False)
-    assert {p.name: p.kept for p in plan_layers(toy, {})}["first"] == "already quantized (int8)"
+    assert {p.name: p.reason for p in plan_layers(toy, {})}["first"] == "already quantized (int8)"
 
 
 def test_bad_pattern_is_named() -> None:
@@ -67,5 +67,5 @@ def test_a_layer_in_two_places_is_quantized_once() -> None:
     toy = Toy()
     toy.again = toy.first
     plans = plan_layers(toy, {})
-    assert [p.name for p in plans if p.kept is None] == ["first", "inner.0", "inner.2"]
+    assert [p.name for p in plans if p.reason is None] == ["first", "inner.0", "inner.2"]
     assert "again" not in {p.name for p in plans}

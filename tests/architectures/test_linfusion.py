@@ -19,7 +19,7 @@ Own = Callable[[str], DiffusionPipeline]
 def test_all_of_the_linear_attention_is_quantized(own: Own) -> None:
     pipeline = own("linfusion")
     plans = architecture_of(pipeline).layers(pipeline, "unet")
-    of_attention = {plan.name: plan.kept for plan in plans if ".attn1." in plan.name}
+    of_attention = {plan.name: plan.reason for plan in plans if ".attn1." in plan.name}
     assert len(of_attention) == 4 * 8
     assert {name.split(".attn1.")[1] for name in of_attention} == {
         "to_q", "to_k", "to_v", "to_out.0", "to_q_.0", "to_q_.3", "to_k_.0", "to_k_.3",

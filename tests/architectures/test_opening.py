@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from vqcompress.architectures import ALIASES, open_pipeline
-from vqcompress.architectures.single_file import LAYOUTS, layout_of
+from vqcompress.architectures.single_file import SINGLE_FILE_FAMILIES, family_of
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
 
@@ -94,13 +94,13 @@ def test_half_precision_folder(sdxl: DiffusionPipeline, tmp_path: Path) -> None:
 
 
 def test_single_files_are_told_by_their_keys(tmp_path: Path) -> None:
-    for index, layout in enumerate(LAYOUTS):
+    for index, family in enumerate(SINGLE_FILE_FAMILIES):
         path = tmp_path / f"{index}.safetensors"
-        save_file({layout.key: torch.zeros(1), "model.diffusion_model.x": torch.zeros(1)}, path)
-        assert layout_of(path) == layout
+        save_file({family.key: torch.zeros(1), "model.diffusion_model.x": torch.zeros(1)}, path)
+        assert family_of(path) == family
         text = line(path)
-        assert layout.pipeline in text
-        assert f"hf download {layout.config}" in text
+        assert family.pipeline in text
+        assert f"hf download {family.config}" in text
 
 
 def test_single_files_that_are_no_pipeline(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_every_matrix_is_planned(pipeline: DiffusionPipeline) -> None:
     plans = architecture_of(pipeline).layers(pipeline, "transformer")
     matrices = {name.removesuffix(".weight") for name, p in pipeline.transformer.named_parameters() if p.ndim > 1}
     assert {plan.name for plan in plans} == matrices
-    quantized = {plan.name for plan in plans if plan.kept is None}
+    quantized = {plan.name for plan in plans if plan.reason is None}
     assert all(name.split(".")[1].isdecimal() or name.startswith("caption_") for name in quantized), quantized
     assert len(quantized) > 8
 
@@ -58,7 +58,7 @@ def test_folder_opens_to_the_same_images(pipeline: DiffusionPipeline, tmp_path: 
 
 def test_gates_stay_in_float(own: Own) -> None:
     pipeline = own("dit_moe")
-    plans = {plan.name: plan.kept for plan in architecture_of(pipeline).layers(pipeline, "transformer")}
+    plans = {plan.name: plan.reason for plan in architecture_of(pipeline).layers(pipeline, "transformer")}
     assert all(plans[f"blocks.{index}.moe.gate"] for index in range(2))
 
 
@@ -79,7 +79,7 @@ def test_unconditional_image_space() -> None:
 
 def test_transposed_convolutions_are_quantized_too(own: Own) -> None:
     pipeline = own("diffit_image")
-    plans = {plan.name: plan.kept for plan in architecture_of(pipeline).layers(pipeline, "transformer")}
+    plans = {plan.name: plan.reason for plan in architecture_of(pipeline).layers(pipeline, "transformer")}
     assert plans["up.0.patches"] is plans["down.0"] is plans["merge.0"] is None
 
 

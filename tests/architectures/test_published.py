@@ -39,7 +39,7 @@ def test_sizes(name: str) -> None:
     plans = architecture.layers(shell, architecture.denoiser)
     matrices = {n.removesuffix(".weight") for n, p in denoiser.named_parameters() if p.ndim > 1}
     assert {plan.name for plan in plans} == matrices
-    packed = sum(torch.Size(plan.shape).numel() for plan in plans if plan.kept is None)
+    packed = sum(torch.Size(plan.shape).numel() for plan in plans if plan.reason is None)
     assert packed > 0.8 * PUBLISHED[name].parameters
 
 

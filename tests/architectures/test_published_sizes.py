@@ -60,6 +60,6 @@ def test_what_is_quantized(
     plans = plans_of(family, denoiser)
     matrices = sum(p.numel() for p in denoiser.parameters() if p.ndim > 1)
     assert sum(torch.Size(plan.shape).numel() for plan in plans) == matrices
-    quantized = sum(torch.Size(plan.shape).numel() for plan in plans if plan.kept is None)
+    quantized = sum(torch.Size(plan.shape).numel() for plan in plans if plan.reason is None)
     assert quantized / parameters == pytest.approx(share, abs=0.001)
-    assert all(torch.Size(plan.shape).numel() % 16 == 0 for plan in plans if plan.kept is None)
+    assert all(torch.Size(plan.shape).numel() % 16 == 0 for plan in plans if plan.reason is None)

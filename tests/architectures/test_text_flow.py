@@ -38,8 +38,8 @@ def test_every_matrix_is_planned(name: str) -> None:
     plans = {plan.name: plan for plan in family.layers(pipeline, "transformer")}
     matrices = {n.removesuffix(".weight") for n, p in pipeline.transformer.named_parameters() if p.ndim > 1}
     assert plans.keys() == matrices
-    assert KEPT[name] <= {plan.name for plan in plans.values() if plan.kept}
-    blocks = [n for n, plan in plans.items() if plan.kept is None]
+    assert KEPT[name] <= {plan.name for plan in plans.values() if plan.reason}
+    blocks = [n for n, plan in plans.items() if plan.reason is None]
     assert all(n.startswith(("layers.", "transformer_blocks.", "caption_projection.")) for n in blocks)
 
 

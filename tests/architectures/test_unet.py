@@ -28,13 +28,13 @@ def test_plan_is_in_execution_order(sdxl: DiffusionPipeline) -> None:
     run = called_order(
         sdxl.unet, lambda: family.sample(sdxl, ["a"], seeds=[0], sampling=SamplingConfig(1), output_type="latent")
     )
-    planned = [plan.name for plan in family.layers(sdxl, "unet") if plan.kept is None]
+    planned = [plan.name for plan in family.layers(sdxl, "unet") if plan.reason is None]
     ran = [name for name in run if name in planned]
     assert [_rank(name) for name in planned] == [_rank(name) for name in ran]
 
 
 def test_time_layers_and_ends_stay_dense(sdxl: DiffusionPipeline) -> None:
-    plans = {plan.name: plan.kept for plan in architecture_of(sdxl).layers(sdxl, "unet")}
+    plans = {plan.name: plan.reason for plan in architecture_of(sdxl).layers(sdxl, "unet")}
     for name in ("conv_in", "conv_out", "time_embedding.linear_1", "add_embedding.linear_2"):
         assert plans[name]
     assert "timestep" in plans["mid_block.resnets.0.time_emb_proj"]
@@ -43,17 +43,17 @@ def test_time_layers_and_ends_stay_dense(sdxl: DiffusionPipeline) -> None:
 
 
 def test_recipe_can_replace_the_rules(sdxl: DiffusionPipeline) -> None:
-    plans = architecture_of(sdxl).layers(sdxl, "unet", keep={r"^mid_block\.": "for a test"})
-    assert {p.name.split(".")[0] for p in plans if p.kept == "for a test"} == {"mid_block"}
-    assert {p.name: p.kept for p in plans}["conv_out"] is None
-    assert plans == architecture_of(sdxl).layers(sdxl, "unet", keep=[(r"^mid_block\.", "for a test")])
-    assert {p.name: p.kept for p in plans}["time_embedding.linear_1"] is None
+    plans = architecture_of(sdxl).layers(sdxl, "unet", ignore={r"^mid_block\.": "for a test"})
+    assert {p.name.split(".")[0] for p in plans if p.reason == "for a test"} == {"mid_block"}
+    assert {p.name: p.reason for p in plans}["conv_out"] is None
+    assert plans == architecture_of(sdxl).layers(sdxl, "unet", ignore=[(r"^mid_block\.", "for a test")])
+    assert {p.name: p.reason for p in plans}["time_embedding.linear_1"] is None
 
 
 def test_text_encoders_are_components(sdxl: DiffusionPipeline) -> None:
     family = architecture_of(sdxl)
     assert family.components == ("unet", "text_encoder", "text_encoder_2")
-    kept = [plan.name for plan in family.layers(sdxl, "text_encoder_2") if plan.kept]
+    kept = [plan.name for plan in family.layers(sdxl, "text_encoder_2") if plan.reason]
     assert kept[-1] == "text_projection"
     assert all("embedding" in name for name in kept[:-1])
 

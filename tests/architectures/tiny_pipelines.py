@@ -103,7 +103,8 @@ def sdxl(second_width: int = 32) -> StableDiffusionXLPipeline:
     first, second = clip_config(tokenizer), clip_config(tokenizer, second_width)
     return StableDiffusionXLPipeline(
         vae(), CLIPTextModel(first), CLIPTextModelWithProjection(second), tokenizer, tokenizer, unet,
-        EulerDiscreteScheduler(beta_schedule="scaled_linear"), force_zeros_for_empty_prompt=False, add_watermarker=False,
+        EulerDiscreteScheduler(beta_schedule="scaled_linear"), force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
     )  # fmt: skip
 
 
@@ -174,7 +175,8 @@ def sd3() -> StableDiffusion3Pipeline:
         joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, pos_embed_max_size=8,
     )  # fmt: skip
     return StableDiffusion3Pipeline(
-        transformer, FlowMatchEulerDiscreteScheduler(), vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
+        transformer, FlowMatchEulerDiscreteScheduler(),
+        vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
         CLIPTextModelWithProjection(config), tokenizer, CLIPTextModelWithProjection(config), tokenizer,
         t5_encoder(t5, 64), t5,
     )  # fmt: skip

@@ -30,7 +30,7 @@ def pipeline_of(network: nn.Module) -> DiffusionPipeline:
 
 def recorded(pipeline: DiffusionPipeline) -> dict[str, SecondMoment]:
     family = architecture_of(pipeline)
-    layers = [plan.name for plan in family.layers(pipeline, "transformer") if plan.kept is None]
+    layers = [plan.name for plan in family.layers(pipeline, "transformer") if plan.reason is None]
     run = SamplingRun(pipeline, family, CLASSES, sampling=SamplingConfig(3), batch_size=2)
     groups = record_moments(run, "transformer", layers)
     return {name: moments for names, moments in groups for name in names}

@@ -22,7 +22,7 @@ SETTINGS = {"seed": SEED, "sampling": SAMPLING, "batch_size": 2}
 def quantized(pipeline: DiffusionPipeline, component: str | None = None) -> tuple[Architecture, str, list[str]]:
     family = architecture_of(pipeline)
     component = component or family.denoiser
-    return family, component, [p.name for p in family.layers(pipeline, component) if p.kept is None]
+    return family, component, [p.name for p in family.layers(pipeline, component) if p.reason is None]
 
 
 def recorded(

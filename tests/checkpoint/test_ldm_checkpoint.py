@@ -46,8 +46,8 @@ def sdxl_file(sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """The same as one LDM file, with its configuration where the Hub's would be."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, use_safetensors=True)
     save_file(ldm_tensors(pipeline), tmp_path / "my_model.safetensors")
-    layouts = tuple(layout._replace(config=str(sdxl)) for layout in single_file.LAYOUTS)
-    monkeypatch.setattr(single_file, "LAYOUTS", layouts)
+    families = tuple(family._replace(config=str(sdxl)) for family in single_file.SINGLE_FILE_FAMILIES)
+    monkeypatch.setattr(single_file, "SINGLE_FILE_FAMILIES", families)
     return tmp_path / "my_model.safetensors"
 
 
@@ -61,7 +61,7 @@ def test_stable_diffusion_1_goes_out_and_comes_back(tmp_path: Path) -> None:
     dense = _tiny.sd15()
     dense.save_pretrained(tmp_path / "sd15")
     save_file(ldm_tensors(dense), tmp_path / "one.safetensors")
-    assert single_file.layout_of(tmp_path / "one.safetensors").pipeline == "StableDiffusionPipeline"
+    assert single_file.family_of(tmp_path / "one.safetensors").pipeline == "StableDiffusionPipeline"
     same(
         StableDiffusionPipeline.from_single_file(str(tmp_path / "one.safetensors"), config=str(tmp_path / "sd15")),
         dense,

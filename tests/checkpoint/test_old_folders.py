@@ -88,6 +88,6 @@ def test_their_recipes_are_still_recipes(home: Path, name: str) -> None:
 
 
 def test_a_recipe_that_keeps_layers_says_why(home: Path) -> None:
-    assert Recipe.read(home / "trellis_gains" / RECIPE_NAME).keep == KEEP
+    assert Recipe.read(home / "trellis_gains" / RECIPE_NAME).ignore == KEEP
     kept = vqcompress.inspect(home / "trellis_gains")["components"]["unet"]["kept"]
     assert {reason for name, reason in kept.items() if name.endswith("ff.net.2")} == {"kept for comparison"}

@@ -58,7 +58,7 @@ print(anonymous() - before + sum(p.nbytes for p in model.parameters()))
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_loaded_model_takes_little_more_than_its_bytes_on_disk(pack_component, tmp_path):
-    """Its parameters, whether they are mapped from the file or copied, and all that loading has allocated beside them."""
+    """Its parameters, mapped from the file or copied, and all that loading has allocated beside them."""
     with torch.device("meta"):
         model = _unet()
     pack_component(model, ("conv_in", "conv_out"))

@@ -1,4 +1,4 @@
-"""``push_to_hub`` sends the packed form: a Hub made of one function takes what is sent and gives it back as a folder."""
+"""``push_to_hub`` sends the packed form. The Hub here is one function that writes what it is sent to a folder."""
 
 from __future__ import annotations
 

@@ -70,12 +70,14 @@ def test_what_moved_is_said_in_a_sentence(upstream):
 
 def test_without_our_import_nothing_loads_silently(compressed_folder):
     diffusers = _run(
-        f"from diffusers import UNet2DConditionModel; UNet2DConditionModel.from_pretrained({str(compressed_folder / 'unet')!r})"
+        "from diffusers import UNet2DConditionModel; "
+        f"UNet2DConditionModel.from_pretrained({str(compressed_folder / 'unet')!r})"
     )
     assert diffusers.returncode != 0
     assert "vqcompress" in diffusers.stderr
     transformers = _run(
-        f"from transformers import CLIPTextModel; CLIPTextModel.from_pretrained({str(compressed_folder / 'text_encoder')!r})"
+        "from transformers import CLIPTextModel; "
+        f"CLIPTextModel.from_pretrained({str(compressed_folder / 'text_encoder')!r})"
     )
     assert transformers.returncode != 0
     assert "vqcompress" in transformers.stderr

@@ -1,4 +1,4 @@
-"""The questions that docs/compatibility.md asks of every toolkit, asked of a pipeline that `vqcompress.quantize` made."""
+"""The questions of docs/compatibility.md, asked of a pipeline that `vqcompress.quantize` made."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_presets(name: str, levels: int) -> None:
 def test_save_and_load(tmp_path: Path, shift: int) -> None:
     model, x, t = tiny(), torch.randn(1, 3, 16, 16), torch.tensor([0.5])
     model.save_pretrained(tmp_path)
-    # Where weights lie in memory changes the rounding of sums, and where a file has them depends on its header's length.
+    # Where weights lie in memory changes the rounding of sums; where a file has them depends on its header's length.
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     save_file(
         {key: value.clone() for key, value in load_file(file).items()},

@@ -67,7 +67,7 @@ def candidates(tmp_path_factory):
 def written(folder: Path, bits: int, method: str) -> Candidate:
     pipeline = tiny_sdxl()
     plans = architecture_of(pipeline).layers(pipeline, "unet")
-    names = [plan.name for plan in plans if plan.kept is None]
+    names = [plan.name for plan in plans if plan.reason is None]
     swap(pipeline.unet, {name: on_row_grid(pipeline.unet.get_submodule(name).weight, bits) for name in names})
     save_pipeline(pipeline, folder, recipe={"model": "tiny", "method": method, "bits": float(bits)})
     return Candidate(f"{method} {bits}-bit", folder, method)
@@ -122,7 +122,7 @@ def test_timesteps_run_from_noise_to_image(found):
 
 
 def test_layers_come_in_execution_order(found, original):
-    planned = [p.name for p in architecture_of(original).layers(original, "unet") if p.kept is None]
+    planned = [p.name for p in architecture_of(original).layers(original, "unet") if p.reason is None]
     assert [each.layer for each in found.variants[0].layer_errors] == planned
 
 

@@ -1,16 +1,16 @@
-"""What a pipeline is made of: how to open it, which layers to quantize or keep, how to sample it."""
+"""What a pipeline is made of: how to open it, which layers to quantize, how to sample it."""
 
 from vqcompress.architectures.aliases import ALIASES
 from vqcompress.architectures.architecture import Architecture, Pipeline
 from vqcompress.architectures.families import FAMILIES, architecture_of
-from vqcompress.architectures.layer_plan import KeepRules, LayerPlan
+from vqcompress.architectures.layer_plan import IgnoreRules, LayerPlan
 from vqcompress.architectures.opening import open_pipeline
 
 __all__ = [
     "ALIASES",
     "FAMILIES",
     "Architecture",
-    "KeepRules",
+    "IgnoreRules",
     "LayerPlan",
     "Pipeline",
     "architecture_of",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vqcompress.architectures.layer_plan import KeepRules, LayerPlan, plan_layers
+from vqcompress.architectures.layer_plan import IgnoreRules, LayerPlan, plan_layers
 from vqcompress.errors import ArchitectureError
 from vqcompress.sampling_config import ResolvedSampling, SamplingConfig
 
@@ -22,7 +22,7 @@ Pipeline = Any
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
-TEXT_KEEP: KeepRules = {
+TEXT_IGNORE: IgnoreRules = {
     r"(^|\.)text_projection$": "sees one row per prompt: its input's second moment is rank-limited",
     r"(^|\.)lm_head$": "not used for conditioning",
 }
@@ -36,7 +36,7 @@ class Architecture:
     first), ``prompt_set`` the prompt set (see `calibration.prompts.load_prompts`) that suits the model.
     """
 
-    keep: ClassVar[KeepRules] = {}
+    ignore: ClassVar[IgnoreRules] = {}
     """Which of the denoiser's layers stay dense, by default."""
 
     masked_layers: ClassVar[str | None] = None
@@ -61,17 +61,18 @@ class Architecture:
         """The family's description of ``pipeline``."""
         raise NotImplementedError
 
-    def keep_rules(self, component: str) -> KeepRules:
+    def ignore_rules(self, component: str) -> IgnoreRules:
         """The rules that `layers` uses when none are given."""
-        return self.keep if component == self.denoiser else TEXT_KEEP
+        return self.ignore if component == self.denoiser else TEXT_IGNORE
 
     def layers(
-        self, pipeline: Pipeline, component: str, keep: KeepRules | Sequence[tuple[str, str]] | None = None
+        self, pipeline: Pipeline, component: str, ignore: IgnoreRules | Sequence[tuple[str, str]] | None = None
     ) -> list[LayerPlan]:
         """Every matrix of ``component`` in execution order, with the reason where it stays dense.
 
-        ``keep``, a mapping or (pattern, reason) pairs, replaces `keep_rules`. What cannot be quantized at all (tables, grouped convolutions, tiny or tied
-        weights) stays dense under any rules. Raises `ArchitectureError` for a component the pipeline lacks.
+        ``ignore``, a mapping or (pattern, reason) pairs, replaces `ignore_rules`. What cannot be quantized at all
+        (tables, grouped convolutions, tiny or tied weights) stays dense under any rules. Raises `ArchitectureError` for
+        a component the pipeline lacks.
         """
         if component not in self.components:
             raise ArchitectureError(
@@ -79,7 +80,7 @@ class Architecture:
                 f"it has {', '.join(self.components)}"
             )
         plans = plan_layers(
-            self.module(pipeline, component), self.keep_rules(component) if keep is None else dict(keep)
+            self.module(pipeline, component), self.ignore_rules(component) if ignore is None else dict(ignore)
         )
         return self.execution_order(plans) if component == self.denoiser else plans
 
@@ -103,8 +104,8 @@ class Architecture:
         """Run the pipeline with its own scheduler and guidance; one image per prompt.
 
         Image ``i`` starts from its own generator seeded with ``seeds[i]``, so it does not depend on what else is in the
-        batch (but for the rounding of batched sums). Whatever ``sampling`` leaves open comes from `defaults`.
-        Returns latents ``[n, channels, h, w]`` ("latent"), images ``[n, 3, height, width]`` in 0..1 ("pt"), or PIL images.
+        batch (but for the rounding of batched sums). Whatever ``sampling`` leaves open comes from `defaults`. Returns
+        latents ``[n, channels, h, w]`` ("latent"), images ``[n, 3, height, width]`` in 0..1 ("pt"), or PIL images.
         """
         if len(seeds) != len(prompts):
             raise ArchitectureError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")

@@ -1,4 +1,4 @@
-"""The class-conditional networks of `vqcompress.models`: SiT, MDT, DiT-MoE, DiffiT, Flag-DiT, Large-DiT and official DiT."""
+"""Class-conditional networks of `vqcompress.models`: SiT, MDT, DiT-MoE, DiffiT, Flag-DiT, Large-DiT, official DiT."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 from vqcompress.architectures.architecture import Architecture, OutputType, Pipeline
 from vqcompress.architectures.class_names import class_names, class_numbers
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
 from vqcompress.sampling_config import ResolvedSampling
 
 
 class ClassConditionalArchitecture(Architecture):
-    """`ClassConditionalPipeline`: "prompts" are class ids (``"207"``) or names. Modulation inside the blocks, up to a third
-    of the weights, is quantized; a mixture's gate is a bare parameter and stays in float."""
+    """`ClassConditionalPipeline`: "prompts" are class ids (``"207"``) or names. Modulation inside the blocks, up to a
+    third of the weights, is quantized; a mixture's gate is a bare parameter and stays in float."""
 
-    keep: ClassVar[KeepRules] = {
+    ignore: ClassVar[IgnoreRules] = {
         r"^(x_embedder|tokenizer)(\.|$)": LATENT_INPUT,
         r"^[ty]_embedder\.": ONE_ROW_PER_TIMESTEP,
         r"^(final_layer\.|head$)": FINAL,
@@ -57,7 +57,8 @@ class ClassConditionalArchitecture(Architecture):
     ) -> Any:
         if (sampling.height, sampling.width) != (self.defaults.height, self.defaults.width):
             raise ArchitectureError(
-                f"{self.name} generates {self.defaults.height}x{self.defaults.width} images only; leave height and width out"
+                f"{self.name} generates {self.defaults.height}x{self.defaults.width} images only; leave height and "
+                "width out"
             )
         classes = pipeline.num_classes
         labels = [0] * len(prompts) if classes is None else class_numbers(prompts, pipeline.labels, classes)

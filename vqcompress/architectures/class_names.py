@@ -18,7 +18,8 @@ def class_numbers(prompts: Sequence[str], labels: Mapping[str, int], classes: in
     for prompt, number in zip(prompts, numbers, strict=True):
         if not 0 <= number < classes:
             raise ArchitectureError(
-                f"{prompt!r} is no class of this model: give an id from 0 to {classes - 1} or a class name, such as those "
+                f"{prompt!r} is no class of this model: give an id from 0 to {classes - 1} or a class name, such as "
+                "those "
                 "of the prompt set imagenet"
             )
     return numbers

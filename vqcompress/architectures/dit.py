@@ -15,7 +15,7 @@ from vqcompress.architectures.architecture import (
     image_size,
 )
 from vqcompress.architectures.class_names import class_numbers
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
 from vqcompress.errors import ArchitectureError
 from vqcompress.sampling_config import ResolvedSampling
 
@@ -23,10 +23,11 @@ from vqcompress.sampling_config import ResolvedSampling
 class DiTArchitecture(Architecture):
     """`DiTPipeline`: "prompts" are class ids (``"207"``) or class names of the ``imagenet`` prompt set.
 
-    Modulation (``norm1.linear``) is a third of all weights, so it is quantized although it sees one row per image and step.
+    Modulation (``norm1.linear``) is a third of all weights, so it is quantized although it sees one row per image and
+    step.
     """
 
-    keep: ClassVar[KeepRules] = {
+    ignore: ClassVar[IgnoreRules] = {
         r"^pos_embed\.proj$": LATENT_INPUT,
         r"\.norm1\.emb\.": ONE_ROW_PER_TIMESTEP,
         r"^proj_out_[12]$": FINAL,
@@ -52,11 +53,11 @@ class DiTArchitecture(Architecture):
         sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
-        """`DiTPipeline.__call__` step by step, because that always decodes and never passes its generator to the scheduler."""
+        """`DiTPipeline.__call__` step by step: that always decodes, and never passes its generator to the scheduler."""
         if (sampling.height, sampling.width) != (self.defaults.height, self.defaults.width):
             raise ArchitectureError(
-                f"DiT generates {self.defaults.height}x{self.defaults.width} images only (its position table is fixed); "
-                "leave height and width out"
+                f"DiT generates {self.defaults.height}x{self.defaults.width} images only (its position table is "
+                "fixed); leave height and width out"
             )
         labels = class_numbers(prompts, pipeline.labels, pipeline.transformer.config.num_embeds_ada_norm)
         with torch.no_grad():

@@ -46,7 +46,8 @@ def _ask_hub(repo: str) -> None:
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ArchitectureError(
-            f"{repo}: neither a folder here nor a model on the Hub; check the spelling, or `hf auth login` if it is private"
+            f"{repo}: neither a folder here nor a model on the Hub; check the spelling, or `hf auth login` if it is "
+            "private"
         ) from None
     except Exception as error:
         raise _unreachable(repo, error) from error

@@ -23,7 +23,7 @@ ONE_ROW_PER_TIMESTEP = (
 LATENT_INPUT = "reads the bare latents through few columns; small, and every later layer depends on it"
 FINAL = "writes the estimate itself: nothing after it can absorb an error; small"
 
-KeepRules = Mapping[str, str]
+IgnoreRules = Mapping[str, str]
 """Regular expression searched in a layer's name -> reason why such a layer stays dense; the first match counts."""
 
 Rules = list[tuple[re.Pattern[str], str]]
@@ -33,22 +33,22 @@ Rules = list[tuple[re.Pattern[str], str]]
 class LayerPlan:
     """One weight of two or more dimensions.
 
-    ``name`` is the layer's module name inside its component (for a bare parameter: the parameter's name), ``kept`` the
-    reason why it stays dense or None when it is to be quantized, ``shape`` the dense weight's shape.
+    ``name`` is the layer's module name inside its component (for a bare parameter: the parameter's name), ``reason``
+    why it stays dense or None when it is to be quantized, ``shape`` the dense weight's shape.
     """
 
     name: str
-    kept: str | None
+    reason: str | None
     shape: tuple[int, ...] = ()
 
 
-def plan_layers(component: nn.Module, keep: KeepRules) -> list[LayerPlan]:
+def plan_layers(component: nn.Module, ignore: IgnoreRules) -> list[LayerPlan]:
     """A plan for every matrix of ``component``, in the order in which its modules were registered.
 
     Nothing is left out: embeddings, tables and bare parameters are listed with the reason why they stay dense.
     Raises `RecipeError` for a pattern that is no regular expression.
     """
-    rules = [(_compiled(pattern), reason) for pattern, reason in keep.items()]
+    rules = [(_compiled(pattern), reason) for pattern, reason in ignore.items()]
     # A layer that sits in several places counts once, and is planned once; a weight that several layers hold is tied.
     owners = Counter(id(weight) for module in component.modules() for weight in module.parameters(recurse=False))
     return [
@@ -89,4 +89,4 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise RecipeError(f"keep: {pattern!r} is not a regular expression: {error}") from None
+        raise RecipeError(f"ignore: {pattern!r} is not a regular expression: {error}") from None

@@ -31,7 +31,8 @@ def _adapter(repo: str) -> Path:
     except (LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
-            f"{repo} is not in the local Hub cache and could not be downloaded ({reason}); run `hf download {repo}` where "
+            f"{repo} is not in the local Hub cache and could not be downloaded ({reason}); run `hf download {repo}` "
+            "where "
             "there is a network"
         ) from error
     return places.pop()

@@ -14,14 +14,17 @@ from vqcompress.architectures.architecture import (
     present_text_encoders,
     token_mask,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
 
 class LuminaArchitecture(Architecture):
-    """Padded text tokens are masked in ``attn2`` and not recorded. Block modulation, 14 % of the weights, is quantized."""
+    """Padded text tokens are masked in ``attn2`` and not recorded.
 
-    keep: ClassVar[KeepRules] = {
+    Block modulation, 14 % of the weights, is quantized.
+    """
+
+    ignore: ClassVar[IgnoreRules] = {
         r"^patch_embedder\.": LATENT_INPUT,
         r"^time_caption_embed\.": ONE_ROW_PER_TIMESTEP,
         r"^norm_out\.": FINAL,

@@ -19,7 +19,7 @@ DENOISERS = ("unet", "transformer")  # folders that hold nearly all of a pipelin
 
 
 def narrow_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Component -> the one 16-bit type of all its stored tensors, for the denoiser of the pipeline in ``folder``, if so."""
+    """``{component: dtype}`` of the denoiser in ``folder`` if all its tensors have one 16-bit dtype, else ``{}``."""
     found = {name: _only_dtype(folder / name) for name in DENOISERS}
     return {name: dtype for name, dtype in found.items() if dtype is not None}
 

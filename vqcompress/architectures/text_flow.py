@@ -1,4 +1,4 @@
-"""Text pipelines around our own networks: Lumina-T2I, Lumina-Next (arXiv 2405.05945, 2406.18583) and PT-DiT (2409.04005)."""
+"""Text pipelines of our own networks: Lumina-T2I, Lumina-Next, PT-DiT (arXiv 2405.05945, 2406.18583, 2409.04005)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vqcompress.architectures.architecture import (
     present_text_encoders,
     token_mask,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, KeepRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
 
 class TextFlowArchitecture(Architecture):
     """Padded text tokens are masked in the networks and not recorded.
 
-    Lumina's block modulation, 12–14 % of its weights, is quantized. PT-DiT has one modulation layer for all blocks, which
-    is kept. Its proxy layers see one row for each window.
+    Lumina's block modulation, 12–14 % of its weights, is quantized. PT-DiT has one modulation layer for all blocks,
+    which is kept. Its proxy layers see one row for each window.
     """
 
-    keep: ClassVar[KeepRules] = {
+    ignore: ClassVar[IgnoreRules] = {
         r"^(x_embedder|pos_embed\.proj)$": LATENT_INPUT,
         r"^(t_embedder|cap_embedder|adaln_single)\.": ONE_ROW_PER_TIMESTEP,
         r"^(final_layer\.|proj_out$)": FINAL,

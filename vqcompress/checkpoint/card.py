@@ -37,7 +37,8 @@ def model_card(
             "",
             f"# {name}",
             "",
-            f"`{base}`, compressed with [vqcompress](https://pypi.org/project/vqcompress/). An ordinary diffusers folder:",
+            f"`{base}`, compressed with [vqcompress](https://pypi.org/project/vqcompress/). An ordinary diffusers "
+            "folder:",
             "",
             "```python",
             "import vqcompress  # lets diffusers and transformers read packed layers",
@@ -89,7 +90,8 @@ def _score_lines(layers: Sequence[LayerRecord]) -> list[str]:
 
 def _size_lines(sizes: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"Folder: {sizes['bytes']:,} bytes on disk. Packed layers: {_number(sizes['bits_per_weight'])} bits a weight, everything stored "
+        f"Folder: {sizes['bytes']:,} bytes on disk. Packed layers: {_number(sizes['bits_per_weight'])} bits a weight, "
+        "everything stored "
         "counted (codes, scales, rates, codebooks).",
         "",
         "| component | packed layers | bits a weight, packed layers | bits a weight, whole component | bytes on disk |",

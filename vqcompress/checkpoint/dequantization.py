@@ -18,8 +18,8 @@ from vqcompress.checkpoint.publication import check_target, publish
 from vqcompress.errors import CheckpointError, RecipeError
 from vqcompress.layers import make_dense, vq_layers
 
-Layout = Literal["diffusers", "ldm"]
-LAYOUTS: tuple[Layout, ...] = ("diffusers", "ldm")
+KeyLayout = Literal["diffusers", "ldm"]
+KEY_LAYOUTS: tuple[KeyLayout, ...] = ("diffusers", "ldm")
 SINGLE_FILE = ".safetensors"
 
 
@@ -29,14 +29,14 @@ def dequantize(
     *,
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
-    layout: Layout | None = None,
+    layout: KeyLayout | None = None,
 ) -> Path:
     """Write the pipeline in ``folder`` (a folder or a bundle) to ``output`` with dense weights in ``dtype``.
 
-    ``output`` is a folder in the layout of the base model or, where it ends in ``.safetensors``, one file: in the original
-    (``"ldm"``) key layout where the pipeline has one, else with diffusers' keys, ``<component>.<key>``; ``layout`` chooses.
-    Raises `CheckpointError` when ``folder`` is not sound or ``output`` exists and ``overwrite`` is off, `UnsupportedError` for
-    a pipeline without an LDM layout.
+    ``output`` is a folder in the layout of the base model or, where it ends in ``.safetensors``, one file: in the
+    original (``"ldm"``) key layout where the pipeline has one, else with diffusers' keys, ``<component>.<key>``;
+    ``layout`` chooses. Raises `CheckpointError` when ``folder`` is not sound or ``output`` exists and ``overwrite`` is
+    off, `UnsupportedError` for a pipeline without an LDM layout.
     """
     output = Path(output)
     single = output.suffix == SINGLE_FILE
@@ -52,10 +52,10 @@ def dequantize(
     return output
 
 
-def _check(output: Path, single: bool, layout: Layout | None, overwrite: bool) -> None:
+def _check(output: Path, single: bool, layout: KeyLayout | None, overwrite: bool) -> None:
     """Refuse before anything is loaded."""
-    if layout is not None and layout not in LAYOUTS:
-        raise RecipeError(f"layout {layout!r} is unknown; there are {', '.join(LAYOUTS)}")
+    if layout is not None and layout not in KEY_LAYOUTS:
+        raise RecipeError(f"layout {layout!r} is unknown; there are {', '.join(KEY_LAYOUTS)}")
     if not single:
         if layout == "ldm":
             raise RecipeError(f"the LDM layout is one file: give an output that ends in {SINGLE_FILE}, not {output}")

@@ -1,7 +1,8 @@
 """A dense Stable Diffusion pipeline as one file in the original (LDM) layout.
 
 Names are those that diffusers reads. Source: ``convert_ldm_unet_checkpoint``, ``convert_ldm_vae_checkpoint``,
-``convert_ldm_clip_checkpoint`` and ``convert_open_clip_checkpoint`` in ``diffusers/loaders/single_file_utils.py``, inverted.
+``convert_ldm_clip_checkpoint`` and ``convert_open_clip_checkpoint`` in ``diffusers/loaders/single_file_utils.py``,
+inverted.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def ldm_tensors(pipeline: Any) -> dict[str, Tensor]:
     """
     if not has_ldm_layout(pipeline):
         raise UnsupportedError(
-            f"a {type(pipeline).__name__} has no original (LDM) layout; that is for SD 1.x, 2.x and SDXL: use the diffusers layout"
+            f"a {type(pipeline).__name__} has no original (LDM) layout; that is for SD 1.x, 2.x and SDXL: use the "
+            "diffusers layout"
         )
     tensors = ldm_unet(pipeline.unet.state_dict(), pipeline.unet.config)
     tensors |= ldm_vae(pipeline.vae.state_dict(), pipeline.vae.config)

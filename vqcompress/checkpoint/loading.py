@@ -16,8 +16,8 @@ from vqcompress.errors import CheckpointError
 def load(folder: str | Path, **options: Any) -> DiffusionPipeline:
     """``DiffusionPipeline.from_pretrained(folder, **options)`` after `verify`; never reads pickled weights.
 
-    ``folder`` may also be a bundle, one .safetensors file. Raises `CheckpointError` that names the first problems of a folder
-    that is not sound.
+    ``folder`` may also be a bundle, one .safetensors file. Raises `CheckpointError` that names the first problems of a
+    folder that is not sound.
     """
     if (bundle := read_bundle(folder)) is not None:
         directory = temporary_folder(bundle)

@@ -31,8 +31,9 @@ def save_pipeline(
 ) -> Path:
     """Write ``pipeline`` to ``folder``, complete or not at all, and return the folder.
 
-    ``recipe`` is the effective recipe as plain data, ``card`` the text of ``README.md`` (``None``: one is made from recipe
-    and sizes), ``layers`` what became of each layer. Raises `CheckpointError` when the folder exists and ``overwrite`` is off.
+    ``recipe`` is the effective recipe as plain data, ``card`` the text of ``README.md`` (``None``: one is made from
+    recipe and sizes), ``layers`` what became of each layer. Raises `CheckpointError` when the folder exists and
+    ``overwrite`` is off.
     """
     folder = Path(folder)
     with publish(folder, overwrite) as partial:
@@ -50,10 +51,10 @@ def save_pipeline(
 
 
 def forget_last_call(pipeline: DiffusionPipeline) -> None:
-    """Clear the truncation and padding that fast tokenizers remember from the last call and write to ``tokenizer.json``.
+    """Clear the truncation and padding of the last call, which fast tokenizers write to ``tokenizer.json``.
 
-    Every call sets them anew, so nothing changes but the file, which would else depend on whether a run was stopped
-    before or after calibration.
+    Every call sets both again, so only the file changes. Without this, its bytes would depend on whether a run was
+    stopped before or after calibration.
     """
     for part in pipeline.components.values():
         if (backend := getattr(part, "backend_tokenizer", None)) is not None:

@@ -25,8 +25,9 @@ DTYPES = {torch.int8: "I8", torch.float16: "F16"}
 def verify(folder: str | Path) -> list[str]:
     """Everything wrong with a compressed folder, one line each; an empty list means it is sound.
 
-    Checked: every file against the manifest; format version; every tensor of every packed layer against the config (name,
-    shape, dtype); column rates against the formats and the length of the codes; every floating-point number finite.
+    Checked: every file against the manifest; format version; every tensor of every packed layer against the config
+    (name, shape, dtype); column rates against the formats and the length of the codes; every floating-point number
+    finite.
     """
     folder = Path(folder)
     try:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vqcompress.errors import RecipeError
 from vqcompress.layers import SharedCodebooks
 from vqcompress.layers.packed import PackedLayer
+from vqcompress.storage_dtype import narrowest_dtype
 
 Group = Literal["scales", "codebooks", "biases", "norms", "dense"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -83,7 +84,7 @@ def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS) -> Learnab
     for name in learnable_names(module, groups):
         owner, key = _owner(module, name)
         parameter = getattr(owner, key)
-        stored[name] = torch.float16 if _is_companion(owner, key) else exact_dtype(parameter)
+        stored[name] = torch.float16 if _is_companion(owner, key) else narrowest_dtype([parameter.detach()])
         parameters[name] = nn.Parameter(parameter.detach().float().clone())
         setattr(owner, key, parameters[name])
     if not parameters:
@@ -95,14 +96,6 @@ def learnable_names(module: nn.Module, groups: Iterable[str]) -> list[str]:
     """Names of the parameters of ``module`` that belong to ``groups``."""
     wanted = set(groups)
     return [name for name, parameter in module.named_parameters() if _group(*_owner(module, name), parameter) in wanted]
-
-
-def exact_dtype(tensor: Tensor) -> torch.dtype:
-    """The narrowest dtype that holds the values of ``tensor`` exactly: how it most likely came from disk."""
-    for dtype in (torch.float16, torch.bfloat16):
-        if torch.equal(tensor.detach().to(dtype).float(), tensor.detach().float()):
-            return dtype
-    return torch.float32
 
 
 def _group(owner: nn.Module, key: str, parameter: Tensor) -> Group | None:

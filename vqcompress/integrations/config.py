@@ -43,7 +43,8 @@ class VQCompressConfig(QuantizationConfigMixin):
     ) -> None:
         if unknown:
             raise CheckpointError(
-                f"a vqcompress quantization_config has no key {', '.join(unknown)} that this version knows; update vqcompress"
+                f"a vqcompress quantization_config has no key {', '.join(unknown)} that this version knows; update "
+                "vqcompress"
             )
         del quant_method
         self.quant_method = VQMethod.VQCOMPRESS
@@ -83,5 +84,8 @@ class VQCompressConfig(QuantizationConfigMixin):
 
 
 def _copied(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """``{name: number, text or list of numbers}``, as `vqcompress.layers.describe` writes it; deepcopy takes 20 times as long."""
+    """A copy of ``{name: number, text or list of numbers}``, as `vqcompress.layers.describe` writes it.
+
+    ``deepcopy`` takes 20 times as long.
+    """
     return {key: list(value) if isinstance(value, list | tuple) else value for key, value in entry.items()}

@@ -11,20 +11,21 @@ from vqcompress.layers import swap
 
 
 def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
-    """Pack every layer of ``component`` that neither the rules for denoisers and text encoders nor ``asked`` keep dense.
+    """Pack the layers of ``component``, in place.
 
-    In place. Layers that ``asked`` names are found by a part of their name, as other backends find them.
+    Layers stay dense by the rules for denoisers and text encoders, and where a part of their name is in ``asked``'s
+    ``modules_to_not_convert``, as in other backends.
     """
     # Loading a packed folder must not import quantizers, so these are imported here.
-    from vqcompress.architectures.architecture import TEXT_KEEP
+    from vqcompress.architectures.architecture import TEXT_IGNORE
     from vqcompress.architectures.generic import GenericArchitecture
     from vqcompress.architectures.layer_plan import plan_layers
     from vqcompress.architectures.unet import UNetArchitecture
     from vqcompress.quantizers import quantize_weight
 
     named = {re.escape(part): "named in modules_to_not_convert" for part in asked.modules_to_not_convert}
-    keep = {**named, **UNetArchitecture.keep, **GenericArchitecture.keep, **TEXT_KEEP}
-    names = [plan.name for plan in plan_layers(component, keep) if plan.kept is None]
+    ignore = {**named, **UNetArchitecture.ignore, **GenericArchitecture.ignore, **TEXT_IGNORE}
+    names = [plan.name for plan in plan_layers(component, ignore) if plan.reason is None]
     weights = {name: component.get_submodule(name).weight.detach() for name in names}
     method, bits, seed = asked.method, asked.bits, asked.seed
     swap(component, {n: quantize_weight(w, method=method, bits=bits, seed=seed) for n, w in weights.items()})

@@ -37,10 +37,10 @@ def attach(auto: ModuleType) -> None:
 
 
 class VQDiffusersQuantizer(DiffusersQuantizer):
-    """Loads the packed form as it is stored; companions keep every bit at any load dtype.
+    """Loads the packed form as it is stored; quantization parameters keep every bit at any load dtype.
 
-    diffusers casts what is floating to the load dtype, also on the way to an offload folder. So companions travel as
-    int16 bits and become float16 again when they are placed, or in the layer when they are offloaded.
+    diffusers casts what is floating to the load dtype, also on the way to an offload folder. So float16 quantization
+    parameters travel as int16 bits. They become float16 again when they are placed, or in the layer when offloaded.
     """
 
     use_keep_in_fp32_modules = True
@@ -51,8 +51,8 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         self.description = quantization_config.description
         self.specs = layer_specs(self.description)
         self.dtypes = packed_dtypes(self.specs, self.description["shared"])
-        self.companions = {key for key, dtype in self.dtypes.items() if dtype == torch.float16}
-        self.unsettled = set(self.dtypes)
+        self.float16_keys = {key for key, dtype in self.dtypes.items() if dtype == torch.float16}
+        self.unplaced = set(self.dtypes)
         self.layers_are_placed = False
         self.load_dtype: torch.dtype | None = None
         self.one_dtype = False  # whether everything floating gets it
@@ -71,7 +71,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         self.stays_on_cpu = kwargs.get("device_map") is None
         with gc_disabled():
             empty_layers(
-                model, self.description, companion_dtype=torch.int16, specs=self.specs, alike_are_one=self.stays_on_cpu
+                model, self.description, parameter_dtype=torch.int16, specs=self.specs, alike_are_one=self.stays_on_cpu
             )
             self.modules = dict(model.named_modules(remove_duplicate=False))
         self.layers_are_placed = True
@@ -83,12 +83,12 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
             refuse_missing(packed_keys(model) - set(state), type(model).__name__)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Companions as bits, before diffusers casts.
+        """Quantization parameters as int16 bits, before diffusers casts.
 
-        from_single_file calls this before it has a model, and then takes keys that a dense model lacks for those of another
-        layout: they are set aside until the packed layers are in place.
+        from_single_file calls this before it has a model, and then takes keys that a dense model lacks for those of
+        another layout: they are set aside until the packed layers are in place.
         """
-        state = to_bits(state_dict, self.companions)
+        state = to_bits(state_dict, self.float16_keys)
         if self.layers_are_placed and self.stays_on_cpu:
             with gc_disabled():
                 return self._without_placed(state)
@@ -99,7 +99,10 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         return {key: tensor for key, tensor in state.items() if key not in extra}
 
     def _without_placed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put what needs no cast in its place and return the rest: diffusers' own way takes longer than all we do to a tensor."""
+        """Put what needs no cast in its place and return the rest.
+
+        diffusers' own way takes longer for a tensor than everything that is done here.
+        """
         rest = {}
         for key, tensor in state.items():
             path, _, name = key.rpartition(".")
@@ -115,20 +118,21 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
                 place(module, name, on_cache_line(tensor))
             else:
                 rest[key] = tensor
-        self.unsettled -= state.keys()
+        self.unplaced -= state.keys()
         return rest
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, *args: Any, **kwargs: Any
     ) -> bool:
-        """Whether `create_quantized_param` places it: everything. The general way takes several times as long, and a packed layer
-        has more tensors than a dense one."""
+        """Whether `create_quantized_param` places it: everything. The general way takes several times as long, and a
+        packed layer has more tensors than a dense one."""
         return self.pre_quantized
 
     def check_quantized_param_shape(self, param_name: str, expected: Tensor, found: Tensor) -> None:
         """Called when shapes differ, which is fine for some formats and never for ours."""
         raise CheckpointError(
-            f"{param_name} is stored with shape {tuple(found.shape)}, the config says {tuple(expected.shape)}; the weight file and "
+            f"{param_name} is stored with shape {tuple(found.shape)}, the config says {tuple(expected.shape)}; the "
+            "weight file and "
             "config.json are not of one model, copy or download the folder again"
         )
 
@@ -145,7 +149,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         path, _, name = param_name.rpartition(".")
         if (dtype := self.dtypes.get(param_name)) is not None:
             param_value = restored(param_value, dtype)
-            self.unsettled.discard(param_name)
+            self.unplaced.discard(param_name)
         else:
             param_value = on_cache_line(param_value)
         place(self.modules[path], name, param_value.to(target_device))
@@ -160,7 +164,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
             quantize_data_free(model, self.quantization_config)
-        elif self.unsettled:  # what went through an offload folder
+        elif self.unplaced:  # what went through an offload folder
             finalize(model)
         self.modules = {}  # the model keeps us: together they would outlive their last user
         # Casting works on our layers, and diffusers refuses it for what it calls quantized.
@@ -169,8 +173,8 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The state as it is stored: companions in float16."""
-        return from_bits(state_dict, self.companions), {}
+        """The state as it is stored: quantization parameters in float16."""
+        return from_bits(state_dict, self.float16_keys), {}
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         make_dense(model, model.dtype)
@@ -193,9 +197,9 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
 
 
 def place(module: nn.Module, key: str, value: Tensor) -> None:
-    """Make ``value`` the parameter or buffer ``key`` of ``module`` itself; a new parameter is trainable if the old one is.
+    """Make ``value`` the parameter or buffer ``key`` of ``module`` itself.
 
-    Codes and other integers become frozen parameters.
+    A new parameter is trainable if the old one is; codes and other integers become frozen parameters.
     """
     if key in module._buffers:
         module._buffers[key] = value
@@ -208,7 +212,7 @@ def place(module: nn.Module, key: str, value: Tensor) -> None:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """No search for garbage meanwhile: thousands of small objects are made, and all of them stay."""
+    """Turn garbage collection off: loading makes thousands of small objects, all of which stay."""
     was_on = gc.isenabled()
     gc.disable()
     try:

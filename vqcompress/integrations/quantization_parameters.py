@@ -1,4 +1,4 @@
-"""Which tensors of a packed component are float16 companions, and how they pass a loader that casts."""
+"""Which tensors of a packed component are quantization parameters in float16, and how they pass a loader that casts."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ def packed_dtypes(specs: LayerSpecs, shared: Iterable[str]) -> dict[str, torch.d
 
 
 def packed_keys(component: nn.Module) -> set[str]:
-    """State-dict keys of everything that packed layers hold, codes, companions and biases, and of shared codebooks."""
+    """State-dict keys of all that packed layers hold (biases too), and of shared codebooks."""
     modules = dict(vq_layers(component))
     if (shared := getattr(component, SHARED_NAME, None)) is not None:
         modules[SHARED_NAME] = shared
     return {f"{name}.{key}" for name, module in modules.items() for key in module.state_dict()}
 
 
-def to_bits(state: dict[str, Tensor], companions: set[str]) -> dict[str, Tensor]:
-    """A state dict whose companions are int16 bits. Raises `CheckpointError` for one that is not float16."""
-    return {key: _bits(key, tensor) if key in companions else tensor for key, tensor in state.items()}
+def to_bits(state: dict[str, Tensor], float16_keys: set[str]) -> dict[str, Tensor]:
+    """``state`` with the tensors ``float16_keys`` as int16 bits.
+
+    Raises `CheckpointError` for one that is not float16.
+    """
+    return {key: _bits(key, tensor) if key in float16_keys else tensor for key, tensor in state.items()}
 
 
 def _bits(key: str, tensor: Tensor) -> Tensor:
@@ -46,28 +49,29 @@ def _bits(key: str, tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16)
 
 
-def from_bits(state: dict[str, Tensor], companions: set[str]) -> dict[str, Tensor]:
+def from_bits(state: dict[str, Tensor], float16_keys: set[str]) -> dict[str, Tensor]:
     """The inverse of `to_bits`; what is not int16 stays."""
     return {
-        key: tensor.view(torch.float16) if key in companions and tensor.dtype == torch.int16 else tensor
+        key: tensor.view(torch.float16) if key in float16_keys and tensor.dtype == torch.int16 else tensor
         for key, tensor in state.items()
     }
 
 
 def finalize(component: nn.Module) -> None:
-    """After loading: every packed tensor in memory is frozen and of its stored dtype. What an offloader holds stays as it is.
+    """After loading, freeze every packed tensor in memory, in its stored dtype; what an offloader holds stays as it is.
 
-    Loaders that keep some modules in float32, such as T5's ``wo``, cast codes with them; that loses nothing, and is undone.
+    Loaders that keep some modules in float32, such as T5's ``wo``, cast codes with them; that loses nothing, and is
+    undone.
     """
     for layer in vq_layers(component).values():
         shapes = layer.spec.tensor_shapes(*matrix_shape(layer.dense_shape))
-        _settle(layer, {name: dtype for name, (_, dtype) in shapes.items()})
+        _finalize_module(layer, {name: dtype for name, (_, dtype) in shapes.items()})
     for module in component.children():
         if isinstance(module, SharedCodebooks):
-            _settle(module, {name: torch.float16 for name, _ in module.named_parameters()})
+            _finalize_module(module, {name: torch.float16 for name, _ in module.named_parameters()})
 
 
-def _settle(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+def _finalize_module(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
     for name, dtype in dtypes.items():
         parameter = module.get_parameter(name)
         if parameter.device.type != "meta" and (parameter.dtype != dtype or parameter.requires_grad):
@@ -75,9 +79,9 @@ def _settle(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
 
 
 def restored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A packed tensor as the format stores it, from what a loader made of it: bits, see `to_bits`, or a cast that lost nothing."""
-    carried = tensor.dtype == torch.int16 and dtype == torch.float16
-    return tensor.view(dtype) if carried else tensor.to(dtype)
+    """A packed tensor as the format stores it, from what a loader made of it: int16 bits, or a lossless cast."""
+    is_bits = tensor.dtype == torch.int16 and dtype == torch.float16
+    return tensor.view(dtype) if is_bits else tensor.to(dtype)
 
 
 def refuse_missing(missing: set[str], where: str) -> None:
@@ -85,6 +89,7 @@ def refuse_missing(missing: set[str], where: str) -> None:
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise CheckpointError(
-            f"{where}: {len(missing)} tensors of packed layers are missing from the weight files ({some}, …); the model would "
+            f"{where}: {len(missing)} tensors of packed layers are missing from the weight files ({some}, …); the "
+            "model would "
             "run on random weights. Copy or download the folder again; `vqcompress verify` says which file differs"
         )

@@ -75,7 +75,8 @@ def table(module: ModuleType, name: str) -> dict[str, Any]:
     registry = getattr(module, name, None)
     if not isinstance(registry, dict):
         raise UnsupportedError(
-            f"{module.__name__}.{name} is no table any more, so vqcompress cannot register with {module.__name__.split('.')[0]}; "
+            f"{module.__name__}.{name} is no table any more, so vqcompress cannot register with "
+            f"{module.__name__.split('.')[0]}; "
             "install a version in the range that pyproject.toml declares"
         )
     return registry

@@ -26,7 +26,8 @@ def attach(module: ModuleType) -> None:
     method = vars(mixin).get("from_single_file") if mixin is not None else None
     if not isinstance(method, classmethod):
         raise UnsupportedError(
-            f"{module.__name__}.{MIXINS[module.__name__]}.from_single_file is gone, so vqcompress cannot open single files "
+            f"{module.__name__}.{MIXINS[module.__name__]}.from_single_file is gone, so vqcompress cannot open single "
+            "files "
             "through diffusers; install a version in the range that pyproject.toml declares"
         )
     if not getattr(method.__func__, "reads_bundles", False):

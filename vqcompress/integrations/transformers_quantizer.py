@@ -35,21 +35,21 @@ class VQTransformersQuantizer(HfQuantizer):
         empty_layers(model, fit_names(model, self.quantization_config.description))
         refuse_missing(_absent(packed_keys(model), kwargs.get("checkpoint_files")), type(model).__name__)
         for layer in vq_layers(model).values():
-            # transformers draws random numbers for what it has not read, codes on the way to an offload folder included.
+            # transformers initialises what it has not read, also codes on their way to an offload folder.
             for tensor in (layer, *layer.parameters()):
                 tensor._is_hf_initialized = True
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.pre_quantized:
-            self._check_and_settle(model)
+            self._check_and_finalize(model)
         else:
             quantize_data_free(model, self.quantization_config)
         # Casting works on our layers, and transformers refuses it for what it calls quantized.
         model.is_quantized = False
         return model
 
-    def _check_and_settle(self, model: nn.Module) -> None:
+    def _check_and_finalize(self, model: nn.Module) -> None:
         state = model.state_dict(keep_vars=True)
         # transformers marks what it read; on the meta device lies what an offloader reads later.
         packed = (key for key in packed_keys(model) if state[key].device.type != "meta")
@@ -89,7 +89,8 @@ def _absent(expected: set[str], files: Sequence[str] | None) -> set[str]:
 def fit_names(model: nn.Module, description: Mapping[str, Any]) -> dict[str, Any]:
     """``description`` with layer names as this version of transformers has them.
 
-    CLIP's text model lost its ``text_model.`` level in transformers 5; weights are renamed on loading, and so must names be.
+    CLIP's text model lost its ``text_model.`` level in transformers 5; weights are renamed on loading, and so must
+    names be.
     """
     names = dict(model.named_modules())
     layers = {_fit(name, names): entry for name, entry in description["layers"].items()}

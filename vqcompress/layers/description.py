@@ -22,11 +22,12 @@ FORMAT_VERSION = 1
 
 
 def describe(
-    component: nn.Module, dense: Mapping[str, str] | None = None, kept: Mapping[str, str] | None = None
+    component: nn.Module, dense: Mapping[str, str] | None = None, ignored: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """The ``quantization_config`` of a component with packed layers (see ``docs/FORMAT.md``).
 
-    ``dense`` and ``kept`` map layers that are not packed to the reason; they are listed for the reader.
+    ``dense`` and ``ignored`` map layers that are not packed to the reason; they are listed for the reader, the latter
+    under ``kept``.
     """
     layers = {name: module for name, module in component.named_modules() if isinstance(module, PackedLayer)}
     shared = getattr(component, SHARED_NAME, None)
@@ -38,7 +39,7 @@ def describe(
         },
         "shared": {} if shared is None else {name: list(book.shape) for name, book in shared.named_parameters()},
         **({"dense": dict(dense)} if dense else {}),
-        **({"kept": dict(kept)} if kept else {}),
+        **({"kept": dict(ignored)} if ignored else {}),
     }
 
 
@@ -111,32 +112,32 @@ def _check_codebook(layer: str, spec: FormatSpec, shared: Mapping[str, Any]) -> 
 def empty_layers(
     component: nn.Module,
     description: Mapping[str, Any],
-    companion_dtype: torch.dtype = torch.float16,
+    parameter_dtype: torch.dtype = torch.float16,
     specs: LayerSpecs | None = None,
     alike_are_one: bool = False,
 ) -> None:
     """Make packed layers without contents (on the meta device) of the dense ones that ``description`` names.
 
-    ``companion_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
+    ``parameter_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
     ``specs`` are the description's `layer_specs`, from a caller who has them. With ``alike_are_one``, empty parameters of the same
     shape are one object: for a loader that replaces each and looks at none.
     """
     check_description(description, type(component).__name__)
     specs = layer_specs(description) if specs is None else specs
     if description["shared"]:
-        books = {name: _empty(tuple(shape), companion_dtype) for name, shape in description["shared"].items()}
+        books = {name: _empty(tuple(shape), parameter_dtype) for name, shape in description["shared"].items()}
         component.add_module(SHARED_NAME, SharedCodebooks(books))
     for name, (spec, shape) in specs.items():
-        pack_in_place(component, name, spec, shape, _empty_tensors(spec, shape, companion_dtype, alike_are_one))
+        pack_in_place(component, name, spec, shape, _empty_tensors(spec, shape, parameter_dtype, alike_are_one))
     refuse_fusing(component)
 
 
 def _empty_tensors(
-    spec: FormatSpec, shape: tuple[int, ...], companion_dtype: torch.dtype, alike_are_one: bool
+    spec: FormatSpec, shape: tuple[int, ...], parameter_dtype: torch.dtype, alike_are_one: bool
 ) -> dict[str, Tensor]:
     shapes, empty = spec.tensor_shapes(*matrix_shape(shape)), _empty_parameter if alike_are_one else _empty
     return {
-        name: empty(size, companion_dtype if dtype == torch.float16 else dtype)
+        name: empty(size, parameter_dtype if dtype == torch.float16 else dtype)
         for name, (size, dtype) in shapes.items()
     }
 

@@ -21,12 +21,12 @@ def swap(
     quantized: Mapping[str, QuantizedWeight],
     *,
     dense: Mapping[str, str] | None = None,
-    kept: Mapping[str, str] | None = None,
+    ignored: Mapping[str, str] | None = None,
 ) -> None:
     """Replace each named layer of ``component`` by a packed one, in place; tensors go to the layer's device.
 
-    ``dense`` and ``kept`` go into the description: layers that stay as they are, and why. The bytes of ``dense`` ones are
-    part of what the bits of a weight are counted from, ``kept`` ones were never asked to shrink.
+    ``dense`` and ``ignored`` go into the description: layers that stay as they are, and why. The bytes of ``dense`` ones are
+    part of what the bits of a weight are counted from, ``ignored`` ones were never asked to shrink.
     The component's config then says how it is packed, so ``save_pretrained`` writes a folder that loads again.
     Raises `ArchitectureError` for a name or shape that is not there; the component is then left as it was.
     """
@@ -38,7 +38,7 @@ def swap(
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
         # One by one, so that dense weights go as packed ones arrive on the device.
         put_layers(component, dict([packed_layer(component, name, weight.spec, weight.shape, tensors)]))
-    write_description(component, describe(component, dense, kept))
+    write_description(component, describe(component, dense, ignored))
     refuse_fusing(component)
 
 

@@ -56,8 +56,8 @@ def default_scheduler(transformer: Any) -> Any:
 class ClassConditionalPipeline(DiffusionPipeline):
     """Images from class labels: a ``transformer`` of `vqcompress.models`, a ``scheduler``, and a ``vae`` for latents.
 
-    ``id2label`` maps class ids to names, comma-separated synonyms allowed. ``guidance`` is the scale that suits the weights,
-    where it is not the papers'.
+    ``id2label`` maps class ids to names, comma-separated synonyms allowed. ``guidance`` is the scale that suits the
+    weights, where it is not the papers'.
     """
 
     model_cpu_offload_seq: Any = "transformer->vae"
@@ -100,7 +100,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def default_guidance(self) -> float:
-        """The pipeline's own, else the scale of the papers' samples; 1, which is none, for a network that cannot be guided."""
+        """The pipeline's own scale, else that of the papers' samples; 1 for a network without a null label."""
         if self.config["guidance"] is not None:
             return self.config["guidance"]
         config = self.transformer.config

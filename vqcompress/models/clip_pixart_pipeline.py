@@ -1,8 +1,8 @@
 """PixArt's network on CLIP text, as SDXL reads it: both encoders' hidden states, and the pooled text as extra tokens.
 
-PixArt (arXiv 2310.00426) has no input for pooled text. Here it joins the caption as a few tokens more, each of which has
-columns of `caption_projection` for itself, so that each can say something else of the whole caption, such as what one of
-its objects looks like; cross-attention then chooses between them.
+PixArt (arXiv 2310.00426) has no input for pooled text. Here it joins the caption as a few tokens more, each of which
+has columns of `caption_projection` for itself, so that each can say something else of the whole caption, such as what
+one of its objects looks like; cross-attention then chooses between them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read_captions(text_encoder: Any, text_encoder_2: Any, tokens: Tensor, channe
 
 
 class ClipPixArtPipeline(TextPipeline):
-    """Around PixArtTransformer2DModel; one tokenizer for both encoders, any diffusers scheduler without extra arguments."""
+    """Around PixArtTransformer2DModel; one tokenizer for both encoders, any scheduler that needs no extra arguments."""
 
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->transformer->vae"
     padding = "max_length"  # as CLIP pads
@@ -90,7 +90,7 @@ class ClipPixArtPipeline(TextPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> TextPipelineOutput | tuple[Any]:
-        """``guidance_scale`` ≤ 1: no guidance. ``height`` and ``width`` in pixels. ``generator``: one, or one an image."""
+        """``guidance_scale`` ≤ 1: no guidance. ``height``, ``width`` in pixels. ``generator``: one, or one an image."""
         free = guidance_scale > 1
         text, _ = self.encode_prompt(prompt, self._execution_device, 1, free, negative_prompt)
         size = self.latent_size(height, width)

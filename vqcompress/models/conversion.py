@@ -1,4 +1,4 @@
-"""The one explicit step from an official checkpoint to an ordinary diffusers folder; nothing else here reads ``.pt``."""
+"""Convert an official checkpoint to an ordinary diffusers folder; the only place that reads ``.pt`` files."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def convert_official(
 ) -> Path:
     """Write the model ``name`` (a preset or a family) with an official checkpoint's weights as a diffusers folder.
 
-    ``checkpoint``: a file, or the folder of a sharded checkpoint (see `shards`) or of a LinFusion adapter. ``arguments``: see
-    `configuration`. ``vae``: a diffusers AutoencoderKL for its latents; without one, a class-conditional model gives
-    latents only. ``text``: what a text-conditional model reads prompts with. ``base``: the pipeline that a LinFusion adapter
-    is mounted on. Weights keep the checkpoint's dtype. Returns the folder, which `vqcompress quantize` and
-    ``DiffusionPipeline.from_pretrained`` open. Raises ArchitectureError for an unknown name, for parts that are missing, and
-    for weights that do not fit.
+    ``checkpoint``: a file, or the folder of a sharded checkpoint (see `shards`) or of a LinFusion adapter.
+    ``arguments``: see `configuration`. ``vae``: a diffusers AutoencoderKL for its latents; without one, a
+    class-conditional model gives latents only. ``text``: what a text-conditional model reads prompts with. ``base``:
+    the pipeline that a LinFusion adapter is mounted on. Weights keep the checkpoint's dtype. Returns the folder, which
+    `vqcompress quantize` and ``DiffusionPipeline.from_pretrained`` open. Raises ArchitectureError for an unknown name,
+    for parts that are missing, and for weights that do not fit.
     """
     from vqcompress.models.pipeline_parts import pipeline_around
 

@@ -58,9 +58,10 @@ class WindowTimeAttention(nn.Module):
 
 
 class TransposedConvolution(nn.Module):
-    """A transposed convolution of kernel 4, stride 2 and padding 1: each pixel times a matrix, overlapping patches added.
+    """Transposed convolution of kernel 4, stride 2, padding 1: each pixel times a matrix, overlapping patches added.
 
-    The matrix is a Linear [out·16, in], which can be packed like any other; ``nn.ConvTranspose2d`` keeps it input-first.
+    The matrix is a Linear [out·16, in], which can be packed like any other; ``nn.ConvTranspose2d`` keeps it
+    input-first.
     """
 
     def __init__(self, width: int, out: int):

@@ -1,8 +1,8 @@
 """Flag-DiT (Gao et al. 2024, arXiv 2405.05945): Lumina-T2I with text, Flag-DiT with labels; and Large-DiT.
 
-A picture is one row of tokens with one-dimensional rotary positions. With text, a learned ``eol_token`` closes each
-of its lines and a ``pad_token`` fills shorter rows, so sizes can be mixed; the label networks have neither. Time runs in [0, 1] for Flag-DiT and in [0, 1000) for Large-DiT, which
-is the same network trained as a DDPM.
+A picture is one row of tokens with one-dimensional rotary positions. With text, a learned ``eol_token`` closes each of
+its lines and a ``pad_token`` fills shorter rows, so sizes can be mixed; the label networks have neither. Time runs in
+[0, 1] for Flag-DiT and in [0, 1000) for Large-DiT, which is the same network trained as a DDPM.
 """
 
 from __future__ import annotations

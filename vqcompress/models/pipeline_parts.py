@@ -63,14 +63,15 @@ def pipeline_around(
 ) -> DiffusionPipeline:
     """The pipeline whose denoiser is ``network`` (see `models.from_official`), with the sampler it was trained for.
 
-    Class-conditional networks need nothing more (without a VAE they give latents); those that read text need ``text`` and
-    ``vae``, else ArchitectureError.
+    Class-conditional networks need nothing more (without a VAE they give latents); those that read text need ``text``
+    and ``vae``, else ArchitectureError.
     """
     if "num_classes" in getattr(network, "config", {}):
         return ClassConditionalPipeline.with_defaults(network, vae, dict(id2label) if id2label else None)
     if text is None or vae is None:
         raise ArchitectureError(
-            f"{type(network).__name__} is conditioned on text: a checkpoint of its denoiser alone makes no pipeline. Give its "
+            f"{type(network).__name__} is conditioned on text: a checkpoint of its denoiser alone makes no pipeline. "
+            "Give its "
             "text encoder and VAE too (--text-encoder and --vae, folders of their own or of a pipeline that has them)"
         )
     return _text_pipeline(network, text, vae)
@@ -91,7 +92,8 @@ def _pixart(network: PixArt, text: TextParts, vae: Any) -> DiffusionPipeline:
 
     if network.mlp_ratio != 4:
         raise ArchitectureError(
-            f"diffusers saves PixArt with MLPs four times as wide as the tokens; mlp_ratio={network.mlp_ratio} has no pipeline"
+            f"diffusers saves PixArt with MLPs four times as wide as the tokens; mlp_ratio={network.mlp_ratio} has no "
+            "pipeline"
         )
     scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     return PixArtAlphaPipeline(text.tokenizer, text.encoder, vae, network.transformer, scheduler)

@@ -1,4 +1,6 @@
-"""Every published configuration by name, with official constructor arguments; built on the meta device, it costs nothing.
+"""Every published configuration by name, with official constructor arguments.
+
+Built on the meta device, a network takes no memory.
 
 Sizes: DiT table 1 (arXiv 2212.09748; SiT has the same), MDT (2303.14389), DiffiT's released factory (2312.02139),
 Stable Diffusion 1.5 and 2.1 (2112.10752) and SDXL (2307.01952) as their folders on the Hub have it,

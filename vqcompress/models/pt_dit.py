@@ -88,11 +88,11 @@ def _refuse_unknown(**given: object) -> None:
 class PTDiT(Network):
     """The denoiser; argument and parameter names of the official ``PTDiTDiffuser``.
 
-    ``compress_ratios``: tokens of a window along frames, rows, columns; ``proxy_compress_ratios``: how many tokens
-    one proxy stands for; where that is less than a window, a window has several proxies. ``sample_size`` and ``frame`` are the latent's trained size; other
-    multiples of ``patch_size·compress_ratios`` work too. ``dropout``, ``norm_num_groups``, ``num_embeds_ada_norm``
-    and ``upcast_attention`` are part of the official signature and have no effect on this network's output.
-    Raises ArchitectureError for arguments that no published model uses.
+    ``compress_ratios``: tokens of a window along frames, rows, columns; ``proxy_compress_ratios``: how many tokens one
+    proxy stands for; where that is less than a window, a window has several proxies. ``sample_size`` and ``frame`` are
+    the latent's trained size; other multiples of ``patch_size·compress_ratios`` work too. ``dropout``,
+    ``norm_num_groups``, ``num_embeds_ada_norm`` and ``upcast_attention`` are part of the official signature and have no
+    effect on this network's output. Raises ArchitectureError for arguments that no published model uses.
     """
 
     @register_to_config
@@ -175,9 +175,10 @@ class PTDiT(Network):
     ) -> Tensor:
         """Velocity (and, if trained, variance) of the flow.
 
-        ``hidden_states`` ``[batch, in_channels, frames or views, height, width]``; ``timestep`` ``[batch]`` or a scalar, in
-        [0, 1000], the same for the whole batch; ``encoder_hidden_states`` ``[batch, length, caption_channels]``;
-        ``encoder_attention_mask`` ``[batch, length]``, 1 where text. Returns ``[batch, out_channels, …]``.
+        ``hidden_states`` ``[batch, in_channels, frames or views, height, width]``; ``timestep`` ``[batch]`` or a
+        scalar, in [0, 1000], the same for the whole batch; ``encoder_hidden_states`` ``[batch, length,
+        caption_channels]``; ``encoder_attention_mask`` ``[batch, length]``, 1 where text. Returns ``[batch,
+        out_channels, …]``.
         """
         batch, dtype = len(hidden_states), hidden_states.dtype
         tokens = self.pos_embed(hidden_states)

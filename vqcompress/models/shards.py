@@ -39,8 +39,8 @@ def shard_files(folder: str | Path) -> list[Path]:
 def join_shards(shards: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """One state dict from those of all ranks, in order.
 
-    ``shapes``: of the whole network's tensors by name. Names that it lacks are taken from the first shard, for the strict
-    loading that follows to report. Raises ArchitectureError where pieces do not make up the whole.
+    ``shapes``: of the whole network's tensors by name. Names that it lacks are taken from the first shard, for the
+    strict loading that follows to report. Raises ArchitectureError where pieces do not make up the whole.
     """
     names = dict.fromkeys(name for shard in shards for name in shard)
     if incomplete := [name for name in names if any(name not in shard for shard in shards)]:

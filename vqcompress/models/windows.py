@@ -35,7 +35,8 @@ class Windows:
     def __post_init__(self) -> None:
         if any(length % window for length, window in zip(self.size, self.window, strict=True)):
             raise ArchitectureError(
-                f"A grid of {'×'.join(map(str, self.size))} tokens (frames, rows, columns) cannot be cut into windows of "
+                f"A grid of {'×'.join(map(str, self.size))} tokens (frames, rows, columns) cannot be cut into windows "
+                "of "
                 f"{'×'.join(map(str, self.window))}; choose frames, height and width that are multiples of it (times "
                 "the patch size)."
             )

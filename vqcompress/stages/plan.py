@@ -23,7 +23,7 @@ def recording_signature(
     return {
         "version": version("vqcompress"),
         "calibration": recipe.calibration.model_dump(mode="json", exclude={"order"}),  # of encoding
-        "keep": recipe.keep,
+        "keep": recipe.ignore,  # the key of folders written before the setting was called so
         "seed": recipe.seed,
         "prompts": prompts.sha256,
         "base": {name: _fingerprint(getattr(pipeline, name)) for name in architecture.components},
@@ -44,16 +44,19 @@ def plan_components(
     recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architecture
 ) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
     """Component -> layers to quantize, in execution order; and component -> layer that stays dense -> reason."""
-    keep = None if recipe.keep is None else list(recipe.keep.items())
-    layers, kept = {}, {}
+    ignore = None if recipe.ignore is None else list(recipe.ignore.items())
+    layers, ignored = {}, {}
     for component in recipe.components or (architecture.denoiser,):
         if vq_layers(getattr(pipeline, component, None) or nn.Module()):
             raise ArchitectureError(
-                f"{component} of {recipe.model} is already compressed; start from the original model, or dequantize it first"
+                f"{component} of {recipe.model} is already compressed; start from the original model, or dequantize "
+                "it first"
             )
-        plans = architecture.layers(pipeline, component, keep=keep)
-        layers[component] = [plan.name for plan in plans if plan.kept is None]
+        plans = architecture.layers(pipeline, component, ignore=ignore)
+        layers[component] = [plan.name for plan in plans if plan.reason is None]
         if not layers[component]:
-            raise ArchitectureError(f"{component} has no layer to quantize under this recipe; see its 'keep' patterns")
-        kept[component] = {plan.name: plan.kept for plan in plans if plan.kept is not None}
-    return layers, kept
+            raise ArchitectureError(
+                f"{component} has no layer to quantize under this recipe; see its 'ignore' patterns"
+            )
+        ignored[component] = {plan.name: plan.reason for plan in plans if plan.reason is not None}
+    return layers, ignored

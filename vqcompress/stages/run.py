@@ -25,8 +25,8 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages of one run share. ``kept`` maps a component to its layers that stay dense, and why; ``moments`` names the
-    recorded moments that its layers are encoded for."""
+    """What the stages of one run share. ``ignored`` maps a component to its layers that stay dense, and why;
+    ``moments`` names the recorded moments that its layers are encoded for."""
 
     recipe: Recipe
     pipeline: DiffusionPipeline
@@ -35,7 +35,7 @@ class Run:
     recordings: RunStore
     prompts: PromptSet
     progress: Progress
-    kept: dict[str, dict[str, str]]
+    ignored: dict[str, dict[str, str]]
     workers: Workers
     distillation: DistillationData | None = None
     moments: str = "moments"

@@ -1,4 +1,4 @@
-"""What the tests around show for a UNet, for a DiT and a text encoder too: how each is made, run, trained and offloaded."""
+"""How a UNet, a DiT and a text encoder are made, run, trained and offloaded in the tests of this folder."""
 
 from __future__ import annotations
 

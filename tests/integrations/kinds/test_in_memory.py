@@ -38,7 +38,7 @@ def test_group_offload(kind, packed):
 
 
 def _untie(packed: nn.Module) -> None:
-    """diffusers writes a tensor that two modules tie once for each, the second time when it has no contents any more."""
+    """diffusers writes a tensor that two modules share once for each; the second time it has no contents any more."""
     if isinstance(packed, T5EncoderModel):
         packed.encoder.embed_tokens = copy.deepcopy(packed.shared)
 
