@@ -53,7 +53,7 @@ def rows(ratio: float, widths: list[float], size: Size | None = None) -> list[st
             cells = []
             for method in VECTOR_METHODS:
                 for gains in (False, "auto"):
-                    settings = replace(quantizer_of(method).settings(), gains=gains)
+                    settings = replace(quantizer_of(method).settings(), column_scales=gains)
                     found = quantize_weight(weight, moment, method=method, bits=bits, settings=settings)
                     cells.append(f"{relative_error(weight, found.decode(), moment):.3g}")
             scalar = quantize_weight(weight, moment, method="gptq", bits=round(bits))

@@ -1,9 +1,10 @@
-"""How fast the trellis quantizer encodes, per layer shape of Stable Diffusion XL's UNet, and what the whole model takes.
+"""How fast the trellis quantizer encodes, per layer shape of Stable Diffusion XL's UNet, and what the whole model
+takes.
 
-``python benchmarks/encode_speed.py`` times the parts of one layer on one CPU thread and adds them up for all 792 layers: coding
-(a sample of columns of every shape, exact in what is left out: columns are coded one by one), the matrix products of
-feedback and polish, and the factorization of the second moment (measured up to ``--largest`` columns, then scaled with the
-cube). Recording the second moments is not part of it.
+``python benchmarks/encode_speed.py`` times the parts of one layer on one CPU thread and adds them up for all 792
+layers: coding (a sample of columns of every shape, exact in what is left out: columns are coded one by one), the matrix
+products of feedback and coordinate descent, and the factorization of the second moment (measured up to ``--largest``
+columns, then scaled with the cube). Recording the second moments is not part of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.error_feedback import prepare_feedback
 from vqcompress.search.viterbi import CpuViterbi
 
-SETTINGS = {"fast": (10, 0), "default": (12, 1), "best": (16, 2)}  # state bits, polish
+SETTINGS = {"fast": (10, 0), "default": (12, 1), "best": (16, 2)}  # state bits, passes of coordinate descent
 
 
 @click.command(help=__doc__)
@@ -43,45 +44,47 @@ def main(only: str, rate: int, columns: int, largest: int, cores: int, json_path
     factoring = {width: factoring_seconds(width, largest) for width in {columns_ for _, columns_ in shapes}}
     report = {}
     for name in only.split(","):
-        state_bits, polish = SETTINGS[name]
-        speed = {rows: coding_speed(rows, state_bits, rate, columns) for rows in sorted({rows for rows, _ in shapes})}
+        state_bits, passes = SETTINGS[name]
+        lengths = sorted({outputs for outputs, _ in shapes})
+        speed = {outputs: coding_speed(outputs, state_bits, rate, columns) for outputs in lengths}
         report[name] = [
-            layer_seconds(shape, speed, flops, factoring, polish) | {"count": n} for shape, n in shapes.items()
+            layer_seconds(shape, speed, flops, factoring, passes) | {"count": n} for shape, n in shapes.items()
         ]
-        click.echo(f"\n### {name}: {state_bits}-bit states, {polish} polish passes, {rate} bits\n")
+        click.echo(f"\n### {name}: {state_bits}-bit states, {passes} passes of coordinate descent, {rate} bits\n")
         click.echo(markdown(report[name], cores))
     if json_path:
         Path(json_path).write_text(json.dumps(report, indent=1))
 
 
 def sdxl_shapes() -> Counter[tuple[int, int]]:
-    """``(rows, columns) -> layers`` of the UNet, all Linear and Conv2d but conv_in and conv_out; no weights are made."""
+    """``(outputs, columns) -> layers`` of the UNet, all Linear and Conv2d but conv_in and conv_out; no weights are
+    made."""
     unet = PRESETS["sdxl"].build("meta")
     layers = [layer for name, layer in unet.named_modules() if is_quantizable(layer) and not name.startswith("conv_")]
     return Counter(matrix_shape(layer.weight.shape) for layer in layers)
 
 
-def coding_speed(rows: int, state_bits: int, rate: int, columns: int) -> float:
-    """Weights a second of the search itself, for columns of ``rows`` weights."""
+def coding_speed(outputs: int, state_bits: int, rate: int, columns: int) -> float:
+    """Weights a second of the search itself, for columns of ``outputs`` weights."""
     generator = torch.Generator().manual_seed(0)
-    search = CpuViterbi(rows, state_bits, {rate: value_table(state_bits, rate, 0.0)})
-    targets, scale = torch.randn(columns, rows, generator=generator), torch.ones(rows)
+    search = CpuViterbi(outputs, state_bits, {rate: value_table(state_bits, rate, 0.0)})
+    targets, scale = torch.randn(columns, outputs, generator=generator), torch.ones(outputs)
     search(targets[0], scale, rate)
-    return columns * rows / seconds(lambda: [search(target, scale, rate) for target in targets])
+    return columns * outputs / seconds(lambda: [search(target, scale, rate) for target in targets])
 
 
 def layer_seconds(
-    shape: tuple[int, int], speed: dict[int, float], flops: float, factoring: dict[int, float], polish: int
+    shape: tuple[int, int], speed: dict[int, float], flops: float, factoring: dict[int, float], passes: int
 ) -> dict[str, float]:
     """CPU seconds of one layer, part by part."""
-    rows, columns = shape
-    coding = (1 + polish) * rows * columns / speed[rows]
-    # A sweep multiplies half of a square with the errors; a polish pass and each fit of the scales a whole one.
-    products = (1 + 4 * polish + 2) * rows * columns**2 / flops
+    outputs, columns = shape
+    coding = (1 + passes) * outputs * columns / speed[outputs]
+    # A sweep multiplies half of a square with the errors; a pass of descent and each fit of scales a whole one.
+    products = (1 + 4 * passes + 2) * outputs * columns**2 / flops
     return {
-        "rows": rows,
+        "rows": outputs,
         "columns": columns,
-        "weights per second": rows * columns / (coding + products + factoring[columns]),
+        "weights per second": outputs * columns / (coding + products + factoring[columns]),
         "coding": coding,
         "products": products,
         "factoring": factoring[columns],
@@ -116,12 +119,13 @@ def markdown(layers: list[dict[str, float]], cores: int) -> str:
     for layer in sorted(layers, key=lambda x: -x["rows"] * x["columns"]):
         parts = " | ".join(f"{layer[part]:.2f}" for part in ("coding", "products", "factoring"))
         speed = f"{layer['weights per second'] / 1e6:.2f} M"
-        lines.append(f"| {layer['rows']:.0f} x {layer['columns']:.0f} | {layer['count']} | {speed} | {parts} |")
+        lines.append(f"| {layer['outputs']:.0f} x {layer['columns']:.0f} | {layer['count']} | {speed} | {parts} |")
     total = sum(layer["count"] * (layer["coding"] + layer["products"] + layer["factoring"]) for layer in layers)
     weights = sum(layer["count"] * layer["rows"] * layer["columns"] for layer in layers)
     count = sum(layer["count"] for layer in layers)
     lines.append(
-        f"\n{count} layers, {weights / 1e9:.2f} G weights: {total / 3600:.2f} CPU hours, {total / 3600 / cores:.2f} h on {cores} cores"
+        f"\n{count} layers, {weights / 1e9:.2f} G weights: {total / 3600:.2f} CPU hours, "
+        f"{total / 3600 / cores:.2f} h on {cores} cores"
     )
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
 """Output error of every quantizer on single layers: ``tr(E H Eᵀ) / tr(W H Wᵀ)`` against everything that is stored.
 
-``python benchmarks/layer_error.py --layers FILE`` reads layers ``NAME.W [out, in]`` and inputs ``NAME.X [n, in]`` from a
-safetensors file; without it, three such layers are made from a seed: a, Gaussian weights and independent inputs; b, the same
-weights with correlated inputs (singular values 1/i); c, heavy-tailed weights (Student, 4 degrees of freedom) with
-correlated inputs. Each method runs on one thread. "held-out" learns from the even rows of X and is scored on the odd ones.
-A Markdown table goes to standard output, and the numbers to ``--json``.
+``python benchmarks/layer_error.py --layers FILE`` reads layers ``NAME.W [out, in]`` and inputs ``NAME.X [samples, in]``
+from a safetensors file; without it, three such layers are made from a seed: a, Gaussian weights and independent inputs;
+b, the same weights with correlated inputs (singular values 1/i); c, heavy-tailed weights (Student, 4 degrees of
+freedom) with correlated inputs. Each method runs on one thread. "held-out" learns from the even samples of X and is
+scored on the odd ones. A Markdown table goes to standard output, and the numbers to ``--json``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vqcompress.quantizers.layer_error import relative_error
 
 BLIND = ("rtn", "faiss")  # these never look at inputs: what they learn is the same
 Quantize = Callable[[Tensor, Tensor | None], tuple[Tensor, float]]
-"""``(weight [rows, columns], second moment) -> (decoded weight, bits a weight)``."""
+"""``(weight [out, columns], second moment) -> (decoded weight, bits a weight)``."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """``weight [rows, columns]`` and inputs ``[n, columns]``."""
+    """``weight [out, columns]`` and inputs ``[samples, columns]``."""
 
     name: str
     weight: Tensor
@@ -39,7 +39,7 @@ class Layer:
 
     @property
     def can_hold_out(self) -> bool:
-        """Whether half of the rows still determine a second moment."""
+        """Whether half of the samples still determine a second moment."""
         return len(self.inputs) >= 4 * self.inputs.shape[1]
 
 
@@ -85,9 +85,13 @@ def methods(budgets: list[float], seed: int) -> dict[str, Quantize]:
     for bits in budgets:
         if bits == int(bits):  # only the trellis has rates in between
             table |= whole_bits(int(bits), seed)
-        table[f"trellis {bits:g}, fast"] = ours("trellis", bits, seed, TrellisSettings(state_bits=10, polish=0))
+        table[f"trellis {bits:g}, fast"] = ours(
+            "trellis", bits, seed, TrellisSettings(state_bits=10, coordinate_descent=0)
+        )
         table[f"trellis {bits:g}, default"] = ours("trellis", bits, seed)
-        table[f"trellis {bits:g}, best"] = ours("trellis", bits, seed, TrellisSettings(state_bits=16, polish=2))
+        table[f"trellis {bits:g}, best"] = ours(
+            "trellis", bits, seed, TrellisSettings(state_bits=16, coordinate_descent=2)
+        )
     return table
 
 
@@ -102,10 +106,11 @@ def state_sizes(budgets: list[float], seed: int) -> dict[str, Quantize]:
 
 
 def answers_to_tails(budgets: list[float], seed: int) -> dict[str, Quantize]:
-    """The trellis with a Gaussian table, with a heavier one and row scales where a trial says so, and rotated."""
+    """The trellis with a Gaussian table, with a heavier one and row scales where model selection says so, and
+    rotated."""
     answers = {
         "Gaussian table": TrellisSettings(tail=0.0, rotation=False),
-        "table by trial": TrellisSettings(rotation=False),
+        "selected table": TrellisSettings(rotation=False),
         "rotation": TrellisSettings(rotation=True),
         "default": TrellisSettings(),
     }
@@ -137,7 +142,8 @@ def ours(method: str, bits: float, seed: int, settings: object | None = None) ->
 
 
 def faiss_residual(codebooks: int, dimension: int = 8) -> Quantize:
-    """faiss' ResidualQuantizer: vectors along the inputs, rows of unit RMS, beam 16, refined codebooks, no second moment."""
+    """faiss' ResidualQuantizer: vectors along the inputs, outputs of unit RMS, beam 16, refined codebooks, no second
+    moment."""
 
     def run(weight: Tensor, moment: Tensor | None) -> tuple[Tensor, float]:
         import faiss
@@ -150,8 +156,8 @@ def faiss_residual(codebooks: int, dimension: int = 8) -> Quantize:
         quantizer.train_type = faiss.ResidualQuantizer.Train_refine_codebook
         quantizer.train(vectors)
         codes = quantizer.compute_codes(vectors)
-        books = faiss.vector_to_array(quantizer.codebooks)
-        rounded = torch.from_numpy(books).half()
+        learned = faiss.vector_to_array(quantizer.codebooks)
+        rounded = torch.from_numpy(learned).half()
         faiss.copy_array_to_vector(rounded.float().numpy(), quantizer.codebooks)
         decoded = torch.from_numpy(quantizer.decode(codes)).reshape(weight.shape) * scale
         stored_bits = 8 * codes.size + 16 * rounded.numel() + 16 * len(scale)
@@ -209,11 +215,11 @@ def make_layers(seed: int) -> list[Layer]:
     ]
 
 
-def correlated_inputs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Inputs ``[rows, columns]`` with singular values 1, 1/2, 1/3, …"""
-    left, _ = torch.linalg.qr(torch.randn(rows, columns, generator=generator))
+def correlated_inputs(samples: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Inputs ``[samples, columns]`` with singular values 1, 1/2, 1/3, …"""
+    left, _ = torch.linalg.qr(torch.randn(samples, columns, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(columns, columns, generator=generator))
-    return rows**0.5 * left / torch.arange(1, columns + 1) @ right
+    return samples**0.5 * left / torch.arange(1, columns + 1) @ right
 
 
 def markdown(results: list[Result], layers: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""Other libraries' compressed layers, each used only where it is installed: shape, dtype, device -> a layer, or None."""
+"""Other libraries' compressed layers, each used only where it is installed: shape, dtype, device -> a layer, or
+None."""
 
 from __future__ import annotations
 

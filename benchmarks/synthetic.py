@@ -17,8 +17,8 @@ SHARED_BOOK = "synthetic"
 def packed_weight(
     name: str, shape: tuple[int, ...], bits: int = 3, device: str | torch.device = "cpu", seed: int = 0
 ) -> QuantizedWeight:
-    """A weight of about ``bits`` bits: ``trellis`` (12-bit states, rates ``bits - 1`` and ``bits``), ``additive`` (``bits`` shared
-    codebooks of 256 vectors of 8) or ``scalar`` (groups of 64)."""
+    """A weight of about ``bits`` bits: ``trellis`` (12-bit states, rates ``bits - 1`` and ``bits``), ``additive``
+    (``bits`` shared codebooks of 256 vectors of 8) or ``scalar`` (groups of 64)."""
     generator = torch.Generator(device).manual_seed(seed)
     rows, columns = matrix_shape(shape)
     if name == "trellis":

@@ -1,8 +1,8 @@
 """Search the multipliers and gains of the trellis value table (`vqcompress.formats.trellis_table.GAUSSIAN_CODES`).
 
-``python benchmarks/trellis_tables.py`` prints the table, one line per code: multiplier, gain, and the mean squared error
-of tail-biting columns of 1024 unit Gaussian weights. Candidates are odd multiples of ``2**(L-k)`` shifted a little, and the
-multipliers in use; each stage keeps fewer of them and looks at them longer.
+``python benchmarks/trellis_tables.py`` prints the table, one line per code: multiplier, gain, and the mean squared
+error of tail-biting columns of 1024 unit Gaussian weights. Candidates are odd multiples of ``2**(L-k)`` shifted a
+little, and the multipliers in use; each stage keeps fewer of them and looks at them longer.
 """
 
 from __future__ import annotations

@@ -109,7 +109,15 @@ def test_bits_are_a_budget_for_all_that_is_stored(finished: Path) -> None:
 
 
 def test_shared_codebooks_are_in_the_budget(tiny_sdxl: Path, tmp_path: Path) -> None:
-    settings = {"dimension": 8, "code_bits": 8, "codebooks": 6, "gains": False, "beam": 1, "rounds": 2, "polish": 0}
+    settings = {
+        "dimension": 8,
+        "code_bits": 8,
+        "codebooks": 6,
+        "column_scales": False,
+        "beam": 1,
+        "rounds": 2,
+        "coordinate_descent": 0,
+    }
     recipe = {**RECIPE, "method": "additive", "settings": settings}
     found = vqcompress.inspect(vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **recipe))
     layers = found["components"]["unet"]["layers"]

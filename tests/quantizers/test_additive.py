@@ -14,7 +14,7 @@ from vqcompress.quantizers.additive import AdditiveSettings, learn_shared_codebo
 from vqcompress.quantizers.gptq import GPTQSettings
 from vqcompress.quantizers.layer_error import relative_error
 
-QUICK = AdditiveSettings(code_bits=4, beam=8, rounds=4, polish=1)
+QUICK = AdditiveSettings(code_bits=4, beam=8, rounds=4, coordinate_descent=1)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -44,11 +44,11 @@ def test_below_a_scalar_code_on_independent_inputs() -> None:
     assert relative_error(weight, quantized.decode()) < 0.0309  # RTN with 3.3 bits
 
 
-def test_polish_and_more_bits_pay() -> None:
+def test_coordinate_descent_and_more_bits_pay() -> None:
     weight, moment = gaussian(64, 64), correlated(64, 400)
 
-    def error(bits: float, polish: int) -> float:
-        settings = AdditiveSettings(code_bits=4, beam=8, rounds=2, polish=polish)
+    def error(bits: float, passes: int) -> float:
+        settings = AdditiveSettings(code_bits=4, beam=8, rounds=2, coordinate_descent=passes)
         return relative_error(
             weight, quantize_weight(weight, moment, method="additive", bits=bits, settings=settings).decode(), moment
         )
@@ -61,7 +61,7 @@ def test_polish_and_more_bits_pay() -> None:
 @pytest.mark.parametrize("row_scales", [True, False])
 def test_the_budget_holds(bits: float, row_scales: bool) -> None:
     weight, moment = gaussian(72, 100), correlated(100, 400)
-    settings = AdditiveSettings(code_bits=4, beam=4, rounds=1, polish=0, row_scales=row_scales)
+    settings = AdditiveSettings(code_bits=4, beam=4, rounds=1, coordinate_descent=0, row_scales=row_scales)
     quantized = quantize_weight(weight, moment, method="additive", bits=bits, settings=settings)
     stored = quantized.nbytes - quantized.tensors["codebooks"].nbytes - (0 if row_scales else 2)
     assert 0.97 * bits * weight.numel() < 8 * stored + 80 <= bits * weight.numel() + 80
@@ -69,7 +69,7 @@ def test_the_budget_holds(bits: float, row_scales: bool) -> None:
 
 
 def test_own_codebooks_can_be_counted() -> None:
-    settings = AdditiveSettings(code_bits=4, beam=4, rounds=1, polish=0, count_codebooks=True)
+    settings = AdditiveSettings(code_bits=4, beam=4, rounds=1, coordinate_descent=0, count_codebooks=True)
     quantized = quantize_weight(gaussian(128, 128), method="additive", bits=3, settings=settings)
     assert quantized.bits_per_weight <= 3.001
     with pytest.raises(RecipeError, match="share codebooks"):
@@ -81,7 +81,7 @@ def test_own_codebooks_can_be_counted() -> None:
 )
 def test_sizes(dimension: int, code_bits: int, codebooks: int) -> None:
     weight = gaussian(64, 48)
-    settings = AdditiveSettings(dimension, code_bits, codebooks, beam=4, rounds=1, polish=1)
+    settings = AdditiveSettings(dimension, code_bits, codebooks, beam=4, rounds=1, coordinate_descent=1)
     quantized = quantize_weight(
         weight, correlated(48, 200), method="additive", bits=code_bits * codebooks / dimension, settings=settings
     )
@@ -192,15 +192,15 @@ def test_settings_are_checked(name: str, value: float) -> None:
         AdditiveSettings(**{name: value})  # type: ignore[arg-type]
 
 
-def test_gains_are_bought_where_columns_differ(check_spec):
+def test_column_scales_are_chosen_where_columns_differ(check_spec):
     weight = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
     assert not quantize_weight(weight, method="additive", bits=3, settings=QUICK).spec.column_scales
     weight[:, 24:] *= 0.08
     moment = torch.diag(weight.square().mean(0).reciprocal())  # small weights on large inputs, so that all count alike
-    gained, plain = (
-        quantize_weight(weight, moment, method="additive", bits=3, settings=replace(QUICK, gains=gains))
-        for gains in ("auto", False)
+    scaled, plain = (
+        quantize_weight(weight, moment, method="additive", bits=3, settings=replace(QUICK, column_scales=column_scales))
+        for column_scales in ("auto", False)
     )
-    check_spec(gained)
-    assert gained.spec.column_scales
-    assert relative_error(weight, gained.decode(), moment) < 0.3 * relative_error(weight, plain.decode(), moment)
+    check_spec(scaled)
+    assert scaled.spec.column_scales
+    assert relative_error(weight, scaled.decode(), moment) < 0.3 * relative_error(weight, plain.decode(), moment)

@@ -19,8 +19,8 @@ from vqcompress.quantizers.bit_allocation import (
 )
 
 
-def layer(importance: float, rows: int = 64, columns: int = 32, energy: float = 1.0) -> LayerCost:
-    return LayerCost(rows, torch.ones(columns), torch.full((columns,), energy), importance)
+def layer(importance: float, outputs: int = 64, columns: int = 32, energy: float = 1.0) -> LayerCost:
+    return LayerCost(outputs, torch.ones(columns), torch.full((columns,), energy), importance)
 
 
 def mean(granted: dict[str, float], layers: dict[str, LayerCost]) -> float:
@@ -41,7 +41,7 @@ def test_energy_counts_like_importance() -> None:
 
 
 def test_the_budget_is_met_over_layers_of_all_sizes() -> None:
-    layers = {str(i): layer(10.0**-i, rows=16 << i, columns=8 + 40 * i) for i in range(6)}
+    layers = {str(i): layer(10.0**-i, outputs=16 << i, columns=8 + 40 * i) for i in range(6)}
     for bits in (2.0, 3.1, 4.7):
         assert mean(allocate_bits(layers, bits), layers) == pytest.approx(bits, abs=1e-3)
 
@@ -53,7 +53,7 @@ def test_rates_stay_within_what_the_codes_can_do() -> None:
 
 
 def test_a_small_layer_that_decides_the_output_stays_dense() -> None:
-    layers = {"small": layer(1e6, rows=8), **{str(i): layer(1.0) for i in range(8)}}
+    layers = {"small": layer(1e6, outputs=8), **{str(i): layer(1.0) for i in range(8)}}
     granted = allocate_bits(layers, 3.0)
     assert granted["small"] == DENSE
     assert mean(granted, layers) == pytest.approx(3.0, abs=1e-3)
@@ -69,7 +69,7 @@ def test_dense_is_judged_by_what_it_takes_on_disk() -> None:
 
 def test_no_other_choice_of_dense_layers_is_better() -> None:
     """Against brute force over all subsets, each with its own water level."""
-    layers = {str(i): layer(10.0 ** (i - 2), rows=8 << (3 * i % 5), columns=16) for i in range(7)}
+    layers = {str(i): layer(10.0 ** (i - 2), outputs=8 << (3 * i % 5), columns=16) for i in range(7)}
     granted = allocate_bits(layers, 3.5)
     best = min(_cost(layers, bits) for bits in _all_choices(layers, 3.5))
     assert _cost(layers, granted) <= 1.3 * best  # the hull of the options, not every point between its corners
@@ -99,20 +99,21 @@ def test_layers_no_gradient_reaches_get_the_least() -> None:
     assert silent == pytest.approx(LEAST_SHARE * 3.0)
 
 
-def test_what_columns_inherit_is_worth_bits() -> None:
+def test_propagated_error_gets_bits() -> None:
     plain, other = layer(1.0), layer(1.0)
-    heir = replace(plain, inherited=torch.full((32,), 15.0))
-    granted = allocate_bits({"heir": heir, "other": other}, 4.0)
-    assert granted["heir"] > granted["other"] + 0.01
-    assert mean(granted, {"heir": heir, "other": other}) == pytest.approx(4.0, abs=1e-3)
+    late = replace(plain, propagated_error=torch.full((32,), 15.0))
+    granted = allocate_bits({"late": late, "other": other}, 4.0)
+    assert granted["late"] > granted["other"] + 0.01
+    assert mean(granted, {"late": late, "other": other}) == pytest.approx(4.0, abs=1e-3)
 
 
-def test_no_exchange_of_bits_between_layers_gains() -> None:
-    """The curves are parametric; here each layer's error is computed from its bits alone, for all ways to share them."""
+def test_no_exchange_of_bits_between_layers_reduces_the_cost() -> None:
+    """The curves are parametric; here each layer's error is computed from its bits alone, for all ways to share
+    them."""
     layers = {
-        "heir": replace(layer(1.0), inherited=torch.linspace(0, 30, 32)),
+        "late": replace(layer(1.0), propagated_error=torch.linspace(0, 30, 32)),
         "plain": layer(4.0, energy=2.0),
-        "few": replace(layer(2.0, rows=16), inherited=torch.full((32,), 2.0)),
+        "few": replace(layer(2.0, outputs=16), propagated_error=torch.full((32,), 2.0)),
     }
     granted = allocate_bits(layers, 4.0)
     best = sum(_error(layers[name], bits) for name, bits in granted.items())
@@ -125,11 +126,11 @@ def test_no_exchange_of_bits_between_layers_gains() -> None:
 def _error(item: LayerCost, bits: float) -> float:
     """The layer's error where all columns are left at one level, by bisection of that level."""
     costs = item.sensitivity * item.energy * item.importance
-    inherited = torch.zeros(len(costs)) if item.inherited is None else item.inherited
+    propagated = torch.zeros(len(costs)) if item.propagated_error is None else item.propagated_error
     low, high = -40.0, 10.0
     for _ in range(60):
         level = (low + high) / 2
-        rates = ((costs / 4.0**level + inherited).log2() / 2).clamp_min(0)
+        rates = ((costs / 4.0**level + propagated).log2() / 2).clamp_min(0)
         low, high = (level, high) if float(rates.mean()) > bits else (low, level)
     return item.weights * 4.0**high
 
@@ -142,14 +143,14 @@ def test_whole_bits_follow_the_same_order_within_the_budget() -> None:
 
 
 def test_whole_bits_may_end_in_a_dense_layer() -> None:
-    layers = {"small": layer(1e9, rows=2), "large": layer(1.0, rows=512)}
+    layers = {"small": layer(1e9, outputs=2), "large": layer(1.0, outputs=512)}
     granted = allocate_whole_bits(layers, 3.0, 2, 6)
     assert granted["small"] == DENSE
     assert mean(granted, layers) <= 3.0
 
 
 def test_whole_bits_beat_equal_bits_by_the_predicted_cost() -> None:
-    layers = {"a": layer(64.0), "b": layer(1.0, rows=256)}
+    layers = {"a": layer(64.0), "b": layer(1.0, outputs=256)}
     granted = allocate_whole_bits(layers, 3.0, 2, 6)
     cost = sum(item.importance * item.weights * 4.0 ** -granted[name] for name, item in layers.items())
     assert cost < sum(item.importance * item.weights * 4.0**-3 for item in layers.values())

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.quantizers.codebook_refit import CodebookProblem
-from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
+from vqcompress.quantizers.codebooks import CodebookProblem, prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.search.beam import sum_codewords
 
 
@@ -35,9 +34,16 @@ def problem(columns: int = 12, vectors: int = 6, d: int = 4) -> tuple[Tensor, Te
     inputs = gaussian(40, columns, seed=1) @ gaussian(columns, columns, seed=2)
     rates = torch.tensor([3, 2, 1, 0] * (columns // 4))
     codes = torch.randint(5, (columns, vectors, 3), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
-    row_power = gaussian(vectors * d, seed=4).square()
-    row_power[-2:] = 0
-    return codes, rates, row_power, inputs.t() @ inputs / 40, gaussian(3, 5, d, seed=5), gaussian(columns, vectors * d)
+    output_weights = gaussian(vectors * d, seed=4).square()
+    output_weights[-2:] = 0
+    return (
+        codes,
+        rates,
+        output_weights,
+        inputs.t() @ inputs / 40,
+        gaussian(3, 5, d, seed=5),
+        gaussian(columns, vectors * d),
+    )
 
 
 def decoded(codes: Tensor, rates: Tensor, codebooks: Tensor) -> Tensor:
@@ -46,13 +52,13 @@ def decoded(codes: Tensor, rates: Tensor, codebooks: Tensor) -> Tensor:
 
 def test_refit_solves_the_normal_equations() -> None:
     """Against autograd: at the solution the gradient of the true objective in the codewords vanishes."""
-    codes, rates, row_power, moment, codebooks, target = problem()
+    codes, rates, output_weights, moment, codebooks, target = problem()
 
     def objective(books: Tensor) -> Tensor:
         errors = target - decoded(codes, rates, books)
-        return (errors * row_power * (moment @ errors)).sum()
+        return (errors * output_weights * (moment @ errors)).sum()
 
-    solver = CodebookProblem(codes, rates, row_power, SecondMoment(moment))
+    solver = CodebookProblem(codes, rates, output_weights, SecondMoment(moment))
     refitted = codebooks
     for _ in range(8):
         refitted = solver.refit(refitted, target)
@@ -66,9 +72,9 @@ def test_refit_solves_the_normal_equations() -> None:
 
 
 def test_refit_leaves_a_perfect_fit_and_unused_codewords_alone() -> None:
-    codes, rates, row_power, moment, codebooks, _ = problem()
+    codes, rates, output_weights, moment, codebooks, _ = problem()
     codes[codes == 4] = 0
     target = decoded(codes, rates, codebooks)
     for metric in (SecondMoment(moment), None):
-        refitted = CodebookProblem(codes, rates, row_power, metric).refit(codebooks, target)
+        refitted = CodebookProblem(codes, rates, output_weights, metric).refit(codebooks, target)
         torch.testing.assert_close(refitted, codebooks)

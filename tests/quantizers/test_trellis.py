@@ -14,7 +14,7 @@ from vqcompress.formats.trellis_table import gaussian_error
 from vqcompress.quantizers import TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 
-FAST = TrellisSettings(state_bits=8, polish=0, tail=0.0, row_scales=False)
+FAST = TrellisSettings(state_bits=8, coordinate_descent=0, tail=0.0, row_scales=False)
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -68,12 +68,14 @@ def test_second_moment_and_column_rates_pay():
     assert calibrated < blind / 10
 
 
-def test_polish_does_not_hurt():
+def test_coordinate_descent_does_not_hurt():
     weight, moment = gaussian(96, 64), correlated_moment(64, rows=4096)
     errors = [
         relative_error(
             weight,
-            quantize_weight(weight, moment, bits=2.0, settings=dataclasses.replace(FAST, polish=p)).decode(),
+            quantize_weight(
+                weight, moment, bits=2.0, settings=dataclasses.replace(FAST, coordinate_descent=p)
+            ).decode(),
             moment,
         )
         for p in (0, 2)
@@ -119,7 +121,7 @@ def columns_of_two_sizes(rows: int = 64, columns: int = 48) -> torch.Tensor:
     return gaussian(rows, columns) * torch.where(torch.arange(columns) < columns // 2, 1.0, 0.08)
 
 
-def test_gains_are_bought_where_columns_differ(check_spec):
+def test_column_scales_are_chosen_where_columns_differ(check_spec):
     even, uneven = gaussian(64, 48), columns_of_two_sizes()
     moment = torch.diag(uneven.square().mean(0).reciprocal())  # small weights on large inputs, so that all count alike
     assert not quantize_weight(even, bits=3.0).spec.column_scales
@@ -127,13 +129,13 @@ def test_gains_are_bought_where_columns_differ(check_spec):
     check_spec(found)
     assert found.spec.column_scales
     assert found.bits_per_weight <= 3.0
-    without = quantize_weight(uneven, moment, bits=3.0, settings=TrellisSettings(gains=False))
+    without = quantize_weight(uneven, moment, bits=3.0, settings=TrellisSettings(column_scales=False))
     error, error_without = (relative_error(uneven, q.decode(), moment) for q in (found, without))
     assert error < 0.15 * error_without
     assert error < 1.4 * gaussian_error(12, 3)
 
 
-def test_gains_are_bought_where_targets_outgrow_the_code(check_spec):
+def test_column_scales_are_chosen_where_targets_leave_the_codes_range(check_spec):
     """A faint copy of an input is asked to mend, tenfold, what its original's column got wrong."""
     draw = torch.Generator().manual_seed(0)
     loud = torch.randn(1024, 48, generator=draw)
@@ -141,8 +143,8 @@ def test_gains_are_bought_where_targets_outgrow_the_code(check_spec):
     inputs, weight = torch.cat([loud, faint], 1), torch.randn(192, 96, generator=draw)
     moment = inputs.t() @ inputs / len(inputs)
     found, without = (
-        quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(gains=gains, damping=1e-6))
-        for gains in ("auto", False)
+        quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(column_scales=column_scales, damping=1e-6))
+        for column_scales in ("auto", False)
     )
     check_spec(found)
     assert found.spec.column_scales
@@ -150,28 +152,32 @@ def test_gains_are_bought_where_targets_outgrow_the_code(check_spec):
     assert relative_error(weight, found.decode(), moment) < 0.2 * relative_error(weight, without.decode(), moment)
 
 
-def test_gains_follow_what_feedback_makes_of_a_column():
+def test_column_scales_follow_what_feedback_makes_of_a_column():
     """Half of the inputs repeat the other half: their columns take up errors larger than themselves."""
     weight = columns_of_two_sizes()
     x = gaussian(400, 24)
     x = torch.cat([x, x + 0.05 * gaussian(400, 24, seed=1)], 1)
     moment = x.t() @ x / 400
-    plain, gained = (
-        quantize_weight(weight, moment, bits=2.0, settings=dataclasses.replace(FAST, gains=gains, state_bits=12))
-        for gains in (False, True)
+    plain, scaled = (
+        quantize_weight(
+            weight, moment, bits=2.0, settings=dataclasses.replace(FAST, column_scales=column_scales, state_bits=12)
+        )
+        for column_scales in (False, True)
     )
-    assert relative_error(weight, gained.decode(), moment) < relative_error(weight, plain.decode(), moment)
+    assert relative_error(weight, scaled.decode(), moment) < relative_error(weight, plain.decode(), moment)
 
 
-@pytest.mark.parametrize("polish", [0, 2])
-def test_gains_with_zero_columns_and_polish(polish):
+@pytest.mark.parametrize("passes", [0, 2])
+def test_column_scales_with_zero_columns_and_coordinate_descent(passes):
     weight = columns_of_two_sizes()
     weight[:, ::5] = 0
     moment = correlated_moment(48)
-    found = quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(gains=True, polish=polish))
+    found = quantize_weight(
+        weight, moment, bits=3.0, settings=TrellisSettings(column_scales=True, coordinate_descent=passes)
+    )
     assert torch.isfinite(found.decode()).all()
     assert relative_error(weight, found.decode(), moment) < 0.02
-    nothing = quantize_weight(torch.zeros(64, 48), moment, bits=3.0, settings=TrellisSettings(gains=True))
+    nothing = quantize_weight(torch.zeros(64, 48), moment, bits=3.0, settings=TrellisSettings(column_scales=True))
     assert nothing.decode().count_nonzero() == 0
 
 
@@ -251,7 +257,7 @@ def test_float16_and_non_contiguous_weights():
         ({"method": "magic"}, RecipeError, "unknown method"),
         ({"settings": 3}, RecipeError, "TrellisSettings"),
         ({"settings": TrellisSettings(state_bits=11)}, RecipeError, "state_bits"),
-        ({"output_moment": torch.eye(16)}, CalibrationError, "32 rows"),
+        ({"output_moment": torch.eye(16)}, CalibrationError, "32 outputs"),
         ({"output_moment": torch.full((32, 32), float("inf"))}, CalibrationError, "overflowed"),
         ({"output_moment": -torch.eye(32)}, CalibrationError, "negative"),
         ({"output_moment": torch.eye(32), "method": "gptq"}, RecipeError, "leave output_moment out"),
@@ -269,12 +275,12 @@ def test_mistakes_have_one_clear_error(arguments, error, words):
     bits=st.floats(2.5, 6.0),
     seed=st.integers(0, 99),
     row_scales=st.booleans(),
-    gains=st.booleans(),
+    column_scales=st.booleans(),
 )
-def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales, gains):
+def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales, column_scales):
     """Codes that decoded to anything but what the search chose would leave an error of one or more."""
     weight = gaussian(rows, columns, seed=seed)
-    settings_ = dataclasses.replace(FAST, row_scales=row_scales, gains=gains)
+    settings_ = dataclasses.replace(FAST, row_scales=row_scales, column_scales=column_scales)
     try:
         quantized = quantize_weight(weight, bits=bits, seed=seed, settings=settings_)
     except RecipeError:
@@ -297,7 +303,14 @@ def cost(weight, decoded, moment, outputs) -> float:
 
 @pytest.mark.parametrize(
     "choices",
-    [{"polish": 0}, {"polish": 2}, {"row_scales": True}, {"rotation": True}, {"gains": True}, {"state_bits": 14}],
+    [
+        {"coordinate_descent": 0},
+        {"coordinate_descent": 2},
+        {"row_scales": True},
+        {"rotation": True},
+        {"column_scales": True},
+        {"state_bits": 14},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("rows", [64, 160])
@@ -314,7 +327,7 @@ def test_outputs_that_add_up_are_coded_together(rows, choices, check_spec):
 def test_row_scales_under_coupled_outputs_are_the_best():
     """No other scale of any one row does better: the refit solves for all of them together."""
     weight, moment, outputs = gaussian(40, 30), correlated_moment(30), outputs_that_add_up(40)
-    settings_ = TrellisSettings(state_bits=8, row_scales=True, polish=0, output_damping=0.0)
+    settings_ = TrellisSettings(state_bits=8, row_scales=True, coordinate_descent=0, output_damping=0.0)
     found = quantize_weight(weight, moment, bits=3.0, settings=settings_, output_moment=outputs).decode()
     best = cost(weight, found, moment, outputs)
     for row in range(0, 40, 7):

@@ -9,8 +9,9 @@ from torch import Tensor
 def search_states(target: Tensor, scale: Tensor, table: Tensor, rate: int, boundary: int = -1) -> Tensor:
     """States ``[n]`` (int64) of the path that minimises ``sum (target - scale * table[state])**2``.
 
-    ``target, scale [n]`` and ``table [2**L]`` are floating point; a weight shifts ``rate`` bits into the state. ``boundary`` fixes the
-    ``L - rate`` bits before the first weight and after the last (a circular stream); -1 leaves both ends free.
+    ``target, scale [n]`` and ``table [2**L]`` are floating point; a weight shifts ``rate`` bits into the state.
+    ``boundary`` fixes the ``L - rate`` bits before the first weight and after the last (a circular stream); -1 leaves
+    both ends free.
     """
     groups = len(table) >> rate
     best = torch.zeros(groups, device=table.device, dtype=table.dtype)

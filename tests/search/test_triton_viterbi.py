@@ -34,7 +34,7 @@ def test_same_codes_as_the_cpu(state_bits, rate, rows, phase):
 
 
 def test_a_layer_searched_on_the_gpu_has_the_same_codes(interpreted):
-    """Feedback, gains, rates and the polish are the CPU's; only columns go over."""
+    """Feedback, column_scales, rates and the passes are the CPU's; only columns go over."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
     weight, moment = torch.randn(24, 12, generator=generator), inputs.t() @ inputs / 64

@@ -1,4 +1,5 @@
-"""Sum second moments call by call, in an order that does not depend on who calls: one process, or many that share the batches."""
+"""Sum second moments call by call, in an order that does not depend on who calls: one process, or many that share the
+batches."""
 
 from __future__ import annotations
 
@@ -15,16 +16,17 @@ BUFFERED_SAMPLES = 256
 PART_STRIDE = 0x9E3779B97F4A7C15  # spreads the seeds of a layer's parts
 
 Header = tuple[int, int, list[int], bool]
-"""What a receiver must know of a `PartialSum`: samples seen, samples used, samples of each chunk, whether it is a square."""
+"""What a receiver must know of a `PartialSum`: samples seen, samples used, samples of each chunk, whether it is a
+square."""
 
 
 @dataclass
 class PartialSum:
     """What one batch adds to ``Σ x xᵀ``, with the two storages of `SecondMoment`.
 
-    ``samples`` are chunks ``[n, columns]`` while they are few; then ``upper [columns, columns]`` is their sum, of which only
-    blocks on and above the diagonal count. The sum takes the chunks one after another, so it has the same bits whenever it
-    is made.
+    ``samples`` are chunks ``[n, columns]`` while they are few; then ``upper [columns, columns]`` is their sum, of which
+    only blocks on and above the diagonal count. The sum takes the chunks one after another, so it has the same bits
+    whenever it is made.
     """
 
     columns: int
@@ -89,11 +91,11 @@ class PartialSum:
 class MomentAccumulator:
     """Sums ``x xᵀ`` in float32 on the device where ``x`` comes from.
 
-    With ``max_samples_per_call`` a call with more samples contributes that many of them, drawn uniformly without replacement
-    from a generator seeded with ``seed`` and the part's number, each weighted by samples / drawn samples: the sum's
-    expectation is the full sum. Samples are multiplied `BUFFERED_SAMPLES` or more at a time, or not at all where they are so
-    few that they take less memory than their square. `take_part` ends a part, `absorb` adds parts to the total, in the
-    order in which it gets them.
+    With ``max_samples_per_call`` a call with more samples contributes that many of them, drawn uniformly without
+    replacement from a generator seeded with ``seed`` and the part's number, each weighted by samples / drawn samples:
+    the sum's expectation is the full sum. Samples are multiplied `BUFFERED_SAMPLES` or more at a time, or not at all
+    where they are so few that they take less memory than their square. `take_part` ends a part, `absorb` adds parts to
+    the total, in the order in which it gets them.
     """
 
     def __init__(self, columns: int, *, max_samples_per_call: int | None = None, seed: int = 0) -> None:

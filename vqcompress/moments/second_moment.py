@@ -1,8 +1,8 @@
 """The second moment of a layer's input, ``H = E[x xᵀ]``: numbers only, no modules and no pipelines.
 
-With ``s`` samples for ``n`` columns, ``H = Xᵀ X + ridge I`` (``X [s, n]``) is known by ``s n`` numbers, and a product with H costs
-``s n`` operations a column instead of ``n²``. A calibration at reduced resolution shows a 3x3 convolution of 23 040 columns
-a few hundred samples: 25 MB instead of 2.1 GB, and seconds instead of minutes.
+With ``s`` samples for ``n`` columns, ``H = Xᵀ X + ridge I`` (``X [s, n]``) is known by ``s n`` numbers, and a product
+with H costs ``s n`` operations a column instead of ``n²``. A calibration at reduced resolution shows a 3x3 convolution
+of 23 040 columns a few hundred samples: 25 MB instead of 2.1 GB, and seconds instead of minutes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ CHECKED_AT_ONCE = 4096  # lines of a matrix: the check for infinities makes copi
 class SecondMoment:
     """``H [columns, columns]``, in the column order of `matrix_view`, with one of two storages.
 
-    ``square`` is H itself, ``[columns, columns]``, float32 where it was recorded. Or else ``samples [s, columns]``, float32,
-    and ``ridge >= 0`` stand for ``H = samplesᵀ samples + ridge I``; the square is made only where something asks for it.
+    ``square`` is H itself, ``[columns, columns]``, float32 where it was recorded. Or else ``samples [s, columns]``,
+    float32, and ``ridge >= 0`` stand for ``H = samplesᵀ samples + ridge I``; the square is made only where something
+    asks for it.
 
-    ``seen`` is how many input samples H is the mean of, ``used`` how many of them were multiplied: fewer where calls were
-    subsampled, and H's rank is at most that. Both are 0 where the layer never ran (H is zero) or nobody counted.
+    ``seen`` is how many input samples H is the mean of, ``used`` how many of them were multiplied: fewer where calls
+    were subsampled, and H's rank is at most that. Both are 0 where the layer never ran (H is zero) or nobody counted.
     """
 
     square: Tensor | None = None
@@ -103,7 +104,8 @@ class SecondMoment:
         return replace(self, samples=self.samples.to(device))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors for a safetensors file: ``rows`` (seen, used) and either ``second_moment`` or ``inputs`` (the samples).
+        """Tensors for a safetensors file: ``rows`` (seen, used) and either ``second_moment`` or ``inputs`` (the
+        samples).
 
         A recorded moment has no ridge, and none is stored.
         """
@@ -124,7 +126,8 @@ class SecondMoment:
 
 
 def keeps_samples(columns: int, samples: int) -> bool:
-    """Whether that many samples are kept as they are: where they take a quarter of the square's memory or less, and that is much."""
+    """Whether that many samples are kept as they are: where they take a quarter of the square's memory or less, and
+    that is much."""
     return columns >= LEAST_COLUMNS and 4 * samples <= columns
 
 

@@ -1,10 +1,10 @@
 """Second moments of layers that saw few samples: an expert that was seldom chosen, a layer fed by timesteps alone.
 
 With ``n`` samples for ``p`` columns the small eigenvalues of the sample's moment are far too small, and error feedback
-trusts those most. The moment is therefore drawn towards a target: for an undersampled expert the pooled moment of the same
-layer of other experts, which read the same kind of input; otherwise a multiple of the identity. The weight of the target is
-the best one for Gaussian inputs (oracle approximating shrinkage: Chen, Wiesel, Eldar & Hero 2010, arXiv 0907.4698,
-equation 23).
+trusts those most. The moment is therefore drawn towards a target: for an undersampled expert the pooled moment of the
+same layer of other experts, which read the same kind of input; otherwise a multiple of the identity. The weight of the
+target is the best one for Gaussian inputs (oracle approximating shrinkage: Chen, Wiesel, Eldar & Hero 2010, arXiv
+0907.4698, equation 23).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_undersampled(moment: SecondMoment) -> bool:
 
 
 def expert_key(layer: str) -> str | None:
-    """The same layer of different experts has one key: ``…experts.3.fc1`` -> ``…experts.*.fc1``; others have ``None``."""
+    """The same layer of different experts has one key: ``…experts.3.fc1`` -> ``…experts.*.fc1``; else `None`."""
     return EXPERT.sub("experts.*.", layer) if EXPERT.search(layer) else None
 
 
@@ -54,7 +54,8 @@ def shrunk_moment(moment: SecondMoment, other_experts: Sequence[SecondMoment] = 
 
 
 def shrinkage(square: Tensor, samples: int) -> float:
-    """Weight of the target in 0..1, from the spread of eigenvalues of ``square [p, p]``, the moment of ``samples`` samples."""
+    """Weight of the target in 0..1, from the spread of eigenvalues of ``square [p, p]``, the moment of ``samples``
+    samples."""
     power = sum(float(part.double().square().sum()) for part in square.split(SUMMED_AT_ONCE))
     level = float(square.diagonal().double().sum()) ** 2
     return _oracle_weight(power, level, len(square), samples)

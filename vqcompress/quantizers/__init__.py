@@ -1,4 +1,4 @@
-"""Quantizers: ``(weight, second moment, settings) -> QuantizedWeight``. Pure maths: no modules, no diffusers, no files."""
+"""Quantizers: ``(weight, second moment, settings) -> QuantizedWeight``. Pure maths: no modules, no files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from vqcompress.quantizers.rtn import RTNSettings
 from vqcompress.quantizers.trellis import TrellisSettings
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
+OLD_NAMES = {"gains": "column_scales", "polish": "coordinate_descent"}  # of settings, in recipes written before
 
 
 def quantize_weight(
@@ -37,12 +38,16 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype.
 
-    ``second_moment`` is ``E[x xᵀ]`` of the layer's input in the column order of `vqcompress.matrix_view`: a tensor
-    ``[columns, columns]``, a `SecondMoment`, or ``None`` for the identity. ``bits`` is a budget in bits a weight. ``settings`` is the method's
-    settings dataclass, its defaults if ``None``; ``shared_codebooks`` are codebooks that the component stores once for all its
-    layers (methods that have codebooks; others refuse). ``output_moment``, ``[rows, rows]``, says what errors of the outputs cost
-    together, ``E[g gᵀ]`` of a loss's gradients in them; the objective is then ``tr(G E H Eᵀ)`` (methods with ``output_feedback``; others refuse). The same arguments give the same bytes on one machine. Raises
-    `RecipeError` and `CalibrationError`.
+    - ``second_moment``: ``E[x xᵀ]`` of the layer's input in the column order of `vqcompress.matrix_view`, as a tensor
+      ``[columns, columns]`` or a `SecondMoment`; ``None`` for the identity.
+    - ``bits``: budget in bits a weight.
+    - ``settings``: the method's settings dataclass, its defaults if ``None``.
+    - ``shared_codebooks``: codebooks that the component stores once for all its layers; refused by methods that have
+      none.
+    - ``output_moment [out, out]``: ``E[g gᵀ]`` of a loss's gradients in the outputs, which says what their errors cost
+      together. The objective is then ``tr(G E H Eᵀ)``; refused by methods without ``output_feedback``.
+
+    The same arguments give the same bytes on one machine. Raises `RecipeError` and `CalibrationError`.
     """
     chosen = quantizer_of(method)
     _check_bits(method, bits)
@@ -67,13 +72,21 @@ def quantize_weight(
 
 
 def settings_for(method: str, values: Mapping[str, Any]) -> Any:
-    """The settings of ``method`` with ``values`` in place of defaults. Raises `RecipeError` for an unknown name or value."""
+    """The settings of ``method`` with ``values`` in place of defaults; `OLD_NAMES` are accepted.
+
+    Raises `RecipeError` for an unknown name or value.
+    """
     kind = quantizer_of(method).settings
     known = [field.name for field in fields(kind)]
-    for name in values:
+    renamed: dict[str, Any] = {}
+    for given, value in values.items():
+        name = OLD_NAMES[given] if OLD_NAMES.get(given) in known else given
         if name not in known:
-            raise RecipeError(f"unknown setting {name!r} of method {method!r}; it has {', '.join(known)}")
-    return kind(**values)
+            raise RecipeError(f"unknown setting {given!r} of method {method!r}; it has {', '.join(known)}")
+        if name in renamed:
+            raise RecipeError(f"setting {name!r} of method {method!r} is given by its old name as well; give it once")
+        renamed[name] = value
+    return kind(**renamed)
 
 
 def _check_bits(method: str, bits: float) -> None:
@@ -89,8 +102,8 @@ def _checked_matrix(weight: Tensor) -> Tensor:
         raise RecipeError(f"a weight of shape {tuple(weight.shape)} is empty: nothing to quantize, keep it dense")
     if not torch.isfinite(matrix).all():
         raise RecipeError(
-            f"a weight of shape {tuple(weight.shape)} holds {int((~torch.isfinite(matrix)).sum())} NaN or infinite values; "
-            "the checkpoint is damaged or overflowed in float16: load it in float32 or fetch it again"
+            f"a weight of shape {tuple(weight.shape)} holds {int((~torch.isfinite(matrix)).sum())} NaN or infinite "
+            "values; the checkpoint is damaged or overflowed in float16: load it in float32 or fetch it again"
         )
     return matrix
 
@@ -103,21 +116,22 @@ def _checked_moment(moment: SecondMoment, columns: int) -> SecondMoment:
         )
     if not moment.is_finite():
         raise CalibrationError(
-            "a second moment holds NaN or infinite values; the activations it was recorded from overflowed: record again "
-            "in float32 or bfloat16"
+            "a second moment holds NaN or infinite values; the activations it was recorded from overflowed: record "
+            "again in float32 or bfloat16"
         )
     return moment
 
 
-def _checked_output_moment(moment: Tensor, rows: int) -> Tensor:
-    if moment.shape != (rows, rows):
+def _checked_output_moment(moment: Tensor, outputs: int) -> Tensor:
+    if moment.shape != (outputs, outputs):
         raise CalibrationError(
-            f"an output moment of shape {tuple(moment.shape)} does not fit a weight of {rows} rows; it must be [{rows}, {rows}]"
+            f"an output moment of shape {tuple(moment.shape)} does not fit a weight of {outputs} outputs; it must be "
+            f"[{outputs}, {outputs}]"
         )
     if not all_finite(moment) or (moment.diagonal() < 0).any():
         raise CalibrationError(
-            "an output moment holds NaN, infinite or negative diagonal values; the gradients that it was made of overflowed: "
-            "take them in float32"
+            "an output moment holds NaN, infinite or negative diagonal values; the gradients that it was made of "
+            "overflowed: take them in float32"
         )
     return moment.detach()
 

@@ -1,9 +1,9 @@
 """The additive quantizer: vectors of neighbouring outputs as sums of codewords, error feedback between columns.
 
 Egiazarian et al. 2024 (AQLM, arXiv 2401.06118) group along the inputs and optimise codes and codebooks with Adam; VQDM
-(arXiv 2409.00492) uses that for diffusion models. Along the outputs, feedback between inputs (Frantar et al. 2023, arXiv
-2210.17323) is exact, every step has a closed form, and columns get rates by reverse water-filling. Objective:
-``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` for ``W [rows, columns]``, ``H [columns, columns]``.
+(arXiv 2409.00492) uses that for diffusion models. Along the outputs, feedback between inputs (Frantar et al. 2023,
+arXiv 2210.17323) is exact, every step has a closed form, and columns get rates by reverse water-filling. Objective:
+``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` for ``W [out, columns]``, ``H [columns, columns]``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,39 +19,40 @@ from vqcompress.formats import AdditiveSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scale_factors, pack_column_scales
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.additive_columns import AdditiveColumns
-from vqcompress.quantizers.additive_source import (
-    SAMPLE,
-    SPREAD,
-    START_BEAM,
-    RateBudget,
-    learn_for_budget,
+from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
+from vqcompress.quantizers.column_rates import AdditiveBudget, RatePlan
+from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.quantizers.quantizer import Quantizer
+from vqcompress.quantizers.scales import Auto, choose_column_scales, choose_scale, coded_energy
+from vqcompress.quantizers.weight_vectors import (
+    COMPONENT_CODEBOOK,
+    check_geometry,
+    check_setting,
     sample_layers,
     sample_vectors,
 )
-from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
-from vqcompress.quantizers.column_rates import RatePlan
-from vqcompress.quantizers.error_feedback import prepare_feedback
-from vqcompress.quantizers.quantizer import Quantizer
-from vqcompress.quantizers.scales import choose_gains, choose_scale, coded_energy
-from vqcompress.quantizers.vector_geometry import COMPONENT_CODEBOOK, check_geometry, check_setting
 
-SHARED_CODE_BITS = 6  # 8 code better for their bits, but column rates in steps of 6/8 bit are worth more
-# Of columns around the mean rate, as water-filling deals them; the highest for layers that are worth more than the mean.
+START_BEAM = 4  # enough for a start, and for measuring the error of a rate
+SPREAD = 2  # codebooks beyond the mean rate that the most sensitive columns may use
+SAMPLE = 16384  # vectors that codebooks are learned from: 64 a codeword of the largest usual codebook
+SHARED_CODE_BITS = 6  # 8 code better for their bits, but column rates in steps of 6/8 bit save more
+# Shares of columns around the mean rate, as water-filling allocates them; the highest rates serve the most sensitive
+# layers.
 SHARED_RATES = {-2: 0.08, -1: 0.27, 0: 0.33, 1: 0.14, 2: 0.1, 3: 0.05, 4: 0.03}
-KEEP_POLISHING = 0.99  # a pass that leaves more than this share of the error is the last
+KEEP_DESCENDING = 0.99  # a pass that leaves more than this share of the error is the last
 
 
 @dataclass(frozen=True)
 class AdditiveSettings:
     """Geometry of the code, and how hard to search.
 
-    ``dimension`` (4, 8, 16): outputs a vector; ``code_bits`` (4 to 12): bits a code, ``None`` chooses by the layer's size;
-    ``codebooks``: how many, ``None`` derives it from ``bits``. ``beam``: partial sums kept by the search. ``rounds``: of
-    codebook learning. ``polish``: at most so many passes after the feedback sweep (codebooks, scales, codes), each kept only
-    while it gains. ``row_scales``: a scale per row, or one for all; ``"auto"`` decides by what the rows' spread costs.
-    ``gains``: a factor for each column; ``"auto"`` where columns differ enough in size to pay for them.
-    ``count_codebooks``: whether ``bits`` has to pay for a layer's own codebooks too. ``damping``: share of its mean diagonal
-    added to the second moment.
+    ``dimension`` (4, 8, 16): outputs a vector; ``code_bits`` (4 to 12): bits a code, ``None`` chooses by the layer's
+    size; ``codebooks``: how many, ``None`` derives it from ``bits``. ``beam``: partial sums kept by the search.
+    ``rounds``: of codebook learning. ``coordinate_descent``: at most so many passes after the feedback sweep
+    (codebooks, scales, codes), as long as they reduce the error. ``row_scales``: a scale for each output, or one for
+    all; ``"auto"`` decides by what their spread costs. ``column_scales``: a factor for each column; ``"auto"`` where
+    columns differ enough in size to pay for them. ``count_codebooks``: whether ``bits`` has to pay for a layer's own
+    codebooks too. ``damping``: share of its mean diagonal added to the second moment.
     """
 
     dimension: int = 8
@@ -60,9 +60,9 @@ class AdditiveSettings:
     codebooks: int | None = None
     beam: int = 16
     rounds: int = 8
-    polish: int = 3
-    row_scales: bool | Literal["auto"] = "auto"
-    gains: bool | Literal["auto"] = "auto"
+    coordinate_descent: int = 3
+    row_scales: bool | Auto = "auto"
+    column_scales: bool | Auto = "auto"
     count_codebooks: bool = False
     damping: float = 1e-3
 
@@ -70,7 +70,8 @@ class AdditiveSettings:
         check_geometry("additive", self.dimension, self.code_bits, self.codebooks, self.row_scales)
         check_setting("additive", "beam", self.beam, 1 <= self.beam <= 4096, "1 to 4096")
         check_setting("additive", "rounds", self.rounds, 0 <= self.rounds <= 1000, "0 to 1000")
-        check_setting("additive", "polish", self.polish, 0 <= self.polish <= 1000, "0 to 1000")
+        passes = self.coordinate_descent
+        check_setting("additive", "coordinate_descent", passes, 0 <= passes <= 1000, "0 to 1000")
         check_setting(
             "additive", "damping", self.damping, 0 < self.damping <= 1, "a share of H's mean diagonal in (0, 1]"
         )
@@ -84,37 +85,40 @@ def quantize_additive(
     seed: int,
     shared_codebooks: Tensor | None = None,
 ) -> tuple[AdditiveSpec, dict[str, Tensor]]:
-    """Encode ``weight [rows, columns]`` (float32, finite) in at most ``bits`` bits a weight of codes, row scales and rates.
+    """Encode ``weight [out, columns]`` (float32, finite) in at most ``bits`` bits a weight of codes, scales and rates.
 
-    ``second_moment [columns, columns]``, or ``None`` for the identity. A layer's own codebooks come on top of ``bits`` (they
-    are what sharing saves) unless ``settings.count_codebooks``; ``shared_codebooks [M, 2**b, d]`` fix the geometry and are not
+    ``second_moment`` is H, or ``None`` for the identity. A layer's own codebooks come on top of ``bits`` (they are what
+    sharing saves) unless ``settings.count_codebooks``; ``shared_codebooks [M, 2**b, d]`` fix the geometry and are not
     stored. ``seed`` picks the sample and the start of codebook learning. A second moment on an accelerator is factored
-    there; the search runs on the CPU, and the stored tensors lie where ``weight`` was. Raises `RecipeError` when no code fits.
+    there; the search runs on the CPU, and the stored tensors lie where ``weight`` was. Raises `RecipeError` when no
+    code fits.
     """
     home, weight = weight.device, weight.cpu()
     second_moment = None if second_moment is None else second_moment.as_square()
-    if (gains := choose_gains(weight, settings.gains)) is not None:
-        factors = column_scale_factors(gains)
+    if (column_scales := choose_column_scales(weight, settings.column_scales)) is not None:
+        factors = column_scale_factors(column_scales)
         weight = weight / factors
-        if second_moment is not None:  # of the inputs that the gains are moved to
+        if second_moment is not None:  # of the inputs that the scales are moved to
             outer = factors.to(second_moment.device)
             second_moment = SecondMoment(second_moment.dense() * outer * outer[:, None])
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     second_moment = None if second_moment is None else second_moment.to("cpu")
     sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
-    scale, per_row = choose_scale(weight, settings.row_scales)
-    budget = RateBudget(len(weight), sensitivity, bits, per_row, gains is not None)
+    scale, per_output = choose_scale(weight, settings.row_scales)
+    scaled = column_scales is not None
+    budget = AdditiveBudget(len(weight), sensitivity, bits, row_scales=per_output, column_scales=scaled)
     if shared_codebooks is None:
         codebooks, plan = _learn(weight, scale, budget, settings, bits, seed)
     else:
         codebooks = shared_codebooks.cpu().float()
         plan = _plan_for(codebooks, weight, scale, budget, seed)
-    columns = AdditiveColumns(weight, scale, per_row, codebooks, plan, settings.beam)
+    columns = AdditiveColumns(weight, scale, per_output, codebooks, plan, settings.beam)
     columns.sweep(feedback)
-    _polish(columns, second_moment, settings.polish, own=shared_codebooks is None)
+    _improve(columns, second_moment, settings.coordinate_descent, own=shared_codebooks is None)
     spec, tensors = columns.packed(None if shared_codebooks is None else COMPONENT_CODEBOOK)
-    if gains is not None:
-        spec, tensors = replace(spec, column_scales=True), {**tensors, COLUMN_SCALES_ON_DISK: pack_column_scales(gains)}
+    if column_scales is not None:
+        spec = replace(spec, column_scales=True)
+        tensors[COLUMN_SCALES_ON_DISK] = pack_column_scales(column_scales)
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 
@@ -123,11 +127,12 @@ def learn_shared_codebooks(
 ) -> Tensor:
     """Codebooks float16 ``[M, 2**b, d]`` for all ``weights`` (``[out, in]`` or ``[out, in, kh, kw]``) of a component.
 
-    Learned from scaled rows sampled over all of them, with the mix of rates that layers of ``bits`` bits a weight use.
+    Learned from scaled vectors sampled over all of them, with the mix of rates that layers of ``bits`` bits a weight
+    use.
     """
     count, size, dimension = shared_codebook_shape(settings, bits)
     mean = _mean_codes(bits, dimension, (size - 1).bit_length())
-    vectors = sample_layers(weights, dimension, settings.row_scales, settings.gains, seed)
+    vectors = sample_layers(weights, dimension, settings.row_scales, settings.column_scales, seed)
     codebooks = residual_codebooks(vectors, count, size, START_BEAM, seed)
     shares = torch.tensor([SHARED_RATES.get(rate - mean, 0.0) for rate in range(count + 1)])
     shares = shares if shares.sum() else torch.ones(count + 1)
@@ -148,23 +153,24 @@ def _mean_codes(bits: float, dimension: int, code_bits: int) -> int:
 
 
 def _learn(
-    weight: Tensor, scale: Tensor, budget: RateBudget, settings: AdditiveSettings, bits: float, seed: int
+    weight: Tensor, scale: Tensor, budget: AdditiveBudget, settings: AdditiveSettings, bits: float, seed: int
 ) -> tuple[Tensor, RatePlan]:
-    code_bits = settings.code_bits or _code_bits(weight.numel(), settings.dimension, budget.flat)
-    mean = bits * settings.dimension / code_bits
-    count = settings.codebooks or max(1, math.ceil(mean) + (0 if budget.flat else SPREAD))
-    vectors, columns = sample_vectors(weight, scale, settings.dimension, SAMPLE, seed)
-    return learn_for_budget(
-        vectors,
-        columns,
-        budget,
-        count=count,
-        code_bits=code_bits,
-        codebook_bytes=(2 * settings.dimension << code_bits) if settings.count_codebooks else 0,
-        beam=settings.beam,
-        rounds=settings.rounds,
-        seed=seed,
-    )
+    """Codebooks for a sample of the weight's vectors, together with the rates that its columns get.
+
+    The error at a rate depends on the codebooks, and what the codebooks should fit depends on the rates, so the plan is
+    made again half-way.
+    """
+    dimension, beam = settings.dimension, settings.beam
+    code_bits = settings.code_bits or _code_bits(weight.numel(), dimension, budget.flat)
+    count = settings.codebooks or max(1, math.ceil(bits * dimension / code_bits) + (0 if budget.flat else SPREAD))
+    codebook_bytes = (2 * dimension << code_bits) if settings.count_codebooks else 0
+    vectors, columns = sample_vectors(weight, scale, dimension, SAMPLE, seed)
+    codebooks = residual_codebooks(vectors, count, 1 << code_bits, START_BEAM, seed)
+    for rounds in (settings.rounds // 2, settings.rounds - settings.rounds // 2):
+        errors = prefix_errors(codebooks, vectors, START_BEAM)
+        plan: RatePlan = budget.plan(errors, dimension, code_bits, codebook_bytes)
+        codebooks = refine_codebooks(codebooks, vectors, plan.rates[columns], beam, rounds)
+    return codebooks[: int(plan.rates.max())], plan
 
 
 def _code_bits(weights: int, dimension: int, flat: bool) -> int:
@@ -179,21 +185,21 @@ def _code_bits(weights: int, dimension: int, flat: bool) -> int:
     return 4
 
 
-def _plan_for(codebooks: Tensor, weight: Tensor, scale: Tensor, budget: RateBudget, seed: int) -> RatePlan:
+def _plan_for(codebooks: Tensor, weight: Tensor, scale: Tensor, budget: AdditiveBudget, seed: int) -> RatePlan:
     _, size, dimension = codebooks.shape
     vectors, _ = sample_vectors(weight, scale, dimension, SAMPLE // 4, seed)
     return budget.plan(prefix_errors(codebooks, vectors, START_BEAM), dimension, (size - 1).bit_length())
 
 
-def _polish(columns: AdditiveColumns, second_moment: SecondMoment | None, passes: int, own: bool) -> None:
+def _improve(columns: AdditiveColumns, second_moment: SecondMoment | None, passes: int, own: bool) -> None:
     error = columns.error(second_moment)
     for _ in range(passes):
         if own:
             columns.refit_codebooks(second_moment)
         columns.refit_scale(second_moment)
-        columns.improve(second_moment)
+        columns.descend(second_moment)
         before, error = error, columns.error(second_moment)
-        if error > KEEP_POLISHING * before:
+        if error > KEEP_DESCENDING * before:
             break
     columns.refit_scale(second_moment)
 

@@ -10,7 +10,7 @@ from vqcompress.bitpack import pack
 from vqcompress.formats import AdditiveSpec
 from vqcompress.formats.rates import join_blocks, pack_rates
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.quantizers.codebook_refit import CodebookProblem
+from vqcompress.quantizers.codebooks import CodebookProblem
 from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.coordinate_descent import descend
 from vqcompress.quantizers.error_feedback import Feedback
@@ -19,15 +19,17 @@ from vqcompress.search.beam import BeamSearch, sum_codewords
 
 
 class AdditiveColumns:
-    """``weight [rows, columns]`` under ``scale [rows]``, ``codebooks [M, K, d]`` (both as stored) and a plan of column rates.
+    """``weight [out, columns]`` under ``scale [out]``, ``codebooks [M, K, d]`` (both as stored) and a plan of column
+    rates.
 
-    ``per_row``: whether every row has its own scale or all share one. ``target`` and ``values`` are scaled and transposed, ``[columns, vectors * d]``, rows padded with zeros.
+    ``per_output``: whether every output has its own scale or all share one. ``target`` and ``values`` are scaled and
+    transposed, ``[columns, vectors * d]``, outputs padded with zeros.
     """
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, per_row: bool, codebooks: Tensor, plan: RatePlan, beam: int
+        self, weight: Tensor, scale: Tensor, per_output: bool, codebooks: Tensor, plan: RatePlan, beam: int
     ) -> None:
-        self.weight, self.plan, self.beam, self.per_row = weight, plan, beam, per_row
+        self.weight, self.plan, self.beam, self.per_output = weight, plan, beam, per_output
         self.rates = plan.rates.tolist()
         self.padding = -len(weight) % codebooks.shape[2]
         self._set_codebooks(codebooks)
@@ -44,7 +46,7 @@ class AdditiveColumns:
         else:
             feedback.sweep(self.target, self._encode)
 
-    def improve(self, second_moment: SecondMoment | None) -> None:
+    def descend(self, second_moment: SecondMoment | None) -> None:
         """One pass of coordinate descent; vectors that do not come closer keep their codes."""
         if second_moment is None:
             for column, target in enumerate(self.target):
@@ -57,7 +59,7 @@ class AdditiveColumns:
     def refit_codebooks(self, second_moment: SecondMoment | None) -> None:
         """The best codebooks for the codes at hand, rounded as stored; kept if that leaves a gain."""
         before, codebooks = self.error(second_moment), self.codebooks
-        problem = CodebookProblem(self.codes, self.plan.rates, self._row_power(), second_moment)
+        problem = CodebookProblem(self.codes, self.plan.rates, self._output_weights(), second_moment)
         self._set_codebooks(problem.refit(codebooks, self.target))
         self._decode()
         if not self.error(second_moment) < before:
@@ -65,12 +67,12 @@ class AdditiveColumns:
             self._decode()
 
     def refit_scale(self, second_moment: SecondMoment | None) -> None:
-        """The best scales for the codes at hand: each row's least-squares gain under H, rounded as stored."""
-        rows = len(self.weight)
-        filtered = (self.values if second_moment is None else second_moment @ self.values)[:, :rows]
-        along, power = (self.target[:, :rows] * filtered).sum(0), (self.values[:, :rows] * filtered).sum(0)
-        if not self.per_row:
-            along, power = along.sum().expand(rows), power.sum().expand(rows)
+        """The best scales for the codes at hand: each output's least-squares factor under H, rounded as stored."""
+        outputs = len(self.weight)
+        filtered = (self.values if second_moment is None else second_moment @ self.values)[:, :outputs]
+        along, power = (self.target[:, :outputs] * filtered).sum(0), (self.values[:, :outputs] * filtered).sum(0)
+        if not self.per_output:
+            along, power = along.sum().expand(outputs), power.sum().expand(outputs)
         refitted = torch.where(power > 0, self.scale * along / power, self.scale).half().float()
         self._set_scale(torch.where(refitted.isfinite() & (refitted > 0), refitted, self.scale))
 
@@ -82,7 +84,7 @@ class AdditiveColumns:
     def packed(self, shared_name: str | None) -> tuple[AdditiveSpec, dict[str, Tensor]]:
         """Spec and stored tensors; codebooks are among them unless they are shared under a name."""
         codes = join_blocks({rate: self._packed_block(rate) for rate in set(self.rates)})
-        tensors = {"weight": codes, "scale": (self.scale if self.per_row else self.scale[:1]).half()}
+        tensors = {"weight": codes, "scale": (self.scale if self.per_output else self.scale[:1]).half()}
         if self.plan.rate_bits:
             tensors["rates"] = pack_rates(self.plan.rates, self.plan.min_rate, self.plan.rate_bits)
         if shared_name is None:
@@ -94,7 +96,7 @@ class AdditiveColumns:
             min_rate=self.plan.min_rate,
             rate_bits=self.plan.rate_bits,
             codebook=shared_name,
-            row_scales=self.per_row,
+            row_scales=self.per_output,
             code_bytes=codes.numel(),
         )
         return spec, tensors
@@ -128,7 +130,7 @@ class AdditiveColumns:
         self.scale = scale
         self.target = F.pad(divide_by_scale(self.weight, scale).t(), (0, self.padding)).contiguous()
 
-    def _row_power(self) -> Tensor:
+    def _output_weights(self) -> Tensor:
         return F.pad(self.scale.square(), (0, self.padding))
 
     def _code_bits(self) -> int:

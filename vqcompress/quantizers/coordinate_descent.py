@@ -20,10 +20,11 @@ def descend(
 ) -> tuple[Tensor, Tensor]:
     """One pass of cyclic coordinate descent over columns (``weight`` and ``decoded`` are ``[columns, out]``, float32).
 
-    With all other columns fixed, the objective ``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` in column j is ``H_jj |v - t|²`` plus a constant, with
-    target ``t = ŵ_j + sum_i H_ji (w_i - ŵ_i) / H_jj``. A new code is accepted only where it is closer to the target than the
-    old one, so the pass never raises the objective. ``output_moment [out, out]`` measures how close (`squared_error`).
-    Returns the decoded copy and a mask ``[columns]`` of the accepted columns, whose new codes the caller keeps.
+    With all other columns fixed, the objective ``tr((W - Ŵ) H (W - Ŵ)ᵀ)`` in column j is ``H_jj |v - t|²`` plus a
+    constant, with target ``t = ŵ_j + sum_i H_ji (w_i - ŵ_i) / H_jj``. A new code is accepted only where it is closer to
+    the target than the old one, so the pass never raises the objective. ``output_moment [out, out]`` measures how close
+    (`squared_error`). Returns the decoded copy and a mask ``[columns]`` of the accepted columns, whose new codes the
+    caller keeps.
     """
     if second_moment.samples is not None:
         return _descend_by_samples(weight, decoded.clone(), second_moment, encode, output_moment)
@@ -66,7 +67,8 @@ def _descend_by_samples(
 
 
 def squared_error(error: Tensor, output_moment: Tensor | None = None) -> float:
-    """``eᵀ G e`` of one column's error ``[out]``, with ``output_moment`` for G ``[out, out]``, by default the identity."""
+    """``eᵀ G e`` of one column's error ``[out]``, with ``output_moment`` for G ``[out, out]``, by default the
+    identity."""
     return float(error.square().sum() if output_moment is None else error @ output_moment @ error)
 
 

@@ -1,15 +1,16 @@
 """Error feedback between columns: the second-moment machinery that all calibrated quantizers share.
 
-Objective, for ``W [out, columns]`` and ``H = E[x xᵀ] [columns, columns]``: minimise ``tr((W - Ŵ) H (W - Ŵ)ᵀ)``. Columns are
-quantized one after another; what a column got wrong is pushed into the columns still to come, where it costs least
-(GPTQ, Frantar et al. 2023, arXiv 2210.17323, equation 3, with the Cholesky factor of the inverse as in its section 3.3).
-Because H is the same for every output, this stays exact when a whole column is coded as one vector or sequence.
+Objective, for ``W [out, columns]`` and ``H = E[x xᵀ] [columns, columns]``: minimise ``tr((W - Ŵ) H (W - Ŵ)ᵀ)``. Columns
+are quantized one after another; what a column got wrong is pushed into the columns still to come, where it costs least
+(GPTQ, Frantar et al. 2023, arXiv 2210.17323, equation 3, with the Cholesky factor of the inverse as in its section
+3.3). Because H is the same for every output, this stays exact when a whole column is coded as one vector or sequence.
 
-With ``H⁻¹ = Uᵀ U`` (U upper triangular, processing order) the objective becomes ``sum_j |e_j|² / U_jj²``, where ``e_j`` is
-the error made on column j after feedback. ``1 / U_jj²`` is therefore what a unit of squared error in column j costs: its
-sensitivity, by which `vqcompress.quantizers.column_rates` allocates bits.
+With ``H⁻¹ = Uᵀ U`` (U upper triangular, processing order) the objective becomes ``sum_j |e_j|² / U_jj²``, where ``e_j``
+is the error made on column j after feedback. ``1 / U_jj²`` is therefore what a unit of squared error in column j costs:
+its sensitivity, by which `vqcompress.quantizers.column_rates` allocates bits.
 
-Where H is known by ``s`` samples and a ridge, U is never made: everything costs ``s n`` operations an output instead of ``n²``.
+Where H is known by ``s`` samples and a ridge, U is never made: everything costs ``s n`` operations an output instead of
+``n²``.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ Factorize = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor] | None]
 class Feedback(ABC):
     """A factored second moment.
 
-    ``order [columns]`` is the processing order (falling H_jj), ``sensitivity [columns]`` the cost of squared error in each
-    column, in natural order (float64).
+    ``order [columns]`` is the processing order (falling H_jj), ``sensitivity [columns]`` the cost of squared error in
+    each column, in natural order (float64).
     """
 
     order: Tensor
@@ -48,7 +49,8 @@ class Feedback(ABC):
 
     @abstractmethod
     def sweep(self, weight: Tensor, encode: EncodeColumn) -> Tensor:
-        """Encode every column of ``weight [columns, out]`` (transposed, float32) with feedback; returns the decoded copy."""
+        """Encode every column of ``weight [columns, out]`` (transposed, float32) with feedback; returns the decoded
+        copy."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Feedback:
@@ -67,8 +69,8 @@ def prepare_feedback(
 ) -> Feedback:
     """Factor ``second_moment`` in float64 with ``damping`` times its mean diagonal added.
 
-    Rank-deficient moments (fewer samples than columns, dead inputs) are fine: damping is raised tenfold until ``factorize``
-    succeeds. Raises `CalibrationError` when values are not finite or the diagonal is negative.
+    Rank-deficient moments (fewer samples than columns, dead inputs) are fine: damping is raised tenfold until
+    ``factorize`` succeeds. Raises `CalibrationError` when values are not finite or the diagonal is negative.
     """
     if not second_moment.is_finite() or (second_moment.diagonal() < 0).any():
         raise CalibrationError(
@@ -127,9 +129,9 @@ class SquareFeedback(Feedback):
 class SampleFeedback(Feedback):
     """Feedback from ``X [s, columns]`` and a ridge, block by block in processing order.
 
-    ``samples[b] [s, block]`` are X's columns; ``factors[b] [block, block]`` is the upper factor of the inverse of what H leaves
-    of the block when all later columns are free to answer; ``answers[b] [s, block]`` say how errors already made,
-    ``X d [s, out]``, move the block's targets.
+    ``samples[b] [s, block]`` are X's columns; ``factors[b] [block, block]`` is the upper factor of the inverse of what
+    H leaves of the block when all later columns are free to answer; ``answers[b] [s, block]`` say how errors already
+    made, ``X d [s, out]``, move the block's targets.
     """
 
     samples: list[Tensor]
@@ -169,9 +171,10 @@ def _sweep_block(target: Tensor, decoded: Tensor, factor: Tensor, order: list[in
 def _sample_feedback(moment: SecondMoment, damping: float) -> SampleFeedback:
     """Factor samples with ``damping`` times the mean diagonal added to the ridge; both must not be 0.
 
-    Let T be the columns after a block B, and d the errors, ``c = X d`` over what is coded. The later columns' best answer
-    leaves the cost ``ridge (c + X_B d_B)ᵀ G (c + X_B d_B) + ridge |d_B|²`` with ``G = (X_T X_Tᵀ + ridge)⁻¹``: a quadratic form in
-    the block's ``K = I + X_Bᵀ G X_B``, least at ``d_B = -K⁻¹ X_Bᵀ G c``. Float64; G goes from the last block to the first.
+    Let T be the columns after a block B, and d the errors, ``c = X d`` over what is coded. The later columns' best
+    answer leaves the cost ``ridge (c + X_B d_B)ᵀ G (c + X_B d_B) + ridge |d_B|²`` with ``G = (X_T X_Tᵀ + ridge)⁻¹``: a
+    quadratic form in the block's ``K = I + X_Bᵀ G X_B``, least at ``d_B = -K⁻¹ X_Bᵀ G c``. Float64; G goes from the
+    last block to the first.
     """
     samples, diagonal = moment.values, moment.diagonal()
     ridge = moment.ridge + damping * float(diagonal.double().mean())

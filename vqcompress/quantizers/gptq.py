@@ -35,9 +35,9 @@ class GPTQSettings:
 def quantize_gptq(
     weight: Tensor, second_moment: SecondMoment | None, settings: GPTQSettings, bits: float, seed: int
 ) -> tuple[ScalarSpec, dict[str, Tensor]]:
-    """Quantize ``weight [rows, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
+    """Quantize ``weight [out, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
 
-    ``second_moment [columns, columns]`` is E[x xᵀ], ``None`` the identity (which makes this `quantize_rtn`). Nothing is
+    ``second_moment`` is E[x xᵀ], ``None`` the identity (which makes this `quantize_rtn`). Nothing is
     random, so ``seed`` has no influence. Raises `RecipeError` for other ``bits`` and for weights beyond the range of
     float16 scales, `CalibrationError` for a second moment that is not finite.
     """

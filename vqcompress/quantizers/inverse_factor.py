@@ -1,8 +1,9 @@
 """The upper factor of a second moment's inverse, which error feedback runs on.
 
-Large moments are factored block by block, mostly in matrix products: half of a float64 square in memory. A 3x3 convolution
-with 2560 inputs has a second moment of 23 040 columns. As whole float64 squares its factor and the inverse of that take 8.5 GB;
-by blocks only what is on and below the diagonal exists, 2.1 GB, and each block is let go once written.
+Large moments are factored block by block, mostly in matrix products: half of a float64 square in memory. A 3x3
+convolution with 2560 inputs has a second moment of 23 040 columns. As whole float64 squares its factor and the inverse
+of that take 8.5 GB; by blocks only what is on and below the diagonal exists, 2.1 GB, and each block is let go once
+written.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ BLOCK = 1024  # columns of a block: products of this size run at full speed
 SOLVED_WHOLE = 256  # columns of a triangle that is inverted by substitution
 
 BlockLines = list[Tensor]
-"""A lower triangular matrix, float64: the i-th tensor is ``[lines of block i, all columns up to its diagonal block]``."""
+"""A lower triangular matrix, float64: the i-th tensor is ``[lines of block i, all columns up to its diagonal
+block]``."""
 
 
 def inverse_upper_factor(
     moment: Tensor, order: Tensor, damping: float, *, largest_whole: int = LARGEST_WHOLE, block: int = BLOCK
 ) -> tuple[Tensor, Tensor] | None:
-    """``U`` upper with ``(H + damping)⁻¹ = Uᵀ U``, float32 ``[n, n]``, and its diagonal in float64; ``None`` where H is not definite.
+    """``U`` upper with ``(H + damping)⁻¹ = Uᵀ U``, float32 ``[n, n]``, and its diagonal in float64; ``None`` where H is
+    not definite.
 
-    H is ``moment [n, n]`` with both axes in ``order [n]``. Reversing both axes turns the lower factor of H into the upper factor
-    of its inverse: ``H = R Rᵀ`` with R upper, hence ``H⁻¹ = R⁻ᵀ R⁻¹`` and ``U = R⁻¹`` needs one triangular inverse, no explicit
-    H⁻¹. Beyond ``largest_whole`` columns it goes by blocks of ``block``.
+    H is ``moment [n, n]`` with both axes in ``order [n]``. Reversing both axes turns the lower factor of H into the
+    upper factor of its inverse: ``H = R Rᵀ`` with R upper, hence ``H⁻¹ = R⁻ᵀ R⁻¹`` and ``U = R⁻¹`` needs one triangular
+    inverse, no explicit H⁻¹. Beyond ``largest_whole`` columns it goes by blocks of ``block``.
     """
     backward = order.flip(0)
     if len(order) <= largest_whole:
@@ -61,7 +64,8 @@ def _invert_upper(matrix: Tensor) -> Tensor:
 
 
 def _cholesky(moment: Tensor, order: Tensor, damping: float, block: int) -> BlockLines | None:
-    """L with ``L Lᵀ = H + damping``, its diagonal blocks already inverted; one line of blocks after another, from the left."""
+    """L with ``L Lᵀ = H + damping``, its diagonal blocks already inverted; one line of blocks after another, from the
+    left."""
     lines: BlockLines = []
     for wanted in order.split(block):
         start = lines[-1].shape[1] if lines else 0
@@ -83,7 +87,8 @@ def _cholesky(moment: Tensor, order: Tensor, damping: float, block: int) -> Bloc
 
 
 def _invert(lines: BlockLines, block: int) -> None:
-    """L⁻¹ in L's memory: ``M_i = -L_ii⁻¹ (sum over k < i of L_ik M_k)`` for each line of blocks, M_k being those above."""
+    """L⁻¹ in L's memory: ``M_i = -L_ii⁻¹ (sum over k < i of L_ik M_k)`` for each line of blocks, M_k being those
+    above."""
     for index, line in enumerate(lines):
         start = block * index
         total = torch.zeros_like(line[:, :start])

@@ -11,7 +11,8 @@ from vqcompress.moments.second_moment import SecondMoment
 def relative_error(weight: Tensor, decoded: Tensor, second_moment: Tensor | SecondMoment | None = None) -> float:
     """``tr(E H Eᵀ) / tr(W H Wᵀ)`` with ``E = weight - decoded``: the squared output error relative to the output.
 
-    ``weight`` and ``decoded`` have one dense shape; ``second_moment``, H ``[columns, columns]``, defaults to the identity.
+    ``weight`` and ``decoded`` have one dense shape; ``second_moment``, H ``[columns, columns]``, defaults to the
+    identity.
     """
     return output_power(weight - decoded, second_moment) / output_power(weight, second_moment)
 

@@ -20,13 +20,14 @@ from vqcompress.quantizers.scales import mean_energy
 class Quantizer:
     """The functions of one method; its traits as data are in `vqcompress.methods`.
 
-    ``quantize`` is ``(weight [out, columns] float32, SecondMoment | None, settings, bits, seed) -> (spec, tensors)``; that of a method with ``output_feedback`` also takes ``output_moment=``. ``settings`` is a dataclass.
+    ``quantize`` is ``(weight [out, columns] float32, SecondMoment | None, settings, bits, seed) -> (spec, tensors)``;
+    that of a method with ``output_feedback`` also takes ``output_moment=``. ``settings`` is a dataclass.
 
-    Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share codebooks between
-    layers: their ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``,
-    ``(settings, bits) -> (M, 2**b, d)``, tells their size beforehand. ``energy``, ``(weight, settings) -> [columns]``, is the
-    mean square that the code has to span in each column. ``check`` raises `RecipeError` where settings ask for what this
-    machine does not have.
+    Methods with ``learn_codebooks``, ``(weights, settings, seed, bits) -> float16 [M, 2**b, d]``, may share codebooks
+    between layers: their ``quantize`` takes such codebooks (or ``None``) as a last argument, and ``codebook_shape``,
+    ``(settings, bits) -> (M, 2**b, d)``, tells their size beforehand. ``energy``, ``(weight, settings) -> [columns]``,
+    is the mean square that the code has to span in each column. ``check`` raises `RecipeError` where settings ask for
+    what this machine does not have.
     """
 
     quantize: Callable[..., tuple[FormatSpec, dict[str, Tensor]]]
@@ -39,7 +40,7 @@ class Quantizer:
 
 @cache
 def quantizer_of(method: str) -> Quantizer:
-    """The quantizer of ``method``, imported on first use. Raises `RecipeError` for a name that the table does not have."""
+    """The quantizer of ``method``, imported on first use. Raises `RecipeError` for an unknown name."""
     if method not in METHODS:
         raise RecipeError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
     module, _, attribute = METHODS[method].quantizer.partition(":")

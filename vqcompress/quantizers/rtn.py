@@ -15,7 +15,7 @@ from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, sea
 
 @dataclass(frozen=True)
 class RTNSettings:
-    """``group_size``: inputs that share one scale (16 bits) and zero (one code) in each output row."""
+    """``group_size``: inputs that share one scale (16 bits) and zero (one code) in each output."""
 
     group_size: int = 64
 
@@ -26,7 +26,7 @@ class RTNSettings:
 def quantize_rtn(
     weight: Tensor, second_moment: SecondMoment | None, settings: RTNSettings, bits: float, seed: int
 ) -> tuple[ScalarSpec, dict[str, Tensor]]:
-    """Quantize ``weight [rows, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
+    """Quantize ``weight [out, columns]``, float32, with ``bits`` (2 to 6, whole) a code.
 
     Neither ``second_moment`` nor ``seed`` has any influence: this is the baseline without data. Raises `RecipeError`
     for other ``bits`` and for weights beyond the range of float16 scales.

@@ -1,4 +1,4 @@
-"""Affine grids for scalar codes: one scale and one integer zero per group of inputs and output row, by clip search.
+"""Affine grids for scalar codes: one scale and one integer zero per group of inputs and output, by clip search.
 
 Clipping the outermost weights buys a finer step for the rest; the best clip is found by trying a range of
 shrunken min-max grids and keeping, for every group, the one with the least squared error (as GPTQ's reference code
@@ -24,24 +24,24 @@ LARGEST_SCALE = 65504.0  # of float16, the type that scales are stored in
 
 @dataclass(frozen=True)
 class ScalarGrid:
-    """``scale [groups, rows]`` (float16) and ``zero [groups, rows]`` (int32, ``0 .. 2**bits - 1``) of a weight."""
+    """``scale [groups, out]`` (float16) and ``zero [groups, out]`` (int32, ``0 .. 2**bits - 1``) of a weight."""
 
     spec: ScalarSpec
     scale: Tensor
     zero: Tensor
 
     def encode(self, column: int, target: Tensor) -> Tensor:
-        """Codes ``[rows]`` (int32) nearest to ``target [rows]`` in the grids of ``column``."""
+        """Codes ``[out]`` (int32) nearest to ``target [out]`` in the grids of ``column``."""
         group = column // self.spec.group_size
         return _nearest(target, self.scale[group].float(), self.zero[group].float(), self.spec.bits).int()
 
     def decode(self, column: int, codes: Tensor) -> Tensor:
-        """Values ``[rows]`` (float32) of ``codes [rows]``, exactly as `ScalarSpec.decode_transposed` computes them."""
+        """Values ``[out]`` (float32) of ``codes [out]``, exactly as `ScalarSpec.decode_transposed` computes them."""
         group = column // self.spec.group_size
         return (codes - self.zero[group]).float() * self.scale[group].float()
 
     def tensors(self, codes: Tensor) -> dict[str, Tensor]:
-        """The stored tensors for ``codes [columns, rows]``."""
+        """The stored tensors for ``codes [columns, out]``."""
         return {
             "weight": pack(codes, self.spec.bits).reshape(1, -1),
             "group_scale": self.scale,
@@ -66,7 +66,7 @@ def check_group_size(group_size: int) -> None:
 
 
 def search_grid(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> ScalarGrid:
-    """The grid of least squared error for ``weight [columns, rows]`` with columns weighted by ``importance [columns]``.
+    """The grid of least squared error for ``weight [columns, out]`` with columns weighted by ``importance [columns]``.
 
     Raises `RecipeError` when a scale leaves the range of float16.
     """
@@ -110,7 +110,7 @@ def _nearest(target: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
 
 
 def _squared_error(grouped: Tensor, scale: Tensor, zero: Tensor, mass: Tensor, bits: int) -> Tensor:
-    """Weighted squared error per group and row, ``[groups, rows]``."""
+    """Weighted squared error per group and output, ``[groups, out]``."""
     codes = _nearest(grouped, scale[:, None], zero[:, None], bits)
     return (((codes - zero[:, None]) * scale[:, None] - grouped).square() * mass).sum(1)
 

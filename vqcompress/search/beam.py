@@ -28,7 +28,8 @@ class BeamSearch:
         self._beam = beam
 
     def __call__(self, targets: Tensor, rate: int) -> Tensor:
-        """Codes int32 ``[n, rate]``: near ``targets [n, d]``, one codeword from each of the first ``rate`` codebooks."""
+        """Codes int32 ``[n, rate]``: near ``targets [n, d]``, one codeword from each of the first ``rate``
+        codebooks."""
         from vqcompress.search.beam_loops import search  # imports numba: only for those who search
 
         codes = np.zeros((len(targets), rate), np.int32)
@@ -39,7 +40,8 @@ class BeamSearch:
 
 
 def sum_codewords(codes: Tensor, codebooks: Tensor) -> Tensor:
-    """Vectors ``[..., d]`` from codes ``[..., r]`` into the first ``r`` of ``codebooks [M, K, d]``; zeros for ``r = 0``."""
+    """Vectors ``[..., d]`` from codes ``[..., r]`` into the first ``r`` of ``codebooks [M, K, d]``; zeros for ``r =
+    0``."""
     total = codebooks.new_zeros(*codes.shape[:-1], codebooks.shape[-1])
     for level in range(codes.shape[-1]):
         total = total + codebooks[level][codes[..., level].long()]

@@ -1,7 +1,7 @@
 """The compiled loops of `vqcompress.search.beam`; importing this file imports numba.
 
-Costs leave out the constant ``|x|²``: extending a partial sum with residual ``r`` by codeword ``c`` adds ``|c|² - 2 r·c``. Codebooks
-lie with codewords in the last dimension, so that vector lanes run over codewords.
+Costs leave out the constant ``|x|²``: extending a partial sum with residual ``r`` by codeword ``c`` adds
+``|c|² - 2 r·c``. Codebooks lie with codewords in the last dimension, so that vector lanes run over codewords.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _worst(kept_costs, width):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  # type: ignore[no-untyped-def]
-    """Merge the extensions of one partial sum into the ``width`` best so far; returns how many are kept and the worst's place."""
+    """Merge the extensions of one partial sum into the ``width`` best so far; returns how many are kept and the worst's
+    place."""
     for start in range(0, len(costs), CHUNK):
         least = costs[start]
         for k in range(start, start + CHUNK):
@@ -69,7 +70,8 @@ def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  
 
 @_compiled
 def search(vectors, books, norms, beam, codes):  # type: ignore[no-untyped-def]
-    """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``; ``books [M, d, K]``, ``norms [M, K]``, K a multiple of `CHUNK`."""
+    """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``; ``books [M, d, K]``, ``norms [M, K]``, K a multiple of
+    `CHUNK`."""
     count, dimension, size = books.shape
     costs, parents, words = np.empty(size, np.float32), np.empty(beam, np.int32), np.empty(beam, np.int32)
     now, then = np.empty(beam, np.float32), np.empty(beam, np.float32)

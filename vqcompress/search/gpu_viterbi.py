@@ -16,8 +16,8 @@ LARGEST_STATE_BITS = 14  # of larger tables a thread would hold more values than
 class GpuViterbi:
     """Searches columns of ``rows`` weights on ``device``, in a stream of its own; arguments as of `CpuViterbi`.
 
-    A column keeps a single multiprocessor busy: to keep a device busy search many layers side by side, each in a thread of
-    its own. Feedback and everything else stay on the CPU, a column at a time goes over and its code comes back.
+    A column keeps a single multiprocessor busy: to keep a device busy search many layers side by side, each in a thread
+    of its own. Feedback and everything else stay on the CPU, a column at a time goes over and its code comes back.
     """
 
     def __init__(
@@ -27,7 +27,8 @@ class GpuViterbi:
 
         if state_bits > LARGEST_STATE_BITS:
             raise RecipeError(
-                f"the search on a GPU has states of at most {LARGEST_STATE_BITS} bits, not {state_bits}; take search='cpu'"
+                f"the search on a GPU has states of at most {LARGEST_STATE_BITS} bits, not {state_bits}; "
+                "take search='cpu'"
             )
         self._search, self._phase, self._device = search_columns, phase, device
         self._tables = {rate: table.float().to(device) for rate, table in tables.items()}
@@ -44,7 +45,8 @@ class GpuViterbi:
 
 
 def search_device(home: torch.device) -> torch.device:
-    """Where a weight that lies at ``home`` is searched: there, or on the current GPU. Raises `RecipeError` where there is none."""
+    """Where a weight that lies at ``home`` is searched: there, or on the current GPU. Raises `RecipeError` where there
+    is none."""
     device = torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
     if unsupported_reason := device_unsupported_reason(torch.empty(0, device=device)):
         raise RecipeError(f"search='gpu' does not work here: {unsupported_reason}; take search='cpu'")

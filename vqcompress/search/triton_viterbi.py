@@ -1,8 +1,8 @@
 """Viterbi search of many tail-biting trellis columns on a GPU, a whole column in one program.
 
-The same search as `vqcompress.search.viterbi`, which has the sources: a short free search across the seam chooses the boundary,
-then the column is searched exactly for it. The cost of every group of states and the whole value table stay in registers; only a
-byte a group and weight, the branch that led there, goes to memory.
+The same search as `vqcompress.search.viterbi`, which has the sources: a short free search across the seam chooses the
+boundary, then the column is searched exactly for it. The cost of every group of states and the whole value table stay
+in registers; only a byte a group and weight, the branch that led there, goes to memory.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from vqcompress.search.viterbi import SEAM
 def search_columns(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phase: int = 0) -> tuple[Tensor, Tensor]:
     """Codes of ``targets [columns, rows]`` under the metric ``sum (target - scale * value)**2``, all at one ``rate``.
 
-    ``scale [rows]`` and ``table [2**state_bits]`` are read as float32; ``phase`` in ``[0, rows)`` is the row where the search goes round
-    from. Returns symbols uint8 and unscaled values float32, both ``[columns, rows]``. Needs ``rows * rate >= state_bits >= 2 * rate``
-    and at most `gpu_viterbi.LARGEST_STATE_BITS`. While it runs it holds a byte for each of ``columns * rows * 2**(state_bits - rate)`` decisions, so
-    a large weight is to be passed in parts of a few hundred columns: as many as keep the device busy.
+    ``scale [rows]`` and ``table [2**state_bits]`` are read as float32; ``phase`` in ``[0, rows)`` is the row where the
+    search goes round from. Returns symbols uint8 and unscaled values float32, both ``[columns, rows]``. Needs ``rows *
+    rate >= state_bits >= 2 * rate`` and at most `gpu_viterbi.LARGEST_STATE_BITS`. While it runs it holds a byte for
+    each of ``columns * rows * 2**(state_bits - rate)`` decisions, so a large weight is to be passed in parts of a few
+    hundred columns: as many as keep the device busy.
     """
     table = table.float()
     states = search_states(targets, scale, table, rate, phase)
@@ -57,7 +58,8 @@ def search_states(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phas
 
 @triton.jit
 def _forward(best, back, target, scale, values, rows, first, steps, RATE: tl.constexpr, STATE_BITS: tl.constexpr):
-    """Costs ``[branches, stems]`` of the groups after ``steps`` weights from row ``first`` on, round the circle; fills ``back``."""
+    """Costs ``[branches, stems]`` of the groups after ``steps`` weights from row ``first`` on, round the circle; fills
+    ``back``."""
     branches: tl.constexpr = 1 << RATE
     stems: tl.constexpr = 1 << (STATE_BITS - 2 * RATE)
     group = tl.arange(0, stems)[:, None] * branches + tl.arange(0, branches)[None, :]
@@ -86,8 +88,8 @@ def viterbi(
 ):
     """``states [columns, rows]`` (int32) of the cheapest circular path: a program per column.
 
-    A state is (branch, stem, symbol) from high bits to low; its group is (stem, symbol), and the next step reads the same bits
-    as (branch, stem).
+    A state is (branch, stem, symbol) from high bits to low; its group is (stem, symbol), and the next step reads the
+    same bits as (branch, stem).
     """
     branches: tl.constexpr = 1 << RATE
     stems: tl.constexpr = 1 << (STATE_BITS - 2 * RATE)

@@ -1,8 +1,8 @@
 """Viterbi search for tail-biting trellis codes on one CPU thread, compiled with numba.
 
 Viterbi 1967; for the bit-shift trellis see Tseng et al. 2024, QTIP, arXiv 2406.11235, section 3.2. A state is the last
-``L`` bits of the stream. A weight shifts ``k`` bits in, so the ``2**k`` states that share their low ``L - k`` bits, a group, have the
-same future and only the cheapest of them need be kept: ``2**L`` multiply-adds and comparisons a weight.
+``L`` bits of the stream. A weight shifts ``k`` bits in, so the ``2**k`` states that share their low ``L - k`` bits, a
+group, have the same future and only the cheapest of them need be kept: ``2**L`` multiply-adds and comparisons a weight.
 
 A circular stream must end in the bits it starts from. Its boundary is chosen by a short free search across the seam
 (wrap-around decoding: Shao, Lin, Fossorier 2003, Two decoding algorithms for tailbiting codes), then the whole column
@@ -26,8 +26,8 @@ LANES = 8  # floats that one vector instruction takes at once
 class CpuViterbi:
     """Searches columns of ``rows`` weights; keeps its buffers between calls, so use one per thread.
 
-    ``tables`` holds the values ``[2**state_bits]`` by rate. ``phase`` in ``[0, rows)`` is the weight where the circular search
-    starts: another phase gives another, equally good code.
+    ``tables`` holds the values ``[2**state_bits]`` by rate. ``phase`` in ``[0, rows)`` is the weight where the circular
+    search starts: another phase gives another, equally good code.
     """
 
     def __init__(self, rows: int, state_bits: int, tables: Mapping[int, Tensor], phase: int = 0) -> None:
@@ -99,8 +99,8 @@ def _stems_in_lanes(state_bits: int, rate: int) -> bool:
 def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
     """The forward pass for one trellis, compiled once per process and kept in numba's cache on disk.
 
-    Signature ``(target [n], scale [n], table, best [groups], back [>= n, groups] uint8)``: ``best`` goes from the cost of each
-    group before the first weight to that after the last, ``back`` receives the branch that led there.
+    Signature ``(target [n], scale [n], table, best [groups], back [>= n, groups] uint8)``: ``best`` goes from the cost
+    of each group before the first weight to that after the last, ``back`` receives the branch that led there.
     """
     make_forward = _forward_over_stems if _stems_in_lanes(state_bits, rate) else _forward_over_symbols
     return compiled(make_forward(1 << rate, 1 << (state_bits - 2 * rate)))

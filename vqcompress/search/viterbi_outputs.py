@@ -1,10 +1,11 @@
-"""Viterbi search under a metric that couples the outputs: what a weight got wrong is made up for by the weights after it.
+"""Viterbi search under a metric that couples the outputs: what a weight got wrong is made up for by the weights after
+it.
 
-The metric is ``eᵀ G e`` for the error ``e`` of a whole column. With ``G = V Vᵀ``, ``V`` upper triangular, it is
-``sum_t V_tt² (e_t + sum_{s<t} V_st e_s / V_tt)²``: each weight has a target of its own, moved by the errors before it. A trellis
-search has not decided on those yet, so every surviving path keeps the last ones that it made and gets its own target
-(per-survivor processing: Raheli, Polydoros, Tzou 1995, IEEE Trans. Commun. 43). What lies further back is decided for all: paths that
-decided otherwise are given up.
+The metric is ``eᵀ G e`` for the error ``e`` of a whole column. With ``G = V Vᵀ``, ``V`` upper triangular, it is ``sum_t
+V_tt² (e_t + sum_{s<t} V_st e_s / V_tt)²``: each weight has a target of its own, moved by the errors before it. A
+trellis search has not decided on those yet, so every surviving path keeps the last ones that it made and gets its own
+target (per-survivor processing: Raheli, Polydoros, Tzou 1995, IEEE Trans. Commun. 43). What lies further back is
+decided for all: paths that decided otherwise are given up.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ CHUNK = 8  # weights searched between two decisions, which are therefore ``MEMOR
 class OutputPlan:
     """A factored metric, float32, in the order in which the search visits weights (see `plan_outputs`).
 
-    ``pull [rows, rows]``, strictly lower triangular: how far each weight's target moves with the errors before it. ``weight
-    [rows]``: the root of what its error then costs, 1 on average.
+    ``pull [rows, rows]``, strictly lower triangular: how far each weight's target moves with the errors before it.
+    ``weight [rows]``: the root of what its error then costs, 1 on average.
     """
 
     pull: np.ndarray
@@ -45,7 +46,8 @@ def plan_outputs(moment: Tensor, phase: int) -> OutputPlan:
 
 
 class OutputViterbi(CpuViterbi):
-    """`CpuViterbi` under the metric of ``plan``; greedy where that one is exact, for paths meet that would want other targets."""
+    """`CpuViterbi` under the metric of ``plan``; greedy where that one is exact, for paths meet that would want other
+    targets."""
 
     def __init__(self, rows: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, plan: OutputPlan) -> None:
         super().__init__(rows, state_bits, tables, phase)
@@ -99,7 +101,8 @@ class CoupledSearch:
 
 
 def _near(pull: np.ndarray) -> np.ndarray:
-    """``[rows, MEMORY]``: by how much a weight's target moves with the errors that its path remembers, error ``s`` in place ``s % MEMORY``."""
+    """``[rows, MEMORY]``: by how much a weight's target moves with the errors that its path remembers, error ``s`` in
+    place ``s % MEMORY``."""
     near = np.zeros((len(pull), MEMORY), np.float32)
     for t in range(len(pull)):
         settled = max(0, t // CHUNK * CHUNK + CHUNK - MEMORY)
@@ -110,8 +113,9 @@ def _near(pull: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
-    """Signature ``(target [n], moved [n], scale [n], weight [n], near [n, MEMORY], table [symbols, branches, stems], best [groups],
-    back [>= n, groups] uint8, errors [2, groups, MEMORY], first)``: searches the weights from ``first`` on.
+    """Signature ``(target [n], moved [n], scale [n], weight [n], near [n, MEMORY], table [symbols, branches, stems],
+    best [groups], back [>= n, groups] uint8, errors [2, groups, MEMORY], first)``: searches the weights from ``first``
+    on.
 
     ``moved`` is ``target`` as what is settled would have it; the rest comes from ``errors``, whose halves take turns.
     """
@@ -120,8 +124,8 @@ def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
 
 @lru_cache(maxsize=1)
 def compiled_give_up() -> Callable[..., None]:
-    """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: makes paths that made other errors from ``place`` on cost more
-    than any."""
+    """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: makes paths that made other
+    errors from ``place`` on cost more than any."""
     return compiled(_give_up)
 
 

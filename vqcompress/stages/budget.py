@@ -35,9 +35,11 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
         costs = {}
         for layer in layers:
             weight = to_matrix(run.weight(component, layer)).float()
-            sensitivity, inherited = columns[groups.get(layer)] or (torch.ones(weight.shape[1]), None)
+            sensitivity, propagated = columns[groups.get(layer)] or (torch.ones(weight.shape[1]), None)
             energy = quantizer.energy(weight, settings)
-            costs[layer] = LayerCost(len(weight), sensitivity, energy, importance[layer], inherited, dense_bits(weight))
+            costs[layer] = LayerCost(
+                len(weight), sensitivity, energy, importance[layer], propagated, dense_bits(weight)
+            )
         if METHODS[recipe.method].whole_bits:
             return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
         weights = sum(cost.weights for cost in costs.values())
@@ -77,7 +79,7 @@ def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]
 
 
 def _columns(run: Run, component: str, group: str | None) -> tuple[Tensor, Tensor | None] | None:
-    """Sensitivity of a group's columns, and what they inherit where that is known; None where no row was seen."""
+    """Sensitivity of a group's columns, and the error propagated to them where that is known; None where no row was seen."""
     moment = moment_of(run, component, group)
     if moment is None:
         return None
