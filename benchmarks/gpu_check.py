@@ -29,8 +29,8 @@ from vqcompress import kernels
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import reference
-from vqcompress.kernels.triton import decode as triton_decode
-from vqcompress.kernels.triton import multiply as triton_multiply
+from vqcompress.kernels.triton import operations as triton
+from vqcompress.kernels.triton import trellis as triton_trellis
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
@@ -115,7 +115,7 @@ def check_decode(weight: QuantizedWeight, dtypes: Sequence[torch.dtype] = DTYPES
         expected = reference.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
         for bits in TABLE_PLACES.values():
             with table_place(bits):
-                found = triton_decode.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
+                found = triton.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
             if not torch.equal(found, expected):
                 raise AssertionError(f"{int((found != expected).sum())} of {found.numel()} weights differ in {dtype}")
 
@@ -127,10 +127,10 @@ class table_place:
         self.bits = bits
 
     def __enter__(self) -> None:
-        self.before, triton_decode.STATE_BITS_IN_SHARED = triton_decode.STATE_BITS_IN_SHARED, self.bits
+        self.before, triton_trellis.STATE_BITS_IN_SHARED = triton_trellis.STATE_BITS_IN_SHARED, self.bits
 
     def __exit__(self, *error: object) -> None:
-        triton_decode.STATE_BITS_IN_SHARED = self.before
+        triton_trellis.STATE_BITS_IN_SHARED = self.before
 
 
 def check_multiply(weight: QuantizedWeight) -> None:
@@ -141,7 +141,7 @@ def check_multiply(weight: QuantizedWeight) -> None:
         for rows in (0, 1, 3, 16, 17, 32):
             wide = torch.randn(rows, 2 * weight.shape[1], device=DEVICE).to(dtype)
             for x in (wide[:, : weight.shape[1]], wide[:, ::2]):
-                y = triton_multiply.multiply(x, weight.spec, weight.shape, tensors(weight), bias)
+                y = triton.multiply(x, weight.spec, weight.shape, tensors(weight), bias)
                 close(y, F.linear(x.double(), dense.double(), bias.double()), dtype)
 
 
@@ -287,9 +287,7 @@ def decode_sdxl() -> dict[str, float]:
     found = {}
     for name in ("trellis", "additive"):
         weights = list(unet_step.random_codes(network, name, 3, "cuda").values())
-        work = [
-            lambda w=w: triton_decode.decode_transposed(w.spec, w.shape, tensors(w), torch.bfloat16) for w in weights
-        ]
+        work = [lambda w=w: triton.decode_transposed(w.spec, w.shape, tensors(w), torch.bfloat16) for w in weights]
         found[name] = matmul.seconds(work, "cuda") * len(work)
         print(f"decode all of SDXL, {name}: {1e3 * found[name]:.2f} ms")
     return found

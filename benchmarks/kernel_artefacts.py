@@ -25,8 +25,7 @@ from triton.compiler import ASTSource
 
 from synthetic import packed_weight
 from vqcompress.formats.trellis_table import value_table
-from vqcompress.kernels.triton import decode as triton_decode
-from vqcompress.kernels.triton import multiply as triton_multiply
+from vqcompress.kernels.triton import operations as ours
 from vqcompress.search.gpu_viterbi import LARGEST_STATE_BITS
 from vqcompress.search.triton_viterbi import search_states
 
@@ -63,8 +62,8 @@ def cases() -> Iterator[tuple[str, Launch]]:
         tensors = {**weight.tensors, **weight.shared}
         x = torch.zeros(rows, SHAPE[1], dtype=torch.bfloat16)
         with noted_launches() as launches:
-            triton_decode.decode_transposed(weight.spec, weight.shape, tensors, x.dtype)
-            triton_multiply.multiply(x, weight.spec, weight.shape, tensors, None)
+            ours.decode_transposed(weight.spec, weight.shape, tensors, x.dtype)
+            ours.multiply(x, weight.spec, weight.shape, tensors, None)
         for launch in launches:
             if launch[0].__name__ != "finish" or rows > 16:
                 yield f"{launch[0].__name__}, {bits} bits{_rows(launch)}", launch

@@ -17,7 +17,7 @@ from torch import Tensor
 from vqcompress.bitpack import pack, packed_bytes
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.formats.rates import join_blocks, pack_rates
-from vqcompress.kernels.triton import device as triton_device
+from vqcompress.kernels.kernel import triton_interpreter
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.quantized_weight import QuantizedWeight
 
@@ -303,7 +303,8 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
+def interpreted():
     """Triton kernels run, slowly, on CPU tensors while this fixture lives; the kernel table then chooses them."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(triton_device, "INTERPRETED", True)
+    with triton_interpreter():
+        yield

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from vqcompress.cli.main import main
-from vqcompress.kernels import KERNELS, choose_kernel, kernel_choice
+from vqcompress.kernels import KERNELS, choose_kernel, decode_case, kernel_choice, product_case
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def test_people_read_why(inspected):
 @pytest.mark.parametrize("shape", [(24, 40), (8, 5, 3, 3)])
 def test_the_choice_is_the_one_that_is_made(shape, random_weight):
     weight = random_weight("trellis", shape)
-    for rows in (1, 2, 40):
-        x = torch.zeros(rows, 40) if len(shape) == 2 else torch.zeros(1, 5, rows, 1)
-        chosen = choose_kernel(weight.spec, shape, x)
-        choice = kernel_choice(weight.spec, shape, rows)
+    for samples in (1, 2, 40):
+        cpu = decode_case(torch.device("cpu"), torch.float32)
+        chosen = choose_kernel(weight.spec, shape, product_case(torch.zeros(samples, 40)) if len(shape) == 2 else cpu)
+        choice = kernel_choice(weight.spec, shape, samples)
         assert choice.name == chosen.name
         assert list(choice.refused) == [kernel.name for kernel in KERNELS[: KERNELS.index(chosen)]]

@@ -1,4 +1,4 @@
-"""Weights with column gains through every way that a layer takes: decoding, products, convolutions, gradients."""
+"""Weights with column scales through every way that a layer takes: decoding, products, convolutions, gradients."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from vqcompress.formats.column_scales import column_scale_factors, pack_column_scales
-from vqcompress.kernels import choose_kernel, conv2d, decode, linear
-from vqcompress.kernels.parameter_gradients import parameter_gradients
+from vqcompress.kernels import choose_kernel, conv2d, decode, decode_case, linear
+from vqcompress.kernels.learning import parameter_gradients
 from vqcompress.matrix_view import matrix_shape
 
 
 @pytest.fixture(params=["trellis", "rotated", "additive"])
-def gained(request, random_weight):
-    """``gained(shape)`` -> a weight whose columns have gains of 4 down to .04, of each kind that can have them."""
+def scaled(request, random_weight):
+    """``scaled(shape)`` -> a weight whose columns have scales of 4 down to .04, of each kind that can have them."""
 
     def make(shape: tuple[int, ...]):
         if request.param == "additive":
@@ -32,9 +32,9 @@ def gained(request, random_weight):
 
 
 @pytest.mark.parametrize("shape", [(48, 10), (32, 3, 3, 3)])
-def test_decoding_scales_each_column(gained, shape):
-    weight, codes = gained(shape)
-    assert choose_kernel(weight.spec, shape, weight.tensors["weight"]).name == "gained"
+def test_decoding_scales_each_column(scaled, shape):
+    weight, codes = scaled(shape)
+    assert "column scales" in choose_kernel(weight.spec, shape, decode_case(torch.device("cpu"), torch.float32)).purpose
     plain = replace(weight.spec, column_scales=False)
     matrix = decode(plain, shape, weight.tensors, torch.float32).reshape(matrix_shape(shape))
     expected = (matrix * column_scale_factors(codes)).reshape(shape)
@@ -44,8 +44,8 @@ def test_decoding_scales_each_column(gained, shape):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_products(gained, count, dtype):
-    weight, _ = gained((48, 10))
+def test_products(scaled, count, dtype):
+    weight, _ = scaled((48, 10))
     generator = torch.Generator().manual_seed(0)
     x, bias = torch.randn(count, 10, generator=generator).to(dtype), torch.randn(48, generator=generator)
     y = linear(x, weight.spec, weight.shape, weight.tensors, bias)
@@ -55,8 +55,8 @@ def test_products(gained, count, dtype):
     torch.testing.assert_close(y.float(), expected, rtol=rough, atol=rough)
 
 
-def test_small_gains_do_not_push_float16_inputs_out_of_their_range(gained):
-    weight, _ = gained((48, 10))
+def test_small_scales_do_not_push_float16_inputs_out_of_their_range(scaled):
+    weight, _ = scaled((48, 10))
     weight = replace(weight, tensors={**weight.tensors, "gains": pack_column_scales(torch.full((10,), 15))})
     x = torch.full((1, 10), 2e-5).half()
     y = linear(x, weight.spec, weight.shape, {**weight.tensors, "scale": weight.tensors["scale"] * 256}, None)
@@ -64,23 +64,23 @@ def test_small_gains_do_not_push_float16_inputs_out_of_their_range(gained):
     torch.testing.assert_close(y.float(), expected, rtol=2e-3, atol=2e-6)
 
 
-def test_convolutions(gained):
-    weight, _ = gained((32, 3, 3, 3))
+def test_convolutions(scaled):
+    weight, _ = scaled((32, 3, 3, 3))
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     y = conv2d(x, weight.spec, weight.shape, weight.tensors, None, (1, 1), (1, 1))
     torch.testing.assert_close(y, F.conv2d(x, weight.decode(), None, 1, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_scales_learn_through_gains(gained):
-    weight, _ = gained((48, 10))
+def test_scales_learn_through_column_scales(scaled):
+    weight, _ = scaled((48, 10))
     generator = torch.Generator().manual_seed(0)
     x, probe = torch.randn(5, 10, generator=generator), torch.randn(5, 48, generator=generator)
     scale = weight.tensors["scale"].float().requires_grad_()
     y = linear(x, weight.spec, weight.shape, {**weight.tensors, "scale": scale}, None)
     (y * probe).sum().backward()
-    weight_sharing_copy = weight.tensors["scale"].float().requires_grad_()
-    dense = weight.spec.decode_transposed(48, 10, {**weight.tensors, "scale": weight_sharing_copy})
+    reference = weight.tensors["scale"].float().requires_grad_()
+    dense = weight.spec.decode_transposed(48, 10, {**weight.tensors, "scale": reference})
     (x @ dense * probe).sum().backward()
-    torch.testing.assert_close(scale.grad, weight_sharing_copy.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scale.grad, reference.grad, rtol=1e-4, atol=1e-4)
     found = parameter_gradients(weight.spec, weight.shape, weight.tensors, x.t() @ probe)
-    torch.testing.assert_close(found["scale"], weight_sharing_copy.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["scale"], reference.grad, rtol=1e-4, atol=1e-4)

@@ -83,7 +83,7 @@ def test_convolution_gradients_are_those_of_the_dense_layer(random_weight):
     torch.testing.assert_close(bias.grad, bias2.grad)
 
 
-def test_companions_learn_through_the_reference(random_weight):
+def test_quantization_parameters_learn_through_the_reference(random_weight):
     weight = random_weight("additive", (24, 40))
     tensors = {name: t.float().requires_grad_() if t.is_floating_point() else t for name, t in _all(weight).items()}
     linear(torch.randn(3, 40), weight.spec, weight.shape, tensors, None).square().sum().backward()

@@ -1,4 +1,4 @@
-"""One or two rows times vector codes on the CPU, without a decoded weight."""
+"""One or two samples times packed codes on the CPU, without a decoded weight."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqcompress.kernels import choose_kernel, linear
-from vqcompress.kernels.cpu.multiply import multiply, unsupported_reason
+from vqcompress.kernels import Case, choose_kernel, linear, product_case
+from vqcompress.kernels.cpu.operations import multiply, product_unsupported_reason
 
 
 def packed(weight):
@@ -54,16 +54,17 @@ def test_inputs_that_are_not_contiguous_and_empty_batches(random_weight):
     assert multiply(x[:0], *packed(weight), None).shape == (0, 40)
 
 
-def test_it_serves_one_and_two_rows(random_weight):
+def test_it_serves_one_and_two_samples(random_weight):
     weight, other = random_weight("trellis", (40, 12)), random_weight("scalar", (40, 12))
-    assert choose_kernel(weight.spec, weight.shape, torch.zeros(2, 12)).name == "cpu_row"
-    assert choose_kernel(weight.spec, weight.shape, torch.zeros(3, 12)).name == "cpu_numba"
-    assert choose_kernel(other.spec, other.shape, torch.zeros(1, 12)).name == "cpu_row"
-    assert "3 rows" in unsupported_reason(weight.spec, weight.shape, torch.zeros(3, 12))
+    assert choose_kernel(weight.spec, weight.shape, product_case(torch.zeros(2, 12))).name == "cpu_row"
+    assert choose_kernel(weight.spec, weight.shape, product_case(torch.zeros(3, 12))).name == "cpu_numba"
+    assert choose_kernel(other.spec, other.shape, product_case(torch.zeros(1, 12))).name == "cpu_row"
+    case = Case(torch.device("cpu"), torch.float32, 3)
+    assert "3 samples" in product_unsupported_reason(weight.spec, weight.shape, case)
 
 
 def test_threads_share_a_large_weight(random_weight):
-    """Columns are dealt to threads; the sums must not depend on it beyond rounding."""
+    """Columns are divided between threads; the values must not depend on it."""
     weight = random_weight("scalar", (1024, 1030), bits=2, group_size=64)
     before = torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""Threads that share a product on the CPU: torch's own team, and Python's where there is none."""
+"""Threads that share a product on the CPU: torch's own, and Python's where there is none."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-    cpu_threads._team.cache_clear()
+    cpu_threads._runner.cache_clear()
 
 
 def results(weight, threads):
-    """One row, two rows and the dense weight."""
+    """One sample, two samples and the dense weight."""
     torch.set_num_threads(threads)
     x, packed = torch.randn(2, SHAPE[1], generator=torch.Generator().manual_seed(1)), (weight.spec, weight.shape)
     tensors = {**weight.tensors, **weight.shared}
@@ -46,11 +46,11 @@ def results(weight, threads):
 
 
 @pytest.mark.parametrize("name", ["trellis", "additive", "scalar"])
-@pytest.mark.parametrize("team", ["openmp", "pool"])
-def test_any_number_of_threads_gives_the_same_bits(team, name, random_weight, monkeypatch):
-    if team == "pool":
+@pytest.mark.parametrize("kind", ["openmp", "pool"])
+def test_any_number_of_threads_gives_the_same_bits(kind, name, random_weight, monkeypatch):
+    if kind == "pool":
         monkeypatch.setattr(cpu_threads, "_openmp", lambda: None)
-        cpu_threads._team.cache_clear()
+        cpu_threads._runner.cache_clear()
     weight = random_weight(name, SHAPE)
     alone = results(weight, 1)
     for threads in (2, 3):
@@ -58,7 +58,7 @@ def test_any_number_of_threads_gives_the_same_bits(team, name, random_weight, mo
             assert torch.equal(one, other)
 
 
-def test_torchs_team_is_found_where_torch_has_one():
+def test_torchs_threads_are_found_where_torch_has_one():
     if sys.platform != "linux" or not torch.backends.openmp.is_available():
         pytest.skip("a torch without OpenMP")
     assert cpu_threads._openmp() is not None
@@ -68,7 +68,7 @@ def test_a_small_weight_is_not_worth_a_second_thread(random_weight, monkeypatch)
     def refuse():
         raise AssertionError("threads were woken")
 
-    monkeypatch.setattr(cpu_threads, "_team", refuse)
+    monkeypatch.setattr(cpu_threads, "_runner", refuse)
     weight = random_weight("trellis", (100, 300))
     torch.set_num_threads(2)
     linear(torch.ones(1, 300), weight.spec, weight.shape, weight.tensors, None)

@@ -1,4 +1,5 @@
-"""Gradients of everything continuous in a packed layer, against finite differences and against the reference decoder."""
+"""Gradients of everything continuous in a packed layer, against finite differences and against the reference
+decoder."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vqcompress.kernels import conv2d, linear
-from vqcompress.kernels.parameter_gradients import _compiled_gradients, _reference_gradients
+from vqcompress.kernels import conv2d, linear, reference
+from vqcompress.kernels.cpu import operations as cpu
 from vqcompress.matrix_view import matrix_shape
 
 CASES = {
@@ -23,7 +24,7 @@ CASES = {
 
 @pytest.fixture
 def packed(random_weight):
-    """``packed(case, shape) -> (QuantizedWeight, its tensors with float32 companions that learn)``."""
+    """``packed(case, shape) -> (QuantizedWeight, its tensors with float32 quantization parameters that learn)``."""
 
     def make(case: str, shape: tuple[int, ...]):
         weight = random_weight(case.split()[0], shape, **CASES[case])
@@ -76,11 +77,11 @@ def test_compiled_gradients_are_those_of_the_reference(packed, case):
     rows, columns = matrix_shape(weight.shape)
     grad = torch.randn(columns, rows, generator=torch.Generator().manual_seed(2))
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-    compiled = _compiled_gradients(weight.spec, weight.shape, tensors, grad)
-    reference = _reference_gradients(weight.spec, weight.shape, tensors, grad)
-    assert compiled.keys() == reference.keys()
-    for name, expected in reference.items():
-        torch.testing.assert_close(compiled[name], expected, rtol=1e-4, atol=1e-4)
+    compiled = cpu.parameter_gradients(weight.spec, weight.shape, tensors, grad)
+    expected = reference.parameter_gradients(weight.spec, weight.shape, tensors, grad)
+    assert compiled.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqcompress.kernels import KERNELS, choose_kernel
+from vqcompress.kernels import KERNELS, Case, choose_kernel, decode_case, product_case
 
 CASES = {
     "trellis": [
@@ -55,7 +55,7 @@ def test_kernel_equals_reference(kernel, name, case, random_weight, check_spec, 
     weight = random_weight(name, case.pop("shape"), **case)
     spec = check_spec(weight)
     tensors = {**weight.tensors, **weight.shared}
-    if not kernel.supports(spec, weight.shape, tensors["weight"]):
+    if kernel.unsupported_reason(spec, weight.shape, decode_case(torch.device("cpu"), torch.float32)):
         assert kernel.name.startswith("triton")
         assert weight.shape[0] < 32
         return
@@ -69,16 +69,14 @@ def test_kernel_equals_reference(kernel, name, case, random_weight, check_spec, 
 
 def test_kernels_that_multiply_decode_as_another_does():
     decoders = {kernel.decode_transposed for kernel in KERNELS if kernel.multiply is None}
-    # "gained" and "rotated" decode with whichever of them suits the codes.
-    own = {k.decode_transposed for k in KERNELS if k.multiply and k.name not in ("gained", "rotated")}
+    own = {kernel.decode_transposed for kernel in KERNELS if kernel.multiply}
     assert own <= decoders
 
 
-def test_a_refusal_says_why(random_weight):
+def test_a_kernel_says_why_it_declines(random_weight):
     weight = random_weight("trellis", (64, 8))
-    reasons = {
-        kernel.name: kernel.unsupported_reason(weight.spec, weight.shape, torch.zeros(1, 8)) for kernel in KERNELS
-    }
+    case = Case(torch.device("cpu"), torch.float32, samples=1)
+    reasons = {kernel.name: kernel.unsupported_reason(weight.spec, weight.shape, case) for kernel in KERNELS}
     assert "cpu" in reasons["triton_decode"] or "not installed" in reasons["triton_decode"]
     assert reasons["cpu_numba"] == reasons["reference"] == ""
     assert all(kernel.purpose for kernel in KERNELS)
@@ -90,5 +88,7 @@ def test_order_ends_with_the_reference():
 
 def test_cpu_is_served_by_the_compiled_kernel(random_weight):
     weight = random_weight("trellis", (8, 8))
-    assert choose_kernel(weight.spec, weight.shape, weight.tensors["weight"]).name == "cpu_numba"
-    assert choose_kernel(weight.spec, weight.shape, torch.zeros(1, 8, device="meta")).name == "reference"
+    case = decode_case(torch.device("cpu"), torch.float32)
+    assert choose_kernel(weight.spec, weight.shape, case).name == "cpu_numba"
+    on_meta = product_case(torch.zeros(1, 8, device="meta"))
+    assert choose_kernel(weight.spec, weight.shape, on_meta).name == "reference"

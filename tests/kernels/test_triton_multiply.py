@@ -1,4 +1,4 @@
-"""Few rows times packed weights, and many, by the Triton kernels under the interpreter."""
+"""Few samples times packed weights, and many, by the Triton kernels under the interpreter."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqcompress.kernels import KERNELS, choose_kernel, conv2d, decode, linear
-from vqcompress.kernels.triton.multiply import columns_per_split, multiply, unsupported_reason
+from vqcompress.kernels import KERNELS, Case, choose_kernel, conv2d, decode, decode_case, linear, product_case
+from vqcompress.kernels.triton.operations import columns_per_split, multiply, product_unsupported_reason
 
 # Layers of SDXL's UNet, DiT-XL/2 and PixArt, sides divided by about 32; then sizes that fit nothing.
 SHAPES = [
@@ -95,12 +95,13 @@ def test_float16_products_do_not_overflow(random_weight, interpreted):
     assert close(linear(x, *packed(weight), None), expected, torch.float16)
 
 
-def test_more_rows_are_decoded_for(random_weight, interpreted):
+def test_more_samples_are_decoded_for(random_weight, interpreted):
     weight = random_weight("trellis", (32, 20))
     spec, shape, _ = packed(weight)
-    assert choose_kernel(spec, shape, torch.zeros(32, 20)).name == "triton_multiply"
-    assert choose_kernel(spec, shape, torch.zeros(33, 20)).name == "triton_decode"
-    assert "33 rows" in unsupported_reason(spec, shape, torch.zeros(33, 20))
+    assert choose_kernel(spec, shape, product_case(torch.zeros(32, 20))).name == "triton_multiply"
+    assert choose_kernel(spec, shape, product_case(torch.zeros(33, 20))).name == "triton_decode"
+    case = Case(torch.device("cpu"), torch.float32, 33, interpreted=True)
+    assert "33 samples" in product_unsupported_reason(spec, shape, case)
     x = inputs(33, 20)
     torch.testing.assert_close(linear(x, *packed(weight), None), F.linear(x, weight.decode()))
 
@@ -108,7 +109,7 @@ def test_more_rows_are_decoded_for(random_weight, interpreted):
 def test_convolutions_are_decoded_for(random_weight, interpreted):
     weight = random_weight("trellis", (32, 4, 3, 3))
     x = inputs(1, 4, 5, 5)
-    assert choose_kernel(weight.spec, weight.shape, x).name == "triton_decode"
+    assert choose_kernel(weight.spec, weight.shape, decode_case(x.device, x.dtype)).name == "triton_decode"
     torch.testing.assert_close(conv2d(x, *packed(weight), None), F.conv2d(x, weight.decode()))
 
 
@@ -116,9 +117,9 @@ def test_gradients_in_the_input(random_weight, interpreted):
     weight = random_weight("trellis", (32, 20))
     x = inputs(3, 20).requires_grad_()
     linear(x, *packed(weight), None).square().sum().backward()
-    weight_sharing_copy = x.detach().clone().requires_grad_()
-    F.linear(weight_sharing_copy, weight.decode()).square().sum().backward()
-    torch.testing.assert_close(x.grad, weight_sharing_copy.grad)
+    reference = x.detach().clone().requires_grad_()
+    F.linear(reference, weight.decode()).square().sum().backward()
+    torch.testing.assert_close(x.grad, reference.grad)
 
 
 def test_learned_tables(random_weight, interpreted):
@@ -152,4 +153,4 @@ def test_splits_cover_the_columns(columns, tiles, processors):
 
 
 def test_the_table_begins_with_the_most_special():
-    assert [kernel.name for kernel in KERNELS][:4] == ["gained", "rotated", "triton_multiply", "triton_decode"]
+    assert [kernel.name for kernel in KERNELS][:2] == ["triton_multiply", "triton_decode"]

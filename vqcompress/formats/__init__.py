@@ -30,6 +30,8 @@ class FormatSpec(Protocol):
     format: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    def __hash__(self) -> int: ...
+
     @property
     def codebook(self) -> str | None:
         """Name of the component's shared tensor that part of the code lies in, or ``None``."""

@@ -11,24 +11,27 @@ from vqcompress.formats import FormatSpec
 from vqcompress.kernels import operators, reference
 from vqcompress.kernels.learning import learning_conv2d, learning_linear
 from vqcompress.kernels.packed_layout import PackedLayout, layout_to_text
-from vqcompress.kernels.table import choose_kernel
+from vqcompress.kernels.table import choose_kernel, decode_case
 from vqcompress.matrix_view import Shape, from_transposed
 
 
 def decode(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The dense weight of ``shape`` (``[out, in]`` or ``[out, in, kh, kw]``) in ``dtype``.
 
-    ``tensors`` are the codes under ``weight`` and their companions, a shared codebook included. Differentiable in the
-    companions when one of them requires a gradient.
+    ``tensors`` are the codes under ``weight`` and their quantization parameters, a shared codebook included.
+    Differentiable in the parameters when one of them requires a gradient.
     """
-    kernel = reference if _learns(tensors) else choose_kernel(spec, shape, tensors["weight"])
+    if _learns(tensors):
+        return from_transposed(reference.decode_transposed(spec, shape, tensors, dtype), shape)
+    kernel = choose_kernel(spec, shape, decode_case(tensors["weight"].device, dtype))
     return from_transposed(kernel.decode_transposed(spec, shape, tensors, dtype), shape)
 
 
 def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """``x [..., in]`` times the packed weight ``[out, in]``, plus ``bias [out]``: ``[..., out]`` in ``x``'s dtype.
 
-    Differentiable in ``x``, ``bias`` and the companions, without a dense weight kept for the backward pass.
+    Differentiable in ``x``, ``bias`` and the quantization parameters, without a dense weight kept for the backward
+    pass.
     """
     return packed_linear(x, _text(spec, shape, tensors), tensors, bias)
 
@@ -74,7 +77,7 @@ def packed_conv2d(
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """``x`` as torch's own linear and convolution would take it under autocast, which does not see into our operators."""
+    """``x`` as torch's own layers would take it under autocast, which does not see into our operators."""
     if not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))

@@ -1,7 +1,9 @@
-"""Packed linear and convolution whose companions learn: codes stay, scales, codebooks and tables get gradients.
+"""Packed linear and convolution whose quantization parameters learn: scales, codebooks and tables get gradients, codes
+stay.
 
-Between the passes only the input and the small tensors are kept; the backward pass decodes the weight again. Where nothing
-but ``scale`` learns, it is taken out of the product, ``y = s · (x V)``, and its gradient needs no dense gradient at all.
+Between the passes only the input and the small tensors are kept; the backward pass decodes the weight again. Where
+nothing but ``scale`` learns, it is taken out of the product, ``y = s · (x V)``, and its gradient needs no dense
+gradient at all.
 """
 
 from __future__ import annotations
@@ -13,20 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
 from vqcompress.kernels import operators
 from vqcompress.kernels.packed_layout import layout_from_text
-from vqcompress.kernels.parameter_gradients import parameter_gradients
 from vqcompress.kernels.precision import in_product_dtype
-from vqcompress.kernels.rotation import is_rotated
-from vqcompress.kernels.table import choose_kernel
-from vqcompress.matrix_view import from_transposed
+from vqcompress.kernels.table import choose_kernel, decode_case
+from vqcompress.kernels.transforms import is_rotated
+from vqcompress.matrix_view import Shape, from_transposed
 
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Stride, padding, dilation."""
 
 
 def learning_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-    """``x [..., in] -> [..., out]``, differentiable in ``x``, ``bias`` and all companions."""
+    """``x [..., in] -> [..., out]``, differentiable in ``x``, ``bias`` and all quantization parameters."""
     if _only_scale_learns(x, layout, tensors):
         y = operators.linear(x, _without_scale(tensors), None, layout)
         return _plus(_times(y, tensors["scale"]), bias)
@@ -44,9 +46,14 @@ def learning_conv2d(
 
 
 def _only_scale_learns(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Float16 is left out: products with unscaled weights would overflow. Under a rotation scales are not the outputs'."""
+    """Float16 is left out: products with unscaled weights would overflow."""
     learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
-    return learning == ["scale"] and x.dtype != torch.float16 and not is_rotated(layout_from_text(layout).spec)
+    return learning == ["scale"] and x.dtype != torch.float16 and _scales_outputs(layout_from_text(layout).spec)
+
+
+def _scales_outputs(spec: FormatSpec) -> bool:
+    """Whether ``scale`` is a factor of the outputs: not under a rotation, nor in a format that nothing is known of."""
+    return isinstance(spec, AdditiveSpec | TrellisSpec) and not is_rotated(spec)
 
 
 def _without_scale(tensors: Mapping[str, Tensor]) -> list[Tensor]:
@@ -63,7 +70,7 @@ def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
 
 def _dense(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> Tensor:
     parsed = layout_from_text(layout)
-    kernel = choose_kernel(parsed.spec, parsed.shape, x)
+    kernel = choose_kernel(parsed.spec, parsed.shape, decode_case(x.device, x.dtype))
     return from_transposed(kernel.decode_transposed(parsed.spec, parsed.shape, tensors, x.dtype), parsed.shape)
 
 
@@ -75,10 +82,23 @@ def _named(layout: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return dict(zip(layout_from_text(layout).names, tensors, strict=True))
 
 
-def _companions(
+def parameter_gradients(
+    spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
+) -> dict[str, Tensor]:
+    """From the gradient of a dense weight, ``Wᵀ [columns, outputs]``, to those of the numbers that it was decoded from.
+
+    The transpose of decoding: a table's gradient gathers those of all weights that read it (scatter-add by state or
+    code), an output scale's is a sum over the columns. Name -> float32 gradient of every quantization parameter, in its
+    shape; those that a format does not differentiate in are left out.
+    """
+    kernel = choose_kernel(spec, shape, decode_case(grad.device, grad.dtype))
+    return kernel.parameter_gradients(spec, shape, tensors, grad)
+
+
+def _needed_gradients(
     layout: str, named: Mapping[str, Tensor], needed: tuple[bool, ...], grad: Tensor
 ) -> list[Tensor | None]:
-    """Gradients in the order of the layout's names; ``grad [columns, rows]``."""
+    """Gradients in the order of the layout's names; ``grad [columns, outputs]``."""
     parsed = layout_from_text(layout)
     found = parameter_gradients(parsed.spec, parsed.shape, named, grad)
     return [found[name].to(named[name].dtype) if wanted else None for name, wanted in zip(named, needed, strict=True)]
@@ -97,13 +117,13 @@ class _Linear(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         (grad,), named = grads, _named(ctx.layout, tuple(tensors))
         needs_x, needs_bias, _, *needed = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        samples = grad.flatten(0, -2)
         grad_x = in_product_dtype(grad, lambda grad: grad @ _dense(grad, ctx.layout, named)) if needs_x else None
-        grad_bias = rows.sum(0).to(ctx.bias_dtype) if needs_bias else None
-        companions: list[Tensor | None] = [None] * len(tensors)
+        grad_bias = samples.sum(0).to(ctx.bias_dtype) if needs_bias else None
+        parameters: list[Tensor | None] = [None] * len(tensors)
         if any(needed):
-            companions = _companions(ctx.layout, named, tuple(needed), x.flatten(0, -2).t() @ rows)
-        return grad_x, grad_bias, None, *companions
+            parameters = _needed_gradients(ctx.layout, named, tuple(needed), x.flatten(0, -2).t() @ samples)
+        return grad_x, grad_bias, None, *parameters
 
 
 class _Conv2d(torch.autograd.Function):
@@ -124,9 +144,9 @@ class _Conv2d(torch.autograd.Function):
             weight = _dense(grad, ctx.layout, named)
             grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, *ctx.geometry)
         grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
-        companions: list[Tensor | None] = [None] * len(tensors)
+        parameters: list[Tensor | None] = [None] * len(tensors)
         if any(needed):
             shape = layout_from_text(ctx.layout).shape
             weight_grad = torch.nn.grad.conv2d_weight(x, shape, grad, *ctx.geometry)
-            companions = _companions(ctx.layout, named, tuple(needed), weight_grad.flatten(1).t())
-        return grad_x, grad_bias, None, None, *companions
+            parameters = _needed_gradients(ctx.layout, named, tuple(needed), weight_grad.flatten(1).t())
+        return grad_x, grad_bias, None, None, *parameters

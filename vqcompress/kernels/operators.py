@@ -14,14 +14,14 @@ from torch import Tensor
 
 from vqcompress.kernels.packed_layout import layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
-from vqcompress.kernels.table import choose_kernel
+from vqcompress.kernels.table import choose_kernel, decode_case, product_case
 from vqcompress.matrix_view import from_transposed
 
 
 def multiply(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: str) -> Tensor:
-    """What `linear` does, for callers that need neither gradients nor tracing: the operator's own cost is tens of microseconds."""
+    """What `linear` does, for callers without gradients or tracing: the operator's own cost is tens of microseconds."""
     parsed = layout_from_text(layout)
-    kernel = choose_kernel(parsed.spec, parsed.shape, x)
+    kernel = choose_kernel(parsed.spec, parsed.shape, product_case(x))
     if kernel.multiply is None:
         return in_product_dtype(x, lambda x: F.linear(x, _dense(x, tensors, layout), _as(bias, x)))
     named = dict(zip(parsed.names, tensors, strict=True))
@@ -83,7 +83,7 @@ def _(
 def _dense(x: Tensor, tensors: Sequence[Tensor], text: str) -> Tensor:
     layout = layout_from_text(text)
     named = dict(zip(layout.names, tensors, strict=True))
-    kernel = choose_kernel(layout.spec, layout.shape, x)
+    kernel = choose_kernel(layout.spec, layout.shape, decode_case(x.device, x.dtype))
     transposed = kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype)
     if len(layout.shape) == 4 and x.device.type == "cpu":  # torch turns a matrix round twice as fast as a filter
         transposed = transposed.t().contiguous().t()

@@ -11,7 +11,8 @@ from vqcompress.formats import FormatSpec, spec_from_dict, spec_to_dict
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """``spec`` and dense ``shape`` of a weight, and the ``names`` of its tensors in the order in which they are passed."""
+    """``spec`` and dense ``shape`` of a weight, and the ``names`` of its tensors in the order in which they are
+    passed."""
 
     spec: FormatSpec
     shape: tuple[int, ...]

@@ -21,8 +21,8 @@ def in_product_dtype(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype of ``x``, or float32 where products in that one would be emulated.
 
-    Without instructions for them torch multiplies bfloat16 and float16 matrices on a CPU five to ten times more slowly than
-    float32 ones. The weight then is not rounded to the short dtype first, only the result is.
+    Without instructions for them torch multiplies bfloat16 and float16 matrices on a CPU five to ten times more slowly
+    than float32 ones. The weight then is not rounded to the short dtype first, only the result is.
     """
     if x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu" and not _has_products(x.dtype):
         return torch.float32

@@ -1,4 +1,4 @@
-"""The oracle: the format's own decoder, on any device, differentiable in the companions."""
+"""The oracle: the format's own decoder, on any device, differentiable in the quantization parameters."""
 
 from __future__ import annotations
 
@@ -8,19 +8,32 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
-from vqcompress.matrix_view import matrix_shape
+from vqcompress.kernels.kernel import Case
+from vqcompress.matrix_view import Shape, matrix_shape
 
-PURPOSE = "anything, anywhere, slowly: plain torch operations"
 
-
-def unsupported_reason(spec: FormatSpec, shape: tuple[int, ...], x: Tensor) -> str:
-    """Nothing is refused."""
+def unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> str:
+    """An empty string: it serves every case."""
     return ""
 
 
 def decode_transposed(
-    spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """``Wᵀ [columns, rows]``, computed in float32, in ``dtype``."""
-    rows, columns = matrix_shape(shape)
-    return spec.decode_transposed(rows, columns, tensors).to(dtype)
+    """``Wᵀ [columns, outputs]``, computed in float32, in ``dtype``."""
+    outputs, columns = matrix_shape(shape)
+    return spec.decode_transposed(outputs, columns, tensors).to(dtype)
+
+
+def parameter_gradients(
+    spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
+) -> dict[str, Tensor]:
+    """Name -> gradient of every floating-point tensor, float32: the decoder is differentiated.
+
+    ``grad [columns, outputs]`` is the gradient of ``Wᵀ``.
+    """
+    leaves = {name: t.detach().float().requires_grad_() for name, t in tensors.items() if t.is_floating_point()}
+    with torch.enable_grad():
+        decoded = decode_transposed(spec, shape, {**tensors, **leaves})
+    found = torch.autograd.grad(decoded, list(leaves.values()), grad.float(), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))

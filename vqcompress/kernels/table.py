@@ -1,88 +1,117 @@
-"""The kernels, most specialised first, and how one is chosen."""
+"""The kernels, most specialised first, and how one is chosen and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec
-from vqcompress.kernels import column_scales as gained
 from vqcompress.kernels import reference
-from vqcompress.kernels import rotation as rotated
-from vqcompress.kernels.cpu import decode as cpu_numba
-from vqcompress.kernels.cpu import multiply as cpu_row
-from vqcompress.kernels.triton import decode as triton_decode
-from vqcompress.kernels.triton import multiply as triton_multiply
+from vqcompress.kernels.cpu import operations as cpu
+from vqcompress.kernels.kernel import Case, Kernel, is_interpreted
+from vqcompress.kernels.transforms import code_spec, transformed
+from vqcompress.kernels.triton import operations as triton
 from vqcompress.matrix_view import Shape
-
-
-class Decode(Protocol):
-    """``(spec, shape, tensors, dtype)`` -> ``Wᵀ [columns, rows]``: the reference's float32, bit for bit, rounded to ``dtype``."""
-
-    def __call__(
-        self, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
-    ) -> Tensor: ...
-
-
-Multiply = Callable[[Tensor, FormatSpec, Shape, Mapping[str, Tensor], Tensor | None], Tensor]
-"""``(x [..., columns], spec, shape, tensors, bias [rows])`` -> ``[..., rows]`` in ``x``'s dtype, sums in float32."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One way to serve packed weights; all share these signatures.
-
-    ``unsupported_reason(spec, shape, x)`` says why it cannot serve this weight with an input like ``x``, in a few words, or nothing when it
-    can; ``purpose`` says what it is for. With ``multiply`` it takes products without a dense weight, else it decodes for them.
-    """
-
-    name: str
-    purpose: str
-    unsupported_reason: Callable[[FormatSpec, Shape, Tensor], str]
-    decode_transposed: Decode
-    multiply: Multiply | None = None
-
-    def supports(self, spec: FormatSpec, shape: Shape, x: Tensor) -> bool:
-        """Whether it can serve this weight with an input like ``x``."""
-        return not self.unsupported_reason(spec, shape, x)
-
-
-def choose_kernel(spec: FormatSpec, shape: Shape, x: Tensor) -> Kernel:
-    """The first kernel of the table that supports the case; the reference supports every one.
-
-    ``x`` is the input of the product; for decoding alone, the codes.
-    """
-    return next(kernel for kernel in KERNELS if kernel.supports(spec, shape, x))
-
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(
-        "gained",
-        gained.PURPOSE,
-        gained.unsupported_reason,
-        gained.gained_decode(choose_kernel),
-        gained.gained_multiply(choose_kernel),
-    ),
-    Kernel(
-        "rotated",
-        rotated.PURPOSE,
-        rotated.unsupported_reason,
-        rotated.rotated_decode(choose_kernel),
-        rotated.rotated_multiply(choose_kernel),
-    ),
-    Kernel(
         "triton_multiply",
-        triton_multiply.PURPOSE,
-        triton_multiply.unsupported_reason,
-        triton_decode.decode_transposed,
-        triton_multiply.multiply,
+        "few samples: reads the codes alone and writes no dense weight",
+        triton.product_unsupported_reason,
+        triton.decode_transposed,
+        reference.parameter_gradients,
+        triton.multiply,
+        triton.MOST_SAMPLES,
     ),
-    Kernel("triton_decode", triton_decode.PURPOSE, triton_decode.unsupported_reason, triton_decode.decode_transposed),
-    Kernel("cpu_row", cpu_row.PURPOSE, cpu_row.unsupported_reason, cpu_numba.decode_transposed, cpu_row.multiply),
-    Kernel("cpu_numba", cpu_numba.PURPOSE, cpu_numba.unsupported_reason, cpu_numba.decode_transposed),
-    Kernel("reference", reference.PURPOSE, reference.unsupported_reason, reference.decode_transposed),
+    Kernel(
+        "triton_decode",
+        "many samples: decodes once into scratch memory, then multiplies with the library's dense kernel",
+        triton.unsupported_reason,
+        triton.decode_transposed,
+        reference.parameter_gradients,
+    ),
+    Kernel(
+        "cpu_row",
+        "one or two samples: looks up and multiplies in one pass, reading the codes alone",
+        cpu.product_unsupported_reason,
+        cpu.decode_transposed,
+        cpu.parameter_gradients,
+        cpu.multiply,
+        cpu.MOST_SAMPLES,
+    ),
+    Kernel(
+        "cpu_numba",
+        "decodes with compiled loops, then multiplies with torch",
+        cpu.unsupported_reason,
+        cpu.decode_transposed,
+        cpu.parameter_gradients,
+    ),
+    Kernel(
+        "reference",
+        "anything, anywhere, slowly: plain torch operations",
+        reference.unsupported_reason,
+        reference.decode_transposed,
+        reference.parameter_gradients,
+    ),
 )
+
+# Where a kernel's `most_samples` ends: choices differ between these counts, not within them.
+SAMPLE_LIMITS = tuple(sorted({kernel.most_samples for kernel in KERNELS if kernel.most_samples is not None}))
+_BUCKETS = (*SAMPLE_LIMITS, SAMPLE_LIMITS[-1] + 1)
+
+
+@lru_cache(maxsize=1 << 14)
+def choose_kernel(spec: FormatSpec, shape: Shape, case: Case) -> Kernel:
+    """The first kernel of the table that supports the case, with the spec's transforms around it.
+
+    The reference supports every case. The choice is kept: a layer asks no kernel again until its device, the dtype of
+    its activations, its spec or the bucket of its samples changes, see `product_case`.
+    """
+    codes = code_spec(spec)
+    return transformed(next(k for k in KERNELS if not k.unsupported_reason(codes, shape, case)), spec)
+
+
+def product_case(x: Tensor) -> Case:
+    """The case of a product with ``x [..., columns]``. A whole bucket of `SAMPLE_LIMITS` is one case: its largest
+    count."""
+    samples = x.numel() // max(1, x.shape[-1])
+    return Case(x.device, x.dtype, _BUCKETS[bisect_left(SAMPLE_LIMITS, samples)], is_interpreted())
+
+
+def decode_case(device: torch.device, dtype: torch.dtype) -> Case:
+    """The case of decoding a weight into ``dtype`` on ``device``, for a convolution too."""
+    return Case(device, dtype, None, is_interpreted())
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """The kernel's ``name``, its ``purpose``, and name -> reason of each kernel before it that declined."""
+
+    name: str
+    purpose: str
+    refused: dict[str, str]
+
+
+def kernel_choice(
+    spec: FormatSpec,
+    shape: Shape,
+    samples: int,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> KernelChoice:
+    """The choice for a layer called with ``samples`` samples (a convolution: with any image), without running anything.
+
+    ``shape`` is the dense weight's, ``dtype`` that of the activations.
+    """
+    case = Case(torch.device(device), dtype, samples if len(shape) == 2 else None, is_interpreted())
+    codes, refused = code_spec(spec), dict[str, str]()
+    for kernel in KERNELS:
+        reason = kernel.unsupported_reason(codes, shape, case)
+        if not reason:
+            return KernelChoice(kernel.name, transformed(kernel, spec).purpose, refused)
+        refused[kernel.name] = reason
+    raise AssertionError("the reference serves every case")

@@ -1,7 +1,8 @@
 """What is computed once from a stored tensor and kept for as long as that tensor lives.
 
-Column order and value tables follow from what a layer stores. Making them takes many small operations and, on an accelerator, a
-launch each; keeping them as buffers would put them into state dicts and under the hands of offloading hooks.
+Column order and value tables follow from what a layer stores. Making them takes many small operations and, on an
+accelerator, a launch each; keeping them as buffers would put them into state dicts and under the hands of offloading
+hooks.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Value = TypeVar("Value")
 class TensorCache(Generic[Value]):
     """Values by (tensor, key): made at the first call, dropped with the tensor's memory or when it is written to.
 
-    The weak reference keeps the address of the tensor's storage from being given to another one, so an address identifies a
-    storage; writes are seen by the tensor's version counter (writes through ``.data`` are not).
+    The weak reference keeps the address of the tensor's storage from being given to another one, so an address
+    identifies a storage; writes are seen by the tensor's version counter (writes through ``.data`` are not).
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,8 @@ class TensorCache(Generic[Value]):
     def __call__(self, tensor: Tensor, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value kept for ``tensor`` under ``key``, or else ``make()``.
 
-        Raises `UnsupportedError` when it would have to be made while a CUDA graph is recorded: it would then live in the graph.
+        Raises `UnsupportedError` when it would have to be made while a CUDA graph is recorded: it would then live in
+        the graph.
         """
         storage, version = tensor.untyped_storage(), 0 if tensor.is_inference() else tensor._version
         place = (storage._cdata, tensor.storage_offset(), key)
@@ -55,6 +57,6 @@ class TensorCache(Generic[Value]):
 def _refuse_capture(tensor: Tensor) -> None:
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         raise UnsupportedError(
-            "a packed layer is run for the first time while a CUDA graph is recorded; run the model once before, as torch asks for "
-            "with every CUDA graph"
+            "a packed layer is run for the first time while a CUDA graph is recorded; run the model once before, as torch "
+            "asks for with every CUDA graph"
         )

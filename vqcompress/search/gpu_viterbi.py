@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.errors import RecipeError
+from vqcompress.kernels.kernel import is_interpreted
 from vqcompress.kernels.triton.device import device_unsupported_reason
 
 LARGEST_STATE_BITS = 14  # of larger tables a thread would hold more values than it has registers
@@ -48,6 +49,6 @@ def search_device(home: torch.device) -> torch.device:
     """Where a weight that lies at ``home`` is searched: there, or on the current GPU. Raises `RecipeError` where there
     is none."""
     device = torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
-    if unsupported_reason := device_unsupported_reason(torch.empty(0, device=device)):
-        raise RecipeError(f"search='gpu' does not work here: {unsupported_reason}; take search='cpu'")
+    if reason := device_unsupported_reason(device, is_interpreted()):
+        raise RecipeError(f"search='gpu' does not work here: {reason}; take search='cpu'")
     return device

@@ -1,19 +1,34 @@
-"""Additive columns to values, or straight into a product, a vector at a time; compiled for one dimension and code size.
+"""Additive columns to values, into a product, or to gradients, a vector at a time; compiled for one dimension and code
+size.
 
-Addresses are integers, see `vqcompress.kernels.cpu.vectors`. Sums of codewords begin with a zero: one that began with -0 would
-stay -0, where the reference has 0.
+Addresses are integers, see `vqcompress.kernels.cpu.vectors`. Sums of codewords begin with a zero: one that began with
+-0 would stay -0, where the reference has 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba import carray
+from torch import Tensor
 
-from vqcompress.kernels.cpu.loops import _compiled, shared_loop
-from vqcompress.kernels.cpu.parts import numbers, raw_pointer
+from vqcompress.formats import AdditiveSpec
+from vqcompress.kernels.cpu.arguments import (
+    block_arguments,
+    byte_array,
+    float_array,
+    float_codebooks,
+    gradient_tensor,
+    output_scale,
+    rates_and_starts,
+    run_over_columns,
+    stored_order,
+)
+from vqcompress.kernels.cpu.loops import compiled, numbers, raw_pointer, read_bits, shared_loop
+from vqcompress.kernels.cpu.operations import Blocks, Operations
 from vqcompress.kernels.cpu.vectors import (
     add,
     byte_at,
@@ -31,7 +46,56 @@ BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the fi
 LINE = 64  # bytes of a cache line
 
 
-@_compiled(inline="always")
+def decode(values: Tensor, spec: AdditiveSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Fill ``values [columns, outputs]``."""
+    columns, outputs = values.shape
+    rates, starts = rates_and_starts(spec, tensors, outputs, columns)
+    codes, books = byte_array(tensors["weight"]), float_array(tensors["codebooks"])
+    loop = _decoder(spec.dimension, spec.code_bits)
+    run_over_columns(loop, values, codes, starts, rates, books, output_scale(tensors["scale"], outputs))
+
+
+def product_blocks(
+    x: int, total: int, spec: AdditiveSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int
+) -> Blocks:
+    """The loops of a product, one for each rate."""
+    stored, books, vectors = (
+        stored_order(spec, tensors, outputs, columns),
+        float_codebooks(tensors),
+        spec.vectors(outputs),
+    )
+    begin, values = tensors["weight"].data_ptr(), stored.inputs(x)
+    blocks = [
+        block_arguments(
+            _product(spec.dimension, spec.code_bits, block.rate),
+            total,
+            values.data_ptr() + 4 * block.first,
+            block.last - block.first,
+            begin + block.start,
+            books.data_ptr(),
+            vectors,
+        )
+        for block in stored.blocks
+    ]
+    return blocks, (values, books)
+
+
+def parameter_gradients(spec: AdditiveSpec, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """Gradients of ``scale`` and ``codebooks``; ``grad [columns, outputs]``."""
+    columns, outputs = grad.shape
+    rates, starts = rates_and_starts(spec, tensors, outputs, columns)
+    codes, books = byte_array(tensors["weight"]), float_array(tensors["codebooks"])
+    scale = output_scale(tensors["scale"], outputs)
+    grad_books, grad_scale = np.zeros(books.shape), np.zeros(outputs)
+    _add_gradients(grad.numpy(), codes, starts, rates, books, spec.code_bits, scale, grad_books, grad_scale)
+    grad_scale = grad_scale if spec.row_scales else grad_scale.sum(keepdims=True)
+    return {"scale": gradient_tensor(grad_scale), "codebooks": gradient_tensor(grad_books)}
+
+
+OPERATIONS = Operations(decode, lambda spec: spec.dimension, product_blocks, parameter_gradients)
+
+
+@compiled(inline="always")
 def _code(stream, index, code_bits):
     if code_bits == 8:
         return byte_at(stream + index)
@@ -43,42 +107,44 @@ def _code(stream, index, code_bits):
 
 
 @lru_cache(maxsize=64)
-def additive_decoder(dimension: int, code_bits: int) -> Any:
-    """Over columns, for ``(values [columns, rows], codes, starts, rates, codebooks [M, 2**code_bits, dimension], scale [rows])``: fills
-    columns ``first … last``."""
+def _decoder(dimension: int, code_bits: int) -> Any:
+    """Over columns, for
+    ``(values [columns, outputs], codes, starts, rates, codebooks [M, 2**code_bits, dimension], scale [outputs])``:
+    fills columns ``first … last``."""
     word = 4 * dimension  # bytes
     size = word << code_bits
 
     def decode(first, last, arguments):
-        values, columns, rows, codes, _, starts_at, _, rates_at, _, books, _, _, _, gains, _ = numbers(15, arguments)
+        values, columns, outputs, codes, _, starts_at, _, rates_at, _, books, _, _, _, scale, _ = numbers(15, arguments)
         starts, rates = (
             carray(raw_pointer(starts_at), columns, np.int64),
             carray(raw_pointer(rates_at), columns, np.int64),
         )
-        whole = rows // dimension
+        whole = outputs // dimension
         for column in range(first, last):
             stream, rate = codes + starts[column], rates[column]
-            target = values + 4 * rows * column
+            target = values + 4 * outputs * column
             for vector in range(whole):
                 total = zeros(dimension)
                 for book in range(rate):
                     at = books + book * size + word * _code(stream, vector * rate + book, code_bits)
                     total = add(total, load(dimension, at))
-                store(times(total, load(dimension, gains + vector * word)), target + vector * word)
-            for row in range(whole * dimension, rows):
+                store(times(total, load(dimension, scale + vector * word)), target + vector * word)
+            for output in range(whole * dimension, outputs):
                 value = np.float32(0)
                 for book in range(rate):
                     at = books + book * size + word * _code(stream, whole * rate + book, code_bits)
-                    value += float_at(at + 4 * (row - whole * dimension))
-                put_float(value * float_at(gains + 4 * row), target + 4 * row)
+                    value += float_at(at + 4 * (output - whole * dimension))
+                put_float(value * float_at(scale + 4 * output), target + 4 * output)
 
     return shared_loop(decode)
 
 
 @lru_cache(maxsize=64)
-def additive_row(dimension: int, code_bits: int, rate: int) -> Any:
-    """Over vectors of outputs, for the addresses and numbers ``(total [vectors * dimension], inputs [n], n, codes, books, vectors)``: adds to
-    ``total``, from vector ``first`` to ``last``, the product of one input row with the unscaled values of ``n`` columns of this rate."""
+def _product(dimension: int, code_bits: int, rate: int) -> Any:
+    """Over vectors of outputs, for the addresses and numbers
+    ``(total [vectors * dimension], inputs [n], n, codes, books, vectors)``: adds to ``total``, from vector ``first`` to
+    ``last``, the product of one sample with the unscaled values of ``n`` columns of this rate."""
     word = 4 * dimension
     size = word << code_bits
 
@@ -124,3 +190,20 @@ def additive_row(dimension: int, code_bits: int, rate: int) -> Any:
                 vector += 1
 
     return shared_loop(multiply)
+
+
+@compiled(nogil=True)
+def _add_gradients(grad, codes, starts, rates, codebooks, code_bits, scale, grad_books, grad_scale):
+    """Add to ``grad_books [M, 2**code_bits, dimension]`` and ``grad_scale [outputs]``."""
+    outputs, dimension = grad.shape[1], codebooks.shape[2]
+    for column in range(len(rates)):
+        rate = rates[column]
+        stream = codes[starts[column] :]
+        for vector in range(-(-outputs // dimension)):
+            first = vector * dimension
+            for book in range(rate):
+                code = read_bits(stream, (vector * rate + book) * code_bits, code_bits)
+                for place in range(min(dimension, outputs - first)):
+                    output = first + place
+                    grad_books[book, code, place] += grad[column, output] * scale[output]
+                    grad_scale[output] += grad[column, output] * codebooks[book, code, place]

@@ -1,16 +1,25 @@
-"""Scalar columns to values, or straight into a product, sixteen weights at a time; compiled for one code size."""
+"""Scalar columns to values, into a product, or to gradients, sixteen weights at a time; compiled for one code size."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba import carray
+from torch import Tensor
 
-from vqcompress.kernels.cpu.loops import _read_bits, shared_loop
-from vqcompress.kernels.cpu.parts import numbers, raw_pointer
-from vqcompress.kernels.cpu.row_loops import scale_at
+from vqcompress.formats import ScalarSpec
+from vqcompress.kernels.cpu.arguments import (
+    block_arguments,
+    byte_array,
+    float_array,
+    gradient_tensor,
+    run_over_columns,
+)
+from vqcompress.kernels.cpu.loops import compiled, numbers, raw_pointer, read_bits, scale_at, shared_loop
+from vqcompress.kernels.cpu.operations import Blocks, Operations, as_scale
 from vqcompress.kernels.cpu.vectors import (
     add,
     fetch_ahead,
@@ -25,56 +34,91 @@ from vqcompress.kernels.cpu.vectors import (
 from vqcompress.kernels.cpu.windows import LANES, differences, window_bytes
 
 PART = 4 * LANES  # bytes of sixteen floats
+OUTPUTS = 2 * LANES  # that a product takes at a time
+
+
+def decode(values: Tensor, spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Fill ``values [columns, outputs]``."""
+    codes, offsets = byte_array(tensors["weight"]), byte_array(tensors["group_zero"])
+    scales = float_array(tensors["group_scale"])
+    run_over_columns(_decoder(spec.bits), values, codes, offsets, scales, spec.group_size)
+
+
+def product_blocks(
+    x: int, total: int, spec: ScalarSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int
+) -> Blocks:
+    """The loop of a product; scales differ along the columns, so it applies them."""
+    codes, offsets, scales = tensors["weight"], tensors["group_zero"], as_scale(tensors["group_scale"])
+    stored = (total, x, columns, codes.data_ptr(), codes.nbytes, offsets.data_ptr(), offsets.nbytes)
+    block = block_arguments(
+        _product(spec.bits), *stored, scales.data_ptr(), scales.itemsize, len(scales), outputs, spec.group_size
+    )
+    return [block], (scales,)
+
+
+def parameter_gradients(spec: ScalarSpec, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """Gradients of ``group_scale``; ``grad [columns, outputs]``."""
+    group_scale = np.zeros(tuple(tensors["group_scale"].shape))
+    codes, offsets = byte_array(tensors["weight"]), byte_array(tensors["group_zero"])
+    _add_gradients(grad.numpy(), codes, offsets, spec.bits, spec.group_size, group_scale)
+    return {"group_scale": gradient_tensor(group_scale)}
+
+
+OPERATIONS = Operations(decode, lambda spec: OUTPUTS, product_blocks, parameter_gradients)
 
 
 @lru_cache(maxsize=16)
-def scalar_decoder(bits: int) -> Any:
-    """Over columns, for ``(values [columns, rows], codes, zeros, scales [groups, rows], group_size)``: fills columns ``first … last``."""
+def _decoder(bits: int) -> Any:
+    """Over columns, for ``(values [columns, outputs], codes, zeros, scales [groups, outputs], group_size)``: fills
+    columns ``first … last``."""
     loaded, step = window_bytes(bits, bits, 0), 2 * bits
 
     def decode(first, last, arguments):
-        values, _, rows, codes_at, length, offsets_at, zero_bytes, scales, _, _, group_size = numbers(11, arguments)
+        values, _, outputs, codes_at, length, offsets_at, zero_bytes, scales, _, _, group_size = numbers(11, arguments)
         codes, offsets = (
             carray(raw_pointer(codes_at), length, np.uint8),
             carray(raw_pointer(offsets_at), zero_bytes, np.uint8),
         )
-        width = (rows * bits + 7) // 8
+        width = (outputs * bits + 7) // 8
         for column in range(first, last):
             group = column // group_size
             own, zero = column * width, group * width
             room = min(len(codes) - own, len(offsets) - zero)
-            whole = max(0, min(rows // LANES, (room - loaded) // step + 1))
+            whole = max(0, min(outputs // LANES, (room - loaded) // step + 1))
             at, offset = codes_at + own, offsets_at + zero
-            gains, target = scales + 4 * rows * group, values + 4 * rows * column
+            factors, target = scales + 4 * outputs * group, values + 4 * outputs * column
             for part in range(whole):
                 steps = differences(bits, at + step * part, offset + step * part)
-                store(times(steps, load(LANES, gains + PART * part)), target + PART * part)
-            for row in range(whole * LANES, rows):
-                value = _read_bits(codes, own * 8 + row * bits, bits) - _read_bits(offsets, zero * 8 + row * bits, bits)
-                put_float(np.float32(value) * float_at(gains + 4 * row), target + 4 * row)
+                store(times(steps, load(LANES, factors + PART * part)), target + PART * part)
+            for output in range(whole * LANES, outputs):
+                value = read_bits(codes, own * 8 + output * bits, bits) - read_bits(
+                    offsets, zero * 8 + output * bits, bits
+                )
+                put_float(np.float32(value) * float_at(factors + 4 * output), target + 4 * output)
 
     return shared_loop(decode)
 
 
 @lru_cache(maxsize=16)
-def scalar_row(bits: int) -> Any:
-    """Over parts of 32 outputs, for the addresses and numbers ``(total [rows padded to 32], x, columns, codes, its bytes, zeros, its
-    bytes, scales [groups, rows], their bytes each, groups, rows, group_size)``: adds to the sums of the parts ``first … last`` the
-    product of one input row ``x [columns]``.
+def _product(bits: int) -> Any:
+    """Over parts of 32 outputs, for the addresses and numbers
+    ``(total [outputs padded to 32], x, columns, codes, its bytes, zeros, its bytes,
+    scales [groups, outputs], their bytes each, groups, outputs, group_size)``:
+    adds to the sums of the parts ``first … last`` the product of one sample ``x [columns]``.
 
     Within a group the scale is the same for all inputs, so it is applied to the group's sum.
     """
     loaded, step = window_bytes(bits, bits, 0), 2 * bits
 
     def multiply(first, last, arguments):
-        total, x, columns, codes_at, length, offsets_at, zero_bytes, scales, size, groups, rows, group_size = numbers(
-            12, arguments
+        total, x, columns, codes_at, length, offsets_at, zero_bytes, scales, size, groups, outputs, group_size = (
+            numbers(12, arguments)
         )
         codes, offsets = (
             carray(raw_pointer(codes_at), length, np.uint8),
             carray(raw_pointer(offsets_at), zero_bytes, np.uint8),
         )
-        width = (rows * bits + 7) // 8
+        width = (outputs * bits + 7) // 8
         safe = np.zeros(len(offsets) + 2 * loaded, np.uint8)  # a window may reach beyond the last
         safe[: len(offsets)] = offsets
         padded = np.zeros(2 * LANES, np.float32)
@@ -91,17 +135,30 @@ def scalar_row(bits: int) -> Any:
                     a = multiply_add(differences(bits, at, offset), factor, a)
                     b = multiply_add(differences(bits, at + step, offset + step), factor, b)
                     at += width
-                row, count = 2 * LANES * part, min(2 * LANES, rows - 2 * LANES * part)
-                for output in range(count):
-                    padded[output] = scale_at(scales + size * (rows * group + row + output), size)
-                target, gains = total + 4 * row, padded.ctypes.data
-                store(add(load(LANES, target), times(a, load(LANES, gains))), target)
-                store(add(load(LANES, target + PART), times(b, load(LANES, gains + PART))), target + PART)
+                left, count = 2 * LANES * part, min(2 * LANES, outputs - 2 * LANES * part)
+                for place in range(count):
+                    padded[place] = scale_at(scales + size * (outputs * group + left + place), size)
+                target, factors = total + 4 * left, padded.ctypes.data
+                store(add(load(LANES, target), times(a, load(LANES, factors))), target)
+                store(add(load(LANES, target + PART), times(b, load(LANES, factors + PART))), target + PART)
                 for column in range(inside, stop):  # where a window would reach beyond the codes
-                    for output in range(row, row + count):
-                        code = _read_bits(codes, column * width * 8 + output * bits, bits)
-                        value = code - _read_bits(offsets, group * width * 8 + output * bits, bits)
-                        product = np.float32(value) * padded[output - row] * float_at(x + 4 * column)
+                    for output in range(left, left + count):
+                        code = read_bits(codes, column * width * 8 + output * bits, bits)
+                        value = code - read_bits(offsets, group * width * 8 + output * bits, bits)
+                        product = np.float32(value) * padded[output - left] * float_at(x + 4 * column)
                         put_float(float_at(total + 4 * output) + product, total + 4 * output)
 
     return shared_loop(multiply)
+
+
+@compiled(nogil=True)
+def _add_gradients(grad, codes, zeros, bits, group_size, grad_scales):
+    """Add to ``grad_scales [groups, outputs]``."""
+    columns, outputs = grad.shape
+    width = (outputs * bits + 7) // 8
+    for column in range(columns):
+        group = column // group_size
+        own, zero = codes[column * width :], zeros[group * width :]
+        for output in range(outputs):
+            step = read_bits(own, output * bits, bits) - read_bits(zero, output * bits, bits)
+            grad_scales[group, output] += grad[column, output] * step

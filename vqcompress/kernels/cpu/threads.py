@@ -1,7 +1,7 @@
-"""Threads that share a kernel's work: those that torch keeps for its own operators, which spin for a while before they sleep.
+"""Loops in parallel, on the threads that torch keeps for its own operators, which spin for a while before they sleep.
 
-Waking them takes microseconds; a thread of Python's sleeps at once, wakes in tenths of a millisecond and needs the interpreter's lock
-to begin. (numba's own parallel loops keep a second pool that spins against torch's.)
+Waking them takes microseconds; a thread of Python's sleeps at once, wakes in tenths of a millisecond and needs the
+interpreter's lock to begin. (numba's own parallel loops keep a second pool that spins against torch's.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 WEIGHTS_PER_THREAD = 1 << 15
 
 
-def share(count: int, weights: int, loop: Any, *arguments: int) -> None:
+def parallel_for(loop: Any, count: int, weights: int, *arguments: int) -> None:
     """Run ``loop`` over ``0 … count``, cut into as many parts as torch may use threads and ``weights`` are worth.
 
     ``loop`` is a `vqcompress.kernels.cpu.loops.shared_loop`, and finds ``arguments`` as int64 numbers in sequence.
@@ -33,13 +33,14 @@ def share(count: int, weights: int, loop: Any, *arguments: int) -> None:
         loop.ctypes(0, count, numbers.buffer_info()[0])
     else:
         numbers = array("q", (0, parts, count, loop.address, *arguments))
-        _team()(numbers.buffer_info()[0], threads)
+        _runner()(numbers.buffer_info()[0], threads)
 
 
 @lru_cache(maxsize=1)
-def _team() -> Callable[[int, int], object]:
-    """``(job, threads)`` runs `vqcompress.kernels.cpu.parts.take_parts` in that many threads, this one among them, until all have ended."""
-    from vqcompress.kernels.cpu.parts import take_parts
+def _runner() -> Callable[[int, int], object]:
+    """``(job, threads)`` runs `vqcompress.kernels.cpu.loops.take_parts` in that many threads, this one among them,
+    until all have ended."""
+    from vqcompress.kernels.cpu.loops import take_parts
 
     if (parallel := _openmp()) is not None:
         return lambda job, threads: parallel(take_parts.address, job, threads, 0)
@@ -54,8 +55,8 @@ def _team() -> Callable[[int, int], object]:
 
 
 def _openmp() -> Any:
-    """``GOMP_parallel(function, its argument, threads, flags)`` of the OpenMP runtime that torch is linked to (LLVM's and Intel's have it
-    too), or nothing."""
+    """``GOMP_parallel(function, its argument, threads, flags)`` of the OpenMP runtime that torch is linked to (LLVM's
+    and Intel's have it too), or nothing."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if _forked or not torch.backends.openmp.is_available() or not library.exists():
         return None
@@ -74,10 +75,10 @@ _forked = False
 
 
 def _after_fork() -> None:
-    """A child has none of its parent's threads, only the teams that would wait for them."""
+    """A child has none of its parent's threads, only the runners that would wait for them."""
     global _forked
     _forked = True
-    _team.cache_clear()
+    _runner.cache_clear()
     _pool.cache_clear()
 
 

@@ -1,4 +1,5 @@
-"""Whether Triton's kernels can run here, and what their launches have in common. Triton itself is imported at the first launch."""
+"""Whether Triton's kernels can run here, and what their launches have in common. Triton itself is imported at the first
+launch."""
 
 from __future__ import annotations
 
@@ -10,23 +11,25 @@ import torch
 from torch import Tensor
 
 MINIMUM_CAPABILITY = (8, 0)  # bfloat16, and shared memory for the tables
-INTERPRETED = False  # tests set this, in a process where TRITON_INTERPRET was set before triton's import
 LARGEST_OFFSET = 1 << 31  # the kernels count weights and bytes in 32 bits
 STATE_BITS_IN_SHARED = 12  # tables of up to 8 kB are looked up in shared memory, larger ones through the L1 cache
+
+LANES = 1024  # lanes of 8 weights in a decoding program: what a table in shared memory is brought there for
+DECODE_WARPS = 8
 
 # Products and sums may be fused: where a result must equal the reference bit for bit there is nothing to fuse.
 OPTIONS = {"enable_fp_fusion": True}
 
 
-def device_unsupported_reason(x: Tensor) -> str:
-    """Why no Triton kernel can run where ``x`` is, or an empty string."""
+def device_unsupported_reason(device: torch.device, interpreted: bool) -> str:
+    """Why no Triton kernel can run on ``device``, or by Triton's interpreter there, or an empty string."""
     if not _has_triton():
         return "triton is not installed (pip install 'vqcompress[gpu]')"
-    if is_interpreted():
-        return "" if x.device.type in ("cpu", "cuda") else f"no Triton on {x.device.type}"
-    if x.device.type != "cuda":
-        return f"no GPU: the input is on {x.device.type}"
-    if torch.version.hip is None and (capability := _capability(x.device)) < MINIMUM_CAPABILITY:
+    if interpreted:
+        return "" if device.type in ("cpu", "cuda") else f"no Triton on {device.type}"
+    if device.type != "cuda":
+        return f"no GPU: the input is on {device.type}"
+    if torch.version.hip is None and (capability := _capability(device)) < MINIMUM_CAPABILITY:
         return f"a GPU of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
     return ""
 
@@ -36,14 +39,14 @@ def size_unsupported_reason(shape: tuple[int, ...]) -> str:
     return "" if math.prod(shape) < LARGEST_OFFSET else "2**31 weights or more"
 
 
-def is_interpreted() -> bool:
-    """Whether Triton's interpreter stands in for a GPU."""
-    return INTERPRETED
-
-
 def stored_bytes(tensor: Tensor) -> Tensor:
     """Packed codes as the kernels read them, uint8."""
     return tensor.detach().view(torch.uint8)
+
+
+def decode_programs(columns: int, groups: int, rates: int = 1, lanes: int = LANES) -> int:
+    """Enough programs whatever the rates: each rate but the last may leave one program partly filled."""
+    return -(-columns * groups // lanes) + rates - 1
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ def finish(
     partial,
     scale,
     bias,
-    rows,
+    outputs,
     batch,
     splits,
     SCALE_STRIDE: tl.constexpr,
@@ -20,15 +20,16 @@ def finish(
     HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``y [batch, rows] = (sum of partial [splits, batch, rows]) * scale + bias``: a program per example and ``BLOCK`` outputs."""
+    """``y [batch, outputs] = (sum of partial [splits, batch, outputs]) * scale + bias``: a program per example and
+    ``BLOCK`` outputs."""
     example = tl.program_id(1)
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < rows
+    output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = output < outputs
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in range(splits):
-        total += tl.load(partial + (split * batch + example) * rows + row, mask=inside, other=0.0)
+        total += tl.load(partial + (split * batch + example) * outputs + output, mask=inside, other=0.0)
     if HAS_SCALE:
-        total *= tl.load(scale + row * SCALE_STRIDE, mask=inside, other=0.0).to(tl.float32)
+        total *= tl.load(scale + output * SCALE_STRIDE, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
-        total += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + example * rows + row, total.to(y.dtype.element_ty), mask=inside)
+        total += tl.load(bias + output, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + example * outputs + output, total.to(y.dtype.element_ty), mask=inside)

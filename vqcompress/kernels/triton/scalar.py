@@ -1,14 +1,55 @@
-"""Triton kernels for the scalar format: eight neighbouring weights of a column a lane, whose codes are ``bits`` whole bytes."""
+"""Triton kernels for the scalar format: eight neighbouring weights of a column a lane, whose codes are ``bits`` whole
+bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vqcompress.formats import ScalarSpec
+from vqcompress.kernels.triton.device import DECODE_WARPS, LANES, OPTIONS, decode_programs, stored_bytes
+from vqcompress.kernels.triton.operations import Launch, Operations
+
+
+def _constants(spec: ScalarSpec, outputs: int) -> dict[str, Any]:
+    return {"BITS": spec.bits, "WHOLE_GROUPS": outputs % 8 == 0}
+
+
+def decode(out: Tensor, codes: Tensor, spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Fill ``out [columns, outputs]``."""
+    columns, outputs = out.shape
+    decode_scalar[(decode_programs(columns, -(-outputs // 8)),)](
+        out,
+        codes,
+        stored_bytes(tensors["group_zero"]),
+        tensors["group_scale"].detach(),
+        outputs,
+        columns,
+        spec.group_size,
+        LANES=LANES,
+        **_constants(spec, outputs),
+        num_warps=DECODE_WARPS,
+        **OPTIONS,
+    )
+
+
+def product(spec: ScalarSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int) -> Launch:
+    """What to launch for partial sums."""
+    zeros, scales = stored_bytes(tensors["group_zero"]), tensors["group_scale"].detach()
+    return Launch(multiply_scalar, (zeros, scales, outputs, columns, spec.group_size), _constants(spec, outputs))
+
+
+OPERATIONS = Operations(decode, product, lambda spec: 8)
 
 
 @triton.jit
 def _read_eight(column, group, inside, width, BITS: tl.constexpr, WHOLE_GROUPS: tl.constexpr):
-    """Numbers ``8 * group …`` (int32 ``[lanes, 8]``) of the streams at ``column`` (pointers) of ``width`` bytes each."""
+    """Numbers ``8 * group …`` (int32 ``[lanes, 8]``) of the streams at ``column`` (pointers) of ``width`` bytes
+    each."""
     own = group * BITS
     word = tl.load(column + own, mask=inside, other=0).to(tl.uint32)
     if BITS > 4:
@@ -24,16 +65,16 @@ def _read_eight(column, group, inside, width, BITS: tl.constexpr, WHOLE_GROUPS: 
 
 @triton.jit
 def scalar_values(
-    codes, zeros, scales, column, group, inside, rows, group_size, BITS: tl.constexpr, WHOLE_GROUPS: tl.constexpr
+    codes, zeros, scales, column, group, inside, outputs, group_size, BITS: tl.constexpr, WHOLE_GROUPS: tl.constexpr
 ):
-    """Weights ``[lanes, 8]`` (float32) of rows ``8 * group …`` of columns ``column``; zero where not ``inside``."""
-    width = (rows * BITS + 7) >> 3
+    """Weights ``[lanes, 8]`` (float32) of outputs ``8 * group …`` of columns ``column``; zero where not ``inside``."""
+    width = (outputs * BITS + 7) >> 3
     block = column // group_size
     code = _read_eight(codes + column * width, group, inside, width, BITS, WHOLE_GROUPS)
     zero = _read_eight(zeros + block * width, group, inside, width, BITS, WHOLE_GROUPS)
-    row = group[:, None] * 8 + tl.arange(0, 8)[None, :]
-    gain = tl.load(scales + block[:, None] * rows + row, mask=inside[:, None] & (row < rows), other=0.0)
-    return (code - zero).to(tl.float32) * gain.to(tl.float32)
+    output = group[:, None] * 8 + tl.arange(0, 8)[None, :]
+    factor = tl.load(scales + block[:, None] * outputs + output, mask=inside[:, None] & (output < outputs), other=0.0)
+    return (code - zero).to(tl.float32) * factor.to(tl.float32)
 
 
 @triton.jit
@@ -42,22 +83,26 @@ def decode_scalar(
     codes,
     zeros,
     scales,
-    rows,
+    outputs,
     columns,
     group_size,
     BITS: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """``out [columns, rows]``, in its dtype: a program per ``LANES`` groups of eight weights."""
-    groups = (rows + 7) // 8
+    """``out [columns, outputs]``, in its dtype: a program per ``LANES`` groups of eight weights."""
+    groups = (outputs + 7) // 8
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
     column = lane // groups
     group = lane - column * groups
     inside = column < columns
-    values = scalar_values(codes, zeros, scales, column, group, inside, rows, group_size, BITS, WHOLE_GROUPS)
-    row = group[:, None] * 8 + tl.arange(0, 8)[None, :]
-    tl.store(out + column[:, None] * rows + row, values.to(out.dtype.element_ty), mask=inside[:, None] & (row < rows))
+    values = scalar_values(codes, zeros, scales, column, group, inside, outputs, group_size, BITS, WHOLE_GROUPS)
+    output = group[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tl.store(
+        out + column[:, None] * outputs + output,
+        values.to(out.dtype.element_ty),
+        mask=inside[:, None] & (output < outputs),
+    )
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -67,7 +112,7 @@ def multiply_scalar(
     codes,
     zeros,
     scales,
-    rows,
+    outputs,
     columns,
     group_size,
     batch,
@@ -81,7 +126,7 @@ def multiply_scalar(
     DEPTH: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):
-    """``partial [splits, batch, rows]`` (float32): ``x [batch, columns]`` times a part of the columns each.
+    """``partial [splits, batch, outputs]`` (float32): ``x [batch, columns]`` times a part of the columns each.
 
     The scales differ along the columns, so they go into the weights, as they do in a dense layer.
     """
@@ -93,13 +138,13 @@ def multiply_scalar(
     total = tl.zeros((BATCH, GROUPS * 8), dtype=tl.float32)
     for first in range(left, right, DEPTH):
         column = first + lane // GROUPS
-        inside = (group * 8 < rows) & (column < right)
-        values = scalar_values(codes, zeros, scales, column, group, inside, rows, group_size, BITS, WHOLE_GROUPS)
+        inside = (group * 8 < outputs) & (column < right)
+        values = scalar_values(codes, zeros, scales, column, group, inside, outputs, group_size, BITS, WHOLE_GROUPS)
         weights = tl.reshape(values, (DEPTH, GROUPS * 8)).to(PRODUCT)
         place = first + tl.arange(0, DEPTH)[None, :]
         wanted = (example < batch) & (place < right)
         inputs = tl.load(x + example * batch_stride + place * column_stride, mask=wanted, other=0.0)
         total = tl.dot(inputs.to(PRODUCT), weights, total, input_precision="ieee")
-    row = tl.program_id(0) * GROUPS * 8 + tl.arange(0, GROUPS * 8)[None, :]
-    at = (tl.program_id(1) * batch + example) * rows + row
-    tl.store(partial + at, total, mask=(example < batch) & (row < rows))
+    output = tl.program_id(0) * GROUPS * 8 + tl.arange(0, GROUPS * 8)[None, :]
+    at = (tl.program_id(1) * batch + example) * outputs + output
+    tl.store(partial + at, total, mask=(example < batch) & (output < outputs))

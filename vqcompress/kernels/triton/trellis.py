@@ -1,14 +1,104 @@
-"""Triton device functions for the trellis format: eight neighbouring weights of a column at a time.
+"""Triton kernels for the trellis format: eight neighbouring weights of a column at a time.
 
-Eight weights of rate ``k`` take exactly ``k`` bytes, so one lane reads ``k`` bytes and the two before them (a state reaches back
-less than 16 bits), shifts its eight states out of one number and looks them up. Before a column's first group lie, the stream
-being circular, the column's last bits.
+Eight weights of rate ``k`` take exactly ``k`` bytes, so one lane reads ``k`` bytes and the two before them (a state
+reaches back less than 16 bits), shifts its eight states out of one number and looks them up. Before a column's first
+group lie, the stream being circular, the column's last bits.
+
+Decoding is limited by memory: programs take lanes of eight weights in the order in which they are stored, so that codes
+are read once and in sequence; every program stays within one rate, a constant of its code, and finds its place from the
+ends of the rates alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vqcompress.formats import TrellisSpec
+from vqcompress.formats.trellis_table import value_table
+from vqcompress.kernels.column_order import column_order
+from vqcompress.kernels.tensor_cache import TensorCache
+from vqcompress.kernels.triton.device import DECODE_WARPS, LANES, OPTIONS, STATE_BITS_IN_SHARED, decode_programs
+from vqcompress.kernels.triton.operations import Launch, Operations
+
+_LEARNED: TensorCache[Tensor] = TensorCache()
+
+
+def value_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Row ``i`` has the values of rate ``min_rate + i`` (zeros for rate 0), ``[rates, 2**state_bits]`` in float16.
+
+    Kept for later calls; treat it as read-only.
+    """
+    device, rates = tensors["weight"].device, tuple(spec.rate_range)
+    formula = _formula(spec.state_bits, spec.tail, rates, device)
+    if not set(rates) & set(spec.codebook_rates):
+        return formula
+    books = tensors["codebooks"]
+    return _LEARNED(books, spec, lambda: _with_learned(spec, formula, rates, books))
+
+
+@lru_cache(maxsize=64)
+def _formula(state_bits: int, tail: float, rates: tuple[int, ...], device: torch.device) -> Tensor:
+    # Outside inference mode, or the first caller's mode would stick to a table that all share.
+    with torch.inference_mode(False):
+        zeros = torch.zeros(1 << state_bits, dtype=torch.float16)
+        return torch.stack([value_table(state_bits, rate, tail) if rate else zeros for rate in rates]).to(device)
+
+
+def _with_learned(spec: TrellisSpec, formula: Tensor, rates: tuple[int, ...], books: Tensor) -> Tensor:
+    with torch.no_grad():
+        tables = formula.to(books.dtype).clone()
+        for index, rate in enumerate(rates):
+            if rate in spec.codebook_rates:
+                tables[index] = books[spec.codebook_rates.index(rate)]
+        return tables
+
+
+def _constants(spec: TrellisSpec, outputs: int) -> dict[str, Any]:
+    return {
+        "STATE_BITS": spec.state_bits,
+        "MIN_RATE": spec.rate_range.start,
+        "RATES": len(spec.rate_range),
+        "WHOLE_GROUPS": outputs % 8 == 0,
+        "IN_SHARED": spec.state_bits <= STATE_BITS_IN_SHARED,
+    }
+
+
+def decode(out: Tensor, codes: Tensor, spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Fill ``out [columns, outputs]``."""
+    columns, outputs = out.shape
+    order = column_order(spec, columns, tensors)
+    grid = (decode_programs(columns, -(-outputs // 8), len(order.ends)),)
+    decode_trellis[grid](
+        out,
+        codes,
+        tensors["scale"].detach(),
+        order.columns,
+        order.ends,
+        value_tables(spec, tensors),
+        outputs,
+        SCALE_STRIDE=int(spec.row_scales),
+        LANES=LANES,
+        **_constants(spec, outputs),
+        num_warps=DECODE_WARPS,
+        **OPTIONS,
+    )
+
+
+def product(spec: TrellisSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int) -> Launch:
+    """What to launch for partial sums."""
+    order = column_order(spec, columns, tensors)
+    arguments = (order.columns, order.ends, value_tables(spec, tensors), outputs, columns)
+    return Launch(multiply_trellis, arguments, _constants(spec, outputs))
+
+
+OPERATIONS = Operations(decode, product, lambda spec: 8)
 
 
 @triton.jit
@@ -16,13 +106,14 @@ def trellis_states(
     column,
     group,
     inside,
-    rows,
+    outputs,
     RATE: tl.constexpr,
     STATE_BITS: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
 ):
-    """States ``[lanes, 8]`` of rows ``8 * group …`` of the columns that begin at ``column`` (pointers to bytes, ``[lanes]``)."""
-    length = (rows * RATE + 7) >> 3
+    """States ``[lanes, 8]`` of outputs ``8 * group …`` of the columns that begin at ``column`` (pointers to bytes,
+    ``[lanes]``)."""
+    length = (outputs * RATE + 7) >> 3
     own = group * RATE
     before = tl.where(group == 0, length, own)
     reaches = inside & (before > 1)
@@ -30,14 +121,14 @@ def trellis_states(
     newer = tl.load(column + before - 1, mask=inside, other=0).to(tl.uint32)
     word = (older << 8) | newer
     if not WHOLE_GROUPS:  # the circle closes inside a byte
-        pad = tl.where(group == 0, length * 8 - rows * RATE, 0)
+        pad = tl.where(group == 0, length * 8 - outputs * RATE, 0)
         oldest = tl.load(column + before - 3, mask=inside & (pad > 0), other=0).to(tl.uint32)
         word = (((oldest << 16) | word) >> pad.to(tl.uint32)) & 0xFFFF
     if RATE == 1:  # before the second group lies one byte, and before that the circle's last bits again
         second = inside & (group == 1)
         older = tl.load(column + length - 2, mask=second, other=0).to(tl.uint32)
         newer = tl.load(column + length - 1, mask=second, other=0).to(tl.uint32)
-        last = ((older << 8) | newer) >> (length * 8 - rows).to(tl.uint32)
+        last = ((older << 8) | newer) >> (length * 8 - outputs).to(tl.uint32)
         word = tl.where(group == 1, ((last & 0xFF) << 8) | (word & 0xFF), word)
     if RATE > 2:  # 16 bits and those of eight weights
         word = word.to(tl.uint64)
@@ -66,8 +157,8 @@ def look_up(
 ):
     """Values ``[lanes, 8]`` of ``states`` in ``table``, in its dtype.
 
-    Through shared memory lanes that read different values rarely wait for each other, but the table must be brought there first
-    and fit; through the L1 cache it need not.
+    Through shared memory lanes that read different values rarely wait for each other, but the table must be brought
+    there first and fit; through the L1 cache it need not.
     """
     if IN_SHARED:
         source = tl.load(table + tl.arange(0, 1 << STATE_BITS))
@@ -75,3 +166,191 @@ def look_up(
     else:
         values = tl.load(table + states)
     return values
+
+
+@triton.jit
+def _decode_block(
+    out,
+    codes,
+    scale,
+    order,
+    table,
+    outputs,
+    lane,
+    count,
+    SCALE_STRIDE: tl.constexpr,
+    RATE: tl.constexpr,
+    STATE_BITS: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
+    IN_SHARED: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Groups ``lane`` of a block of ``count`` columns of one rate."""
+    groups = (outputs + 7) // 8
+    stored = lane // groups
+    group = lane - stored * groups
+    inside = stored < count
+    column = tl.load(order + stored, mask=inside, other=0)
+    output = group[:, None] * 8 + tl.arange(0, 8)[None, :]
+    wanted = inside[:, None] & (output < outputs)
+    if RATE == 0:
+        values = tl.zeros((LANES, 8), dtype=tl.float32)
+    else:
+        start = codes + stored * ((outputs * RATE + 7) >> 3)
+        states = trellis_states(start, group, inside, outputs, RATE, STATE_BITS, WHOLE_GROUPS)
+        values = look_up(table, states, LANES, STATE_BITS, IN_SHARED).to(tl.float32)
+    factor = tl.load(scale + output * SCALE_STRIDE, mask=wanted, other=0.0).to(tl.float32)
+    tl.store(out + column[:, None] * outputs + output, (values * factor).to(out.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def decode_trellis(
+    out,
+    codes,
+    scale,
+    order,
+    ends,
+    tables,
+    outputs,
+    SCALE_STRIDE: tl.constexpr,
+    STATE_BITS: tl.constexpr,
+    MIN_RATE: tl.constexpr,
+    RATES: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
+    IN_SHARED: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """``out [columns, outputs]``, in its dtype: a program per ``LANES`` groups of eight weights of one rate, in stored
+    order."""
+    tile = tl.program_id(0)
+    begin = 0
+    for index in tl.static_range(RATES):
+        end = tl.load(ends + index)
+        tiles = ((end - begin) * ((outputs + 7) // 8) + LANES - 1) // LANES
+        if (tile >= 0) & (tile < tiles):
+            lane = tile * LANES + tl.arange(0, LANES)
+            _decode_block(
+                out,
+                codes,
+                scale,
+                order + begin,
+                tables + (index << STATE_BITS),
+                outputs,
+                lane,
+                end - begin,
+                SCALE_STRIDE,
+                MIN_RATE + index,
+                STATE_BITS,
+                WHOLE_GROUPS,
+                IN_SHARED,
+                LANES,
+            )
+        codes += (end - begin) * ((outputs * (MIN_RATE + index) + 7) >> 3)
+        tile -= tiles
+        begin = end
+
+
+@triton.jit
+def _multiply_block(
+    total,
+    x,
+    codes,
+    order,
+    table,
+    outputs,
+    batch,
+    batch_stride,
+    column_stride,
+    left,
+    right,
+    RATE: tl.constexpr,
+    STATE_BITS: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
+    IN_SHARED: tl.constexpr,
+    BATCH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    """``total [BATCH, 8 * GROUPS]`` plus the product with columns ``left … right`` of a block of one rate."""
+    lane = tl.arange(0, DEPTH * GROUPS)
+    group = tl.program_id(0) * GROUPS + lane % GROUPS
+    example = tl.arange(0, BATCH)[:, None]
+    size = (outputs * RATE + 7) >> 3
+    for first in range(left, right, DEPTH):
+        stored = first + lane // GROUPS
+        inside = (group * 8 < outputs) & (stored < right)
+        states = trellis_states(codes + stored * size, group, inside, outputs, RATE, STATE_BITS, WHOLE_GROUPS)
+        values = look_up(table, states, DEPTH * GROUPS, STATE_BITS, IN_SHARED)
+        weights = tl.reshape(values, (DEPTH, GROUPS * 8)).to(PRODUCT)
+        place = first + tl.arange(0, DEPTH)
+        column = tl.load(order + place, mask=place < right, other=0)[None, :]
+        wanted = (example < batch) & (place < right)[None, :]
+        inputs = tl.load(x + example * batch_stride + column * column_stride, mask=wanted, other=0.0)
+        total = tl.dot(inputs.to(PRODUCT), weights, total, input_precision="ieee")
+    return total
+
+
+@triton.jit(do_not_specialize=["batch"])
+def multiply_trellis(
+    partial,
+    x,
+    codes,
+    order,
+    ends,
+    tables,
+    outputs,
+    columns,
+    batch,
+    batch_stride,
+    column_stride,
+    columns_per_split,
+    STATE_BITS: tl.constexpr,
+    MIN_RATE: tl.constexpr,
+    RATES: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
+    IN_SHARED: tl.constexpr,
+    BATCH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    """``partial [splits, batch, outputs]`` (float32): ``x [batch, columns]`` times the unscaled values of a part of the
+    columns.
+
+    A program owns ``8 * GROUPS`` outputs and takes ``DEPTH`` stored columns of one rate at a time.
+    """
+    left = tl.program_id(1) * columns_per_split
+    right = tl.minimum(left + columns_per_split, columns)
+    total = tl.zeros((BATCH, GROUPS * 8), dtype=tl.float32)
+    begin = 0
+    for index in tl.static_range(RATES):
+        end = tl.load(ends + index)
+        if MIN_RATE + index > 0:  # columns of rate 0 are zero
+            total = _multiply_block(
+                total,
+                x,
+                codes,
+                order + begin,
+                tables + (index << STATE_BITS),
+                outputs,
+                batch,
+                batch_stride,
+                column_stride,
+                tl.maximum(left, begin) - begin,
+                tl.minimum(right, end) - begin,
+                MIN_RATE + index,
+                STATE_BITS,
+                WHOLE_GROUPS,
+                IN_SHARED,
+                BATCH,
+                GROUPS,
+                DEPTH,
+                PRODUCT,
+            )
+        codes += (end - begin) * ((outputs * (MIN_RATE + index) + 7) >> 3)
+        begin = end
+    example = tl.arange(0, BATCH)[:, None]
+    output = tl.program_id(0) * GROUPS * 8 + tl.arange(0, GROUPS * 8)[None, :]
+    at = (tl.program_id(1) * batch + example) * outputs + output
+    tl.store(partial + at, total, mask=(example < batch) & (output < outputs))

@@ -1,0 +1,133 @@
+"""What stands around the codes of a weight: column scales and the output rotation.
+
+A weight is ``W = Rᵀ V diag(g)``, with the ``V`` that the codes stand for, an orthogonal ``R`` and the column scales
+``g``. Any kernel that serves ``V`` serves ``W``: of few samples ``x Wᵀ = ((x · g) Vᵀ) R`` is taken from the right, at a
+fraction of what transforming the weight would cost; for many samples the decoded weight is transformed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, unpack_column_scales
+from vqcompress.formats.rotation import rotate, unrotate
+from vqcompress.kernels.kernel import Kernel
+from vqcompress.kernels.tensor_cache import TensorCache
+from vqcompress.matrix_view import Shape, matrix_shape
+
+_COLUMN_SCALES: TensorCache[Tensor] = TensorCache()
+
+
+def is_scaled(spec: FormatSpec) -> bool:
+    """Whether the columns of the code have scales."""
+    return isinstance(spec, AdditiveSpec | TrellisSpec) and spec.column_scales
+
+
+def is_rotated(spec: FormatSpec) -> bool:
+    """Whether the outputs of the code are rotated."""
+    return isinstance(spec, TrellisSpec) and spec.rotation > 0
+
+
+def code_spec(spec: FormatSpec) -> FormatSpec:
+    """The spec of ``V``."""
+    return _without_rotation(_without_column_scales(spec))
+
+
+def transformed(kernel: Kernel, spec: FormatSpec) -> Kernel:
+    """``kernel``, which serves the codes of ``spec``, made to serve the whole weight."""
+    kernel = _rotated(kernel) if is_rotated(spec) else kernel
+    return _scaled(kernel) if is_scaled(spec) else kernel
+
+
+@lru_cache(maxsize=4096)
+def _without_column_scales(spec: FormatSpec) -> FormatSpec:
+    return replace(spec, column_scales=False) if is_scaled(spec) else spec
+
+
+@lru_cache(maxsize=4096)
+def _without_rotation(spec: FormatSpec) -> FormatSpec:
+    return replace(spec, rotation=0) if is_rotated(spec) else spec
+
+
+def _column_scales(shape: Shape, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The factors, float32 ``[columns]``."""
+    packed, columns = tensors[COLUMN_SCALES_ON_DISK], matrix_shape(shape)[1]
+    return _COLUMN_SCALES(packed, columns, lambda: unpack_column_scales(packed, columns))
+
+
+def _scaled(kernel: Kernel) -> Kernel:
+    def decode_transposed(
+        spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        values = kernel.decode_transposed(_without_column_scales(spec), shape, tensors, torch.float32)
+        return (values * _column_scales(shape, tensors)[:, None]).to(dtype)
+
+    def multiply(
+        x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None
+    ) -> Tensor:
+        assert kernel.multiply is not None
+        scaled = x.float() * _column_scales(shape, tensors)
+        # Small scales would push float16 below its normal numbers.
+        scaled = scaled if x.dtype == torch.float16 else scaled.to(x.dtype)
+        return kernel.multiply(scaled, _without_column_scales(spec), shape, tensors, bias).to(x.dtype)
+
+    def parameter_gradients(
+        spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
+    ) -> dict[str, Tensor]:
+        grad = grad.float() * _column_scales(shape, tensors)[:, None]
+        return kernel.parameter_gradients(_without_column_scales(spec), shape, tensors, grad)
+
+    return replace(
+        kernel,
+        purpose=f"{kernel.purpose}; column scales go to the {_scaled_side(kernel)}",
+        decode_transposed=decode_transposed,
+        parameter_gradients=parameter_gradients,
+        multiply=multiply if kernel.multiply is not None else None,
+    )
+
+
+def _rotated(kernel: Kernel) -> Kernel:
+    def decode_transposed(
+        spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        values = kernel.decode_transposed(_without_rotation(spec), shape, tensors, torch.float32)
+        return unrotate(values, _block(spec)).to(dtype)
+
+    def multiply(
+        x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None
+    ) -> Tensor:
+        assert kernel.multiply is not None
+        y = unrotate(kernel.multiply(x, _without_rotation(spec), shape, tensors, None).float(), _block(spec))
+        return (y if bias is None else y + bias.float()).to(x.dtype)
+
+    def parameter_gradients(
+        spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
+    ) -> dict[str, Tensor]:
+        return kernel.parameter_gradients(_without_rotation(spec), shape, tensors, rotate(grad.float(), _block(spec)))
+
+    return replace(
+        kernel,
+        purpose=f"{kernel.purpose}; the {_rotated_side(kernel)} is rotated back",
+        decode_transposed=decode_transposed,
+        parameter_gradients=parameter_gradients,
+        multiply=multiply if kernel.multiply is not None else None,
+    )
+
+
+def _block(spec: FormatSpec) -> int:
+    assert isinstance(spec, TrellisSpec)  # `is_rotated` has seen to it
+    return spec.rotation
+
+
+def _scaled_side(kernel: Kernel) -> str:
+    return "decoded weight" if kernel.multiply is None else "input"
+
+
+def _rotated_side(kernel: Kernel) -> str:
+    return "decoded weight" if kernel.multiply is None else "product"
