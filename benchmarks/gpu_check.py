@@ -1,9 +1,9 @@
 """Build, check and time every GPU kernel: ``python benchmarks/gpu_check.py --out results`` on a machine with a GPU.
 
-Compiles what is launched, holds every format and many geometries against the reference in float32, float16 and bfloat16, runs
-the operators under ``torch.compile`` and in a CUDA graph, then runs ``matmul.py`` and ``unet_step.py`` and says which of the
-project's targets are met. Ends with a non-zero code when a check fails; ``--quick`` leaves the timings out. The numbers go to
-``OUT/gpu_check.json``.
+Compiles what is launched, holds every format and many geometries against the reference in float32, float16 and
+bfloat16, runs the operators under ``torch.compile`` and in a CUDA graph, then runs ``matmul.py`` and ``unet_step.py``
+and says which of the project's targets are met. Ends with a non-zero code when a check fails; ``--quick`` leaves the
+timings out. The numbers go to ``OUT/gpu_check.json``.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ class table_place:
 
 
 def check_multiply(weight: QuantizedWeight) -> None:
-    """Few rows, at every count that takes another path, contiguous or not."""
+    """Few samples, at every count that takes another path, contiguous or not."""
     dense = weight.decode()
     for dtype in DTYPES:
         bias = torch.randn(weight.shape[0], device=DEVICE)
-        for rows in (0, 1, 3, 16, 17, 32):
-            wide = torch.randn(rows, 2 * weight.shape[1], device=DEVICE).to(dtype)
+        for samples in (0, 1, 3, 16, 17, 32):
+            wide = torch.randn(samples, 2 * weight.shape[1], device=DEVICE).to(dtype)
             for x in (wide[:, : weight.shape[1]], wide[:, ::2]):
                 y = triton.multiply(x, weight.spec, weight.shape, tensors(weight), bias)
                 close(y, F.linear(x.double(), dense.double(), bias.double()), dtype)
@@ -150,7 +150,7 @@ def close(y: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     if y.dtype != dtype or y.shape != expected.shape:
         raise AssertionError(f"{y.dtype} {tuple(y.shape)} instead of {dtype} {tuple(expected.shape)}")
     if y.numel() and (error := float((y.double() - expected).norm() / expected.norm())) > TOLERANCE[dtype]:
-        raise AssertionError(f"relative error {error:.2e} in {dtype}, {len(y)} rows")
+        raise AssertionError(f"relative error {error:.2e} in {dtype}, {len(y)} samples")
 
 
 def product(weight: QuantizedWeight, x: Tensor) -> Tensor:
@@ -160,9 +160,9 @@ def product(weight: QuantizedWeight, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_graph(weight: QuantizedWeight) -> None:
-    """A recorded product follows its input, for few rows and many."""
-    for rows in (4, 512):
-        x = torch.randn(rows, weight.shape[1], device=DEVICE, dtype=torch.bfloat16)
+    """A recorded product follows its input, for few samples and many."""
+    for samples in (4, 512):
+        x = torch.randn(samples, weight.shape[1], device=DEVICE, dtype=torch.bfloat16)
         product(weight, x)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -193,8 +193,8 @@ def check_overflow() -> None:
     """Unscaled sums beyond float16's range, scaled results within it."""
     weight = packed_weight("trellis", (640, 640), 3, DEVICE)
     weight.tensors["scale"].fill_(1e-3)
-    for rows in (1, 64):
-        x = torch.full((rows, 640), 2e4, device=DEVICE, dtype=torch.float16)
+    for samples in (1, 64):
+        x = torch.full((samples, 640), 2e4, device=DEVICE, dtype=torch.float16)
         y = product(weight, x)
         if not torch.isfinite(y).all():
             raise AssertionError("infinite outputs")
@@ -202,12 +202,12 @@ def check_overflow() -> None:
 
 def check_viterbi(state_bits: int, rate: int) -> None:
     """Paths as cheap as the CPU's, that decode to what they say; other codes only where sums round differently."""
-    table, rows = value_table(state_bits, rate, 0.0), 200
-    targets, scale = torch.randn(8, rows), 0.5 + torch.rand(rows)
+    table, outputs = value_table(state_bits, rate, 0.0), 200
+    targets, scale = torch.randn(8, outputs), 0.5 + torch.rand(outputs)
     symbols, values = search_columns(targets.to(DEVICE), scale.to(DEVICE), table.to(DEVICE), rate, 5)
     if not torch.equal(table.float()[window_states(symbols.cpu().int(), rate, state_bits).long()], values.cpu()):
         raise AssertionError("the symbols do not decode to the values")
-    search = CpuViterbi(rows, state_bits, {rate: table}, 5)
+    search = CpuViterbi(outputs, state_bits, {rate: table}, 5)
     for target, own in zip(targets, values.cpu(), strict=True):
         cost, expected = ((target - scale * v).square().sum() for v in (own, search(target, scale, rate)[1]))
         if abs(float(cost / expected) - 1) > 1e-4:
@@ -231,7 +231,8 @@ def check_searched_layer() -> None:
 
 
 def search_speed() -> float:
-    """Weights a second that the search codes at 12 state bits and 3 bits a weight, as many columns at once as keep the device busy."""
+    """Weights a second that the search codes at 12 state bits and 3 bits a weight, as many columns at once as keep the
+    device busy."""
     targets, scale = torch.randn(512, 1280, device=DEVICE), torch.ones(1280, device=DEVICE)
     table = value_table(12, 3, 0.0).to(DEVICE)
     return targets.numel() / matmul.seconds([lambda: search_columns(targets, scale, table, 3)], DEVICE)
@@ -302,20 +303,20 @@ def targets(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     best_step = min(line["ratio_to_dense"] for line in steps)
     saved = min(line["bytes_saved"] for line in steps)
     share = min(line["share_of_copy_bandwidth"] for line in decode)
-    many = max(line["ratio_to_dense"] for line in ours if line["rows"] >= 2048)
-    few = max(line["ratio_to_dense"] for line in ours if line["rows"] <= 16)
+    many = max(line["ratio_to_dense"] for line in ours if line["samples"] >= 2048)
+    few = max(line["ratio_to_dense"] for line in ours if line["samples"] <= 16)
     whole = max(report["decode sdxl"].values())
     return {
-        "decode, share of copy bandwidth": make_task(f"{share:.2f}", ">= 0.50", share >= 0.5),
-        "decode of all SDXL layers": make_task(f"{1e3 * whole:.2f} ms", "<= 3 ms", whole <= 3e-3),
-        "linear, 2048 rows or more": make_task(f"{many:.2f} x dense", "<= 1.15 x", many <= 1.15),
-        "linear, 16 rows or fewer": make_task(f"{few:.2f} x dense", "<= 0.5 x", few <= 0.5),
-        "SDXL step": make_task(f"{best_step:.3f} x dense", "<= 1.10 x", best_step <= 1.1),
-        "SDXL step, memory saved": make_task(f"{saved / 1e9:.2f} GB", ">= 3.8 GB", saved >= 3.8e9),
+        "decode, share of copy bandwidth": against_target(f"{share:.2f}", ">= 0.50", share >= 0.5),
+        "decode of all SDXL layers": against_target(f"{1e3 * whole:.2f} ms", "<= 3 ms", whole <= 3e-3),
+        "linear, 2048 samples or more": against_target(f"{many:.2f} x dense", "<= 1.15 x", many <= 1.15),
+        "linear, 16 samples or fewer": against_target(f"{few:.2f} x dense", "<= 0.5 x", few <= 0.5),
+        "SDXL step": against_target(f"{best_step:.3f} x dense", "<= 1.10 x", best_step <= 1.1),
+        "SDXL step, memory saved": against_target(f"{saved / 1e9:.2f} GB", ">= 3.8 GB", saved >= 3.8e9),
     }
 
 
-def make_task(measured: str, target: str, met: bool) -> dict[str, Any]:
+def against_target(measured: str, target: str, met: bool) -> dict[str, Any]:
     """One target."""
     return {"measured": measured, "target": target, "met": met}
 

@@ -1,8 +1,9 @@
 """Compile the Triton kernels for GPUs that need not be here, and read what the compiler made of them.
 
-``python benchmarks/kernel_artefacts.py`` runs the host code of every kernel on shapes of Stable Diffusion XL with the launch itself
-replaced by a note of what would have been launched; each distinct launch is then compiled for compute capability 8.0, 8.9 and
-9.0. Registers, shared memory and bytes spilled to local memory are read from the machine code by ``cuobjdump``. CI asserts them.
+``python benchmarks/kernel_artefacts.py`` runs the host code of every kernel on shapes of Stable Diffusion XL with the
+launch itself replaced by a note of what would have been launched; each distinct launch is then compiled for compute
+capability 8.0, 8.9 and 9.0. Registers, shared memory and bytes spilled to local memory are read from the machine code
+by ``cuobjdump``. CI asserts them.
 """
 
 from __future__ import annotations
@@ -57,16 +58,16 @@ def noted_launches() -> Iterator[list[Launch]]:
 
 def cases() -> Iterator[tuple[str, Launch]]:
     """Name -> launch, for every kernel and the constants it is most used with."""
-    for name, bits, rows in (("trellis", 3, 16), ("trellis", 5, 32), ("additive", 3, 16), ("scalar", 4, 16)):
+    for name, bits, samples in (("trellis", 3, 16), ("trellis", 5, 32), ("additive", 3, 16), ("scalar", 4, 16)):
         weight = packed_weight(name, SHAPE, bits)
         tensors = {**weight.tensors, **weight.shared}
-        x = torch.zeros(rows, SHAPE[1], dtype=torch.bfloat16)
+        x = torch.zeros(samples, SHAPE[1], dtype=torch.bfloat16)
         with noted_launches() as launches:
             ours.decode_transposed(weight.spec, weight.shape, tensors, x.dtype)
             ours.multiply(x, weight.spec, weight.shape, tensors, None)
         for launch in launches:
-            if launch[0].__name__ != "finish" or rows > 16:
-                yield f"{launch[0].__name__}, {bits} bits{_rows(launch)}", launch
+            if launch[0].__name__ != "finish" or samples > 16:
+                yield f"{launch[0].__name__}, {bits} bits{_samples(launch)}", launch
 
     for state_bits in (12, LARGEST_STATE_BITS):
         with noted_launches() as launches:
@@ -74,8 +75,8 @@ def cases() -> Iterator[tuple[str, Launch]]:
         yield f"viterbi, {state_bits} state bits", launches[0]
 
 
-def _rows(launch: Launch) -> str:
-    return f", {launch[2]['BATCH']} rows" if "BATCH" in launch[2] else ""
+def _samples(launch: Launch) -> str:
+    return f", {launch[2]['BATCH']} samples" if "BATCH" in launch[2] else ""
 
 
 def source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
@@ -99,7 +100,8 @@ def source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
 
 
 def compiled(launch: Launch, capability: int) -> dict[str, int]:
-    """Registers a thread, bytes of shared memory a program, bytes of stack and local memory a thread (spills), instructions."""
+    """Registers a thread, bytes of shared memory a program, bytes of stack and local memory a thread (spills),
+    instructions."""
     code, options = source(launch)
     kernel = triton.compile(code, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -140,10 +142,8 @@ def main(capabilities: tuple[int, ...], as_json: bool) -> None:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """One line a kernel and GPU."""
     lines = ["| kernel | sm | registers | shared bytes | spilled | instructions |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['kernel']} | {r['capability']} | {r['registers']} | {r['shared']} | {r['spilled']} | {r['instructions']} |"
-        for r in rows
-    ]
+    columns = ("kernel", "capability", "registers", "shared", "spilled", "instructions")
+    lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 

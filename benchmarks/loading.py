@@ -1,12 +1,13 @@
 """Loading a packed UNet of SDXL's form against loading the dense one: time, memory, and the first call after it.
 
-``python benchmarks/loading.py`` writes a UNet with synthetic weights and its packed form (random codes: any byte is a valid one)
-in each dtype to a temporary folder and loads the two in turn, several times, with both in the page cache. Each load runs in a
-process forked off one that has loaded nothing but two tiny models: imports are paid for, caches of layers are not. Medians. CPU
-seconds are those of the whole process; memory is the growth of the most that was resident, mapped pages of the file included,
-after loading and after two calls. A dense model reads its mapped weights in the first call, a packed one makes its kernels ready
-there: ``until ready`` is loading and what the first call takes longer than the second. Then the same *from disk*, as after a
-reboot: the page cache forgets the files before each load (Linux only), and the clock runs through the first call.
+``python benchmarks/loading.py`` writes a UNet with synthetic weights and its packed form (random codes: any byte is a
+valid one) in each dtype to a temporary folder and loads the two in turn, several times, with both in the page cache.
+Each load runs in a process forked off one that has loaded nothing but two tiny models: imports are paid for, caches of
+layers are not. Medians. CPU seconds are those of the whole process; memory is the growth of the most that was resident,
+mapped pages of the file included, after loading and after two calls. A dense model reads its mapped weights in the
+first call, a packed one makes its kernels ready there: ``until ready`` is loading and what the first call takes longer
+than the second. Then the same *from disk*, as after a reboot: the page cache forgets the files before each load (Linux
+only), and the clock runs through the first call.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Products with packed weights against dense ones, per layer shape and number of rows, on this machine's GPU or CPU.
+"""Products with packed weights against dense ones, per layer shape and number of samples, on this machine's GPU or CPU.
 
-``python benchmarks/matmul.py`` times ours, the dense product and whichever peers are installed (bitsandbytes NF4, torchao int4
-weight-only, AQLM's kernels, diffusers' GGUF), all in one run. So that no cache holds the weights from call to call, as in a
-model none would, enough copies of each layer are used in turn (``--warm``: one copy). On a GPU calls are recorded into a CUDA
-graph: launches from Python are not what is measured. ``limit`` is the time that the packed bytes, or for decoding the packed
-and the dense bytes, take at the copy bandwidth that the same run measures.
+``python benchmarks/matmul.py`` times ours, the dense product and whichever peers are installed (bitsandbytes NF4,
+torchao int4 weight-only, AQLM's kernels, diffusers' GGUF), all in one run. So that no cache holds the weights from call
+to call, as in a model none would, enough copies of each layer are used in turn (``--warm``: one copy). On a GPU calls
+are recorded into a CUDA graph: launches from Python are not what is measured. ``limit`` is the time that the packed
+bytes, or for decoding the packed and the dense bytes, take at the copy bandwidth that the same run measures.
 """
 
 from __future__ import annotations
@@ -48,17 +48,21 @@ Work = Callable[[], object]
 @click.option(
     "--shapes", default="square", show_default=True, help=f"Of {', '.join(SHAPES)}, comma-separated, or OUTxIN."
 )
-@click.option("--rows", default="1,16,1024", show_default=True, help="Rows of inputs, comma-separated.")
+@click.option(
+    "--samples", "--rows", "samples", default="1,16,1024", show_default=True, help="Samples of inputs, comma-separated."
+)
 @click.option("--formats", default=",".join(FORMATS), show_default=True, help="Ours, comma-separated.")
 @click.option("--bits", default=3, show_default=True, help="Bits a weight of ours.")
 @click.option("--dtype", default=None, help="float32 on a CPU, bfloat16 on a GPU unless given.")
-@click.option("--warm", is_flag=True, help="One copy of each layer, whatever the caches make of it.")
+@click.option("--warm", is_flag=True, help="One copy of each layer, which caches may hold.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the numbers here as well.")
-def main(shapes: str, rows: str, formats: str, bits: int, dtype: str | None, warm: bool, json_path: str | None) -> None:
+def main(
+    shapes: str, samples: str, formats: str, bits: int, dtype: str | None, warm: bool, json_path: str | None
+) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
     report = benchmark(
-        parse_shapes(shapes), [int(n) for n in rows.split(",")], formats.split(","), bits, kind, device, warm
+        parse_shapes(shapes), [int(n) for n in samples.split(",")], formats.split(","), bits, kind, device, warm
     )
     print(markdown(report))
     if json_path:
@@ -76,7 +80,7 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
 @torch.no_grad()
 def benchmark(
     shapes: list[tuple[int, int]],
-    row_counts: list[int],
+    sample_counts: list[int],
     formats: list[str],
     bits: int,
     dtype: torch.dtype,
@@ -95,7 +99,7 @@ def benchmark(
         for name, make in PEERS.items():
             if (layer := make(shape, dtype, device)) is not None:
                 candidates[name] = [layer] + [make(shape, dtype, device) for _ in range(copies - 1)]
-        for count in row_counts:
+        for count in sample_counts:
             x = torch.randn(count, shape[1], dtype=dtype, device=device)
             lines += product_lines(shape, x, candidates, bandwidth)
     return {
@@ -135,7 +139,7 @@ def product_lines(
             {
                 "what": "product",
                 "shape": list(shape),
-                "rows": len(x),
+                "samples": len(x),
                 "candidate": name,
                 "kernel": served_by(layers[0], x),
                 "bytes": size,
@@ -165,7 +169,7 @@ def decode_line(name: str, layers: list[VQLinear], dtype: torch.dtype, bandwidth
 
 
 def weight_bytes(layer: nn.Module) -> int:
-    """Bytes of a layer's weight and its companions, without the bias."""
+    """Bytes of a layer's weight and its quantization parameters, without the bias."""
     names = {name for name, _ in layer.named_parameters()} - {"bias"}
     return sum(layer.get_parameter(name).nbytes for name in names) + sum(b.nbytes for b in layer.buffers())
 
@@ -242,11 +246,11 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(f"| {line['candidate']} | {shape} | {1e3 * line['seconds']:.3f} | {share} |")
     lines += [
         "",
-        "| shape | rows | what | kernel | MB | ms | of dense | limit ms |",
+        "| shape | samples | what | kernel | MB | ms | of dense | limit ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in (line for line in report["lines"] if line["what"] == "product"):
-        cells = ["x".join(map(str, line["shape"])), line["rows"], line["candidate"], line["kernel"]]
+        cells = ["x".join(map(str, line["shape"])), line["samples"], line["candidate"], line["kernel"]]
         cells += [f"{line['bytes'] / 1e6:.2f}", f"{1e3 * line['seconds']:.3f}", f"{line['ratio_to_dense']:.2f}"]
         lines.append("| " + " | ".join(map(str, [*cells, f"{1e3 * line['limit_seconds']:.3f}"])) + " |")
     return "\n".join(lines)

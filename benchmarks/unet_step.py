@@ -1,9 +1,9 @@
 """One denoising step of a full-size network with packed weights against the same network in dense 16-bit floats.
 
-``python benchmarks/unet_step.py`` makes SDXL's UNet and DiT-XL/2 at 1024 x 1024 pixels with guidance (a batch of two), packs
-every layer but the first and last with random codes made on the device, and times one call: eager, as a CUDA graph, and (with
-``--compiled``) under ``torch.compile``. Peak memory is that of the weights and the call. On a CPU only ``--small`` networks make
-sense: they prove the script.
+``python benchmarks/unet_step.py`` makes SDXL's UNet and DiT-XL/2 at 1024 x 1024 pixels with guidance (a batch of two),
+packs every layer but the first and last with random codes made on the device, and times one call: eager, as a CUDA
+graph, and (with ``--compiled``) under ``torch.compile``. Peak memory is that of the weights and the call. On a CPU only
+``--small`` networks make sense: they prove the script.
 """
 
 from __future__ import annotations

@@ -5,16 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 CACHE_LINE = 64  # bytes; what torch allocates begins on one
-REHOMED_BYTES = 1 << 20  # largest tensor that is copied for it; what is larger stays in the mapped file
+COPIED_BYTES = 1 << 20  # the largest tensor that is copied for it; what is larger stays in the mapped file
 
 
 def on_cache_line(value: Tensor) -> Tensor:
-    """A copy of a small CPU tensor that begins within a cache line, as in a mapped file most do; anything else as it
-    is.
+    """A copy of ``value`` where it is a small CPU tensor that begins within a cache line, as most in a mapped file do.
 
-    Some processors' products round by where a matrix begins, so a model read back would draw other images than the one
-    that was written.
+    Anything else is returned as it is. On some processors the rounding of a product depends on where the matrix begins,
+    so a model read back would draw other images than the one that was written.
     """
-    if value.device.type != "cpu" or value.nbytes > REHOMED_BYTES or value.data_ptr() % CACHE_LINE == 0:
+    if value.device.type != "cpu" or value.nbytes > COPIED_BYTES or value.data_ptr() % CACHE_LINE == 0:
         return value
     return value.clone()

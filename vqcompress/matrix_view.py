@@ -1,8 +1,8 @@
-"""The one place that knows how a layer's weight becomes a matrix, and its input becomes rows.
+"""How a layer's weight becomes a matrix, and its input becomes samples. Nothing else in the package knows.
 
-Every quantizer sees ``W [rows, columns]``: one row per output, one column per input. For a convolution a
-column is one (input channel, kernel row, kernel column) tap, in the order in which ``torch.nn.functional.unfold``
-lays out patches, so that ``unfold_input(x) @ W.T`` is the convolution.
+Every quantizer takes ``W [outputs, columns]``: a row per output channel, a column per input. For a convolution a column
+is one (input channel, kernel row, kernel column) tap, in the order in which ``torch.nn.functional.unfold`` lays out
+patches, so that ``unfold_input(x) @ W.T`` is the convolution.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from vqcompress.errors import ArchitectureError
 
 Shape = tuple[int, ...]
-"""Of a dense weight: ``[out, in]`` or ``[out, in, kh, kw]``."""
+"""Of a dense weight: ``(out, in)`` or ``(out, in, kh, kw)``."""
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """``(rows, columns)`` of a dense weight ``[out, in]`` or ``[out, in, kh, kw]``."""
+    """``(outputs, columns)`` of a dense weight ``[out, in]`` or ``[out, in, kh, kw]``.
+
+    Raises `ArchitectureError` for a weight that is neither.
+    """
     if len(shape) not in (2, 4):
         raise ArchitectureError(
             f"a weight of shape {tuple(shape)} has no matrix view; only Linear [out, in] and "
@@ -30,17 +33,17 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def to_matrix(weight: Tensor) -> Tensor:
-    """Dense weight ``[out, in]`` or ``[out, in, kh, kw]`` -> ``[rows, columns]`` (a view where possible)."""
+    """Dense weight ``[out, in]`` or ``[out, in, kh, kw]`` -> ``[outputs, columns]`` (a view where possible)."""
     return weight.reshape(matrix_shape(weight.shape))
 
 
 def from_transposed(transposed: Tensor, shape: Sequence[int]) -> Tensor:
-    """``Wᵀ [columns, rows]`` -> dense weight of ``shape`` (a strided view: no copy for Linear)."""
+    """``Wᵀ [columns, outputs]`` -> dense weight of ``shape`` (a strided view: no copy for Linear)."""
     return transposed.t().reshape(tuple(shape)) if len(shape) == 4 else transposed.t()
 
 
 def unfold_input(x: Tensor, layer: nn.Module) -> Tensor:
-    """What ``layer`` multiplies its matrix with: ``[n, columns]`` rows, one per output position.
+    """What ``layer`` multiplies its matrix with: samples ``[n, columns]``, one per token or output position.
 
     ``x`` is the layer's input: ``[..., in]`` for Linear, ``[batch, in, height, width]`` for Conv2d.
     """

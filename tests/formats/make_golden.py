@@ -1,6 +1,6 @@
 """Write the golden bytes and the trellis table of docs/FORMAT.md anew: ``python tests/formats/make_golden.py``.
 
-Only for a deliberate change of the format; then raise ``FORMAT_VERSION`` unless nothing has been released with the old one.
+Only for a deliberate change of the format; then raise ``FORMAT_VERSION`` unless no release has written the old one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from vqcompress.cache_line import CACHE_LINE, REHOMED_BYTES, on_cache_line
+from vqcompress.cache_line import CACHE_LINE, COPIED_BYTES, on_cache_line
 from vqcompress.errors import CheckpointError
 from vqcompress.integrations.diffusers_quantizer import gc_disabled, place
 from vqcompress.layers import vq_layers
@@ -50,13 +50,13 @@ def test_images_do_not_hang_on_offsets(shifted, compressed_pipeline, run_unet):
 
 
 def test_only_what_is_small_and_begins_within_a_line_is_copied():
-    memory = torch.zeros(REHOMED_BYTES // 4 + 32)
+    memory = torch.zeros(COPIED_BYTES // 4 + 32)
     begin = next(i for i in range(16) if memory[i:].data_ptr() % CACHE_LINE == 0)
     for moved, values in ((False, memory[begin : begin + 8]), (True, memory[begin + 1 : begin + 9])):
         home = on_cache_line(values)
         assert (home.data_ptr() != values.data_ptr()) == moved
         assert torch.equal(home, values)
-    large = memory[begin + 1 : begin + 2 + REHOMED_BYTES // 4]
+    large = memory[begin + 1 : begin + 2 + COPIED_BYTES // 4]
     assert on_cache_line(large).data_ptr() == large.data_ptr()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import column_gains
+import column_scales
 import gpu_check
 import matmul
 import unet_step
@@ -26,7 +26,7 @@ def test_matmul(monkeypatch):
     monkeypatch.setattr(matmul, "_clock_seconds", lambda work: [call() for call in work] and 1e-3)
     report = matmul.benchmark([(64, 32)], [1, 3], list(matmul.FORMATS), 3, torch.float32, "cpu", warm=True)
     products = [line for line in report["lines"] if line["what"] == "product"]
-    assert {(line["candidate"], line["rows"]) for line in products} >= {("dense", 1), ("trellis", 3), ("scalar", 1)}
+    assert {(line["candidate"], line["samples"]) for line in products} >= {("dense", 1), ("trellis", 3), ("scalar", 1)}
     assert {line["kernel"] for line in products if line["candidate"] == "trellis"} == {"cpu_row", "cpu_numba"}
     sizes = {line["candidate"]: line["bytes"] for line in products}
     assert sizes["dense"] == 64 * 32 * 4
@@ -54,12 +54,12 @@ def test_loading(tmp_path):
     assert "| until ready, CPU s |" in run.stdout
 
 
-def test_column_gains():
-    header, _, apart, mixed = column_gains.rows(10.0, [3.0], column_gains.Size(128, 64, 512))
-    assert header.startswith("| layer | bits | trellis, plain | gains |")
+def test_column_scales():
+    header, _, apart, mixed = column_scales.table(10.0, [3.0], column_scales.Size(128, 64, 512))
+    assert header.startswith("| layer | bits | trellis, plain | column scales |")
     for line in (apart, mixed):
-        _, _, _, plain, gains, *_ = line.split("|")
-        assert float(gains) < float(plain) / 2
+        _, _, _, plain, scaled, *_ = line.split("|")
+        assert float(scaled) < float(plain) / 2
 
 
 def test_whole_network_step():

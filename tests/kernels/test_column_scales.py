@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vqcompress.formats.column_scales import column_scale_factors, pack_column_scales
-from vqcompress.kernels import choose_kernel, conv2d, decode, decode_case, linear
+from vqcompress.kernels import ConvGeometry, choose_kernel, conv2d, decode, decode_case, linear
 from vqcompress.kernels.learning import parameter_gradients
 from vqcompress.matrix_view import matrix_shape
 
@@ -67,7 +67,7 @@ def test_small_scales_do_not_push_float16_inputs_out_of_their_range(scaled):
 def test_convolutions(scaled):
     weight, _ = scaled((32, 3, 3, 3))
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    y = conv2d(x, weight.spec, weight.shape, weight.tensors, None, (1, 1), (1, 1))
+    y = conv2d(x, weight.spec, weight.shape, weight.tensors, None, ConvGeometry(padding=(1, 1)))
     torch.testing.assert_close(y, F.conv2d(x, weight.decode(), None, 1, 1), rtol=1e-4, atol=1e-4)
 
 

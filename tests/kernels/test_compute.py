@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqcompress.kernels import conv2d, decode, linear, precision
+from vqcompress.kernels import ConvGeometry, conv2d, decode, linear, precision
 from vqcompress.kernels.precision import product_dtype
 
 FORMATS = ["trellis", "additive", "scalar"]
@@ -56,7 +56,7 @@ def test_products_that_would_be_emulated_are_taken_in_float32(dtype, supported, 
 def test_conv2d_is_the_dense_convolution(name, random_weight):
     weight = random_weight(name, (8, 5, 3, 3))
     x = torch.randn(2, 5, 9, 9, generator=torch.Generator().manual_seed(1))
-    y = conv2d(x, weight.spec, weight.shape, _all(weight), None, (2, 1), (1, 2), (1, 1))
+    y = conv2d(x, weight.spec, weight.shape, _all(weight), None, ConvGeometry((2, 1), (1, 2)))
     assert torch.equal(y, F.conv2d(x, weight.decode(), None, (2, 1), (1, 2)))
 
 
@@ -76,7 +76,7 @@ def test_convolution_gradients_are_those_of_the_dense_layer(random_weight):
     weight = random_weight("trellis", (8, 5, 3, 3))
     x = torch.randn(2, 5, 9, 9, generator=torch.Generator().manual_seed(1), requires_grad=True)
     bias = torch.zeros(8, requires_grad=True)
-    conv2d(x, weight.spec, weight.shape, _all(weight), bias, (2, 2), (1, 1)).square().sum().backward()
+    conv2d(x, weight.spec, weight.shape, _all(weight), bias, ConvGeometry((2, 2), (1, 1))).square().sum().backward()
     x2, bias2 = x.detach().clone().requires_grad_(), torch.zeros(8, requires_grad=True)
     F.conv2d(x2, weight.decode(), bias2, 2, 1).square().sum().backward()
     torch.testing.assert_close(x.grad, x2.grad)

@@ -17,6 +17,7 @@ from vqcompress.bitpack import pack, packed_bytes, unpack
 from vqcompress.formats import FORMATS
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, pack_column_scales
 from vqcompress.kernels import KERNELS, Case, choose_kernel, product_case
+from vqcompress.kernels.cpu import operations as cpu
 from vqcompress.kernels.kernel import triton_interpreter
 from vqcompress.layers import describe, empty_layers, swap
 from vqcompress.quantized_weight import QuantizedWeight
@@ -107,6 +108,41 @@ def test_a_registered_format_is_described_and_made_again(sign_weight):
     empty_layers(other, description)
     other.load_state_dict(net.state_dict(), assign=True)
     assert torch.equal(other[0].dense_weight(), net[0].dense_weight())
+
+
+def _decode(values: Tensor, spec: SignSpec, tensors: Mapping[str, Tensor]) -> None:
+    columns, outputs = values.shape
+    values.copy_(spec.decode_transposed(outputs, columns, tensors))
+
+
+def _product_blocks(*arguments: object) -> cpu.Blocks:
+    return [], ()
+
+
+def _gradients(spec: SignSpec, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    return {"scale": torch.zeros_like(tensors["scale"])}
+
+
+OPERATIONS = cpu.Operations(_decode, lambda spec: 8, _product_blocks, _gradients)
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch) -> Iterator[None]:
+    """The CPU's table lists the toy format, and finds its operations in this module."""
+    monkeypatch.setitem(cpu.OPERATIONS, SignSpec, __name__)
+    choose_kernel.cache_clear()
+    yield
+    choose_kernel.cache_clear()
+
+
+def test_a_line_in_a_devices_table_gives_a_format_a_kernel(sign_weight, on_the_cpu):
+    case = Case(torch.device("cpu"), torch.float32)
+    kernel = choose_kernel(sign_weight.spec, SHAPE, case)
+    assert kernel.name == "cpu_numba"
+    dense = sign_weight.spec.decode_transposed(*SHAPE, sign_weight.tensors)
+    assert torch.equal(kernel.decode_transposed(sign_weight.spec, SHAPE, sign_weight.tensors), dense)
+    gradients = kernel.parameter_gradients(sign_weight.spec, SHAPE, sign_weight.tensors, dense)
+    assert not gradients["scale"].any()  # as the toy's operations say, not the reference
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vqcompress.kernels import conv2d, linear, reference
+from vqcompress.kernels import ConvGeometry, conv2d, linear, reference
 from vqcompress.kernels.cpu import operations as cpu
 from vqcompress.matrix_view import matrix_shape
 
@@ -40,7 +40,7 @@ def packed(random_weight):
 
 def run(weight, tensors, x, bias):
     if len(weight.shape) == 4:
-        return conv2d(x, weight.spec, weight.shape, tensors, bias, (1, 1), (1, 1))
+        return conv2d(x, weight.spec, weight.shape, tensors, bias, ConvGeometry(padding=(1, 1)))
     return linear(x, weight.spec, weight.shape, tensors, bias)
 
 

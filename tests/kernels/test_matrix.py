@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import unet_step
 from synthetic import packed_weight
-from vqcompress.kernels import KERNELS, conv2d, decode_case, linear, product_case, reference
+from vqcompress.kernels import KERNELS, ConvGeometry, conv2d, decode_case, linear, product_case, reference
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.matrix_view import from_transposed, is_quantizable
 
@@ -150,5 +150,7 @@ def test_images_through_filters(name):
         x = torch.randn(2, shape[1], 5, 5, generator=torch.Generator().manual_seed(1))
         for image in (x, x.to(memory_format=torch.channels_last), x[:0]):
             assert close(
-                conv2d(image, *case, None, padding=(1, 1)), F.conv2d(image, weight.decode(), padding=1), x.dtype
+                conv2d(image, *case, None, ConvGeometry(padding=(1, 1))),
+                F.conv2d(image, weight.decode(), padding=1),
+                x.dtype,
             )

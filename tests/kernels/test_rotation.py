@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqcompress.kernels import choose_kernel, conv2d, decode, decode_case, linear
+from vqcompress.kernels import ConvGeometry, choose_kernel, conv2d, decode, decode_case, linear
 from vqcompress.kernels.learning import parameter_gradients
 from vqcompress.matrix_view import matrix_shape
 
@@ -50,7 +50,7 @@ def test_products(rotated, count, dtype):
 def test_convolutions(rotated):
     weight = rotated((32, 3, 3, 3))
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    y = conv2d(x, weight.spec, weight.shape, weight.tensors, None, (1, 1), (1, 1))
+    y = conv2d(x, weight.spec, weight.shape, weight.tensors, None, ConvGeometry(padding=(1, 1)))
     torch.testing.assert_close(y, F.conv2d(x, weight.decode(), None, 1, 1))
 
 

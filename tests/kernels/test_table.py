@@ -82,6 +82,12 @@ def test_a_kernel_says_why_it_declines(random_weight):
     assert all(kernel.purpose for kernel in KERNELS)
 
 
+def test_integer_inputs_are_no_products(random_weight):
+    weight = random_weight("trellis", (64, 8))
+    case = Case(torch.device("cpu"), torch.int8, samples=1)
+    assert choose_kernel(weight.spec, weight.shape, case).multiply is None
+
+
 def test_order_ends_with_the_reference():
     assert KERNELS[-1].name == "reference"
 

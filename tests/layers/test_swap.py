@@ -50,14 +50,14 @@ def test_description_rebuilds_empty_layers_of_the_same_state(random_weight):
     net = _net()
     swap(net, {"0": random_weight("additive", (24, 40), shared="book"), "1.0": random_weight("scalar", (24, 24))})
     with torch.device("meta"):
-        weight_sharing_copy = _net()
-    empty_layers(weight_sharing_copy, describe(net))
+        other = _net()
+    empty_layers(other, describe(net))
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in net.state_dict().items()}
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in weight_sharing_copy.state_dict().items()} == shapes
-    weight_sharing_copy.load_state_dict(net.state_dict(), assign=True)
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in other.state_dict().items()} == shapes
+    other.load_state_dict(net.state_dict(), assign=True)
     x = torch.randn(3, 40)
-    assert torch.equal(weight_sharing_copy[0](x), net[0](x))
-    assert describe(weight_sharing_copy) == describe(net)
+    assert torch.equal(other[0](x), net[0](x))
+    assert describe(other) == describe(net)
 
 
 def test_a_layer_in_two_places_is_replaced_in_both(random_weight):

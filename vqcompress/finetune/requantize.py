@@ -33,9 +33,9 @@ from vqcompress.finetune.task import WholeDenoiser
 from vqcompress.finetune.trainer import Schedule, Trainer
 from vqcompress.finetune.widening import describe_again
 from vqcompress.formats import spec_from_dict, spec_to_dict
-from vqcompress.layers.dense import dense_layer
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.replace import put_layers
+from vqcompress.layers.swap import dense_layer
 from vqcompress.progress import StageProgress
 from vqcompress.recipe import Recipe, Training
 from vqcompress.run_store import RunStore, read_json, read_tensors

@@ -47,8 +47,7 @@ class FormatSpec(Protocol):
         """``Wᵀ [columns, outputs]`` in float32, differentiable in every floating-point tensor."""
 
     def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with the stored codes, or ``None``, told without decoding; ``tensors`` need only hold
-        ``rates``."""
+        """What is wrong with the stored codes, or ``None``, without decoding; ``tensors`` need only hold ``rates``."""
 
 
 FORMATS: dict[str, type[FormatSpec]] = {spec.format: spec for spec in (ScalarSpec, AdditiveSpec, TrellisSpec)}

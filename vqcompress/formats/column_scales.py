@@ -23,8 +23,7 @@ LARGEST = 4  # code 0 stands for 2 ** (LARGEST / 2)
 
 
 def nearest_column_scale(ratio: Tensor) -> Tensor:
-    """Codes (uint8) of the scales next to ``ratio``, a column's size over the layer's; a column of zeros gets the
-    smallest."""
+    """Codes (uint8) of the scales nearest to ``ratio``, a column's size over the layer's; zero gets the smallest."""
     return (
         (LARGEST - 2 * ratio.double().log2())
         .nan_to_num(0.0)

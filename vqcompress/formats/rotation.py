@@ -22,8 +22,10 @@ def rotation_block(outputs: int) -> int:
 
 
 def rotate(values: Tensor, block: int) -> Tensor:
-    """``R`` along the last dimension of ``values [..., outputs]``, float32; ``block`` divides ``outputs``, 0 changes
-    nothing."""
+    """``R`` along the last dimension of ``values [..., outputs]``, float32.
+
+    ``block`` divides ``outputs``; 0 changes nothing.
+    """
     if not block:
         return values
     signs = output_signs(values.shape[-1]).to(values.device)

@@ -2,7 +2,7 @@
 
 from vqcompress.kernels.compute import conv2d, decode, linear, packed_conv2d, packed_linear
 from vqcompress.kernels.kernel import Case, Kernel
-from vqcompress.kernels.packed_layout import PackedLayout, layout_to_text
+from vqcompress.kernels.packed_layout import ConvGeometry, PackedLayout, layout_to_text
 from vqcompress.kernels.table import (
     KERNELS,
     KernelChoice,
@@ -15,6 +15,7 @@ from vqcompress.kernels.table import (
 __all__ = [
     "KERNELS",
     "Case",
+    "ConvGeometry",
     "Kernel",
     "KernelChoice",
     "PackedLayout",

@@ -14,8 +14,10 @@ from vqcompress.kernels.tensor_cache import TensorCache
 
 @dataclass(frozen=True)
 class ColumnOrder:
-    """``columns [n]`` (int32): the columns in stored order, by rate, then by index. ``ends [rates]`` (int32): how many
-    columns have at most the rate ``min_rate + i``. A kernel finds everything else from them by arithmetic.
+    """The order, from which a kernel finds everything else by arithmetic.
+
+    ``columns [n]`` (int32) are the columns in stored order, by rate, then by index; ``ends [rates]`` (int32) says how
+    many columns have at most the rate ``min_rate + i``.
     """
 
     columns: Tensor

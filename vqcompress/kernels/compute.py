@@ -10,7 +10,7 @@ from torch import Tensor
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels import operators, reference
 from vqcompress.kernels.learning import learning_conv2d, learning_linear
-from vqcompress.kernels.packed_layout import PackedLayout, layout_to_text
+from vqcompress.kernels.packed_layout import ConvGeometry, PackedLayout, layout_to_text
 from vqcompress.kernels.table import choose_kernel, decode_case
 from vqcompress.matrix_view import Shape, from_transposed
 
@@ -51,12 +51,10 @@ def conv2d(
     shape: Shape,
     tensors: Mapping[str, Tensor],
     bias: Tensor | None,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
+    geometry: ConvGeometry = ConvGeometry(),  # noqa: B008 - a tuple
 ) -> Tensor:
     """``x [batch, in, height, width]`` convolved with the packed weight ``[out, in, kh, kw]``; else as `linear`."""
-    return packed_conv2d(x, _text(spec, shape, tensors), tensors, bias, stride, padding, dilation)
+    return packed_conv2d(x, _text(spec, shape, tensors), tensors, bias, geometry)
 
 
 def packed_conv2d(
@@ -64,16 +62,14 @@ def packed_conv2d(
     layout: str,
     tensors: Mapping[str, Tensor],
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    geometry: ConvGeometry,
 ) -> Tensor:
     """`conv2d` with the geometry as text, which a layer makes once."""
     x = _autocast(x)
     if _learns(tensors):
-        return learning_conv2d(x, layout, tensors, bias, (stride, padding, dilation))
+        return learning_conv2d(x, layout, tensors, bias, geometry)
     convolution = operators.convolve if _is_plain(x, bias) else operators.conv2d
-    return convolution(x, list(tensors.values()), bias, layout, list(stride), list(padding), list(dilation))
+    return convolution(x, list(tensors.values()), bias, layout, *map(list, geometry))
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -29,8 +29,7 @@ class Case(NamedTuple):
 
 
 class Decode(Protocol):
-    """``(spec, shape, tensors, dtype)`` -> ``Wᵀ [columns, outputs]``: the reference's float32 values, rounded to
-    ``dtype``."""
+    """``(spec, shape, tensors, dtype)`` -> ``Wᵀ [columns, outputs]`` in ``dtype``: the reference's, rounded once."""
 
     def __call__(
         self, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32

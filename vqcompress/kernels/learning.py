@@ -1,5 +1,4 @@
-"""Packed linear and convolution whose quantization parameters learn: scales, codebooks and tables get gradients, codes
-stay.
+"""Packed linear and convolution whose quantization parameters learn: scales, codebooks and tables, but not the codes.
 
 Between the passes only the input and the small tensors are kept; the backward pass decodes the weight again. Where
 nothing but ``scale`` learns, it is taken out of the product, ``y = s · (x V)``, and its gradient needs no dense
@@ -17,14 +16,11 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
 from vqcompress.kernels import operators
-from vqcompress.kernels.packed_layout import layout_from_text
+from vqcompress.kernels.packed_layout import ConvGeometry, layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.table import choose_kernel, decode_case
 from vqcompress.kernels.transforms import is_rotated
 from vqcompress.matrix_view import Shape, from_transposed
-
-Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""Stride, padding, dilation."""
 
 
 def learning_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
@@ -36,7 +32,7 @@ def learning_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias:
 
 
 def learning_conv2d(
-    x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, geometry: Geometry
+    x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
     """``x [batch, in, height, width] -> [batch, out, …]``, else as `learning_linear`."""
     if _only_scale_learns(x, layout, tensors):
@@ -128,7 +124,9 @@ class _Linear(torch.autograd.Function):
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layout: str, geometry: Geometry, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, layout: str, geometry: ConvGeometry, *tensors: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, *tensors)
         ctx.layout, ctx.geometry, ctx.bias_dtype = layout, geometry, None if bias is None else bias.dtype
         named = _named(layout, tensors)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from vqcompress.formats import FormatSpec, spec_from_dict, spec_to_dict
 
 
+class ConvGeometry(NamedTuple):
+    """How a convolution's filter moves over the image, ``(vertical, horizontal)`` each."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+
 @dataclass(frozen=True)
 class PackedLayout:
-    """``spec`` and dense ``shape`` of a weight, and the ``names`` of its tensors in the order in which they are
-    passed."""
+    """``spec`` and dense ``shape`` of a weight, and the ``names`` of its tensors in the order of the argument list."""
 
     spec: FormatSpec
     shape: tuple[int, ...]

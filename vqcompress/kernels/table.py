@@ -76,8 +76,7 @@ def choose_kernel(spec: FormatSpec, shape: Shape, case: Case) -> Kernel:
 
 
 def product_case(x: Tensor) -> Case:
-    """The case of a product with ``x [..., columns]``. A whole bucket of `SAMPLE_LIMITS` is one case: its largest
-    count."""
+    """The case of a product with ``x [..., columns]``; all counts within a bucket of `SAMPLE_LIMITS` are one case."""
     samples = x.numel() // max(1, x.shape[-1])
     return Case(x.device, x.dtype, _BUCKETS[bisect_left(SAMPLE_LIMITS, samples)], is_interpreted())
 

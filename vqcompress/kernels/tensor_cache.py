@@ -57,6 +57,6 @@ class TensorCache(Generic[Value]):
 def _refuse_capture(tensor: Tensor) -> None:
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         raise UnsupportedError(
-            "a packed layer is run for the first time while a CUDA graph is recorded; run the model once before, as torch "
-            "asks for with every CUDA graph"
+            "a packed layer is run for the first time while a CUDA graph is recorded; run the model once before, as "
+            "torch asks for with every CUDA graph"
         )

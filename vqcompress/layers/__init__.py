@@ -1,16 +1,15 @@
 """Layers that hold the packed form only, and how they take the place of dense ones."""
 
-from vqcompress.layers.conv2d import VQConv2d
-from vqcompress.layers.dense import make_dense
 from vqcompress.layers.description import FORMAT_VERSION, QUANT_METHOD, check_description, describe, empty_layers
-from vqcompress.layers.linear import VQLinear
+from vqcompress.layers.packed import PackedLayer, VQConv2d, VQLinear
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
-from vqcompress.layers.swap import swap, vq_layers
+from vqcompress.layers.swap import make_dense, swap, vq_layers
 
 __all__ = [
     "FORMAT_VERSION",
     "QUANT_METHOD",
     "SHARED_NAME",
+    "PackedLayer",
     "SharedCodebooks",
     "VQConv2d",
     "VQLinear",

@@ -67,7 +67,8 @@ def check_description(description: Mapping[str, Any], where: str = "this model")
         raise CheckpointError(f"the quantization_config of {where} has no usable format_version (found {version!r})")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{where} is stored in format version {version}, this vqcompress reads up to {FORMAT_VERSION}; update vqcompress"
+            f"{where} is stored in format version {version}, this vqcompress reads up to {FORMAT_VERSION}; update "
+            "vqcompress"
         )
     for key in ("layers", "shared"):
         if not isinstance(description.get(key), Mapping):
@@ -104,8 +105,8 @@ def _check_codebook(layer: str, spec: FormatSpec, shared: Mapping[str, Any]) -> 
         )
     if tuple(shared[spec.codebook]) != spec.codebook_shape:
         raise CheckpointError(
-            f"layer {layer!r} needs the shared codebook {spec.codebook!r} in the shape {spec.codebook_shape}, the config "
-            f"lists {shared[spec.codebook]}"
+            f"layer {layer!r} needs the shared codebook {spec.codebook!r} in the shape {spec.codebook_shape}, the "
+            f"config lists {shared[spec.codebook]}"
         )
 
 
@@ -119,8 +120,8 @@ def empty_layers(
     """Make packed layers without contents (on the meta device) of the dense ones that ``description`` names.
 
     ``parameter_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
-    ``specs`` are the description's `layer_specs`, from a caller who has them. With ``alike_are_one``, empty parameters of the same
-    shape are one object: for a loader that replaces each and looks at none.
+    ``specs`` are the description's `layer_specs`, from a caller who has them. With ``alike_are_one``, empty parameters
+    of the same shape are one object: for a loader that replaces each and looks at none.
     """
     check_description(description, type(component).__name__)
     specs = layer_specs(description) if specs is None else specs

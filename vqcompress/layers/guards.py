@@ -1,4 +1,4 @@
-"""Operations on a whole component that have no meaning on packed weights: refused early, with the way out."""
+"""Operations on a whole component that have no meaning on packed weights: refused early, with the alternative."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 from vqcompress.errors import UnsupportedError
 
 MERGE_REFUSED = (
-    "a LoRA cannot be fused into packed weights: they hold codes, not numbers to add to. Keep the adapter active (it costs "
-    "little), or make a dense pipeline first with `vqcompress dequantize DIR -o DIR2` and fuse there"
+    "a LoRA cannot be fused into packed weights: they hold codes, not numbers to add to. Keep the adapter active (it "
+    "costs little), or make a dense pipeline first with `vqcompress dequantize DIR -o DIR2` and fuse there"
 )
 PROJECTIONS_REFUSED = (
-    "query, key and value projections with packed weights cannot be fused into one matrix. Leave them as they are, or make a "
-    "dense pipeline first with `vqcompress dequantize DIR -o DIR2` and fuse there"
+    "query, key and value projections with packed weights cannot be fused into one matrix. Leave them as they are, or "
+    "make a dense pipeline first with `vqcompress dequantize DIR -o DIR2` and fuse there"
 )
 
 
 def refuse_fusing(component: nn.Module) -> None:
-    """Replace the component's fusing methods, where it has them, by a unsupported_reason.
+    """Replace the component's fusing methods, where it has them, by ones that raise `UnsupportedError`.
 
     Upstream would concatenate or add to codes and fail later, half done, with a message about shapes.
     """

@@ -1,10 +1,12 @@
-"""What `VQLinear` and `VQConv2d` share: a packed weight as frozen parameters, and nothing dense."""
+"""Linear and convolution with a packed weight: codes as frozen parameters, and nothing dense."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqcompress import kernels
@@ -14,17 +16,33 @@ from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype
 from vqcompress.matrix_view import matrix_shape, stored_shape
 from vqcompress.quantized_weight import QuantizedWeight
 
+# What a convolution is beside its weight and bias, and what a Linear is.
+CONV2D_GEOMETRY: tuple[str, ...] = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "transposed",
+    "output_padding",
+    "groups",
+    "padding_mode",
+    "_reversed_padding_repeated_twice",
+)
+LINEAR_GEOMETRY = ("in_features", "out_features")
+
 
 class PackedLayer(nn.Module):
-    """A layer whose ``weight`` is int8 codes; companions lie beside it under the names of its spec.
+    """A layer whose ``weight`` is int8 codes, with its quantization parameters under the names that its spec lists.
 
-    ``spec`` is the geometry of the code, ``dense_shape`` the shape of the weight that it stands for. ``forward`` changes
-    no tensor: decoding happens anew each time, in the kernel that suits device and format.
+    ``spec`` is the geometry of the code, ``dense_shape`` the shape of the weight that it stands for. ``forward``
+    changes no tensor: the weight is decoded anew each time, by the kernel that suits device and format.
     """
 
     spec: FormatSpec
     dense_shape: tuple[int, ...]
-    companion_names: tuple[str, ...]
+    quantization_parameter_names: tuple[str, ...]
     layout: str
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -37,28 +55,30 @@ class PackedLayer(nn.Module):
         bias: nn.Parameter | None,
         shared: SharedCodebooks | None,
     ) -> None:
-        """Register codes, bias and companions; the bias comes before the companions, since a model's dtype is read
-        off its first floating-point parameter."""
+        """Register codes, bias and quantization parameters.
+
+        The bias comes before the parameters, since a model's dtype is read off its first floating-point parameter.
+        """
         shape, codes = tuple(dense_shape), tensors["weight"]
         stored = tuple(name for name in spec.tensor_shapes(*matrix_shape(shape)) if name != "weight")
         if codes.dim() != len(shape):
             codes = codes.reshape(stored_shape(len(shape), (1, codes.numel())))
-        # Past nn.Module.register_parameter too, whose checks cost as much as the rest of loading a layer.
+        # Not by nn.Module.register_parameter, whose checks cost as much as the rest of loading a layer.
         self._parameters["weight"] = _frozen(codes)
         self._parameters["bias"] = bias
         for name in stored:
             self._parameters[name] = _frozen(tensors[name])
         names = ("weight", *stored, *(("codebooks",) if shared is not None else ()))
         layout = kernels.layout_to_text(kernels.PackedLayout(spec, shape, names))
-        # Past nn.Module.__setattr__, which takes its time, and by which shared codebooks would be stored under every layer.
-        self.__dict__ |= {"spec": spec, "dense_shape": shape, "companion_names": stored}
+        # Not by nn.Module.__setattr__, which is slow, and would store the shared codebooks under every layer.
+        self.__dict__ |= {"spec": spec, "dense_shape": shape, "quantization_parameter_names": stored}
         self.__dict__ |= {"layout": layout, "shared_codebooks": shared}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Codes ``[1, bytes]`` and all companions, a shared codebook under ``codebooks`` included."""
+        """Codes ``[1, bytes]`` and all quantization parameters, a shared codebook under ``codebooks`` included."""
         codes = self.weight
         named = {"weight": codes if codes.dim() == 2 else codes.reshape(1, -1)}
-        named |= {name: as_float16(getattr(self, name)) for name in self.companion_names}
+        named |= {name: as_float16(getattr(self, name)) for name in self.quantization_parameter_names}
         if (shared := self.__dict__["shared_codebooks"]) is not None:
             named["codebooks"] = as_float16(shared(self.spec.codebook))  # type: ignore[union-attr]
         return named
@@ -76,17 +96,71 @@ class PackedLayer(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if not x.is_floating_point():
             raise UnsupportedError(
-                f"a {type(self).__name__} got an input of {x.dtype}: some caller cast activations to `weight.dtype`, which for "
-                "packed weights is the dtype of the codes; keep this layer dense"
+                f"a {type(self).__name__} got an input of {x.dtype}: some caller cast activations to `weight.dtype`, "
+                "which for packed weights is the dtype of the codes; keep this layer dense"
             )
 
     def _apply(self, fn, recurse=True):
-        companions = [getattr(self, name) for name in self.companion_names]
-        return super()._apply(keep_dtype(fn, companions), recurse)
+        kept = [getattr(self, name) for name in self.quantization_parameter_names]
+        return super()._apply(keep_dtype(fn, kept), recurse)
 
     def extra_repr(self) -> str:
         """Shape and spec, for ``print(model)``."""
         return f"{'x'.join(map(str, self.dense_shape))}, {self.spec}, bias={self.bias is not None}"
+
+
+class VQLinear(PackedLayer, nn.Linear):
+    """Takes the place of ``dense``; ``tensors`` as `FormatSpec.tensor_shapes` lists them."""
+
+    def __init__(
+        self,
+        dense: nn.Linear,
+        spec: FormatSpec,
+        tensors: Mapping[str, Tensor],
+        shared: SharedCodebooks | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        self._hold(spec, (dense.out_features, dense.in_features), tensors, dense.bias, shared)
+        self.training = dense.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in] -> [..., out]`` in the dtype of ``x``."""
+        self._check_input(x)
+        return kernels.packed_linear(x, self.layout, self.tensors(), self.bias)
+
+
+class VQConv2d(PackedLayer, nn.Conv2d):
+    """Takes the place of ``dense``; ``tensors`` as `FormatSpec.tensor_shapes` lists them."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """PEFT makes a conv adapter as ``type(base_layer)(in_channels, rank, …, bias=False)`` and wants it dense."""
+        if args and isinstance(args[0], int):
+            return nn.Conv2d(*args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        dense: nn.Conv2d,
+        spec: FormatSpec,
+        tensors: Mapping[str, Tensor],
+        shared: SharedCodebooks | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.__dict__ |= {name: dense.__dict__[name] for name in CONV2D_GEOMETRY}
+        shape = (dense.out_channels, dense.in_channels, *dense.kernel_size)
+        self._hold(spec, shape, tensors, dense.bias, shared)
+        self.training = dense.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, in, height, width] -> [batch, out, …]`` in the dtype of ``x``."""
+        self._check_input(x)
+        padding = self.padding
+        if isinstance(padding, str) or self.padding_mode != "zeros":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
+        geometry = kernels.ConvGeometry(self.stride, padding, self.dilation)
+        return kernels.packed_conv2d(x, self.layout, self.tensors(), self.bias, geometry)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -1,4 +1,4 @@
-"""One dense layer out, one packed layer in."""
+"""Replacing single layers of a component: finding a dense one, making a packed one of it, putting it in its places."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.formats import FormatSpec
-from vqcompress.layers.conv2d import VQConv2d
-from vqcompress.layers.linear import VQLinear
+from vqcompress.layers.packed import VQConv2d, VQLinear
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.matrix_view import is_quantizable
 
@@ -17,7 +16,8 @@ from vqcompress.matrix_view import is_quantizable
 def submodule(component: nn.Module, name: str) -> nn.Module:
     """The module of that name. Raises `KeyError` when there is none.
 
-    ``get_submodule`` asks three times a level through whatever ``__getattr__`` the model has, which loading cannot afford.
+    ``get_submodule`` asks three times a level through whatever ``__getattr__`` the model has, which loading cannot
+    afford.
     """
     module = component
     for part in name.split("."):
@@ -26,13 +26,13 @@ def submodule(component: nn.Module, name: str) -> nn.Module:
 
 
 def find_layer(component: nn.Module, name: str, shape: tuple[int, ...]) -> nn.Module:
-    """The dense layer of that name, whose weight has ``shape``. Raises `ArchitectureError` when there is no such layer."""
+    """The dense layer of that name, whose weight has ``shape``. Raises `ArchitectureError` where there is none."""
     try:
         layer = submodule(component, name)
     except (KeyError, AttributeError):
         raise ArchitectureError(
-            f"{type(component).__name__} has no layer {name!r}; the packed weights belong to another model, or the library that "
-            "defines it has renamed its layers since"
+            f"{type(component).__name__} has no layer {name!r}; the packed weights belong to another model, or the "
+            "library that defines it has renamed its layers since"
         ) from None
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear) or not is_quantizable(layer):
         raise ArchitectureError(
@@ -53,9 +53,10 @@ def packed_layer(
     shape: tuple[int, ...],
     tensors: Mapping[str, Tensor],
 ) -> tuple[nn.Module, nn.Module]:
-    """The dense layer ``name`` of ``component``, whose weight must have ``shape``, and a packed one for its place, see `put_layers`.
+    """The dense layer ``name`` of ``component`` and a packed one to take its place, for `put_layers`.
 
-    A spec with a shared codebook needs the component's `SharedCodebooks` to be registered before.
+    The dense weight must have ``shape``. A spec with a shared codebook needs the component's `SharedCodebooks` to be
+    registered before.
     """
     dense = find_layer(component, name, shape)
     packed = VQConv2d if isinstance(dense, nn.Conv2d) else VQLinear
@@ -75,7 +76,7 @@ def pack_in_place(
 
 
 def put_layers(component: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put the new layers wherever ``component`` has the old ones: a layer can sit in several places, as one that blocks share.
+    """Put the new layers wherever ``component`` has the old ones: blocks can share a layer.
 
     All in one walk over the modules: a walk for each layer was most of what loading a packed model took.
     """

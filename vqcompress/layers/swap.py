@@ -1,4 +1,4 @@
-"""Packed layers in the place of dense ones, in a component as it stands."""
+"""Packed layers in the place of dense ones, in a component as it stands, and back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.layers.description import describe, write_description
-from vqcompress.layers.guards import refuse_fusing
-from vqcompress.layers.packed import PackedLayer
+from vqcompress.layers.guards import allow_fusing, refuse_fusing
+from vqcompress.layers.packed import CONV2D_GEOMETRY, LINEAR_GEOMETRY, PackedLayer, VQConv2d
 from vqcompress.layers.replace import find_layer, packed_layer, put_layers
 from vqcompress.layers.shared_codebooks import SHARED_NAME, SharedCodebooks
 from vqcompress.quantized_weight import QuantizedWeight
@@ -25,9 +25,10 @@ def swap(
 ) -> None:
     """Replace each named layer of ``component`` by a packed one, in place; tensors go to the layer's device.
 
-    ``dense`` and ``ignored`` go into the description: layers that stay as they are, and why. The bytes of ``dense`` ones are
-    part of what the bits of a weight are counted from, ``ignored`` ones were never asked to shrink.
-    The component's config then says how it is packed, so ``save_pretrained`` writes a folder that loads again.
+    ``dense`` and ``ignored`` go into the description: layers that stay as they are, and why. The bytes of ``dense``
+    ones count towards the bits per weight; ``ignored`` ones were not to be quantized. The component's config then says
+    how it is packed, so ``save_pretrained`` writes a folder that loads again.
+
     Raises `ArchitectureError` for a name or shape that is not there; the component is then left as it was.
     """
     for name, weight in quantized.items():
@@ -45,6 +46,27 @@ def swap(
 def vq_layers(component: nn.Module) -> dict[str, PackedLayer]:
     """The packed layers of ``component`` by name, in module order."""
     return {name: module for name, module in component.named_modules() if isinstance(module, PackedLayer)}
+
+
+def make_dense(component: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Replace every packed layer by the dense layer that it stands for, in place; the config forgets the packing."""
+    packed = [module for module in component.modules() if isinstance(module, PackedLayer)]
+    put_layers(component, {layer: dense_layer(layer, layer.dense_weight(dtype).contiguous()) for layer in packed})
+    if hasattr(component, SHARED_NAME):
+        delattr(component, SHARED_NAME)
+    write_description(component, None)
+    allow_fusing(component)
+
+
+def dense_layer(layer: PackedLayer, weight: Tensor) -> nn.Module:
+    """A dense layer with the geometry of ``layer`` and ``weight [dense_shape]``; the bias takes the weight's dtype."""
+    with torch.device("meta"):
+        dense = nn.Conv2d(1, 1, 1) if isinstance(layer, VQConv2d) else nn.Linear(1, 1)
+    for name in CONV2D_GEOMETRY if isinstance(layer, VQConv2d) else LINEAR_GEOMETRY:
+        setattr(dense, name, getattr(layer, name))
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    dense.bias = layer.bias if layer.bias is None else nn.Parameter(layer.bias.to(weight.dtype), requires_grad=False)
+    return dense.train(layer.training)
 
 
 def _device(component: nn.Module, name: str, weight: QuantizedWeight) -> torch.device:

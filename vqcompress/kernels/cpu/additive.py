@@ -1,5 +1,6 @@
-"""Additive columns to values, into a product, or to gradients, a vector at a time; compiled for one dimension and code
-size.
+"""Additive columns to values, into a product, or to gradients, a vector at a time.
+
+Loops are compiled for one dimension and code size.
 
 Addresses are integers, see `vqcompress.kernels.cpu.vectors`. Sums of codewords begin with a zero: one that began with
 -0 would stay -0, where the reference has 0.
@@ -108,9 +109,11 @@ def _code(stream, index, code_bits):
 
 @lru_cache(maxsize=64)
 def _decoder(dimension: int, code_bits: int) -> Any:
-    """Over columns, for
-    ``(values [columns, outputs], codes, starts, rates, codebooks [M, 2**code_bits, dimension], scale [outputs])``:
-    fills columns ``first … last``."""
+    """The loop that fills columns ``first … last``.
+
+    Its arguments: ``values [columns, outputs]``, codes, starts, rates, codebooks ``[M, 2**code_bits, dimension]``,
+    scale ``[outputs]``.
+    """
     word = 4 * dimension  # bytes
     size = word << code_bits
 
@@ -142,9 +145,11 @@ def _decoder(dimension: int, code_bits: int) -> Any:
 
 @lru_cache(maxsize=64)
 def _product(dimension: int, code_bits: int, rate: int) -> Any:
-    """Over vectors of outputs, for the addresses and numbers
-    ``(total [vectors * dimension], inputs [n], n, codes, books, vectors)``: adds to ``total``, from vector ``first`` to
-    ``last``, the product of one sample with the unscaled values of ``n`` columns of this rate."""
+    """The loop that adds the product of one sample with the unscaled values of ``n`` columns of this rate.
+
+    It goes over vectors of outputs, from ``first`` to ``last``. Its arguments: ``total [vectors * dimension]``, inputs
+    ``[n]``, ``n``, codes, codebooks, vectors.
+    """
     word = 4 * dimension
     size = word << code_bits
 

@@ -34,8 +34,10 @@ def compiled(**options: Any) -> Callable[[Callable], Any]:
 
 
 def native(signature: str) -> Callable[[Callable], Any]:
-    """The function as a C function, with ``address`` to call it by from machine code and ``ctypes`` from here, without
-    the interpreter's lock; its machine code cached likewise."""
+    """The function as a C function: machine code calls its ``address``, Python its ``ctypes``, without the lock.
+
+    Its machine code is cached likewise.
+    """
 
     def decorate(function: Callable) -> Any:
         try:
@@ -70,8 +72,7 @@ def unpack_rates(packed, columns, min_rate, rate_bits):
 
 @compiled()
 def column_starts(rates, column_bits):
-    """First byte of each column; columns lie in order of rate, then of index. ``column_bits[rate]`` is a column's
-    length."""
+    """First byte of each column. Columns lie by rate, then by index; ``column_bits[rate]`` is a column's length."""
     starts = np.empty(len(rates), np.int64)
     at = 0
     for rate in range(len(column_bits)):
@@ -142,8 +143,10 @@ def call(typing_context, loop, first, last, arguments):
 
 @native("void(intp)")
 def take_parts(job):
-    """Run parts until none are left. At ``job``: the next part's number, how many parts, over how many things, the
-    loop's address, then its arguments. As many threads as like may run this with the same job."""
+    """Run parts until none are left. Any number of threads may run this with the same job.
+
+    At ``job``: the next part's number, how many parts, over how many items, the loop's address, then its arguments.
+    """
     _, parts, count, loop = numbers(4, job)
     part = _next(job)
     while part < parts:
@@ -167,12 +170,11 @@ def take(x, order, values, count):
 
 @shared_loop
 def sample_product(first, last, arguments):
-    """``y = total * scale + bias`` over parts of ``unit`` outputs, for the addresses and numbers
-    ``(y, outputs, total [padded], unit, scale, scales (one or one for each output), their bytes each, bias, blocks)``;
-    no ``scale`` or ``bias`` where that is 0.
+    """``y = total * scale + bias`` over parts of ``unit`` outputs, for one sample.
 
-    Each block's loop adds to ``total``: its address and, padded to twelve, what it is called with follow block by
-    block.
+    The arguments: ``y``, outputs, ``total`` (padded), ``unit``, ``scale`` (0: none), how many scales (one, or one for
+    each output), the bytes of each, ``bias`` (0: none), blocks. Each block's loop adds to ``total``: its address and
+    its arguments, padded to twelve, follow block by block.
     """
     y, outputs, total, unit, scale, scales, size, bias, blocks = numbers(9, arguments)
     for output in range(first * unit, last * unit):

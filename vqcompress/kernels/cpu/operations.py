@@ -71,6 +71,8 @@ def product_unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> st
     """Why a product straight from the codes cannot serve the case, or an empty string."""
     if case.samples is None or len(shape) != 2:
         return "only products with a matrix"
+    if not case.dtype.is_floating_point:
+        return f"an input of {case.dtype}"
     if case.samples > MOST_SAMPLES:
         return f"{case.samples} samples, more than {MOST_SAMPLES}"
     return unsupported_reason(spec, shape, case)

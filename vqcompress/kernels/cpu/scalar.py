@@ -69,8 +69,10 @@ OPERATIONS = Operations(decode, lambda spec: OUTPUTS, product_blocks, parameter_
 
 @lru_cache(maxsize=16)
 def _decoder(bits: int) -> Any:
-    """Over columns, for ``(values [columns, outputs], codes, zeros, scales [groups, outputs], group_size)``: fills
-    columns ``first … last``."""
+    """The loop that fills columns ``first … last``.
+
+    Its arguments: ``values [columns, outputs]``, codes, zeros, scales ``[groups, outputs]``, group size.
+    """
     loaded, step = window_bytes(bits, bits, 0), 2 * bits
 
     def decode(first, last, arguments):
@@ -101,12 +103,11 @@ def _decoder(bits: int) -> Any:
 
 @lru_cache(maxsize=16)
 def _product(bits: int) -> Any:
-    """Over parts of 32 outputs, for the addresses and numbers
-    ``(total [outputs padded to 32], x, columns, codes, its bytes, zeros, its bytes,
-    scales [groups, outputs], their bytes each, groups, outputs, group_size)``:
-    adds to the sums of the parts ``first … last`` the product of one sample ``x [columns]``.
+    """The loop that adds the product of one sample ``x [columns]`` to the sums of the parts ``first … last``.
 
-    Within a group the scale is the same for all inputs, so it is applied to the group's sum.
+    A part is 32 outputs. Its arguments: ``total`` (outputs padded to 32), ``x``, columns, codes, their bytes, zeros,
+    their bytes, scales ``[groups, outputs]``, the bytes of each, groups, outputs, group size. Within a group the scale
+    is the same for all inputs, so it is applied to the group's sum.
     """
     loaded, step = window_bytes(bits, bits, 0), 2 * bits
 

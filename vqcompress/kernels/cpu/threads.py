@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-# What makes it worth to wake a thread: torch's own measure.
+# So many weights are worth waking a thread for: torch's own measure.
 WEIGHTS_PER_THREAD = 1 << 15
 
 
@@ -38,8 +38,7 @@ def parallel_for(loop: Any, count: int, weights: int, *arguments: int) -> None:
 
 @lru_cache(maxsize=1)
 def _runner() -> Callable[[int, int], object]:
-    """``(job, threads)`` runs `vqcompress.kernels.cpu.loops.take_parts` in that many threads, this one among them,
-    until all have ended."""
+    """``(job, threads)``: runs `take_parts` of the loops in that many threads, this one included, and waits for all."""
     from vqcompress.kernels.cpu.loops import take_parts
 
     if (parallel := _openmp()) is not None:
@@ -55,8 +54,10 @@ def _runner() -> Callable[[int, int], object]:
 
 
 def _openmp() -> Any:
-    """``GOMP_parallel(function, its argument, threads, flags)`` of the OpenMP runtime that torch is linked to (LLVM's
-    and Intel's have it too), or nothing."""
+    """``GOMP_parallel(function, argument, threads, flags)`` of the OpenMP runtime that torch is linked to, or ``None``.
+
+    LLVM's and Intel's runtimes have it too.
+    """
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if _forked or not torch.backends.openmp.is_available() or not library.exists():
         return None

@@ -180,8 +180,10 @@ def _wrapped_sixteen(address, bits):
 
 @lru_cache(maxsize=64)
 def _decoder(state_bits: int, rate: int) -> Any:
-    """Over columns, for ``(values [columns, outputs], codes, starts, rates, table, scale [padded])``: fills those of
-    the columns ``first … last`` that have this rate. ``padded`` is the number of outputs rounded up to sixteen."""
+    """The loop that fills those of the columns ``first … last`` that have this rate.
+
+    Its arguments: ``values [columns, outputs]``, codes, starts, rates, value table, scale (outputs padded to sixteen).
+    """
     loaded = window_bytes(rate, state_bits, 2)
 
     def decode(first, last, arguments):
@@ -256,8 +258,7 @@ def _bytes(address, end):
 
 @compiled()
 def _wrapped_word(address, before, bits, end):
-    """The word of a group at ``address`` that has only ``before`` bytes, none or one, of its circle before it: the
-    circle's end, then the group."""
+    """The word of a group at ``address`` with ``before`` bytes (0 or 1) before it: its circle's end, then the group."""
     lead = _last_sixteen(address - before, bits)
     if before == 1:
         lead = ((lead & np.uint64(255)) << np.uint64(8)) | np.uint64(byte_at(address - 1))
@@ -266,9 +267,11 @@ def _wrapped_word(address, before, bits, end):
 
 @lru_cache(maxsize=64)
 def _product(state_bits: int, rate: int) -> Any:
-    """Over the groups ``first … last`` of eight outputs, for the addresses and numbers
-    ``(total [8 * groups], inputs [n], n, codes, end, table, outputs)``: adds to their sums the product of one sample
-    with the unscaled values of ``n`` columns of this rate, whose bytes begin at ``codes``; memory ends at ``end``."""
+    """The loop that adds the product of one sample with the unscaled values of ``n`` columns of this rate.
+
+    It goes over groups of eight outputs, from ``first`` to ``last``. Its arguments: ``total [8 * groups]``, inputs
+    ``[n]``, ``n``, codes of these columns, end of memory, value table, outputs.
+    """
     reach = 12 if rate * OUTPUTS > FIRST_WORD else 8  # bytes read from where a group begins
 
     def multiply(first, last, arguments):

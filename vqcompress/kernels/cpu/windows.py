@@ -27,8 +27,7 @@ GATHERS = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 
 
 def window_bytes(rate: int, length: int, lead: int) -> int:
-    """Bytes that sixteen windows of ``length`` bits, ``rate`` bits apart, are read from; 16 or 32, whatever of them is
-    used."""
+    """Bytes, 16 or 32, that sixteen windows of ``length`` bits, ``rate`` bits apart, are read from."""
     return 16 if _first_byte(LANES - 1, rate, length, lead) + 4 <= 16 else 32
 
 
@@ -37,8 +36,7 @@ def _first_byte(lane: int, rate: int, length: int, lead: int) -> int:
 
 
 def _windows(builder: Any, base: Any, rate: int, length: int, lead: int) -> Any:
-    """Windows ``<16 x i32>`` of ``length`` bits that end with each of the sixteen numbers; ``base`` lies ``lead`` bytes
-    before them."""
+    """Windows ``<16 x i32>`` of ``length`` bits that end with each of sixteen numbers, ``lead`` bytes on."""
     size = window_bytes(rate, length, lead)
     block = ir.VectorType(ir.IntType(8), size)
     stream = builder.load(builder.bitcast(base, block.as_pointer()), align=1)
@@ -71,8 +69,7 @@ def _gathered(builder: Any, table: Any, indices: Any) -> Any:
 
 
 def _looked_up(builder: Any, table: Any, base: Any, rate: int, length: int, lead: int) -> Any:
-    """The same from windows ``rate`` bits apart, one load after the other; windows that one word of 64 bits covers
-    share it."""
+    """The same, one load after the other; windows that one word of 64 bits covers share it."""
     values, wide, origin = ir.Constant(FLOATS, ir.Undefined), ir.IntType(64), -64
     for lane in range(LANES):
         end = 8 * lead + (lane + 1) * rate
@@ -88,8 +85,10 @@ def _looked_up(builder: Any, table: Any, base: Any, rate: int, length: int, lead
 
 @intrinsic(prefer_literal=True)
 def look_up(typing_context, rate, length, codes, table):
-    """``table[window i]`` as sixteen floats: windows of ``length`` bits, ``rate`` bits apart, the first ``rate`` of
-    them at the address ``codes``; ``table`` is an address too."""
+    """``table[window i]`` as sixteen floats, for windows of ``length`` bits, ``rate`` bits apart.
+
+    ``codes``, where the first ``rate`` bits are, and ``table`` are addresses.
+    """
 
     def generate(context, builder, signature, arguments):
         step, bits = (kind.literal_value for kind in signature.args[:2])

@@ -63,8 +63,7 @@ OPERATIONS = Operations(decode, product, lambda spec: spec.dimension)
 
 @triton.jit
 def read_code(column, index, inside, room, CODE_BITS: tl.constexpr):
-    """Number ``index`` of ``CODE_BITS`` bits of the streams at ``column`` (pointers, ``[lanes]``) of ``room`` bytes
-    each."""
+    """Number ``index`` of ``CODE_BITS`` bits of the streams, ``room`` bytes each, at ``column [lanes]``."""
     if CODE_BITS == 8:
         code = tl.load(column + index, mask=inside, other=0).to(tl.int32)
     else:
@@ -91,8 +90,10 @@ def additive_values(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Unscaled values ``[lanes, WIDTH]`` (float32) of vectors ``vector`` of columns; ``WIDTH`` is ``DIMENSION`` or the
-    power of two above it."""
+    """Unscaled values ``[lanes, WIDTH]`` (float32) of the vectors ``vector`` of columns.
+
+    ``WIDTH`` is ``DIMENSION`` or the power of two above it.
+    """
     place = tl.arange(0, WIDTH)[None, :]
     values = tl.zeros((LANES, WIDTH), dtype=tl.float32)
     for book in tl.static_range(RATE):
@@ -212,8 +213,7 @@ def multiply_additive(
     DEPTH: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):
-    """``partial [splits, batch, outputs]`` (float32): ``x [batch, columns]`` times the unscaled values of a part of the
-    columns.
+    """``partial [splits, batch, outputs]`` (float32): ``x [batch, columns]`` times unscaled values.
 
     A program owns ``GROUPS`` vectors of ``DIMENSION`` outputs (a power of two) and takes ``DEPTH`` stored columns at a
     time.

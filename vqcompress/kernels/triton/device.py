@@ -1,5 +1,4 @@
-"""Whether Triton's kernels can run here, and what their launches have in common. Triton itself is imported at the first
-launch."""
+"""Whether Triton's kernels can run here, and what their launches have in common. Nothing here imports triton."""
 
 from __future__ import annotations
 

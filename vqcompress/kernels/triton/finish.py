@@ -20,8 +20,10 @@ def finish(
     HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``y [batch, outputs] = (sum of partial [splits, batch, outputs]) * scale + bias``: a program per example and
-    ``BLOCK`` outputs."""
+    """``y [batch, outputs] = (sum of partial [splits, batch, outputs]) * scale + bias``.
+
+    A program per example and ``BLOCK`` outputs.
+    """
     example = tl.program_id(1)
     output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = output < outputs

@@ -1,5 +1,4 @@
-"""The GPU's kernels: packed codes to a dense ``Wᵀ`` in the activations' dtype, or straight into a product of few
-samples.
+"""The GPU's kernels: packed codes to a dense ``Wᵀ``, or straight into a product of few samples.
 
 Decoding: the dense weight is a fresh allocation. Torch hands the memory of one layer's to the next, on the stream that
 uses it, so what a model needs is one dense layer, and a CUDA graph keeps no more than that either.
@@ -94,6 +93,8 @@ def product_unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> st
     """Why a product straight from the codes cannot serve the case, or an empty string."""
     if case.samples is None or len(shape) != 2:
         return "only products with a matrix"
+    if not case.dtype.is_floating_point:
+        return f"an input of {case.dtype}"
     if case.samples > MOST_SAMPLES:
         return f"{case.samples} samples, more than {MOST_SAMPLES}"
     if isinstance(spec, AdditiveSpec) and spec.dimension not in (2, 4, 8, 16):
@@ -162,8 +163,10 @@ def columns_per_split(columns: int, tiles: int, processors: int) -> int:
 
 
 def product_type(dtype: torch.dtype) -> Any:
-    """Triton's type that inputs and weights are multiplied in: the inputs' own (the interpreter has no bfloat16
-    products)."""
+    """Triton's type that inputs and weights are multiplied in: the inputs' own.
+
+    The interpreter has no bfloat16 products and takes float32.
+    """
     import triton.language as tl
 
     if dtype == torch.float32 or (dtype == torch.bfloat16 and is_interpreted()):

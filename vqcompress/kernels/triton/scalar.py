@@ -1,5 +1,4 @@
-"""Triton kernels for the scalar format: eight neighbouring weights of a column a lane, whose codes are ``bits`` whole
-bytes."""
+"""Triton kernels for the scalar format: a lane takes eight neighbouring weights of a column, ``bits`` whole bytes."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ OPERATIONS = Operations(decode, product, lambda spec: 8)
 
 @triton.jit
 def _read_eight(column, group, inside, width, BITS: tl.constexpr, WHOLE_GROUPS: tl.constexpr):
-    """Numbers ``8 * group …`` (int32 ``[lanes, 8]``) of the streams at ``column`` (pointers) of ``width`` bytes
-    each."""
+    """Numbers ``8 * group …`` (int32 ``[lanes, 8]``) of the streams, ``width`` bytes each, at ``column`` (pointers)."""
     own = group * BITS
     word = tl.load(column + own, mask=inside, other=0).to(tl.uint32)
     if BITS > 4:

@@ -111,8 +111,7 @@ def trellis_states(
     STATE_BITS: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
 ):
-    """States ``[lanes, 8]`` of outputs ``8 * group …`` of the columns that begin at ``column`` (pointers to bytes,
-    ``[lanes]``)."""
+    """States ``[lanes, 8]`` of outputs ``8 * group …`` of the columns at ``column [lanes]`` (pointers)."""
     length = (outputs * RATE + 7) >> 3
     own = group * RATE
     before = tl.where(group == 0, length, own)
@@ -220,8 +219,7 @@ def decode_trellis(
     IN_SHARED: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """``out [columns, outputs]``, in its dtype: a program per ``LANES`` groups of eight weights of one rate, in stored
-    order."""
+    """``out [columns, outputs]``, in its dtype: a program per ``LANES`` groups of eight weights of one rate."""
     tile = tl.program_id(0)
     begin = 0
     for index in tl.static_range(RATES):
@@ -315,8 +313,7 @@ def multiply_trellis(
     DEPTH: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):
-    """``partial [splits, batch, outputs]`` (float32): ``x [batch, columns]`` times the unscaled values of a part of the
-    columns.
+    """``partial [splits, batch, outputs]`` (float32): ``x [batch, columns]`` times unscaled values.
 
     A program owns ``8 * GROUPS`` outputs and takes ``DEPTH`` stored columns of one rate at a time.
     """

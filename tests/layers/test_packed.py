@@ -64,7 +64,7 @@ def test_forward_changes_nothing(random_weight):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_casting_the_module_leaves_codes_and_companions_exact(dtype, random_weight):
+def test_casting_the_module_leaves_codes_and_quantization_parameters_exact(dtype, random_weight):
     net = _swapped(random_weight, "additive", shared="book")
     expected = net["linear"].dense_weight()
     net.to(dtype)
@@ -75,7 +75,7 @@ def test_casting_the_module_leaves_codes_and_companions_exact(dtype, random_weig
     assert net["linear"](torch.randn(3, 40, dtype=dtype)).dtype == dtype
 
 
-def test_companions_held_as_bits_decode_the_same(random_weight):
+def test_quantization_parameters_held_as_bits_decode_the_same(random_weight):
     net = _swapped(random_weight, "additive", shared="book")
     expected = net["linear"].dense_weight()
     net["linear"].scale = nn.Parameter(net["linear"].scale.view(torch.int16), requires_grad=False)
@@ -85,12 +85,12 @@ def test_companions_held_as_bits_decode_the_same(random_weight):
 
 def test_deepcopy_takes_the_shared_codebook_along(random_weight):
     net = _swapped(random_weight, "additive", shared="book")
-    weight_sharing_copy = copy.deepcopy(net)
+    copied = copy.deepcopy(net)
     x = torch.randn(3, 40)
-    assert torch.equal(weight_sharing_copy["linear"](x), net["linear"](x))
+    assert torch.equal(copied["linear"](x), net["linear"](x))
     net.vq_shared.book.data.zero_()
-    assert weight_sharing_copy["linear"].shared_codebooks is weight_sharing_copy.vq_shared
-    assert weight_sharing_copy["linear"](x).abs().sum() > net["linear"](x).abs().sum()
+    assert copied["linear"].shared_codebooks is copied.vq_shared
+    assert copied["linear"](x).abs().sum() > net["linear"](x).abs().sum()
 
 
 def test_shared_codebook_is_stored_once(random_weight):
@@ -128,7 +128,7 @@ def test_padding_modes_are_kept(mode, random_weight):
     assert torch.equal(net["conv"](x), dense(x))
 
 
-def test_gradients_reach_companions_when_they_learn(random_weight):
+def test_gradients_reach_quantization_parameters_when_they_learn(random_weight):
     net = _swapped(random_weight, "additive", shared="book")
     net.vq_shared.book.requires_grad_(True)
     net["linear"](torch.randn(3, 40)).square().sum().backward()

@@ -1,9 +1,9 @@
 """What column scales gain on layers with columns of two sizes, as where a UNet's block reads a skip connection.
 
-``python benchmarks/column_gains.py [--bits 2 3 4] [--ratio 10]`` quantizes two synthetic layers with and without column
-scales, and with GPTQ in groups of 64 for comparison: *apart*, half of the columns ``ratio`` times smaller than the
-other half and their inputs as much larger, so that all count alike; and *mixed*, the same over correlated inputs. It
-prints relative output errors, with all bits counted, as Markdown.
+``python benchmarks/column_scales.py [--bits 2 3 4] [--ratio 10]`` quantizes two synthetic layers with and without
+column scales, and with GPTQ in groups of 64 for comparison: *apart*, half of the columns ``ratio`` times smaller than
+the other half and their inputs as much larger, so that all count alike; and *mixed*, the same over correlated inputs.
+It prints relative output errors, with all bits counted, as Markdown.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ def _moment(inputs: Tensor) -> Tensor:
     return inputs.t() @ inputs / len(inputs)
 
 
-def rows(ratio: float, widths: list[float], size: Size | None = None) -> list[str]:
-    """The table."""
-    lines = ["| layer | bits | " + " | ".join(f"{m}, plain | gains" for m in VECTOR_METHODS) + " | gptq (bits) |"]
+def table(ratio: float, widths: list[float], size: Size | None = None) -> list[str]:
+    """Lines of Markdown."""
+    lines = [
+        "| layer | bits | " + " | ".join(f"{m}, plain | column scales" for m in VECTOR_METHODS) + " | gptq (bits) |"
+    ]
     lines.append("|---|---|" + "---|" * (2 * len(VECTOR_METHODS) + 1))
     for name, (weight, moment) in layers(ratio, size or Size()).items():
         for bits in widths:
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", default=[2, 3, 4])
     parser.add_argument("--ratio", type=float, default=10.0)
     given = parser.parse_args()
-    print("\n".join(rows(given.ratio, given.bits)))
+    print("\n".join(table(given.ratio, given.bits)))
 
 
 if __name__ == "__main__":

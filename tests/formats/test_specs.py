@@ -1,0 +1,34 @@
+"""Specs as JSON: names on disk, defaults left out, and what a reader refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from vqcompress.errors import CheckpointError
+from vqcompress.formats import AdditiveSpec, TrellisSpec, spec_from_dict, spec_to_dict
+
+TRELLIS = TrellisSpec(12, 2, 1, 0.0, True, 640)
+ADDITIVE = AdditiveSpec(8, 6, 4, 1, 2, None, False, 640)
+
+
+@pytest.mark.parametrize("spec", [TRELLIS, ADDITIVE], ids=lambda spec: spec.format)
+def test_column_scales_are_gains_on_disk(spec):
+    scaled = type(spec)(**{**vars(spec), "column_scales": True})
+    assert spec_to_dict(scaled) == {**spec_to_dict(spec), "gains": True}
+    assert spec_from_dict(spec_to_dict(scaled)) == scaled
+    assert not spec_from_dict(spec_to_dict(spec)).column_scales
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "lattice"}, "unknown weight format 'lattice'"),
+        ({"column_scales": True}, "column_scales"),
+        ({"phase": 3}, "phase"),
+        ({"codebook": "tables", "codebook_rates": [0, 2]}, "rates .0, 2., which the code lacks"),
+        ({"codebook": "tables", "codebook_rates": [9]}, "rates .9,., which the code lacks"),
+    ],
+)
+def test_what_this_version_does_not_know_is_refused(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        spec_from_dict({**spec_to_dict(TRELLIS), **change})
