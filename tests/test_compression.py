@@ -1,4 +1,4 @@
-"""The whole story on a tiny random SDXL pipeline: resuming, reusing recordings, refusing what changed."""
+"""End-to-end compression of a tiny random SDXL pipeline: resuming, reusing recordings, refusing what changed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import vqcompress
 from vqcompress import compression
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.errors import ArchitectureError, CheckpointError, RecipeError, VQCompressError
+from vqcompress.progress import Progress
 from vqcompress.sampling_config import SamplingConfig
-from vqcompress.stages import budget, encoding, recording
 
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
 RECIPE: dict[str, Any] = {"method": "trellis", "bits": 4.0, "settings": {"state_bits": 8}, "calibration": CALIBRATION}
@@ -36,57 +36,57 @@ class PowerCut(BaseException):
     """Not an Exception, so nothing on the way may swallow it."""
 
 
+def stopping_at(wanted: str, after: int = 1) -> Progress:
+    """A progress callback that ends the run in the ``after``-th step of the stage whose name starts so."""
+
+    def progress(stage: str, done: int, total: int, detail: str) -> None:
+        if stage.startswith(wanted) and done == after:
+            raise PowerCut
+
+    return progress
+
+
+def without_recording(stage: str, done: int, total: int, detail: str) -> None:
+    """A progress callback for a run that finds its moments on disk."""
+    assert not stage.startswith("calibrate"), "recorded what was on disk"
+
+
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_run_that_stops_goes_on_to_the_same_bytes(
-    tiny_sdxl: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tiny_sdxl: Path, finished: Path, tmp_path: Path, after: int
 ) -> None:
-    encoded = []
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if len(encoded) == after:
-            raise PowerCut
-        encoded.append(1)
-        return original(*args, **kwargs)
-
-    original = encoding.quantize_weight
-    with monkeypatch.context() as patch:
-        patch.setattr(encoding, "quantize_weight", failing)
-        with pytest.raises(PowerCut):
-            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
+    with pytest.raises(PowerCut):
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=stopping_at("encode", after), **RECIPE)
     assert not (tmp_path / "out").exists()
-    assert len(list((tmp_path / "out.partial" / "unet.layers").glob("*.safetensors"))) >= after
+    encoded = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.partial" / "unet.layers").iterdir()}
+    assert len(encoded) >= after
+    found: list[bool] = []
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        encoded.append(1)
-        return original(*args, **kwargs)
+    def progress(stage: str, done: int, total: int, detail: str) -> None:
+        without_recording(stage, done, total, detail)
+        if stage.startswith("encode") and done == total:
+            found.extend(path.stat().st_mtime_ns == stamp for path, stamp in encoded.items())
 
-    monkeypatch.setattr(encoding, "quantize_weight", counting)
-    monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded what was on disk"))
-    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
+    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=progress, **RECIPE)
+    assert len(found) == len(encoded)
+    assert all(found), "encoded what was on disk"
     assert weights(folder) == weights(finished)
-    layers = vqcompress.inspect(folder)["components"]["unet"]["layers"]
-    assert len(encoded) <= len(layers) + 1
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_changed_recipe_does_not_go_on(tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(compression, "swap", lambda *a, **k: (_ for _ in ()).throw(PowerCut))
-        with pytest.raises(PowerCut):
-            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
+def test_a_changed_recipe_does_not_go_on(tiny_sdxl: Path, tmp_path: Path) -> None:
+    with pytest.raises(PowerCut):
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=stopping_at("encode"), **RECIPE)
     with pytest.raises(RecipeError, match=r"recipe\.bits"):
         vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **{**RECIPE, "bits": 3.5})
 
 
 def test_kept_recordings_serve_other_methods_with_the_same_result(
-    tiny_sdxl: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sdxl: Path, finished: Path, tmp_path: Path
 ) -> None:
-    kept = tmp_path / "kept"
-    vqcompress.quantize(
-        str(tiny_sdxl), tmp_path / "a", calibration_folder=kept, **{**RECIPE, "method": "gptq", "settings": {}}
-    )
-    monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded again"))
-    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "b", calibration_folder=kept, **RECIPE)
+    kept = {"calibration_folder": tmp_path / "kept"}
+    vqcompress.quantize(str(tiny_sdxl), tmp_path / "a", **kept, **{**RECIPE, "method": "gptq", "settings": {}})
+    folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "b", progress=without_recording, **kept, **RECIPE)
     assert weights(folder) == weights(finished)
 
 
@@ -156,13 +156,13 @@ def test_the_table_of_layers_says_what_became_of_each(tiny_sdxl: Path, finished:
         assert record.rows is not None
 
 
-def test_a_small_layer_that_decides_the_output_stays_dense(
-    tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def one_matters(run: Any, component: str, layers: list[str]) -> dict[str, float]:
-        return {layer: 1e9 if layer == layers[0] else 1e-3 for layer in layers}
-
-    monkeypatch.setattr(budget, "_importance", one_matters)
+def test_a_small_layer_that_decides_the_output_stays_dense(tiny_sdxl: Path, tmp_path: Path) -> None:
+    with pytest.raises(PowerCut):
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=stopping_at("importance"), **RECIPE)
+    groups = [json.loads(path.read_text()) for path in (tmp_path / "out.partial" / "unet.moments.layers").iterdir()]
+    importance = {layer: 1e-3 for group in groups for layer in group["layers"]} | {"down_blocks.0.resnets.0.conv1": 1e9}
+    (tmp_path / "out.partial" / "unet.importance").mkdir()
+    (tmp_path / "out.partial" / "unet.importance" / "all.json").write_text(json.dumps(importance) + "\n")
     folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     found = vqcompress.inspect(folder)
     dense = [row for row in found["layers"] if row["format"] == "dense"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 
 import vqcompress
 from vqcompress.architectures import architecture_of
@@ -20,7 +21,6 @@ from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import RecipeError
 from vqcompress.sampling_config import SamplingConfig
-from vqcompress.stages import encoding, output_recording
 
 SMALL = SamplingConfig(2, height=16, width=16)
 CALIBRATION = {"count": 4, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
@@ -70,25 +70,21 @@ def test_the_denoisers_error_falls(
     assert sizes[0] <= sizes[1] + 0.01
 
 
-def test_a_run_that_stops_goes_on_to_the_same_bytes(
-    tiny_sdxl: Path, coupled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoded = []
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if len(encoded) == 3:
+def test_a_run_that_stops_goes_on_to_the_same_bytes(tiny_sdxl: Path, coupled: Path, tmp_path: Path) -> None:
+    def stopping(stage: str, done: int, total: int, detail: str) -> None:
+        if stage.startswith("encode") and done == 3:
             raise PowerCut
-        encoded.append(kwargs["output_moment"])
-        return original(*args, **kwargs)
 
-    original = encoding.quantize_weight
-    with monkeypatch.context() as patch:
-        patch.setattr(encoding, "quantize_weight", failing)
-        with pytest.raises(PowerCut):
-            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **COUPLED)
-    assert all(moment.diagonal().min() >= 0 and moment.trace() > 0 for moment in encoded)
-    monkeypatch.setattr(output_recording, "record_output_moments", lambda *a, **k: pytest.fail("recorded it again"))
-    assert weights(vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **COUPLED)) == weights(coupled)
+    def without_recording(stage: str, done: int, total: int, detail: str) -> None:
+        assert not stage.startswith("calibrate"), "recorded what was on disk"
+
+    with pytest.raises(PowerCut):
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=stopping, **COUPLED)
+    moments = [load_file(path)["outputs"] for path in (tmp_path / "out.partial" / "unet.outputs").iterdir()]
+    assert all(moment.diagonal().min() >= 0 for moment in moments)
+    assert sum(bool(moment.trace() > 0) for moment in moments) > len(moments) // 2
+    again = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=without_recording, **COUPLED)
+    assert weights(again) == weights(coupled)
 
 
 def test_methods_that_encode_outputs_apart_refuse(tmp_path: Path) -> None:
@@ -100,7 +96,7 @@ def test_methods_that_encode_outputs_apart_refuse(tmp_path: Path) -> None:
 def test_the_command_line_passes_it_on() -> None:
     arguments = ["quantize", "dit-s-2", "--dry-run", "--json"]
     flags: tuple[tuple[str, ...], ...] = ((), ("--output-feedback",))
-    told = [CliRunner().invoke(main, [*arguments, *flag], catch_exceptions=False).stdout for flag in flags]
-    plain, fed = map(json.loads, told)
+    printed = [CliRunner().invoke(main, [*arguments, *flag], catch_exceptions=False).stdout for flag in flags]
+    plain, fed = map(json.loads, printed)
     assert fed["moment_bytes"] > plain["moment_bytes"]
     assert fed["encode_seconds"] > 3 * plain["encode_seconds"]

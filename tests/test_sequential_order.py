@@ -21,7 +21,6 @@ from vqcompress.moments.accumulate import MomentAccumulator
 from vqcompress.moments.shrinkage import shrunk_moment
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.sampling_config import SamplingConfig
-from vqcompress.stages import encoding, recording
 
 SMALL = SamplingConfig(2, height=16, width=16)
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
@@ -49,8 +48,8 @@ def test_only_the_first_block_gets_the_originals_inputs(tiny_sdxl: Path, in_orde
     assert rows[0] == rows[1]
 
 
-def test_a_layers_error_is_told_for_the_inputs_it_will_get(tiny_sdxl: Path, in_order: Path) -> None:
-    """The table's error is under the second moment behind the packed blocks, on the original's own calls."""
+def test_a_layers_error_is_that_for_the_inputs_it_will_get(tiny_sdxl: Path, in_order: Path) -> None:
+    """The table weights errors by the second moment after the packed blocks, on the original's own calls."""
     pipeline = DiffusionPipeline.from_pretrained(tiny_sdxl, use_safetensors=True)
     architecture = architecture_of(pipeline)
     chosen = choose_diverse(load_prompts(architecture.prompt_set).prompts, 2, 0)
@@ -58,14 +57,14 @@ def test_a_layers_error_is_told_for_the_inputs_it_will_get(tiny_sdxl: Path, in_o
     packed = vqcompress.load(in_order).unet
     weight = pipeline.unet.get_submodule(LATER).weight.detach()
     decoded = packed.get_submodule(LATER).dense_weight()
-    told = next(record.error for record in read_layer_table(in_order) if record.layer == LATER)
+    listed = next(record.error for record in read_layer_table(in_order) if record.layer == LATER)
 
     def error(denoiser: torch.nn.Module) -> float:
         moment = shrunk_moment(moments_of_inputs(denoiser, LATER, calls))
         return relative_error(weight, decoded, moment)
 
-    assert told == pytest.approx(error(packed), rel=1e-4)
-    assert told != pytest.approx(error(pipeline.unet), rel=1e-3)
+    assert listed == pytest.approx(error(packed), rel=1e-4)
+    assert listed != pytest.approx(error(pipeline.unet), rel=1e-3)
 
 
 def moments_of_inputs(denoiser: torch.nn.Module, layer: str, calls: list[Any]) -> Any:
@@ -85,21 +84,14 @@ def moments_of_inputs(denoiser: torch.nn.Module, layer: str, calls: list[Any]) -
 
 
 def test_a_run_that_stops_inside_a_block_goes_on_to_the_same_bytes(
-    tiny_sdxl: Path, in_order: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sdxl: Path, in_order: Path, tmp_path: Path
 ) -> None:
-    encoded = []
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if len(encoded) == 12:
+    def stopping(stage: str, done: int, total: int, detail: str) -> None:
+        if stage.startswith("encode") and done == 12:
             raise KeyboardInterrupt
-        encoded.append(1)
-        return original(*args, **kwargs)
 
-    original = encoding.quantize_weight
-    with monkeypatch.context() as patch:
-        patch.setattr(encoding, "quantize_weight", failing)
-        with pytest.raises(KeyboardInterrupt):
-            vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **IN_ORDER)
+    with pytest.raises(KeyboardInterrupt):
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=stopping, **IN_ORDER)
     left = tmp_path / "out.partial"
     assert len(list((left / "unet.layers").glob("*.safetensors"))) >= 12
     kept = list((left / "unet.moments-in-order").glob("*.safetensors"))
@@ -107,13 +99,12 @@ def test_a_run_that_stops_inside_a_block_goes_on_to_the_same_bytes(
     assert weights(vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **IN_ORDER)) == weights(in_order)
 
 
-def test_recordings_of_the_original_serve_both_orders(
-    tiny_sdxl: Path, in_order: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recordings_of_the_original_serve_both_orders(tiny_sdxl: Path, in_order: Path, tmp_path: Path) -> None:
     kept, budgeted = tmp_path / "kept", {"bits": 4.0, "budget": "model"}
     vqcompress.quantize(str(tiny_sdxl), tmp_path / "a", calibration_folder=kept, **{**RECIPE, **budgeted})
-    monkeypatch.setattr(recording, "record_moments", lambda *a, **k: pytest.fail("recorded again"))
+    recorded = {path: path.stat().st_mtime_ns for path in (kept / "unet.moments").iterdir()}
     folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "b", calibration_folder=kept, **{**IN_ORDER, **budgeted})
+    assert {path: path.stat().st_mtime_ns for path in (kept / "unet.moments").iterdir()} == recorded
     assert not (kept / "unet.moments-in-order").exists()
     assert vqcompress.inspect(folder)["bits_per_weight"] <= 4.0
     assert vqcompress.verify(folder) == []

@@ -17,7 +17,7 @@ from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.errors import RecipeError
 from vqcompress.moments import second_moment as moments
 
-FEW_COLUMNS = 64  # so small that some layers keep their rows, as large ones do
+FEW_COLUMNS = 64  # so small that some layers keep their samples, as large ones do
 RECIPE: dict[str, Any] = {
     "method": "trellis",
     "bits": 4.0,
@@ -29,18 +29,17 @@ WORKER = """
 import os, signal, sys
 import torch, vqcompress
 from vqcompress.moments import second_moment as moments
-from vqcompress.stages import encoding
 
 torch.set_num_threads(1)
 moments.LEAST_COLUMNS = {columns}
 source, output, dies = sys.argv[1:]
-encode, calls = encoding.quantize_weight, []
-def dying(*args, **kwargs):
-    calls.append(1)
-    if dies == os.environ["RANK"] and len(calls) > 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(*args, **kwargs)
-encoding.quantize_weight = dying
+encoded = []
+def dying(event, arguments):
+    if event == "os.rename" and "unet.layers/" in str(arguments[1]):
+        encoded.append(1)
+        if dies == os.environ["RANK"] and len(encoded) > 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(dying)
 vqcompress.quantize(source, output, **{recipe})
 """
 

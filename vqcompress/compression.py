@@ -1,4 +1,4 @@
-"""The whole story on one page: a pipeline goes in, a packed folder comes out.
+"""End-to-end compression: a pipeline goes in, a packed folder comes out.
 
 `Recipe` -> architecture -> moments -> bits per layer -> packed weights -> layers swapped in -> folder. Every stage
 keeps its results in a run folder beside the output, so a run that was stopped goes on from there with the same command.
@@ -55,9 +55,10 @@ def quantize(
     """Compress ``model`` (alias, Hub id, folder, single file, or a loaded pipeline) into the folder ``output``.
 
     ``changes`` are `Recipe` keys, for example ``bits=3.0, method="trellis", seed=0``, that replace those of ``recipe``.
-    ``calibration_folder`` is a folder in which what was recorded is kept, so that other methods and bit widths need not record it
-    again; without it, it goes with the run. Returns the folder, which ``DiffusionPipeline.from_pretrained`` loads. A pipeline that is passed in ends up compressed
-    itself. Raises a `VQCompressError` for whatever a user can mend, before anything is written at ``output``.
+    ``calibration_folder`` keeps what calibration recorded for runs with other methods and bit widths; without it, the
+    recordings are deleted with the run's own folder. A pipeline that is passed in is compressed in place. Returns the
+    folder, which ``DiffusionPipeline.from_pretrained`` loads. Raises a `VQCompressError` for whatever a user can fix,
+    before anything is written at ``output``.
     """
     output = Path(output)
     recipe = effective_recipe(model, recipe, changes)
@@ -79,11 +80,11 @@ def quantize(
         workers = held.enter_context(joined_workers())
         store = held.enter_context(_opened(work, {**recorded, "recipe": recipe.to_dict()}, workers))
         recordings = held.enter_context(_opened(calibration_folder, recorded, workers)) if calibration_folder else store
-        tell = progress if progress and workers.is_main_process else silent
-        run = Run(recipe, pipeline, architecture, store, recordings, prompts, tell, ignored, workers)
+        report = progress if progress and workers.is_main_process else silent
+        run = Run(recipe, pipeline, architecture, store, recordings, prompts, report, ignored, workers)
         chosen = () if recipe.finetune == "none" else run.chosen_prompts(recipe.calibration.count)
         distillation = prepare_distillation(
-            recipe, pipeline, architecture, list(layers), prompts.prompts, chosen, recordings, tell
+            recipe, pipeline, architecture, list(layers), prompts.prompts, chosen, recordings, report
         )
         run = replace(run, distillation=distillation)
         records = [record for part in layers.items() for record in _compress_component(run, *part)]
@@ -112,11 +113,13 @@ def _check_workers(recipe: Recipe) -> None:
         return
     if recipe.finetune != "none":
         raise RecipeError(
-            "several processes quantize together only with finetune='none'; tune the folder afterwards: torchrun … -m vqcompress.cli finetune"
+            "several processes quantize together only with finetune='none'; fine-tune the folder afterwards: "
+            "torchrun … -m vqcompress.cli finetune"
         )
     if recipe.calibration.order == "sequential":
         raise RecipeError(
-            "blocks in sequence wait for each other: several processes quantize together only in parallel order; "
+            "in sequential order each block waits for the one before it: several processes quantize together only in "
+            "parallel order; "
             "leave out --order sequential, or torchrun"
         )
 
@@ -125,7 +128,8 @@ def _check_method(recipe: Recipe) -> None:
     if recipe.output_feedback and not METHODS[recipe.method].output_feedback:
         able = ", ".join(name for name, method in METHODS.items() if method.output_feedback)
         raise RecipeError(
-            f"method {recipe.method!r} encodes each output by itself, and output feedback is for {able}; leave out one of the two"
+            f"method {recipe.method!r} encodes each output by itself, and output feedback is for {able}; leave out one "
+            "of the two"
         )
 
 
@@ -136,7 +140,7 @@ def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, chan
 
 
 def _compress_component(run: Run, component: str, layers: list[str]) -> list[LayerRecord]:
-    """Compress a component in place; returns what became of each of ``layers``."""
+    """Compress a component in place; returns a record of each of ``layers``."""
     in_order = METHODS[run.recipe.method].calibrated and encodes_in_order(run, component)
     needs_moments = (METHODS[run.recipe.method].calibrated and not in_order) or run.recipe.shares_budget
     groups = record_component(run, component, layers) if needs_moments else {}
@@ -145,13 +149,13 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     codebooks = shared_codebooks(run, component, coded)
     record_outputs(run, component, coded)
     if in_order:
-        seen, groups, quantized = encode_in_order(run, coded, bits, codebooks)
+        encoded, groups, quantized = encode_in_order(run, coded, bits, codebooks)
     else:
-        seen, quantized = run, encode_all(run, component, coded, bits, groups, codebooks)
-    rows = {layer: recorded_group(seen, component, key)["used_rows"] for layer, key in groups.items()}
+        encoded, quantized = run, encode_all(run, component, coded, bits, groups, codebooks)
+    samples = {layer: recorded_group(encoded, component, key)["used_rows"] for layer, key in groups.items()}
     importance = importance_of_layers(run, component, layers) if run.recipe.shares_budget else {}
     records = [
-        _record_of(run, component, layer, quantized.get(layer), importance.get(layer), rows.get(layer))
+        _record_of(run, component, layer, quantized.get(layer), importance.get(layer), samples.get(layer))
         for layer in layers
     ]
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
@@ -173,9 +177,14 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
 
 
 def _record_of(
-    run: Run, component: str, layer: str, quantized: QuantizedWeight | None, importance: float | None, rows: int | None
+    run: Run,
+    component: str,
+    layer: str,
+    quantized: QuantizedWeight | None,
+    importance: float | None,
+    samples: int | None,
 ) -> LayerRecord:
-    """What became of a layer that saw ``rows`` samples; ``quantized`` is ``None`` where it stays dense."""
+    """What became of a layer that saw ``samples`` inputs; ``quantized`` is ``None`` where it stays dense."""
     weight = run.weight(component, layer)
     return LayerRecord(
         component=component,
@@ -184,6 +193,6 @@ def _record_of(
         bits=float(dense_bits(weight)) if quantized is None else quantized.bits_per_weight,
         error=0.0 if quantized is None else encoded_error(run, component, layer),
         importance=importance,
-        rows=rows,
+        rows=samples,
         columns=to_matrix(weight).shape[1],
     )

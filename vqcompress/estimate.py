@@ -17,15 +17,15 @@ from vqcompress.recipe import Recipe
 
 SAMPLE = (256, 256)  # weights that are really encoded to measure this machine's speed
 COUPLED = 8  # times an output moment: itself, its factors and their copies while a layer is encoded
-WIDTHS = (2.0, 3.0, 4.0)  # bits that every estimate tells the size of
+WIDTHS = (2.0, 3.0, 4.0)  # bits for which every estimate gives the size
 
 
 def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
-    """Layers, bytes, memory and time of a run of ``recipe`` on ``model``; the encoding speed is measured on a small sample.
+    """Layers, bytes, memory and time of a run of ``recipe`` on ``model``; encoding speed is measured on a small weight.
 
-    Published models (`architectures.published`) are planned on the meta device: nothing is downloaded or allocated, and memory is
-    the denoiser's, without text encoders and VAE (``parts`` says which it is). Sizes are bytes; moments and passes are upper
-    bounds, because layers that read one tensor share their moment.
+    Published models (`architectures.published`) are planned on the meta device: nothing is downloaded or allocated, and
+    memory is the denoiser's, without text encoders and VAE (``parts`` says which it is). Sizes are bytes; moments and
+    passes are upper bounds, because layers that read one tensor share their moment.
     """
     architecture, pipeline, parts = _planned(model, recipe)
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())

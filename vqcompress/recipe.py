@@ -27,10 +27,11 @@ class _Section(BaseModel):
 
 
 class Calibration(_Section):
-    """What is run to record the inputs of the layers. ``None`` means the architecture's own default.
+    """How the inputs of the layers are recorded. ``None`` means the architecture's own default.
 
-    ``order`` is "parallel" (all layers are recorded in one pass of the original) or "sequential" (the denoiser's blocks
-    are encoded one after the other, each for what the blocks before it, compressed, give it).
+    ``rows_per_call`` is how many samples of a call a layer's second moment takes. ``order`` is "parallel" (all layers
+    are recorded in one pass of the original) or "sequential" (the denoiser's blocks are encoded one after the other,
+    each for the inputs that it gets from the compressed blocks before it).
     """
 
     prompts: str | None = None

@@ -1,7 +1,7 @@
 """A run's folder: everything that was computed once is found again, whenever the run is stopped.
 
-``<folder>/<stage>/<key>.safetensors`` (or ``.json``) is one finished piece of work. A piece appears under its name only when it is
-complete and on disk (temporary file, fsync, rename), so whatever has a name can be trusted after a crash.
+``<folder>/<stage>/<key>.safetensors`` (or ``.json``) is one finished piece of work. A piece appears under its name only
+when it is complete and on disk (temporary file, fsync, rename), so whatever has a name can be trusted after a crash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STAGE = re.compile(r"[\w-][\w.-]*")
 
 
 class RunStore:
-    """Finished work of one run in ``folder``, which one process at a time may hold, with others that it lets in (``joins``).
+    """Finished work of one run in ``folder``. One process holds it; others of the same job may join (``joins``).
 
     ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder that was made
     with another signature is refused. Use as a context manager, or call `close`.
@@ -66,7 +66,7 @@ class RunStore:
         self.close()
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder for other processes."""
         self._lock.release()
 
     def load_or_make(self, stage: str, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -84,7 +84,10 @@ class RunStore:
     def load_or_make_pair(
         self, stage: str, json_stage: str, key: str, make: Callable[[], tuple[Mapping[str, Tensor], Any]]
     ) -> tuple[dict[str, Tensor], Any]:
-        """Tensors in ``stage`` and a JSON value in ``json_stage`` that belong together: one without the other is not finished."""
+        """Tensors in ``stage`` and a JSON value in ``json_stage`` that belong together.
+
+        One without the other is not finished: then ``make`` gives both again.
+        """
         if not (self._path(stage, key, TENSORS).exists() and self._path(json_stage, key, JSON).exists()):
             tensors, value = make()
             self.put_json(json_stage, key, value)
@@ -92,12 +95,13 @@ class RunStore:
         return self.load(stage, key), self.load_json(json_stage, key)
 
     def load(self, stage: str, key: str) -> dict[str, Tensor]:
-        """Tensors that an earlier step stored. Raises `CheckpointError` when their file is missing, damaged or empty."""
+        """Tensors that an earlier step stored. Raises `CheckpointError` when the file is missing, damaged or empty."""
         path = self._path(stage, key, TENSORS)
         return read_tensors(path) or _holds_nothing(path)
 
     def load_json(self, stage: str, key: str) -> Any:
-        """A JSON object that an earlier step stored. Raises `CheckpointError` when its file is missing, damaged or empty."""
+        """A JSON value that an earlier step stored. Raises `CheckpointError` when the file is missing, damaged or
+        empty."""
         path = self._path(stage, key, JSON)
         return read_json(path) or _holds_nothing(path)
 

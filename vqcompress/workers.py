@@ -19,9 +19,10 @@ TIMEOUT = timedelta(hours=12)  # the others wait while the first process records
 
 @dataclass(frozen=True)
 class Workers:
-    """``rank`` of ``world_size`` processes; ``all_reduce`` sums tensors over all of them in place, ``barrier`` waits until all are here.
+    """``rank`` of ``world_size`` processes, and their collective operations.
 
-    ``all_gather`` gives every process everybody's value, by rank; ``send`` and ``receive`` move one tensor (into the given one).
+    ``all_reduce`` sums tensors over all processes in place, ``barrier`` waits for all, ``all_gather`` returns the
+    values of all, by rank. ``send`` and ``receive`` move one tensor (into the given one).
     """
 
     rank: int = 0
@@ -44,18 +45,18 @@ def expected_workers() -> int:
 
 
 def workers_here() -> int:
-    """How many of them share this machine's cores."""
+    """How many of these processes share this machine's cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_main_process_by_environment() -> bool:
-    """Whether this is the process that reports, known before any has joined."""
+    """Whether this is the process that reports, before the processes have joined."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def joined_workers() -> Iterator[Workers]:
-    """This process's part, by the environment that `torchrun` sets; on the CPU they talk through gloo."""
+    """This process among those that `torchrun` started, by its environment; on the CPU they use gloo."""
     if expected_workers() < 2:
         yield Workers()
         return
@@ -78,8 +79,8 @@ def _naming_lost_peers(operation: Callable[..., Any]) -> Callable[..., Any]:
             return operation(*arguments)
         except RuntimeError as error:
             raise VQCompressError(
-                "another process of this job has ended, so this one stops too; its own message is above. Finished work is kept: run the "
-                "same command again"
+                "another process of this job has ended, so this one stops too; its own message is above. Finished work "
+                "is kept: run the same command again"
             ) from error
 
     return call

@@ -1,4 +1,4 @@
-"""Who works on what at once: shares of equal cost for processes, one layer a core, and no more than their memory allows."""
+"""How many layers are encoded at once: one a core, within a memory budget; and equal shares for processes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def one_thread_each() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Give the system what was freed: glibc keeps blocks below 32 MB for later, full of holes, in an arena for each thread.
+    """Return freed memory to the system: glibc keeps blocks below 32 MB, fragmented, in an arena for each thread.
 
-    Over the 771 layers of SDXL's UNet they came to 8 GB. Other allocators have no such call; with them nothing happens.
+    Over the 771 layers of SDXL's UNet they came to 8 GB. With other allocators this does nothing.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)
@@ -66,8 +66,9 @@ class WorkingMemory:
 
 
 def balanced(costs: Sequence[float], shares: int) -> list[int]:
-    """Which of ``shares`` takes each item: the dearest first, always to the share that has least so far (Graham 1969: at most a
-    third above the best possible). The same costs give the same answer in every process.
+    """Which of ``shares`` takes each item: the most expensive first, always to the share that has least so far.
+
+    At most a third above the best possible (Graham 1969). The same costs give the same answer in every process.
     """
     load, taken = [0.0] * shares, [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):

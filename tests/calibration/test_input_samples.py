@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqcompress.calibration.input_samples import input_rows, row_count
+from vqcompress.calibration.input_samples import input_samples, sample_count
 from vqcompress.matrix_view import to_matrix, unfold_input
 
 LAYERS = [
@@ -24,10 +24,10 @@ def test_rows_at_positions_are_those_of_all_rows(layer: nn.Module) -> None:
     shape = (2, 7, 5, 6) if isinstance(layer, nn.Linear) else (2, 6, 9, 8)
     x = torch.randn(shape, generator=generator)
     everything = unfold_input(x, layer)
-    assert row_count(x, layer) == len(everything)
-    assert torch.equal(input_rows(x, layer), everything)
+    assert sample_count(x, layer) == len(everything)
+    assert torch.equal(input_samples(x, layer), everything)
     positions = torch.randperm(len(everything), generator=generator)[:11]
-    rows = input_rows(x, layer, positions)
+    rows = input_samples(x, layer, positions)
     assert torch.equal(rows, everything[positions])
     with torch.no_grad():
         output = layer(x) - (layer.bias if isinstance(layer, nn.Linear) else layer.bias[:, None, None])

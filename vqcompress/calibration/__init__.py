@@ -1,1 +1,1 @@
-"""What a pipeline's layers see when it runs: prompts, second moments, recorded denoiser calls."""
+"""Calibration: prompts, second moments of the layers' inputs, importance and output moments."""

@@ -21,9 +21,9 @@ RESTARTS = 4
 def choose_diverse(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
     """``count`` of the distinct ``prompts``, one from the middle of each of ``count`` clusters, in their given order.
 
-    Features are TF-IDF of words, word pairs and character n-grams (LSA, Deerwester et al. 1990), clustered by k-means. The
-    choice depends on nothing but the arguments: one thread, fixed seeds. All distinct prompts come back when there are no
-    more than ``count``.
+    Features are TF-IDF of words, word pairs and character n-grams (LSA, Deerwester et al. 1990), clustered by k-means.
+    The choice depends on nothing but the arguments: one thread, fixed seeds. When there are no more than ``count``
+    distinct prompts, all of them are returned. Raises `CalibrationError` for a ``count`` below 1.
     """
     if count < 1:
         raise CalibrationError(f"at least one calibration prompt is needed, got count {count}")

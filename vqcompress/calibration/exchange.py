@@ -1,4 +1,4 @@
-"""Bring together what several processes recorded: every group's parts go to the process that owns it, in the order of the batches.
+"""Gather what several processes recorded: the parts of a group go to its owner, in the order of the batches.
 
 Floating-point sums depend on their order, so nothing is reduced in a tree: the owner adds batch after batch, as one
 process would that recorded them all. The result has the same bits, however many processes there were.
@@ -18,7 +18,7 @@ from vqcompress.working_memory import balanced
 
 
 def owners(groups: Sequence[InputGroup], workers: Workers) -> dict[str, int]:
-    """First layer of each group -> rank of the process that sums it; bytes are dealt out evenly."""
+    """First layer of each group -> rank of the process that sums it; bytes are allocated evenly."""
     shares = balanced([group.nbytes for group in groups], workers.world_size)
     return {group.layers[0]: share for group, share in zip(groups, shares, strict=True)}
 

@@ -1,8 +1,8 @@
 """How much each layer's error moves the denoiser's output.
 
-For a small error ``δ`` in a layer's output the denoiser's output moves by ``J δ``. With a random direction ``v`` of unit
-variance, ``E |Jᵀ v|²`` is the squared Frobenius norm of ``J`` (Hutchinson's estimator), and one backward pass gives it for all
-layers at once. No weight gradients are kept, so this costs about two forward passes per recorded call.
+For a small error ``δ`` in a layer's output the denoiser's output moves by ``J δ``. With a random direction ``v`` of
+unit variance, ``E |Jᵀ v|²`` is the squared Frobenius norm of ``J`` (Hutchinson's estimator), and one backward pass
+gives it for all layers at once. No weight gradients are kept, so this costs about two forward passes per recorded call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vqcompress.denoiser_calls.call import first_output
 from vqcompress.progress import StageProgress
 
 Use = Callable[[str, Tensor], None]
-"""``(layer, gradients [rows, outputs])`` of a random projection of the denoiser's output in one call."""
+"""``(layer, gradients [samples, outputs])`` of a random projection of the denoiser's output in one call."""
 
 
 def layer_importance(
@@ -32,8 +32,8 @@ def layer_importance(
     """Relative squared error of the denoiser's output per squared error of each layer's output.
 
     ``calls`` are keyword arguments of recorded denoiser calls. The result maps a layer to the expected value of
-    ``|δ out|² / |out|²`` for a white error with ``E |δ|² = 1`` on each of the layer's output rows, averaged over the calls. Layers
-    that did not run, or whose output goes nowhere, get 0.
+    ``|δ out|² / |out|²`` for a white error with ``E |δ|² = 1`` in each sample of the layer's output, averaged over the
+    calls. Layers that did not run, or whose output nothing reads, get 0.
     """
     totals = dict.fromkeys(layers, 0.0)
 
@@ -52,9 +52,10 @@ def backward_projections(
     use: Use,
     progress: StageProgress | None = None,
 ) -> None:
-    """Send a random projection of every call's output back through the denoiser; ``use`` sees what reaches the outputs of ``layers``.
+    """Send a random projection of every call's output back through the denoiser.
 
-    The output counts relative to its norm. Which directions are drawn does not depend on ``layers``.
+    ``use`` is given the gradients that reach the outputs of ``layers``. The denoiser's output counts relative to its
+    norm. Which directions are drawn does not depend on ``layers``.
     """
     generator = torch.Generator().manual_seed(seed)
     watches: dict[str, Watch] = {name: lambda layer, arguments, name=name: partial(use, name) for name in layers}  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The rows that a layer multiplies its matrix with, all of them or only some."""
+"""The samples that a layer multiplies its matrix with, all of them or only some."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from vqcompress.matrix_view import to_matrix, unfold_input
 
 
-def row_count(x: Tensor, layer: nn.Module) -> int:
-    """How many rows ``unfold_input(x, layer)`` has: one per token, or per output position of a convolution."""
+def sample_count(x: Tensor, layer: nn.Module) -> int:
+    """How many samples ``unfold_input(x, layer)`` has: one per token, or per output position of a convolution."""
     if isinstance(layer, nn.Conv2d):
         high, wide = _output_size(x, layer)
         return x.shape[0] * high * wide
     return x.numel() // x.shape[-1]
 
 
-def input_rows(x: Tensor, layer: nn.Module, positions: Tensor | None = None) -> Tensor:
-    """Rows ``[n, columns]`` of ``unfold_input(x, layer)`` at ``positions`` (int64 ``[n]`` on x's device; None: all).
+def input_samples(x: Tensor, layer: nn.Module, positions: Tensor | None = None) -> Tensor:
+    """Samples ``[n, columns]`` of ``unfold_input(x, layer)`` at ``positions`` (int64 ``[n]`` on x's device; None: all).
 
-    A convolution's patches are cut out at the wanted positions only: a 3x3 layer never takes nine times its input.
+    Of a convolution only the patches at ``positions`` are made: a 3x3 layer never takes nine times its input.
     """
     if positions is None:
         return unfold_input(x, layer)

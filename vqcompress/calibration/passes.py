@@ -34,7 +34,7 @@ def plan_passes(groups: Sequence[InputGroup], memory_budget: int | None) -> list
 
 
 def in_order_within(needs: Mapping[str, int], memory_budget: int) -> list[list[str]]:
-    """The keys of ``needs``, in their order, in passes that need at most ``memory_budget`` bytes, or that have a single key."""
+    """The keys of ``needs``, in order, in passes that need at most ``memory_budget`` bytes or have a single key."""
     passes: list[list[str]] = []
     room = 0
     for name, needed in needs.items():
@@ -48,6 +48,7 @@ def in_order_within(needs: Mapping[str, int], memory_budget: int) -> list[list[s
 
 def _too_large(group: InputGroup, memory_budget: int) -> CalibrationError:
     return CalibrationError(
-        f"the second moment of {group.layers[0]} ({group.columns} columns) takes {group.nbytes / 1e9:.3g} GB, more than the "
-        f"memory budget of {memory_budget / 1e9:.3g} GB; raise the budget to at least that, or keep the layer dense"
+        f"the second moment of {group.layers[0]} ({group.columns} columns) takes {group.nbytes / 1e9:.3g} GB, "
+        f"more than the memory budget of {memory_budget / 1e9:.3g} GB; raise the budget to at least that, or leave "
+        "the layer dense"
     )

@@ -31,9 +31,10 @@ class PromptSet:
 def load_prompts(source: str | Path) -> PromptSet:
     """The prompt set called ``source``.
 
-    ``source`` is the name of a built-in set (``general``, ``shapes``, ``imagenet``…), a path (``.txt`` with one prompt a line or
-    ``id<TAB>caption``; ``.jsonl`` with "prompt", "caption" or "text"), or ``hf:owner/name[:column]`` for a Hub dataset.
-    Empty lines are skipped. Raises `CalibrationError` when there is no such set, it cannot be read, or it is empty.
+    ``source`` is the name of a built-in set (``general``, ``shapes``, ``imagenet``…), a path (``.txt`` with one prompt
+    a line or ``id<TAB>caption``; ``.jsonl`` with "prompt", "caption" or "text"), or ``hf:owner/name[:column]`` for a
+    Hub dataset. Empty lines are skipped. Raises `CalibrationError` when there is no such set, it cannot be read, or it
+    is empty.
     """
     name = str(source)
     if name.startswith(HUB):

@@ -1,4 +1,4 @@
-"""Run a pipeline over calibration prompts, or a denoiser over calls of its own, and record what the layers see."""
+"""Run a pipeline on calibration prompts, or a denoiser on recorded calls, and record the layers' inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqcompress.architectures import Architecture
 from vqcompress.calibration.exchange import gather_round, owners
-from vqcompress.calibration.input_samples import input_rows, row_count
+from vqcompress.calibration.input_samples import input_samples, sample_count
 from vqcompress.calibration.passes import plan_passes
 from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared_inputs
 from vqcompress.denoiser_calls.call import call_arguments, first_output
@@ -41,7 +41,7 @@ class Source(Protocol):
         """Run batch ``index``."""
 
     def probe(self) -> None:
-        """Run a little, all layers once."""
+        """Run a little: every layer that a batch runs, once."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,17 @@ class _Recorder:
             for group in groups:
                 layer = module.get_submodule(group.layers[0])
                 hooks.callback(layer.register_forward_pre_hook(self._feed(group), with_kwargs=True).remove)
-            owner, world = owners(groups, self.workers), self.workers.world_size
+            owner, world_size = owners(groups, self.workers), self.workers.world_size
             device = next(module.parameters()).device
-            for first in range(0, source.batches, world):
-                recording = min(world, source.batches - first)
+            for first in range(0, source.batches, world_size):
+                recording = min(world_size, source.batches - first)
                 if self.workers.rank < recording:
                     self._batch(source, first + self.workers.rank)
                 gather_round(self.accumulators, owner, recording, self.workers, device)
                 yield first + recording
 
     def results(self, groups: Sequence[InputGroup]) -> Iterator[tuple[list[str], SecondMoment]]:
-        """The moments of each group that this process sums, let go as soon as they are handed over."""
+        """The moments of each group that this process sums, freed as soon as they are handed over."""
         owner = owners(groups, self.workers)
         for group in groups:
             accumulator = self.accumulators.pop(group.layers[0])
@@ -166,14 +166,15 @@ class _Recorder:
             x = layer_input(args, kwargs).detach()
             x = _real_tokens(x, self.text_mask) if is_masked else x
             accumulator.add_from(
-                row_count(x, layer),
-                lambda chosen: input_rows(x, layer, None if chosen is None else chosen.to(x.device)),
+                sample_count(x, layer),
+                lambda chosen: input_samples(x, layer, None if chosen is None else chosen.to(x.device)),
             )
 
         return feed
 
     def _reads_padding(self, name: str) -> bool:
-        """Whether the layer is given padded tokens that nothing reads: where the denoiser masks them, all text layers."""
+        """Whether the layer is given padded tokens that nothing reads: where the denoiser masks them, all text
+        layers."""
         architecture = self.component.architecture
         pattern, is_denoiser = architecture.masked_layers, self.component.name == architecture.denoiser
         return pattern is not None and (not is_denoiser or bool(re.search(pattern, name)))
@@ -209,5 +210,5 @@ def _real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _layer_seed(seed: int, name: str) -> int:
-    """A layer draws the same rows whatever else is recorded with it."""
+    """A layer draws the same samples whatever else is recorded with it."""
     return (seed << 32) | zlib.crc32(name.encode())

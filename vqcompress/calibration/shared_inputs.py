@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vqcompress.calibration.input_samples import row_count
+from vqcompress.calibration.input_samples import sample_count
 from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.moments.second_moment import keeps_samples
@@ -25,30 +25,30 @@ from vqcompress.moments.second_moment import keeps_samples
 class InputGroup:
     """Layers with the same input; ``columns`` is the side of its second moment, ``ran`` whether the probe reached them.
 
-    ``rows`` is how many input rows are to be expected, where that is known.
+    ``samples`` is how many input samples are to be expected, where that is known.
     """
 
     layers: tuple[str, ...]
     columns: int
     ran: bool
-    rows: int | None = None
+    samples: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the float32 second moment, or of the rows that are kept in its place where they are few."""
-        if self.rows is not None and keeps_samples(self.columns, self.rows):
-            return 4 * self.columns * self.rows
+        """Bytes of the float32 second moment, or of the samples that stand for it where they are few."""
+        if self.samples is not None and keeps_samples(self.columns, self.samples):
+            return 4 * self.columns * self.samples
         return 4 * self.columns**2
 
 
 def shared_inputs(
     component: nn.Module, layers: Sequence[str], run: Callable[[], None], repeats: float | None = None
 ) -> list[InputGroup]:
-    """Group ``layers`` by the inputs they receive while ``run`` calls ``component``; ``repeats`` is how many times as many rows
-    the whole calibration will show.
+    """Group ``layers`` by the inputs they receive while ``run`` calls ``component``.
 
-    Layers share a group when they receive the same tensor object, unchanged in between, in every call, and lay it out in
-    the same way. Layers that are not called are groups of their own. Groups come in the order of their first layers.
+    ``repeats`` is how many times as many samples the whole calibration will show. Layers share a group when they
+    receive the same tensor object, unchanged in between, in every call, and unfold it in the same way. Layers that are
+    not called are groups of their own. Groups come in the order of their first layers.
     """
     trace = _Trace()
     with ExitStack() as hooks:
@@ -70,8 +70,8 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def _group(component: nn.Module, names: list[str], trace: _Trace, repeats: float | None) -> InputGroup:
     ran = names[0] in trace.inputs
-    rows = math.ceil(trace.rows[names[0]] * repeats) if ran and repeats is not None else None
-    return InputGroup(tuple(names), dense_columns(component.get_submodule(names[0])), ran, rows)
+    samples = math.ceil(trace.samples[names[0]] * repeats) if ran and repeats is not None else None
+    return InputGroup(tuple(names), dense_columns(component.get_submodule(names[0])), ran, samples)
 
 
 def dense_columns(layer: nn.Module) -> int:
@@ -94,7 +94,7 @@ class _Trace:
     """Numbers every distinct input tensor; holds weak references only, so no activation lives longer for it."""
 
     inputs: dict[str, list[int]] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
     _alive: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
     _count: int = 0
 
@@ -102,7 +102,7 @@ class _Trace:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = layer_input(args, kwargs)
             self.inputs.setdefault(name, []).append(self._number(x))
-            self.rows[name] = self.rows.get(name, 0) + row_count(x, module)
+            self.samples[name] = self.samples.get(name, 0) + sample_count(x, module)
 
         return note
 

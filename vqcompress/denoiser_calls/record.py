@@ -34,9 +34,9 @@ class TeacherCall(TypedDict):
 def record_teacher(
     run: SamplingRun, *, count: int, trajectory: int | None = None, progress: StageProgress | None = None
 ) -> list[TeacherCall]:
-    """``count`` denoiser calls (fewer if there are not as many), spread evenly over the steps and chosen by ``run.seed``.
+    """``count`` denoiser calls (or all, if there are fewer), spread evenly over the steps and chosen by ``run.seed``.
 
-    A call holds ``run.batch_size`` prompts in both guidance halves. Batches of which nothing was chosen are not sampled.
+    A call holds ``run.batch_size`` prompts in both guidance halves. Batches without a chosen call are not sampled.
     ``trajectory`` is how often the denoiser is called for one batch, where `trajectory_length` has already found that
     out. Raises `CalibrationError` for a ``count`` below 1, and when sampling never calls the denoiser.
     """

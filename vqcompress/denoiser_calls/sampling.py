@@ -1,4 +1,4 @@
-"""Prompts, seeds and sampler settings of one calibration run, taken batch by batch."""
+"""A run of a pipeline's sampler: prompts, seeds and sampling settings, taken batch by batch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ PROBE_STEPS = 2
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """``prompts[i]`` always starts from noise seeded with ``seed + i``. With ``encode_only`` just the text encoders
-    run."""
+    """Prompts to sample ``batch_size`` at a time; ``prompts[i]`` starts from noise seeded with ``seed + i``.
+
+    With ``encode_only`` only the text encoders run. Raises `CalibrationError` for no prompts and for a batch size
+    below 1.
+    """
 
     pipeline: Pipeline
     architecture: Architecture

@@ -1,1 +1,1 @@
-"""The stages of a compression run, one file each; what they make, a run folder keeps."""
+"""The stages of a compression run, one file each; the run folder keeps their results."""

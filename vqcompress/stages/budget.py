@@ -1,4 +1,4 @@
-"""Deal out bits: the same for every layer, or a model-wide budget by what each layer's error costs."""
+"""Allocate bits per layer: the same for all, or from a model-wide budget by what each layer's error costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCALAR_BITS = (2, 8)  # widths that scalar codes may have
 
 
 def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
-    """Bits for each layer: the same for all, or a model-wide budget dealt out by what each layer's error costs."""
+    """Bits for each layer: the same for all, or from a model-wide budget by what its error costs."""
     recipe = run.recipe
     if not recipe.shares_budget:
         return dict.fromkeys(layers, recipe.bits)
@@ -49,7 +49,7 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
 
 
 def _codebook_bits(recipe: Recipe) -> int:
-    """Bits that codebooks take which the component stores once for all layers: float16, out of the budget."""
+    """Bits of the float16 codebooks that the component stores once for all layers; they come out of the budget."""
     shape = quantizer_of(recipe.method).codebook_shape
     if shape is None or not recipe.shared_codebooks:
         return 0
@@ -57,7 +57,7 @@ def _codebook_bits(recipe: Recipe) -> int:
 
 
 def importance_of_layers(run: Run, component: str, layers: list[str]) -> dict[str, float]:
-    """Layer -> what its error costs the output, estimated once for all layers of the component."""
+    """Layer -> what its error costs the output. ``layers`` are all of the component's: they are estimated together."""
     return run.main_process_first(
         lambda: run.recordings.load_or_make_json(
             f"{component}.importance", "all", lambda: _importance(run, component, layers)
@@ -79,7 +79,7 @@ def _importance(run: Run, component: str, layers: list[str]) -> dict[str, float]
 
 
 def _columns(run: Run, component: str, group: str | None) -> tuple[Tensor, Tensor | None] | None:
-    """Sensitivity of a group's columns, and the error propagated to them where that is known; None where no row was seen."""
+    """Sensitivity of a group's columns, and their propagated error where that is known; None without samples."""
     moment = moment_of(run, component, group)
     if moment is None:
         return None

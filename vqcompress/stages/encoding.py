@@ -1,4 +1,4 @@
-"""Encode the layers of a component, one a core, each kept in the run folder as soon as it is done."""
+"""Encode the layers of a component, one a core; each is in the run folder as soon as it is done."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def encode_all(
     groups: dict[str, str],
     codebooks: Tensor | None,
 ) -> dict[str, QuantizedWeight]:
-    """Encode all layers, one a core: the searches let go of the interpreter, and layers do not depend on each other.
+    """Encode all layers, one a core: the searches release the interpreter lock, and layers are independent.
 
-    Where several processes work together each encodes its share, and then finds those of the others in the run folder.
+    Where several processes work together, each encodes its share and then finds the others' in the run folder.
     """
     room = WorkingMemory(int(run.recipe.calibration.memory_budget_gb * 1e9))
 
     def encode(layer: str) -> tuple[QuantizedWeight, float]:
-        rows, columns, side = _sides(run, component, layer, groups.get(layer))
-        needed = 9 * columns * side + 32 * rows * columns  # the moment, its factor, copies of the weight
-        needed += 32 * rows**2 if run.recipe.output_feedback else 0  # the outputs' moment and its factors
+        outputs, columns, side = _sides(run, component, layer, groups.get(layer))
+        needed = 9 * columns * side + 32 * outputs * columns  # the moment, its factor, copies of the weight
+        needed += 32 * outputs**2 if run.recipe.output_feedback else 0  # the output moment and its factors
         with room.holding(needed):
             start = time.perf_counter()
             weight = _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
@@ -75,20 +75,20 @@ def _encode_each(
 
 
 def _cost(run: Run, component: str, layer: str, group: str | None) -> float:
-    """About how many operations a layer takes: the search, products with the moment, its factorization."""
-    rows, columns, side = _sides(run, component, layer, group)
-    return rows * columns * (CODING + 7.0 * side) + columns**2 * side
+    """Roughly how many operations a layer takes: the search, products with the moment, its factorization."""
+    outputs, columns, side = _sides(run, component, layer, group)
+    return outputs * columns * (CODING + 7.0 * side) + columns**2 * side
 
 
 def _sides(run: Run, component: str, layer: str, group: str | None) -> tuple[int, int, int]:
-    """Rows and columns of a layer's matrix, and rows of what stands for its second moment: the square, or the few inputs kept."""
-    rows, columns = matrix_shape(run.weight(component, layer).shape)
+    """Outputs and columns of a layer's matrix, and the height of its stored second moment: columns, or few samples."""
+    outputs, columns = matrix_shape(run.weight(component, layer).shape)
     seen = 0 if group is None else recorded_group(run, component, group)["used_rows"]
-    return rows, columns, seen if keeps_samples(columns, seen) else columns
+    return outputs, columns, seen if keeps_samples(columns, seen) else columns
 
 
 def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | None:
-    """Codebooks for the whole component, where the method has codebooks and the recipe shares them."""
+    """Codebooks for the whole component, where the method has any and the recipe shares them."""
     learn = quantizer_of(run.recipe.method).learn_codebooks
     if learn is None or not run.recipe.shared_codebooks:
         return None
@@ -111,7 +111,7 @@ def encoded_layers(run: Run, component: str) -> set[str]:
 
 
 def encoded_error(run: Run, component: str, layer: str) -> float:
-    """Relative error of an encoded layer, weighted by what it is given."""
+    """Relative error of an encoded layer, weighted by the second moment of its input."""
     return run.store.load_json(_specs(component), layer)["error"]
 
 

@@ -1,4 +1,4 @@
-"""Record what errors of the outputs of the denoiser's layers cost together, or find what an earlier try recorded."""
+"""Record the output moments of the denoiser's layers, or find what an earlier try recorded."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.stages.run import Run
 
-CALLS, PROMPTS = 16, 8  # recorded denoiser calls that are sent back through it
+CALLS, PROMPTS = 16, 8  # recorded denoiser calls for the backward passes
 
 
 def teacher_calls(run: Run) -> list[dict[str, Any]]:
     """Arguments of calls of the original denoiser, drawn from trajectories of a few calibration prompts."""
     batch_size = max(1, run.recipe.calibration.batch_size // 4)  # the backward pass keeps activations
-    sampling = replace(run.calibration_run(), prompts=run.chosen_prompts(PROMPTS), batch_size=batch_size)
-    calls = record_teacher(sampling, count=CALLS)
+    calls = record_teacher(replace(run.calibration_run(PROMPTS), batch_size=batch_size), count=CALLS)
     return [call["kwargs"] for call in calls]
 
 
 def record_outputs(run: Run, component: str, layers: list[str]) -> None:
     """Record output moments of ``layers`` on disk, where the recipe asks for them and ``component`` is the denoiser.
 
-    They go with the run's folder: all together they are as large as the recorded moments of inputs.
+    They go into the run's folder. Together they are as large as the second moments of the inputs.
     """
     if not run.recipe.output_feedback or component != run.architecture.denoiser:
         return

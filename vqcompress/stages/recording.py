@@ -12,7 +12,7 @@ from vqcompress.stages.run import Run
 
 
 def record_component(run: Run, component: str, layers: list[str]) -> dict[str, str]:
-    """Record second moments on disk; maps each layer to the key of its group's (layers with one input share them)."""
+    """Record second moments on disk. Returns layer -> key of its group: layers with one input share a moment."""
     on_disk = run.recordings.done(run.moments_of(component))
     groups = {layer: key for layer, key in recorded_groups(run, component).items() if key in on_disk}
     missing = [layer for layer in layers if layer not in groups]
@@ -46,12 +46,12 @@ def recorded_groups(run: Run, component: str) -> dict[str, str]:
 
 
 def recorded_group(run: Run, component: str, key: str) -> dict[str, Any]:
-    """``{"layers": names of one input, "used_rows": how many of its rows were multiplied}``"""
+    """``{"layers": names of layers with one input, "used_rows": how many of its samples were multiplied}``"""
     return run.recordings.load_json(f"{run.moments_of(component)}.layers", key)
 
 
 def moment_of(run: Run, component: str, key: str | None) -> SecondMoment | None:
-    """The second moment of a group, or None where no row was seen (or none is needed): white inputs."""
+    """The second moment of a group, or None where no sample was seen or none is needed: white inputs."""
     if key is None:
         return None
     moments = _recorded_moments(run, component, key)

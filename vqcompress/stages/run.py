@@ -25,8 +25,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages of one run share. ``ignored`` maps a component to its layers that stay dense, and why;
-    ``moments`` names the recorded moments that its layers are encoded for."""
+    """What the stages of one run share.
+
+    ``ignored`` maps a component to its layers that stay dense, and why. ``moments`` names the recorded second moments
+    that layers are encoded for.
+    """
 
     recipe: Recipe
     pipeline: DiffusionPipeline
@@ -56,21 +59,21 @@ class Run:
         """The most diverse ``count`` calibration prompts."""
         return choose_diverse(self.prompts.prompts, count, self.recipe.seed)
 
-    def calibration_run(self) -> SamplingRun:
-        """The sampling that calibration records."""
+    def calibration_run(self, count: int | None = None) -> SamplingRun:
+        """The sampling that calibration records, on ``count`` prompts (None: as many as the recipe says)."""
         calibration = self.recipe.calibration
-        prompts = self.chosen_prompts(calibration.count)
+        prompts = self.chosen_prompts(count or calibration.count)
         return SamplingRun(
             self.pipeline, self.architecture, prompts, self.recipe.seed, calibration.sampling, calibration.batch_size
         )
 
     def recording_limits(self) -> RecordingLimits:
-        """How much of what layers are given calibration may hold and take."""
+        """The recipe's limits of recording."""
         calibration = self.recipe.calibration
         return RecordingLimits(int(calibration.memory_budget_gb * 1e9), calibration.rows_per_call)
 
     def main_process_first(self, make: Callable[[], Made]) -> Made:
-        """What ``make`` finds or makes in a run folder: made by the first process, then found there by the others."""
+        """What ``make`` finds or makes in a run folder: the first process makes it, the others find it."""
         if self.workers.is_main_process:
             made = make()
             self.workers.barrier()

@@ -1,8 +1,8 @@
 """Encode the denoiser block by block, each for the inputs that the blocks encoded before it give it (VQDM, section 4).
 
-One-pass recording shows every layer what it is given in the original. Here the original's calls are recorded once, and every
-block gets what the denoiser, compressed so far, makes of them on the way. That costs a run of half the denoiser, on average,
-for each block.
+One-pass recording gives every layer the inputs that it gets in the original. Here the original's calls are recorded
+once, and every block gets what the denoiser, compressed so far, makes of them. For each block that costs a run of half
+the denoiser on average.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vqcompress.stages.recording import keep_recorded, recorded_groups
 from vqcompress.stages.run import Run
 
 CALLS = "calls"
-BEHIND_PREFIX = "moments-in-order"
+MOMENTS = "moments-in-order"
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Recorded calls, run through ``denoiser`` as far as ``block``; a batch is a call as it was made, a timestep its prompts share."""
+    """Recorded calls, run through ``denoiser`` as far as ``block``; a batch is one recorded call."""
 
     denoiser: nn.Module
     block: str
@@ -70,32 +70,31 @@ def encode_in_order(
 ) -> tuple[Run, dict[str, str], dict[str, QuantizedWeight]]:
     """Encode ``layers`` of the denoiser block by block; the dense denoiser is left as it is.
 
-    Returns the run as it looks from behind the prefix, the group of each layer in it, and the codes. Layers that no call
-    reaches are encoded for white inputs.
+    Returns the run with the moments that the layers were encoded for, the group of each layer in it, and the codes.
+    Layers that no call reaches are encoded for white inputs.
     """
     component = run.architecture.denoiser
-    dense = run.component(component)
-    student = weight_sharing_copy(dense)
+    student = weight_sharing_copy(run.component(component))
     calls = _recorded_calls(run)
     blocks = find_blocks(student, layers, finest=True)
     order = execution_order(student, list(blocks), lambda: _whole_call(student, calls))
     groups: dict[str, str] = {}
     quantized: dict[str, QuantizedWeight] = {}
     for index, name in enumerate(order):
-        behind = _behind_prefix(run, len(quantized), len(layers))
+        in_order = _run_in_order(run, len(quantized), len(layers))
         members = blocks[name]
-        recorded = recorded_groups(behind, component)
+        recorded = recorded_groups(in_order, component)
         if not (encoded_layers(run, component).issuperset(members) and recorded.keys() >= set(members)):
-            _record_block(behind, Replay.of(student, name, calls), members, index, len(order))
-        found = recorded_groups(behind, component)
+            _record_block(in_order, Replay.of(student, name, calls), members, index, len(order))
+        found = recorded_groups(in_order, component)
         groups |= {layer: found[layer] for layer in members}
-        codes = encode_all(behind, component, members, bits, groups, codebooks)
+        codes = encode_all(in_order, component, members, bits, groups, codebooks)
         swap(student, codes)
         quantized |= codes
-        _forget_tensors(behind, component, {groups[layer] for layer in members})
+        _forget_tensors(in_order, component, {groups[layer] for layer in members})
     left = [layer for layer in layers if layer not in quantized]
-    behind = _behind_prefix(run, len(quantized), len(layers))
-    return behind, groups, quantized | encode_all(behind, component, left, bits, {}, codebooks)
+    in_order = _run_in_order(run, len(quantized), len(layers))
+    return in_order, groups, quantized | encode_all(in_order, component, left, bits, {}, codebooks)
 
 
 def _recorded_calls(run: Run) -> DistillationDataset:
@@ -114,31 +113,31 @@ def _whole_call(denoiser: nn.Module, calls: DistillationDataset) -> None:
     denoiser(**calls.batch([0], next(denoiser.parameters()).device).kwargs)
 
 
-def _behind_prefix(run: Run, done: int, total: int) -> Run:
-    """The run with moments of its own, which depend on its codes, and with progress over all layers."""
+def _run_in_order(run: Run, done: int, total: int) -> Run:
+    """The run with moments of its own, for they depend on its codes, and with progress over all layers."""
 
-    def tell(stage: str, part: int, of: int, detail: str) -> None:
+    def report(stage: str, part: int, of: int, detail: str) -> None:
         run.progress(stage, *((done + part, total) if stage.startswith("encode") else (part, of)), detail)
 
-    return replace(run, recordings=run.store, moments=BEHIND_PREFIX, progress=tell)
+    return replace(run, recordings=run.store, moments=MOMENTS, progress=report)
 
 
-def _record_block(behind: Run, replay: Replay, layers: list[str], index: int, of: int) -> None:
-    """Record what the layers of block ``index`` are given."""
-    component = behind.architecture.denoiser
+def _record_block(in_order: Run, replay: Replay, layers: list[str], index: int, of: int) -> None:
+    """Record the inputs of the layers of block ``index``."""
+    component = in_order.architecture.denoiser
 
-    def tell(done: int, total: int, what: str) -> None:
-        behind.progress(f"calibrate {component}", index * total + done, of * total, replay.block)
+    def report(done: int, total: int, what: str) -> None:
+        in_order.progress(f"calibrate {component}", index * total + done, of * total, replay.block)
 
-    watched = Component(behind.architecture, component, replay.denoiser)
-    recorded = record_inputs(watched, layers, replay, behind.recipe.seed, behind.recording_limits(), tell)
-    keep_recorded(behind, component, recorded)
+    watched = Component(in_order.architecture, component, replay.denoiser)
+    recorded = record_inputs(watched, layers, replay, in_order.recipe.seed, in_order.recording_limits(), report)
+    keep_recorded(in_order, component, recorded)
 
 
-def _forget_tensors(behind: Run, component: str, keys: Iterable[str]) -> None:
-    """The codes are on disk, and all moments together would take tens of gigabytes."""
+def _forget_tensors(in_order: Run, component: str, keys: Iterable[str]) -> None:
+    """Free the disk: the codes are there, and all moments together would take tens of gigabytes."""
     for key in keys:
-        behind.store.discard_tensors(behind.moments_of(component), key)
+        in_order.store.discard_tensors(in_order.moments_of(component), key)
 
 
 def encodes_in_order(run: Run, component: str) -> bool:
