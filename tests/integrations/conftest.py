@@ -87,16 +87,12 @@ def _lowest() -> list[str]:
     pinned = dict(line.split("==") for line in script.lowest(script.declared()) if line.split("==")[0] in LIBRARIES)
     versions = ", ".join(f"{name} {pinned[name]}" for name in LIBRARIES if name != "torch")
     return [
-        f"CI runs the tests behind these cells a second time with the lowest versions that `pyproject.toml` declares "
+        "CI runs the tests behind these cells a second time with the lowest versions that `pyproject.toml` declares "
         f"({versions}, and everything else at its lowest), with these exceptions: the slow ones, which are compiling "
-        "and peak "
-        "memory; group offload and `from_single_file` on a component's own weight file, which diffusers "
-        f"{pinned['diffusers']} "
-        "does not have on a machine without an accelerator, or not for quantizers. Torch is the same both times: of "
-        "the "
-        f"lowest, {pinned['torch']}, there is only a build with CUDA libraries for Linux, 4 GB to download; `make "
-        "test-lowest "
-        f"LOWEST_TORCH=torch=={pinned['torch']}.0` runs with it.",
+        "and peak memory; group offload and `from_single_file` on a component's own weight file, which diffusers "
+        f"{pinned['diffusers']} does not have on a machine without an accelerator, or not for quantizers. Torch is "
+        f"the same both times: of the lowest, {pinned['torch']}, there is only a build with CUDA libraries for Linux, "
+        f"4 GB to download; `make test-lowest LOWEST_TORCH=torch=={pinned['torch']}.0` runs with it.",
     ]
 
 

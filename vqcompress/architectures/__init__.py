@@ -1,10 +1,9 @@
 """What a pipeline is made of: how to open it, which layers to quantize, how to sample it."""
 
-from vqcompress.architectures.aliases import ALIASES
 from vqcompress.architectures.architecture import Architecture, Pipeline
 from vqcompress.architectures.families import FAMILIES, architecture_of
 from vqcompress.architectures.layer_plan import IgnoreRules, LayerPlan
-from vqcompress.architectures.opening import open_pipeline
+from vqcompress.architectures.opening import ALIASES, open_pipeline
 
 __all__ = [
     "ALIASES",

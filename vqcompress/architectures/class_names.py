@@ -19,8 +19,7 @@ def class_numbers(prompts: Sequence[str], labels: Mapping[str, int], classes: in
         if not 0 <= number < classes:
             raise ArchitectureError(
                 f"{prompt!r} is no class of this model: give an id from 0 to {classes - 1} or a class name, such as "
-                "those "
-                "of the prompt set imagenet"
+                "those of the prompt set imagenet"
             )
     return numbers
 

@@ -32,7 +32,6 @@ def _adapter(repo: str) -> Path:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
             f"{repo} is not in the local Hub cache and could not be downloaded ({reason}); run `hf download {repo}` "
-            "where "
-            "there is a network"
+            "where there is a network"
         ) from error
     return places.pop()

@@ -8,29 +8,37 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqcompress.architectures.aliases import ALIASES
 from vqcompress.architectures.folder import open_folder
 from vqcompress.architectures.hub import cached_or_downloaded
 from vqcompress.architectures.linfusion import mount_published
-from vqcompress.architectures.published import Published, published
+from vqcompress.architectures.published import PUBLISHED, Published, published
 from vqcompress.architectures.single_file import open_single_file
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
+from vqcompress.models.presets import SYNONYMS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
+_HUB = {name: row.hub for name, row in PUBLISHED.items() if row.hub}
+
+ALIASES: dict[str, str] = {
+    **_HUB,
+    **{name: _HUB[known] for name, known in SYNONYMS.items() if known in _HUB},
+    **dict.fromkeys(EMBEDDED, "trained, comes with this package"),
+}
+"""Alias -> Hub id (of LinFusion: of the base); the embedded models need no Hub."""
+
 
 def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narrow: bool = False) -> DiffusionPipeline:
     """Open ``model`` for compression, its weights cast to ``dtype``.
 
-    With ``narrow`` a denoiser that its folder stores in 16 bits stays in 16 bits.
-
     ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` checkpoint, or a Hub id; Hub
-    models come from the local cache where they are complete there. Only safetensors are read, never pickles.
-    Raises `ArchitectureError` with what to do when there is no such model or it is no pipeline.
+    models come from the local cache where they are complete there. With ``narrow`` a denoiser that its folder stores in
+    16 bits stays so. Only safetensors are read, never pickles. Raises `ArchitectureError` with what to do when there is
+    no such model or it is no pipeline.
     """
     name = str(model)
     path = Path(model).expanduser()
@@ -80,8 +88,7 @@ def _unknown(name: str) -> ArchitectureError:
         return _unopened(*row)
     return ArchitectureError(
         f"unknown model {name!r}: give an alias ({', '.join(ALIASES)}; `vqcompress presets` lists all), a diffusers "
-        "folder, a .safetensors file, "
-        "or a Hub id (owner/name)"
+        "folder, a .safetensors file, or a Hub id (owner/name)"
     )
 
 
@@ -89,7 +96,6 @@ def _unopened(name: str, row: Published) -> ArchitectureError:
     if row.official is None:
         return ArchitectureError(f"no weights of {name} were published, only its size; `--dry-run` plans it")
     return ArchitectureError(
-        f"{name} was published as official weights ({row.official}): get them, then `vqcompress convert {name} "
-        "WEIGHTS -o "
-        "FOLDER` makes a folder to give here; `--dry-run` needs no weights"
+        f"{name} was published as official weights ({row.official}): get them, then `vqcompress convert {name} WEIGHTS "
+        "-o FOLDER` makes a folder to give here; `--dry-run` needs no weights"
     )

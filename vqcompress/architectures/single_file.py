@@ -76,8 +76,7 @@ def family_of(path: Path) -> SingleFileFamily:
             return family
     raise ArchitectureError(
         f"{path} is not a whole pipeline in one file ({_describe(keys)}); known are SD 1.5, SD 2.1 and SDXL "
-        "checkpoints "
-        "with their text encoders: give a diffusers folder instead"
+        "checkpoints with their text encoders: give a diffusers folder instead"
     )
 
 

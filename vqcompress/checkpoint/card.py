@@ -91,8 +91,7 @@ def _score_lines(layers: Sequence[LayerRecord]) -> list[str]:
 def _size_lines(sizes: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Folder: {sizes['bytes']:,} bytes on disk. Packed layers: {_number(sizes['bits_per_weight'])} bits a weight, "
-        "everything stored "
-        "counted (codes, scales, rates, codebooks).",
+        "everything stored counted (codes, scales, rates, codebooks).",
         "",
         "| component | packed layers | bits a weight, packed layers | bits a weight, whole component | bytes on disk |",
         "|---|---|---|---|---|",

@@ -30,7 +30,10 @@ class LayerRecord:
 
     @property
     def is_undersampled(self) -> bool:
-        """Whether it saw fewer inputs than it has columns, and had to borrow from its siblings or from white noise."""
+        """Whether it saw fewer inputs than it has columns.
+
+        Its second moment then borrows from the same layer of other experts, or from white noise.
+        """
         return self.rows is not None and self.rows < self.columns
 
 

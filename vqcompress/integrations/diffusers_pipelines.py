@@ -18,8 +18,7 @@ def attach(pipeline_utils: ModuleType) -> None:
     if upstream is None:
         raise UnsupportedError(
             f"{pipeline_utils.__name__}.{_CHOICE} is gone, so vqcompress cannot open its own pipelines through "
-            "diffusers; "
-            "install a version in the range that pyproject.toml declares"
+            "diffusers; install a version in the range that pyproject.toml declares"
         )
     if not isinstance(upstream, OursFirst):
         setattr(pipeline_utils, _CHOICE, OursFirst(upstream))

@@ -132,8 +132,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         """Called when shapes differ, which is fine for some formats and never for ours."""
         raise CheckpointError(
             f"{param_name} is stored with shape {tuple(found.shape)}, the config says {tuple(expected.shape)}; the "
-            "weight file and "
-            "config.json are not of one model, copy or download the folder again"
+            "weight file and config.json are not of one model, copy or download the folder again"
         )
 
     def create_quantized_param(

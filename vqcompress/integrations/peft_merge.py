@@ -20,8 +20,7 @@ def attach(layer: ModuleType) -> None:
         if not hasattr(kind, "merge"):
             raise UnsupportedError(
                 f"{layer.__name__}.{name}.merge is gone, so vqcompress cannot keep adapters out of packed weights; "
-                "install a "
-                "version in the range that pyproject.toml declares"
+                "install a version in the range that pyproject.toml declares"
             )
         if not getattr(kind.merge, "guards_packed", False):
             kind.merge = _guarded(kind.merge)

@@ -90,6 +90,6 @@ def refuse_missing(missing: set[str], where: str) -> None:
         some = ", ".join(sorted(missing)[:3])
         raise CheckpointError(
             f"{where}: {len(missing)} tensors of packed layers are missing from the weight files ({some}, …); the "
-            "model would "
-            "run on random weights. Copy or download the folder again; `vqcompress verify` says which file differs"
+            "model would run on random weights. Copy or download the folder again; `vqcompress verify` says which "
+            "file differs"
         )

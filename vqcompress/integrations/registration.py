@@ -76,7 +76,6 @@ def table(module: ModuleType, name: str) -> dict[str, Any]:
     if not isinstance(registry, dict):
         raise UnsupportedError(
             f"{module.__name__}.{name} is no table any more, so vqcompress cannot register with "
-            f"{module.__name__.split('.')[0]}; "
-            "install a version in the range that pyproject.toml declares"
+            f"{module.__name__.split('.')[0]}; install a version in the range that pyproject.toml declares"
         )
     return registry

@@ -27,8 +27,7 @@ def attach(module: ModuleType) -> None:
     if not isinstance(method, classmethod):
         raise UnsupportedError(
             f"{module.__name__}.{MIXINS[module.__name__]}.from_single_file is gone, so vqcompress cannot open single "
-            "files "
-            "through diffusers; install a version in the range that pyproject.toml declares"
+            "files through diffusers; install a version in the range that pyproject.toml declares"
         )
     if not getattr(method.__func__, "reads_bundles", False):
         mixin.from_single_file = classmethod(_bundles_first(method.__func__))

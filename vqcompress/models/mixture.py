@@ -12,7 +12,7 @@ from vqcompress.models.feed_forward import SwiGLU
 
 
 class Routing(NamedTuple):
-    """Where each row goes: ``expert`` int64 [rows, k], ``weight`` [rows, k], and the balance loss in training."""
+    """Where each sample goes: ``expert`` int64 [samples, k], ``weight`` [samples, k], and the balance loss in training."""
 
     expert: Tensor
     weight: Tensor
@@ -20,7 +20,7 @@ class Routing(NamedTuple):
 
 
 def balance_loss(probabilities: Tensor, index: Tensor) -> Tensor:
-    """Scalar, 1 when rows and probability spread evenly over the experts (arXiv 2101.03961, equation 4)."""
+    """Scalar, 1 when samples and probability spread evenly over the experts (arXiv 2101.03961, equation 4)."""
     experts = probabilities.shape[1]
     share = one_hot(index, experts).to(probabilities.dtype).mean(dim=(0, 1))
     return experts * (share * probabilities.mean(dim=0)).sum()
@@ -38,9 +38,9 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, width))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
-    def forward(self, rows: Tensor) -> Routing:
-        dtype = torch.promote_types(rows.dtype, torch.float32)
-        probabilities = linear(rows.to(dtype), self.weight.to(dtype)).softmax(dim=-1)
+    def forward(self, samples: Tensor) -> Routing:
+        dtype = torch.promote_types(samples.dtype, torch.float32)
+        probabilities = linear(samples.to(dtype), self.weight.to(dtype)).softmax(dim=-1)
         weight, index = probabilities.topk(self.chosen, dim=-1, sorted=False)
         return Routing(index, weight, balance_loss(probabilities, index) if self.training else None)
 
@@ -48,8 +48,8 @@ class Router(nn.Module):
 class Mixture(nn.Module):
     """Routed SwiGLU experts, plus an always-on shared one, added without a weight.
 
-    Rows are handed to each expert as one differentiable call, so hooks see exactly the rows of that expert; an
-    expert without rows is not called.
+    Samples are handed to each expert as one differentiable call, so hooks see exactly the samples of that expert; an
+    expert without samples is not called.
     """
 
     def __init__(self, width: int, hidden: int, shared_hidden: int, experts: int, chosen: int):
@@ -59,15 +59,15 @@ class Mixture(nn.Module):
         self.shared_experts = SwiGLU(width, shared_hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, 1)
-        routing = self.gate(rows)
-        return (self._routed(rows, routing) + self.shared_experts(rows)).view_as(x)
+        samples = x.flatten(0, 1)
+        routing = self.gate(samples)
+        return (self._routed(samples, routing) + self.shared_experts(samples)).view_as(x)
 
-    def _routed(self, rows: Tensor, routing: Routing) -> Tensor:
-        out = torch.zeros_like(rows)
+    def _routed(self, samples: Tensor, routing: Routing) -> Tensor:
+        out = torch.zeros_like(samples)
         for number, expert in enumerate(self.experts):
-            row, choice = (routing.expert == number).nonzero(as_tuple=True)
-            if len(row):
-                weight = routing.weight[row, choice, None].to(rows.dtype)
-                out = out.index_add(0, row, expert(rows[row]) * weight)
+            index, choice = (routing.expert == number).nonzero(as_tuple=True)
+            if len(index):
+                weight = routing.weight[index, choice, None].to(samples.dtype)
+                out = out.index_add(0, index, expert(samples[index]) * weight)
         return out

@@ -71,8 +71,8 @@ def pipeline_around(
     if text is None or vae is None:
         raise ArchitectureError(
             f"{type(network).__name__} is conditioned on text: a checkpoint of its denoiser alone makes no pipeline. "
-            "Give its "
-            "text encoder and VAE too (--text-encoder and --vae, folders of their own or of a pipeline that has them)"
+            "Give its text encoder and VAE too (--text-encoder and --vae, folders of their own or of a pipeline that "
+            "has them)"
         )
     return _text_pipeline(network, text, vae)
 

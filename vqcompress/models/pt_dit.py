@@ -185,10 +185,10 @@ class PTDiT(Network):
         windows = Windows((tokens.shape[1], tokens.shape[2], tokens.shape[3]), self.window)
         modulation, embedded = self.adaln_single(timestep.expand(batch), batch_size=batch, hidden_dtype=dtype)
         context = self._context(windows, modulation, encoder_hidden_states, encoder_attention_mask)
-        rows = windows.split(tokens)
+        windowed = windows.split(tokens)
         for block in self.transformer_blocks:
-            rows = block(rows, context)
-        return self._finish(windows.join(rows), embedded)
+            windowed = block(windowed, context)
+        return self._finish(windows.join(windowed), embedded)
 
 
 def pt_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> PTDiT:

@@ -65,7 +65,7 @@ class PTAttention(nn.Module):
 def tiled(parts: Tensor, windows: int) -> tuple[Tensor, ...]:
     """``[batch, n, width]`` to n tensors ``[batch·windows, 1, width]``, in the order of the official network.
 
-    Row r gets the modulation of sample ``r % batch``, while its tokens are those of sample ``r // windows``. So the
+    Window r gets the modulation of sample ``r % batch``, while its tokens are those of sample ``r // windows``. So the
     samples of a batch must share their timestep: with two timesteps in a batch the published network mixes them,
     which changes its output by 25–33 %. Reproduced, because the weights were released with this network.
     """
@@ -73,7 +73,7 @@ def tiled(parts: Tensor, windows: int) -> tuple[Tensor, ...]:
 
 
 class PTDiTBlock(nn.Module):
-    """The six steps of a block on rows of windows ``[batch·windows, volume, width]``."""
+    """The six steps of a block on the tokens of windows, ``windowed`` ``[batch·windows, volume, width]``."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -92,42 +92,44 @@ class PTDiTBlock(nn.Module):
         self.attn2 = PTAttention(width, heads, shape.text_width, bias)
         self.ff = FeedForward(width, activation_fn=shape.activation)
 
-    def _global(self, rows: Tensor, windows: Windows) -> Tensor:
+    def _global(self, windowed: Tensor, windows: Windows) -> Tensor:
         """Steps 1 and 2: proxies attend to each other, then all tokens read the proxies.
 
         Neither step depends on the order of the proxies.
         """
-        proxies = strided_means(rows, self.shape.proxies)
-        tokens, proxies = (part.reshape(-1, windows.count * part.shape[1], part.shape[2]) for part in (rows, proxies))
+        proxies = strided_means(windowed, self.shape.proxies)
+        tokens, proxies = (
+            part.reshape(-1, windows.count * part.shape[1], part.shape[2]) for part in (windowed, proxies)
+        )
         normed = self.norm(proxies)
         proxies = self.norm(proxies + self.proxy_attn1(normed, normed))
         read = self.pvisual_attn2(self.norm(tokens), proxies)
-        return rows + self.linear_1_visual(read).view_as(rows)
+        return windowed + self.linear_1_visual(read).view_as(windowed)
 
-    def _windowed(self, rows: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+    def _windowed(self, windowed: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         """Step 3."""
-        x = self.norm(rows) * (1 + scale) + shift
-        return rows + gate * self.attn1(x, x)
+        x = self.norm(windowed) * (1 + scale) + shift
+        return windowed + gate * self.attn1(x, x)
 
-    def _shifted(self, rows: Tensor, context: BlockContext) -> Tensor:
+    def _shifted(self, windowed: Tensor, context: BlockContext) -> Tensor:
         """Step 4: windows moved by half, so that neighbours in different windows meet."""
         windows = context.windows
-        parts = self.proxy_scale_shift_table.to(rows.dtype) + context.modulation[:, :3]
+        parts = self.proxy_scale_shift_table.to(windowed.dtype) + context.modulation[:, :3]
         shift, scale, gate = tiled(parts, windows.count)
-        x = windows.shifted(self.norm(rows)) * (1 + scale) + shift
+        x = windows.shifted(self.norm(windowed)) * (1 + scale) + shift
         x = windows.unshifted(self.attn3(x, x, context.shift_mask))
-        return rows + self.linear_2(gate * x)
+        return windowed + self.linear_2(gate * x)
 
-    def _text(self, rows: Tensor, context: BlockContext) -> Tensor:
+    def _text(self, windowed: Tensor, context: BlockContext) -> Tensor:
         """Step 5: the stream itself, without norm, reads the text."""
-        tokens = rows.reshape(len(context.text), -1, rows.shape[-1])
-        return rows + self.attn2(tokens, context.text, context.text_mask).view_as(rows)
+        tokens = windowed.reshape(len(context.text), -1, windowed.shape[-1])
+        return windowed + self.attn2(tokens, context.text, context.text_mask).view_as(windowed)
 
-    def forward(self, rows: Tensor, context: BlockContext) -> Tensor:
-        parts = self.scale_shift_table.to(rows.dtype) + context.modulation
+    def forward(self, windowed: Tensor, context: BlockContext) -> Tensor:
+        parts = self.scale_shift_table.to(windowed.dtype) + context.modulation
         shift, scale, gate, shift_ff, scale_ff, gate_ff = tiled(parts, context.windows.count)
-        rows = self._windowed(self._global(rows, context.windows), shift, scale, gate)
+        windowed = self._windowed(self._global(windowed, context.windows), shift, scale, gate)
         if self.shape.shift_window:
-            rows = self._shifted(rows, context)
-        rows = self._text(rows, context)
-        return rows + gate_ff * self.ff(self.norm(rows) * (1 + scale_ff) + shift_ff)
+            windowed = self._shifted(windowed, context)
+        windowed = self._text(windowed, context)
+        return windowed + gate_ff * self.ff(self.norm(windowed) * (1 + scale_ff) + shift_ff)

@@ -25,7 +25,7 @@ def _regions(length: int, window: int, shift: int) -> list[slice]:
 class Windows:
     """A video of ``size`` tokens (frames, rows, columns) cut into windows of ``window`` tokens.
 
-    Rows of tokens are ``[batch·count, volume, width]``: the windows of a sample one after the other, in each the
+    Tokens in windows are ``[batch·count, volume, width]``: the windows of a sample one after the other, in each the
     tokens frame by frame, row by row.
     """
 
@@ -36,9 +36,8 @@ class Windows:
         if any(length % window for length, window in zip(self.size, self.window, strict=True)):
             raise ArchitectureError(
                 f"A grid of {'×'.join(map(str, self.size))} tokens (frames, rows, columns) cannot be cut into windows "
-                "of "
-                f"{'×'.join(map(str, self.window))}; choose frames, height and width that are multiples of it (times "
-                "the patch size)."
+                f"of {'×'.join(map(str, self.window))}; choose frames, height and width that are multiples of it "
+                "(times the patch size)."
             )
 
     @property
@@ -62,18 +61,18 @@ class Windows:
             video = video.unflatten(axis, (-1, window))
         return video.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(0, 3)
 
-    def join(self, rows: Tensor) -> Tensor:
+    def join(self, windowed: Tensor) -> Tensor:
         """The inverse of split."""
-        boxes = rows.unflatten(1, self.window).unflatten(0, (-1, *self.counts))
+        boxes = windowed.unflatten(1, self.window).unflatten(0, (-1, *self.counts))
         return boxes.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
-    def shifted(self, rows: Tensor) -> Tensor:
+    def shifted(self, windowed: Tensor) -> Tensor:
         """Cut the same video again with all windows moved by ``shift``, cyclically."""
-        return self.split(self.join(rows).roll([-step for step in self.shift], (1, 2, 3)))
+        return self.split(self.join(windowed).roll([-step for step in self.shift], (1, 2, 3)))
 
-    def unshifted(self, rows: Tensor) -> Tensor:
+    def unshifted(self, windowed: Tensor) -> Tensor:
         """The inverse of shifted."""
-        return self.split(self.join(rows).roll(self.shift, (1, 2, 3)))
+        return self.split(self.join(windowed).roll(self.shift, (1, 2, 3)))
 
     def shift_mask(self, device: torch.device) -> Tensor:
         """``[count, volume, volume]`` bool: which tokens of a shifted window were neighbours before the shift."""
@@ -85,6 +84,6 @@ class Windows:
         return regions[:, :, None] == regions[:, None, :]
 
 
-def strided_means(rows: Tensor, count: int) -> Tensor:
+def strided_means(windowed: Tensor, count: int) -> Tensor:
     """``[n, volume, width]`` to ``[n, count, width]``: mean j is over the tokens j, j + count, j + 2·count, …"""
-    return rows.unflatten(1, (-1, count)).mean(dim=1)
+    return windowed.unflatten(1, (-1, count)).mean(dim=1)
