@@ -6,7 +6,7 @@ Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same
 4 bits with GPTQ in groups of 64 and to 2 and 3 bits with output feedback; what lies in ``--out`` already is not made again. Each row is a variant after one stage (``none``, ``blocks``,
 ``full`` after ``blocks``, or ``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, of
 both branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels, and its mean and median over images; the
-share of images that show their caption; bits a quantized weight with everything stored counted; and processor seconds. One
+share of images that show their caption; bits per quantized weight with everything stored counted; and processor seconds. One
 JSON line a row while it runs, then the table in Markdown. Nothing is written to FOLDERs.
 """
 
@@ -58,7 +58,18 @@ REFERENCES: dict[str, dict[str, Any]] = {
     "trellis-2-outputs": {"bits": 2, "budget": "layer", "output_feedback": True},
     "trellis-3-outputs": {"bits": 3, "budget": "layer", "output_feedback": True},
 }
-COLUMNS = ("variant", "stage", "bits", "error", "guided error", "PSNR, dB", "mean", "median", "right images", "seconds")
+COLUMNS = (
+    "variant",
+    "stage",
+    "bits",
+    "error",
+    "guided error",
+    "PSNR, dB",
+    "mean",
+    "median",
+    "caption accuracy",
+    "seconds",
+)
 
 
 class Examination:

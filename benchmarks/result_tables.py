@@ -17,7 +17,7 @@ METHODS, WIDTHS = ("trellis", "additive", "gptq", "rtn"), (2, 3, 4)
 
 def demo_table(comparison: Comparison) -> str:
     """One line a variant, the first in bold."""
-    head = ("variant", "bits a quantized weight, all counted", "denoiser on disk", "denoiser error")
+    head = ("variant", "bits per quantized weight, all counted", "denoiser on disk", "denoiser error")
     lines = [_line(*head, "PSNR to the original's images", "SSIM"), _rule(6)]
     for at, variant in enumerate(comparison.variants):
         label = variant.label if at else f"**{variant.label}**"

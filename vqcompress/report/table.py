@@ -98,7 +98,7 @@ CAPTIONS = Column(
     lambda original: _share(original.caption_accuracy),
 )
 COLUMNS = (
-    Column(Heading("bits", "quantized layers"), lambda variant, _: Cell(fixed(variant.bits_per_weight, 2))),
+    Column(Heading("bits", "quantized"), lambda variant, _: Cell(fixed(variant.bits_per_weight, 2))),
     Column(
         Heading("size", "MB"),
         lambda variant, _: Cell(megabytes(variant.denoiser_bytes)),

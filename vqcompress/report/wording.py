@@ -108,24 +108,27 @@ def layer_notes(comparison: Comparison) -> list[str]:
     """Layers that the bit allocation left dense, and layers that saw too few samples."""
     notes = []
     for variant in comparison.variants:
-        if variant.dense_layers:
+        if dense := variant.dense_layers:
             notes.append(
-                f"{variant.label}: {_some(variant.dense_layers)} left dense by the bit allocation; their bytes are "
+                f"{variant.label}: the bit allocation left {_count(dense)} dense ({_some(dense)}); their bytes are "
                 "counted. Their error would cost the output more than their bits are worth."
             )
-        if variant.undersampled_layers:
+        if few := variant.undersampled_layers:
             notes.append(
-                f"{variant.label}: {_some(variant.undersampled_layers)} saw fewer samples in calibration than they "
-                "have columns. They borrowed their second moment from the same layer of other experts or from white "
-                "noise. More calibration prompts would help."
+                f"{variant.label}: {_count(few)} saw fewer samples in calibration than they have columns "
+                f"({_some(few)}). They borrowed their second moment from the same layer of other experts or from white noise. More "
+                "calibration prompts would help."
             )
     return notes
 
 
+def _count(layers: tuple[str, ...]) -> str:
+    return f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'}"
+
+
 def _some(layers: tuple[str, ...]) -> str:
     more = len(layers) - SHOWN_LAYERS
-    listed = ", ".join(layers[:SHOWN_LAYERS]) + (f" and {more} more" if more > 0 else "")
-    return f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'} ({listed})"
+    return ", ".join(layers[:SHOWN_LAYERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def measured(comparison: Comparison) -> list[str]:
