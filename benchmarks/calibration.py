@@ -20,7 +20,7 @@ import vqcompress
 from finetune import Examination
 from vqcompress.checkpoint import load
 
-QUICK = {"state_bits": 10, "polish": 0}
+QUICK = {"state_bits": 10, "coordinate_descent": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "one pass": {},
     "block by block": {"order": "sequential"},

@@ -41,7 +41,7 @@ class Settings:
 
     bits: float
     state_bits: int
-    polish: int
+    coordinate_descent: int
     prompts: int
     steps: int
     pixels: int
@@ -55,7 +55,7 @@ class Settings:
         return {
             "bits": self.bits,
             "budget": "layer",
-            "settings": {"state_bits": self.state_bits, "polish": self.polish},
+            "settings": {"state_bits": self.state_bits, "coordinate_descent": self.coordinate_descent},
             "calibration": {
                 "prompts": "shapes",
                 "count": self.prompts,
@@ -72,7 +72,7 @@ class Settings:
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), required=True, help="Work folder.")
 @click.option("--bits", default=3.0, show_default=True)
 @click.option("--state-bits", default=10, show_default=True)
-@click.option("--polish", default=0, show_default=True)
+@click.option("--coordinate-descent", default=0, show_default=True)
 @click.option("--prompts", default=2, show_default=True, help="Calibration prompts.")
 @click.option("--steps", default=4, show_default=True, help="Denoising steps of each.")
 @click.option("--pixels", default=128, show_default=True, help="Side of the calibration images.")

@@ -1,9 +1,10 @@
-"""How long quantization takes on 1, 8 and 64 machines with an accelerator, on paper: per-layer costs from speeds measured here.
+"""Estimate how long quantization takes on 1, 8 and 64 machines with an accelerator, from speeds measured here.
 
-``python benchmarks/scaling_model.py`` measures three speeds on one core of this machine: the trellis search (weights a second),
-float32 products, and the float64 factorization of second moments. Every layer of a model then costs what its shape asks for, and
-layers are dealt out to processes as `vqcompress.quantize` does under `torchrun`. What an accelerator does to products,
-factorization and calibration is NOT measured: those columns follow from the assumed speeds that the options name.
+``python benchmarks/scaling_model.py`` measures three speeds on one core of this machine: the trellis search (weights a
+second), float32 products, and the float64 factorization of second moments. The cost of a layer follows from its shape,
+and layers are shared among processes as `vqcompress.quantize` does under `torchrun`. What an accelerator does to
+products, factorization and calibration is NOT measured: those columns follow from the assumed speeds that the options
+name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from vqcompress.quantizers.inverse_factor import inverse_upper_factor
 from vqcompress.working_memory import balanced
 
 PROCESSES = (1, 8, 64)
-# Of a calibration run: steps, guidance halves, tokens that most weights see in a call, share of the weights that a token meets.
+# Of a calibration run: steps, guidance halves, tokens that most weights see in a call, share of the weights that one
+# token meets.
 CALLS = {"sdxl": (50, 2, 1024, 1.0), "flux": (28, 1, 4608, 1.0), "dit-moe-g-16e2a": (50, 2, 256, 0.2)}
 REPEATS = 7  # of each measurement; the fastest counts, for other programs only slow it down
 RATE = 3
@@ -34,7 +36,7 @@ FACTORED = 3072  # columns of the moment that is factored to measure the speed
 
 @dataclass(frozen=True)
 class Speeds:
-    """Of one core, and of the accelerator that each process is assumed to have; ``search`` in weights a second, the rest in operations."""
+    """Of one core, and of a process's assumed accelerator: ``search`` in weights a second, the rest in operations."""
 
     search: float
     products: float
@@ -64,14 +66,14 @@ class Calibration:
 @click.option("--prompts", default=256, show_default=True, help="Calibration prompts.")
 @click.option("--batch", default=8, show_default=True, help="Prompts in a batch.")
 @click.option(
-    "--rows", default=8192, show_default=True, help="Rows multiplied of each call, `calibration.rows_per_call`."
+    "--rows", default=8192, show_default=True, help="Samples multiplied of each call, `calibration.rows_per_call`."
 )
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
 def main(
     preset: str, models: str, cores: int, prompts: int, batch: int, rows: int, json_path: Path | None, **device: float
 ) -> None:
     torch.set_num_threads(1)
-    state_bits, polish = SETTINGS[preset]
+    state_bits, descents = SETTINGS[preset]
     speeds = Speeds(
         max(coding_speed(1280, state_bits, RATE, 16) for _ in range(REPEATS)),
         max(products_per_second() for _ in range(REPEATS)),
@@ -80,14 +82,14 @@ def main(
         cores=cores,
     )
     calibration = Calibration(prompts, batch, rows)
-    found = {name: estimate(name, layers_of(name), speeds, polish, calibration) for name in models.split(",")}
+    found = {name: estimate(name, layers_of(name), speeds, descents, calibration) for name in models.split(",")}
     click.echo(markdown(found, speeds, preset))
     if json_path:
         json_path.write_text(json.dumps({"speeds": asdict(speeds), "models": found}, indent=1) + "\n")
 
 
 def layers_of(name: str) -> list[tuple[int, int]]:
-    """(rows, columns) of every layer that is quantized, on the meta device; ``flux`` is the 12 B transformer of diffusers' defaults."""
+    """(outputs, columns) of every quantized layer, on the meta device; ``flux`` is diffusers' 12 B transformer."""
     if name == "flux":
         plans = plan_layers(_flux(), {})
     else:
@@ -104,13 +106,14 @@ def _flux() -> nn.Module:
 
 
 def estimate(
-    name: str, layers: list[tuple[int, int]], speeds: Speeds, polish: int, calibration: Calibration
+    name: str, layers: list[tuple[int, int]], speeds: Speeds, descents: int, calibration: Calibration
 ) -> dict[str, object]:
     """Hours of one core, and seconds of 1, 8 and 64 processes."""
-    weights = sum(rows * columns for rows, columns in layers)
-    searches = [(1 + polish) * rows * columns / speeds.search for rows, columns in layers]
-    # A sweep multiplies half of a square with the errors; each polish pass, fit of scales, and measured error whole ones.
-    products = [(1 + 4 * polish + 6) * rows * columns**2 for rows, columns in layers]
+    weights = sum(outputs * columns for outputs, columns in layers)
+    searches = [(1 + descents) * outputs * columns / speeds.search for outputs, columns in layers]
+    # A sweep multiplies half of a square with the errors; each pass of coordinate descent, fit of scales and measured
+    # error a whole one.
+    products = [(1 + 4 * descents + 6) * outputs * columns**2 for outputs, columns in layers]
     factorings = [2 / 3 * columns**3 for _, columns in layers]
     core = [
         search + product / speeds.products + factoring / speeds.factoring
@@ -135,10 +138,10 @@ def estimate(
 def calibrating(
     name: str, layers: list[tuple[int, int]], speeds: Speeds, calibration: Calibration, processes: int
 ) -> float:
-    """Seconds of the rounds of batches: forward passes, and products of second moments, one a layer, half of each square."""
+    """Seconds of the rounds of batches: forward passes, and half a square of products for the moment of each layer."""
     steps, halves, tokens, share = CALLS[name]
     seen = calibration.batch * halves * tokens * share
-    forward = 2 * seen * sum(rows * columns for rows, columns in layers) / speeds.device_forward
+    forward = 2 * seen * sum(outputs * columns for outputs, columns in layers) / speeds.device_forward
     moments = min(seen, calibration.rows) * sum(columns**2 for _, columns in layers) / speeds.device_products
     rounds = -(-calibration.prompts // (calibration.batch * processes))
     return rounds * steps * (forward + moments)
@@ -168,19 +171,24 @@ def _measured(found: Mapping[str, Mapping[str, object]], speeds: Speeds, preset:
         f"Measured, one core, {preset}: search {speeds.search / 1e6:.2f} M weights a second, products "
         f"{speeds.products / 1e9:.0f} and factorization {speeds.factoring / 1e9:.0f} billion operations a second.\n"
     )
-    yield "| model | layers | weights | core hours | largest layer, core s | cores until it stops scaling | moments, one a layer |"
+    yield (
+        "| model | layers | weights | core hours | largest layer, core s | cores until it stops scaling | "
+        "moments, one a layer |"
+    )
     yield "|---|---|---|---|---|---|---|"
     for name, row in found.items():
         yield (
             f"| {name} | {row['layers']} | {row['weights'] / 1e9:.2f} B | {row['core_hours']:.2f} | "  # type: ignore[operator]
-            f"{row['largest_layer_core_seconds']:.0f} | {row['cores_until_flat']:.0f} | {row['moment_bytes'] / 1e9:.0f} GB |"  # type: ignore[operator]
+            f"{row['largest_layer_core_seconds']:.0f} | {row['cores_until_flat']:.0f} | "
+            f"{row['moment_bytes'] / 1e9:.0f} GB |"  # type: ignore[operator]
         )
 
 
 def _assumed(found: Mapping[str, Mapping[str, object]], speeds: Speeds) -> Iterator[str]:
     yield (
         f"Assumed, not measured: {speeds.cores} host cores a process that search as this one, an accelerator with "
-        f"{speeds.device_products:.0e} float32, {speeds.device_factoring:.0e} float64 and {speeds.device_forward:.0e} 16-bit operations a second.\n"
+        f"{speeds.device_products:.0e} float32, {speeds.device_factoring:.0e} float64 and "
+        f"{speeds.device_forward:.0e} 16-bit operations a second.\n"
     )
     yield (
         "| model | "

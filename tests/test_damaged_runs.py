@@ -23,7 +23,7 @@ ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn1."
 FIRST, SECOND = ATTENTION + "to_q", ATTENTION + "to_out.0"
 CALIBRATION = {"count": 2, "steps": 1, "height": 8, "width": 8, "batch_size": 1}
 RECIPE = {"bits": 4.0, "keep": {rf"^(?!{ATTENTION}to_(q|out.0)$)": "not in this test"}}
-ADDITIVE = {"dimension": 4, "code_bits": 4, "codebooks": 4, "beam": 1, "rounds": 1, "polish": 0}
+ADDITIVE = {"dimension": 4, "code_bits": 4, "codebooks": 4, "beam": 1, "rounds": 1, "coordinate_descent": 0}
 RECIPES: dict[str, dict[str, Any]] = {
     "additive": {**RECIPE, "method": "additive", "settings": ADDITIVE},
     "outputs": {**RECIPE, "settings": {"state_bits": 8}, "output_feedback": True},
@@ -87,7 +87,7 @@ class Case:
         )  # fmt: skip
 
     def check(self, start: Path, file: str, work: Path) -> None:
-        """However ``file`` of a copy of ``start`` was damaged, the run ends with the same result, if need be as advised."""
+        """However ``file`` of a copy of ``start`` was damaged, a run ends in the same bytes, if need be as advised."""
         for kind, damage in DAMAGES.items():
             shutil.copytree(start, work / kind)
             damage(work / kind / file)

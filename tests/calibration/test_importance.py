@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_numbers(denoiser: Denoiser) -> None:
 
 
 class Modulated(nn.Module):
-    """A layer that sees nothing but timesteps, as in class-conditional transformers: no input of it asks for a gradient."""
+    """A layer that sees only timesteps, as in class-conditional transformers: no input of it asks for a gradient."""
 
     def __init__(self) -> None:
         super().__init__()

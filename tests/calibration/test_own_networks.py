@@ -55,7 +55,7 @@ def test_blocks_that_never_run_do_not_block() -> None:
 
 
 def test_modulation_sees_a_row_for_each_image_and_step() -> None:
-    """Such a moment has no more directions than rows: it is drawn towards white noise until error feedback can use it."""
+    """Such a moment has no more directions than samples: it is shrunk towards white noise for error feedback."""
     found = recorded(pipeline_of(DiT(**TINY)))
     modulation = found["blocks.0.adaLN_modulation.1"]
     assert modulation.seen == len(CLASSES) * 3 * 2  # steps, guidance halves
