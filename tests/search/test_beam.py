@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,3 +71,21 @@ def test_sums_of_codewords_survive_exactly() -> None:
     targets = sum_codewords(codes, codebooks)
     found = BeamSearch(codebooks, 64)(targets, 3)
     assert float(squared_errors(targets, found, codebooks).max()) < 1e-9
+
+
+def test_a_cached_search_finds_what_a_fresh_one_found(tmp_path):
+    """Two near ties among random vectors: loops compiled apart round them differently once numba has cached them."""
+    script = (
+        "import torch; from vqcompress.search.beam import BeamSearch\n"
+        "draw = torch.Generator().manual_seed(0)\n"
+        "sizes = 0.8 ** torch.arange(8)[:, None, None]\n"
+        "codebooks = (torch.randn(8, 16, 8, generator=draw) * sizes).half().float()\n"
+        "vectors = torch.randn(400_000, 8, generator=draw)[[187_759, 270_294]]\n"
+        "print(BeamSearch(codebooks, 4)(vectors, 8).tolist())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    fresh, cached = (
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    assert fresh.stdout == cached.stdout

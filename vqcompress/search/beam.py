@@ -20,11 +20,11 @@ class BeamSearch:
 
     def __init__(self, codebooks: Tensor, beam: int) -> None:
         count, size, dimension = codebooks.shape
-        books = codebooks.detach().float().cpu().numpy()
-        self._books = np.zeros((count, dimension, -(-size // LANES) * LANES), np.float32)
-        self._books[:, :, :size] = books.transpose(0, 2, 1)
-        self._norms = np.full((count, self._books.shape[2]), UNREACHABLE, np.float32)
-        self._norms[:, :size] = np.square(books).sum(2)
+        values = codebooks.detach().float().cpu().numpy()
+        self._codebooks = np.zeros((count, dimension, -(-size // LANES) * LANES), np.float32)
+        self._codebooks[:, :, :size] = values.transpose(0, 2, 1)
+        self._norms = np.full((count, self._codebooks.shape[2]), UNREACHABLE, np.float32)
+        self._norms[:, :size] = np.square(values).sum(2)
         self._beam = beam
 
     def __call__(self, targets: Tensor, rate: int) -> Tensor:
@@ -35,7 +35,7 @@ class BeamSearch:
         codes = np.zeros((len(targets), rate), np.int32)
         if rate:
             vectors = np.ascontiguousarray(targets.detach().float().cpu().numpy())
-            search(vectors, self._books[:rate], self._norms[:rate], self._beam, codes)
+            search(vectors, self._codebooks[:rate], self._norms[:rate], self._beam, codes)
         return torch.from_numpy(codes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numba
 import numpy as np
@@ -16,28 +16,34 @@ import numpy as np
 CHUNK = 16  # codewords whose least cost is compared with the worst kept one at once: a vector register of float32
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compile_ = partial(numba.njit, nogil=True, fastmath={"contract", "reassoc", "nsz", "nnan"}, error_model="numpy")
+def _compiled(function: Callable[..., Any], inline: Literal["never", "always"] = "never") -> Callable[..., Any]:
+    fastmath = {"contract", "reassoc", "nsz", "nnan"}
+    compile_ = partial(numba.njit, nogil=True, fastmath=fastmath, error_model="numpy", inline=inline)
     try:
         return compile_(cache=True)(function)
     except RuntimeError:  # no writable place for the cache
         return compile_()(function)
 
 
-@_compiled
-def _extension_costs(costs, residual, book, norms, base):  # type: ignore[no-untyped-def]
+# A callee that comes from numba's cache is linked, not inlined, and may round otherwise than when it was compiled: the
+# same command would not always give the same bytes.
+_inlined = partial(_compiled, inline="always")
+
+
+@_inlined
+def _extension_costs(costs, residual, codebook, norms, base):  # type: ignore[no-untyped-def]
     """``costs[k] = base + |c_k|² - 2 residual·c_k``; four dimensions a pass, which is what registers hold."""
     for k in range(len(costs)):
         costs[k] = base + norms[k]
     for x in range(0, len(residual), 4):
         a, b, c, d = residual[x], residual[x + 1], residual[x + 2], residual[x + 3]
         a, b, c, d = -a - a, -b - b, -c - c, -d - d  # a literal 2 would make this float64
-        p, q, r, s = book[x], book[x + 1], book[x + 2], book[x + 3]
+        p, q, r, s = codebook[x], codebook[x + 1], codebook[x + 2], codebook[x + 3]
         for k in range(len(costs)):
             costs[k] += a * p[k] + b * q[k] + c * r[k] + d * s[k]
 
 
-@_compiled
+@_inlined
 def _worst(kept_costs, width):  # type: ignore[no-untyped-def]
     place = 0
     for q in range(1, width):
@@ -46,7 +52,7 @@ def _worst(kept_costs, width):  # type: ignore[no-untyped-def]
     return place
 
 
-@_compiled
+@_inlined
 def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  # type: ignore[no-untyped-def]
     """Merge the extensions of one partial sum into the ``width`` best so far; returns how many are kept and the worst's
     place."""
@@ -69,10 +75,10 @@ def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  
 
 
 @_compiled
-def search(vectors, books, norms, beam, codes):  # type: ignore[no-untyped-def]
-    """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``; ``books [M, d, K]``, ``norms [M, K]``, K a multiple of
+def search(vectors, codebooks, norms, beam, codes):  # type: ignore[no-untyped-def]
+    """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``; ``codebooks [M, d, K]``, ``norms [M, K]``, K a multiple of
     `CHUNK`."""
-    count, dimension, size = books.shape
+    count, dimension, size = codebooks.shape
     costs, parents, words = np.empty(size, np.float32), np.empty(beam, np.int32), np.empty(beam, np.int32)
     now, then = np.empty(beam, np.float32), np.empty(beam, np.float32)
     residuals, next_residuals = np.empty((beam, dimension), np.float32), np.empty((beam, dimension), np.float32)
@@ -84,11 +90,11 @@ def search(vectors, books, norms, beam, codes):  # type: ignore[no-untyped-def]
         for m in range(count):
             kept, place, width = 0, 0, beam if m < count - 1 else 1
             for parent in range(live):
-                _extension_costs(costs, residuals[parent], books[m], norms[m], now[parent])
+                _extension_costs(costs, residuals[parent], codebooks[m], norms[m], now[parent])
                 kept, place = _keep_best(costs, parent, kept, width, place, then, parents, words)  # type: ignore[misc]  # compiled by numba
             for q in range(kept):
                 for x in range(dimension):
-                    next_residuals[q, x] = residuals[parents[q], x] - books[m, x, words[q]]
+                    next_residuals[q, x] = residuals[parents[q], x] - codebooks[m, x, words[q]]
                 for y in range(m):
                     next_paths[q, y] = paths[parents[q], y]
                 next_paths[q, m] = words[q]
