@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.search.reference_viterbi import search_states
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
+from vqcompress.search.coupled_viterbi import CoupledSearch, CoupledViterbi, factor_metric
 from vqcompress.search.viterbi import CpuViterbi, Search
-from vqcompress.search.viterbi_outputs import CoupledSearch, OutputViterbi, plan_outputs
 
 TOYS = [(4, 1, 6), (5, 2, 4), (6, 2, 5), (6, 3, 4), (10, 5, 2)]  # state bits, rate, weights
 
@@ -121,7 +121,7 @@ def coupled(rows: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("phase", [0, 5])
 def test_pulls_and_weights_are_the_metric(phase):
     rows, moment = 40, coupled(40)
-    plan = plan_outputs(moment, phase)
+    plan = factor_metric(moment, phase)
     errors = torch.randn(rows, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     turned = errors.roll(-phase)
     after = turned + torch.from_numpy(plan.pull).double() @ turned  # error against the moved targets
@@ -136,7 +136,7 @@ def test_coupled_paths_are_nearly_the_best(state_bits, rate, rows):
     found = best = 0.0
     for seed in range(20):
         moment, target = coupled(rows, seed), np.random.default_rng(seed).standard_normal(rows).astype(np.float32)
-        search, ones = CoupledSearch(state_bits, rate, table, plan_outputs(moment, 0)), np.ones(rows, np.float32)
+        search, ones = CoupledSearch(state_bits, rate, table, factor_metric(moment, 0)), np.ones(rows, np.float32)
         streams = torch.tensor(list(itertools.product(range(1 << rate), repeat=rows)))
         states = window_states(streams, rate, state_bits)
         errors = torch.from_numpy(table[states.numpy()] - target).double()
@@ -157,7 +157,7 @@ def test_outputs_that_add_up_make_up_for_each_other(rows, phase):
     moment, tables = coupled(rows), {rate: value_table(state_bits, rate, 0.0)}
     columns, ones = torch.randn(16, rows, generator=torch.Generator().manual_seed(1)), torch.ones(rows)
     alone = CpuViterbi(rows, state_bits, tables, phase)
-    together = OutputViterbi(rows, state_bits, tables, phase, plan_outputs(moment, phase))
+    together = CoupledViterbi(rows, state_bits, tables, phase, factor_metric(moment, phase))
 
     def cost(search):
         errors = torch.stack([search(x, ones, rate)[1] - x for x in columns])
@@ -170,7 +170,7 @@ def test_outputs_that_cost_alike_are_searched_as_by_themselves():
     rows, tables = 60, {2: value_table(8, 2, 0.0)}
     x, scale = torch.randn(rows, generator=torch.Generator().manual_seed(3)), torch.ones(rows)
     plain = CpuViterbi(rows, 8, tables, 3)(x, scale, 2)
-    found = OutputViterbi(rows, 8, tables, 3, plan_outputs(2.5 * torch.eye(rows), 3))(x, scale, 2)
+    found = CoupledViterbi(rows, 8, tables, 3, factor_metric(2.5 * torch.eye(rows), 3))(x, scale, 2)
     assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
 
 
@@ -180,7 +180,7 @@ def test_symbols_decode_to_the_values_of_coupled_outputs_too(rows, rate, phase, 
     generator = torch.Generator().manual_seed(seed)
     target, scale = torch.randn(rows, generator=generator), torch.rand(rows, generator=generator)
     table = value_table(8, rate, 0.0)
-    search = OutputViterbi(rows, 8, {rate: table}, phase, plan_outputs(coupled(rows, seed), phase))
+    search = CoupledViterbi(rows, 8, {rate: table}, phase, factor_metric(coupled(rows, seed), phase))
     symbols, values = search(target, scale, rate)
     assert torch.equal(table.float()[window_states(symbols.int(), rate, 8)], values)
     assert int(symbols.max()) < 1 << rate

@@ -25,9 +25,9 @@ from vqcompress.quantizers.coordinate_descent import descend, squared_error
 from vqcompress.quantizers.error_feedback import Feedback
 from vqcompress.quantizers.scales import COLUMN_SCALES_MUST_SAVE, divide_by_scale, rms_scale
 from vqcompress.quantizers.source_model import SourceModel
+from vqcompress.search.coupled_viterbi import CoupledViterbi, factor_metric
 from vqcompress.search.gpu_viterbi import GpuViterbi
 from vqcompress.search.viterbi import CpuViterbi
-from vqcompress.search.viterbi_outputs import OutputViterbi, plan_outputs
 
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
 
@@ -158,7 +158,7 @@ class TrellisColumns:
         """``(target [out], scale [out], rate)`` -> symbols and values."""
         tables = {rate: value_table(self.state_bits, rate, self.source.tail) for rate in set(self.rates) if rate}
         if self.outputs is not None:
-            return OutputViterbi(outputs, self.state_bits, tables, phase, plan_outputs(self.outputs, phase))
+            return CoupledViterbi(outputs, self.state_bits, tables, phase, factor_metric(self.outputs, phase))
         if on_gpu is not None:
             return GpuViterbi(outputs, self.state_bits, tables, phase, on_gpu)
         return CpuViterbi(outputs, self.state_bits, tables, phase)

@@ -25,75 +25,77 @@ CHUNK = 8  # weights searched between two decisions, which are therefore ``MEMOR
 
 
 @dataclass(frozen=True)
-class OutputPlan:
-    """A factored metric, float32, in the order in which the search visits weights (see `plan_outputs`).
+class OutputMetric:
+    """A factored metric, float32, in the order in which the search visits weights (see `factor_metric`).
 
-    ``pull [rows, rows]``, strictly lower triangular: how far each weight's target moves with the errors before it.
-    ``weight [rows]``: the root of what its error then costs, 1 on average.
+    ``pull [outputs, outputs]``, strictly lower triangular: how far each weight's target moves with the errors before
+    it. ``weight [outputs]``: the root of what its error then costs, 1 on average.
     """
 
     pull: np.ndarray
     weight: np.ndarray
 
 
-def plan_outputs(moment: Tensor, phase: int) -> OutputPlan:
-    """Factor ``moment [rows, rows]``, positive definite, for a search that starts at ``phase``."""
+def factor_metric(moment: Tensor, phase: int) -> OutputMetric:
+    """Factor ``moment [outputs, outputs]``, positive definite, for a search that starts at ``phase``."""
     turned = moment.double().roll((-phase, -phase), (0, 1))
     upper = torch.linalg.cholesky(turned.flip(0, 1)).flip(0, 1)
     weight = upper.diagonal()
     pull = (upper / weight).t().tril(-1)
-    return OutputPlan(pull.float().numpy(), (weight / weight.mean()).float().numpy())
+    return OutputMetric(pull.float().numpy(), (weight / weight.mean()).float().numpy())
 
 
-class OutputViterbi(CpuViterbi):
-    """`CpuViterbi` under the metric of ``plan``; greedy where that one is exact, for paths meet that would want other
+class CoupledViterbi(CpuViterbi):
+    """`CpuViterbi` under the metric of ``metric``; greedy where that one is exact, for paths meet that would want other
     targets."""
 
-    def __init__(self, rows: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, plan: OutputPlan) -> None:
-        super().__init__(rows, state_bits, tables, phase)
-        self._plan = plan
-        self._seam_weight = np.take(plan.weight, range(-(len(self._seam) // 2), len(self._seam) // 2), mode="wrap")
-        self._coupled = {rate: CoupledSearch(state_bits, rate, table, plan) for rate, table in self._tables.items()}
+    def __init__(
+        self, outputs: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, metric: OutputMetric
+    ) -> None:
+        super().__init__(outputs, state_bits, tables, phase)
+        self._metric = metric
+        self._seam_weight = np.take(metric.weight, range(-(len(self._seam) // 2), len(self._seam) // 2), mode="wrap")
+        self._coupled = {rate: CoupledSearch(state_bits, rate, table, metric) for rate, table in self._tables.items()}
 
     def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Codes for ``target [rows]`` whose error ``e`` has a small ``eᵀ G e``; see `CpuViterbi`."""
+        """Codes for ``target [outputs]`` whose error ``e`` has a small ``eᵀ G e``; see `CpuViterbi`."""
         x, r, seam, weight = target.numpy(), scale.numpy(), self._seam, self._seam_weight
         boundary = int(self._searches[rate](x[seam] * weight, r[seam] * weight)[len(seam) // 2]) >> rate
         return self._unturned(self._coupled[rate](x[self._turn], r[self._turn], boundary), rate)
 
 
 class CoupledSearch:
-    """One trellis under the metric of ``plan``: ``table [2**state_bits]`` float32, in the order of states."""
+    """One trellis under the metric of ``metric``: ``table [2**state_bits]`` float32, in the order of states."""
 
-    def __init__(self, state_bits: int, rate: int, table: np.ndarray, plan: OutputPlan) -> None:
-        self._rate, self._plan = rate, plan
-        branches, rows = 1 << rate, len(plan.weight)
+    def __init__(self, state_bits: int, rate: int, table: np.ndarray, metric: OutputMetric) -> None:
+        self._rate, self._metric = rate, metric
+        branches, outputs = 1 << rate, len(metric.weight)
         self._table = np.ascontiguousarray(table.reshape(branches, -1, branches).transpose(2, 0, 1))
-        self._near = _near(plan.pull)
+        self._near = _near(metric.pull)
         self._forward, self._traceback = compiled_forward(state_bits, rate), compiled_traceback()
         self._give_up = compiled_give_up()
         groups = 1 << (state_bits - rate)
-        self._best, self._back = np.empty(groups, np.float32), np.empty((rows, groups), np.uint8)
+        self._best, self._back = np.empty(groups, np.float32), np.empty((outputs, groups), np.uint8)
         self._errors = np.empty((2, groups, MEMORY), np.float32)
 
     def __call__(self, target: np.ndarray, scale: np.ndarray, boundary: int) -> np.ndarray:
-        """States ``[rows]`` (int64) of a cheap path that has ``boundary`` at both ends."""
-        rows = len(target)
-        states, errors, settled = np.empty(rows, np.int64), np.empty(rows, np.float32), 0
+        """States ``[outputs]`` (int64) of a cheap path that has ``boundary`` at both ends."""
+        outputs = len(target)
+        states, errors, settled = np.empty(outputs, np.int64), np.empty(outputs, np.float32), 0
         self._best.fill(INFINITE)
         self._best[boundary] = 0
         self._errors.fill(0)
-        for start in range(0, rows, CHUNK):
-            chunk = slice(start, min(start + CHUNK, rows))
+        for start in range(0, outputs, CHUNK):
+            chunk = slice(start, min(start + CHUNK, outputs))
             if start + CHUNK - MEMORY > settled:
                 past = self._errors[start % 2]
                 decided = past[self._best.argmin(), settled % MEMORY :][:CHUNK].copy()
                 self._give_up(past, settled % MEMORY, decided, self._best)
                 errors[settled : settled + CHUNK] = decided
                 settled += CHUNK
-            moved = target[chunk] - self._plan.pull[chunk, :settled] @ errors[:settled]
+            moved = target[chunk] - self._metric.pull[chunk, :settled] @ errors[:settled]
             self._forward(
-                target[chunk], moved, scale[chunk], self._plan.weight[chunk], self._near[chunk], self._table,
+                target[chunk], moved, scale[chunk], self._metric.weight[chunk], self._near[chunk], self._table,
                 self._best, self._back[chunk], self._errors, start,
             )  # fmt: skip
         self._traceback(self._back, boundary, self._rate, states)
@@ -101,8 +103,8 @@ class CoupledSearch:
 
 
 def _near(pull: np.ndarray) -> np.ndarray:
-    """``[rows, MEMORY]``: by how much a weight's target moves with the errors that its path remembers, error ``s`` in
-    place ``s % MEMORY``."""
+    """``[outputs, MEMORY]``: by how much a weight's target moves with the errors that its path remembers, error ``s``
+    in place ``s % MEMORY``."""
     near = np.zeros((len(pull), MEMORY), np.float32)
     for t in range(len(pull)):
         settled = max(0, t // CHUNK * CHUNK + CHUNK - MEMORY)

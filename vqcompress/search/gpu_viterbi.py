@@ -15,14 +15,14 @@ LARGEST_STATE_BITS = 14  # of larger tables a thread would hold more values than
 
 
 class GpuViterbi:
-    """Searches columns of ``rows`` weights on ``device``, in a stream of its own; arguments as of `CpuViterbi`.
+    """Searches columns of ``outputs`` weights on ``device``, in a stream of its own; arguments as of `CpuViterbi`.
 
     A column keeps a single multiprocessor busy: to keep a device busy search many layers side by side, each in a thread
     of its own. Feedback and everything else stay on the CPU, a column at a time goes over and its code comes back.
     """
 
     def __init__(
-        self, rows: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, device: torch.device
+        self, outputs: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, device: torch.device
     ) -> None:
         from vqcompress.search.triton_viterbi import search_columns
 
@@ -38,7 +38,7 @@ class GpuViterbi:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables are on their way
 
     def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Symbols and values of ``target [rows]``, as `CpuViterbi` returns them; all tensors are on the CPU."""
+        """Symbols and values of ``target [outputs]``, as `CpuViterbi` returns them; all tensors are on the CPU."""
         with torch.cuda.stream(self._stream):  # type: ignore[arg-type]
             there = target[None].to(self._device), scale.to(self._device)
             symbols, values = self._search(*there, self._tables[rate], rate, self._phase)

@@ -17,13 +17,14 @@ from vqcompress.search.viterbi import SEAM
 
 
 def search_columns(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phase: int = 0) -> tuple[Tensor, Tensor]:
-    """Codes of ``targets [columns, rows]`` under the metric ``sum (target - scale * value)**2``, all at one ``rate``.
+    """Codes of ``targets [columns, outputs]`` under the metric ``sum (target - scale * value)**2``, all at one
+    ``rate``.
 
-    ``scale [rows]`` and ``table [2**state_bits]`` are read as float32; ``phase`` in ``[0, rows)`` is the row where the
-    search goes round from. Returns symbols uint8 and unscaled values float32, both ``[columns, rows]``. Needs ``rows *
-    rate >= state_bits >= 2 * rate`` and at most `gpu_viterbi.LARGEST_STATE_BITS`. While it runs it holds a byte for
-    each of ``columns * rows * 2**(state_bits - rate)`` decisions, so a large weight is to be passed in parts of a few
-    hundred columns: as many as keep the device busy.
+    ``scale [outputs]`` and ``table [2**state_bits]`` are read as float32; ``phase`` in ``[0, outputs)`` is the output
+    where the search goes round from. Returns symbols uint8 and unscaled values float32, both ``[columns, outputs]``.
+    Needs ``outputs * rate >= state_bits >= 2 * rate`` and at most `gpu_viterbi.LARGEST_STATE_BITS`. While it runs it
+    holds a byte for each of ``columns * outputs * 2**(state_bits - rate)`` decisions, so a large weight is to be passed
+    in parts of a few hundred columns: as many as keep the device busy.
     """
     table = table.float()
     states = search_states(targets, scale, table, rate, phase)
@@ -31,12 +32,12 @@ def search_columns(targets: Tensor, scale: Tensor, table: Tensor, rate: int, pha
 
 
 def search_states(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phase: int) -> Tensor:
-    """The states of `search_columns`, int32 ``[columns, rows]``."""
-    columns, rows = targets.shape
+    """The states of `search_columns`, int32 ``[columns, outputs]``."""
+    columns, outputs = targets.shape
     state_bits = len(table).bit_length() - 1
-    states = torch.empty(columns, rows, dtype=torch.int32, device=targets.device)
-    reach = min(SEAM, rows)
-    back = torch.empty(columns, max(rows, 2 * reach), len(table) >> rate, dtype=torch.uint8, device=targets.device)
+    states = torch.empty(columns, outputs, dtype=torch.int32, device=targets.device)
+    reach = min(SEAM, outputs)
+    back = torch.empty(columns, max(outputs, 2 * reach), len(table) >> rate, dtype=torch.uint8, device=targets.device)
     with torch.cuda.device_of(targets):
         viterbi[(columns,)](
             states,
@@ -44,7 +45,7 @@ def search_states(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phas
             targets.float().contiguous(),
             scale.float().contiguous(),
             table.float().contiguous(),
-            rows,
+            outputs,
             phase,
             back.stride(0),
             REACH=reach,
@@ -57,15 +58,15 @@ def search_states(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phas
 
 
 @triton.jit
-def _forward(best, back, target, scale, values, rows, first, steps, RATE: tl.constexpr, STATE_BITS: tl.constexpr):
-    """Costs ``[branches, stems]`` of the groups after ``steps`` weights from row ``first`` on, round the circle; fills
-    ``back``."""
+def _forward(best, back, target, scale, values, outputs, first, steps, RATE: tl.constexpr, STATE_BITS: tl.constexpr):
+    """Costs ``[branches, stems]`` of the groups after ``steps`` weights from output ``first`` on, round the circle;
+    fills ``back``."""
     branches: tl.constexpr = 1 << RATE
     stems: tl.constexpr = 1 << (STATE_BITS - 2 * RATE)
     group = tl.arange(0, stems)[:, None] * branches + tl.arange(0, branches)[None, :]
     for step in range(steps):
-        row = (first + step) % rows
-        error = tl.load(target + row) - tl.load(scale + row) * values
+        output = (first + step) % outputs
+        error = tl.load(target + output) - tl.load(scale + output) * values
         least, branch = tl.min(best[:, :, None] + error * error, axis=0, return_indices=True)
         tl.store(back + step * (stems * branches) + group, branch.to(tl.uint8))
         best = tl.reshape(least, (branches, stems))
@@ -79,14 +80,14 @@ def viterbi(
     targets,
     scale,
     table,
-    rows,
+    outputs,
     phase,
     back_stride,
     REACH: tl.constexpr,
     RATE: tl.constexpr,
     STATE_BITS: tl.constexpr,
 ):
-    """``states [columns, rows]`` (int32) of the cheapest circular path: a program per column.
+    """``states [columns, outputs]`` (int32) of the cheapest circular path: a program per column.
 
     A state is (branch, stem, symbol) from high bits to low; its group is (stem, symbol), and the next step reads the
     same bits as (branch, stem).
@@ -95,15 +96,15 @@ def viterbi(
     stems: tl.constexpr = 1 << (STATE_BITS - 2 * RATE)
     groups: tl.constexpr = stems * branches
     column = tl.program_id(0).to(tl.int64)
-    states += column * rows
+    states += column * outputs
     back += column * back_stride
-    targets += column * rows
+    targets += column * outputs
     place = tl.arange(0, branches)[:, None] * stems + tl.arange(0, stems)[None, :]
     values = tl.load(table + place[:, :, None] * branches + tl.arange(0, branches)[None, None, :])
 
-    seam = rows - REACH + phase
+    seam = outputs - REACH + phase
     free = tl.zeros((branches, stems), dtype=tl.float32)
-    best = _forward(free, back, targets, scale, values, rows, seam, 2 * REACH, RATE, STATE_BITS)
+    best = _forward(free, back, targets, scale, values, outputs, seam, 2 * REACH, RATE, STATE_BITS)
     group = tl.argmin(tl.reshape(best, (groups,)), axis=0)
     tl.debug_barrier()  # the branches were stored by other threads than read them
     for step in range(REACH):
@@ -113,11 +114,11 @@ def viterbi(
     tl.debug_barrier()
 
     fixed = tl.where(place == boundary, 0.0, 1e30)
-    _forward(fixed, back, targets, scale, values, rows, phase, rows, RATE, STATE_BITS)
+    _forward(fixed, back, targets, scale, values, outputs, phase, outputs, RATE, STATE_BITS)
     group = boundary
     tl.debug_barrier()
-    for step in range(rows):
-        at = rows - 1 - step
+    for step in range(outputs):
+        at = outputs - 1 - step
         state = tl.load(back + at * groups + group).to(tl.int32) * groups + group
-        tl.store(states + (phase + at) % rows, state)
+        tl.store(states + (phase + at) % outputs, state)
         group = state >> RATE

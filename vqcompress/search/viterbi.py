@@ -24,26 +24,26 @@ LANES = 8  # floats that one vector instruction takes at once
 
 
 class CpuViterbi:
-    """Searches columns of ``rows`` weights; keeps its buffers between calls, so use one per thread.
+    """Searches columns of ``outputs`` weights; keeps its buffers between calls, so use one per thread.
 
-    ``tables`` holds the values ``[2**state_bits]`` by rate. ``phase`` in ``[0, rows)`` is the weight where the circular
-    search starts: another phase gives another, equally good code.
+    ``tables`` holds the values ``[2**state_bits]`` by rate. ``phase`` in ``[0, outputs)`` is the weight where the
+    circular search starts: another phase gives another, equally good code.
     """
 
-    def __init__(self, rows: int, state_bits: int, tables: Mapping[int, Tensor], phase: int = 0) -> None:
-        reach = min(SEAM, rows)
-        self._turn = np.roll(np.arange(rows), -phase)
-        self._seam = np.concatenate([self._turn[rows - reach :], self._turn[:reach]])
+    def __init__(self, outputs: int, state_bits: int, tables: Mapping[int, Tensor], phase: int = 0) -> None:
+        reach = min(SEAM, outputs)
+        self._turn = np.roll(np.arange(outputs), -phase)
+        self._seam = np.concatenate([self._turn[outputs - reach :], self._turn[:reach]])
         self._tables = {rate: table.float().numpy() for rate, table in tables.items()}
         self._searches = {
-            rate: Search(state_bits, rate, table, len(self._seam) + rows) for rate, table in self._tables.items()
+            rate: Search(state_bits, rate, table, len(self._seam) + outputs) for rate, table in self._tables.items()
         }
 
     def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Codes for ``target [rows]`` under the metric ``sum (target - scale * value)**2``.
+        """Codes for ``target [outputs]`` under the metric ``sum (target - scale * value)**2``.
 
-        ``scale [rows]`` is float32. Returns symbols uint8 ``[rows]`` (the new bits of each weight) and the unscaled
-        values float32 ``[rows]`` they decode to. Needs ``rows * rate >= state_bits``.
+        ``scale [outputs]`` is float32. Returns symbols uint8 ``[outputs]`` (the new bits of each weight) and the
+        unscaled values float32 ``[outputs]`` they decode to. Needs ``outputs * rate >= state_bits``.
         """
         x, r, turn, seam, search = target.numpy(), scale.numpy(), self._turn, self._seam, self._searches[rate]
         boundary = int(search(x[seam], r[seam])[len(seam) // 2]) >> rate
