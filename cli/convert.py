@@ -55,16 +55,16 @@ def convert(
     """
     from vqcompress.checkpoint.publication import publish
     from vqcompress.models.conversion import convert_official
-    from vqcompress.models.pipeline_parts import read_text, read_vae
+    from vqcompress.models.pipeline_parts import PipelineParts, read_text, read_vae
 
-    parts: dict[str, Any] = {
-        "arguments": _arguments(config_path),
-        "vae": None if vae is None else read_vae(vae),
-        "text": None if text_encoder is None else read_text(text_encoder),
-        "base": None if base is None else _base(base),
-    }
+    arguments = _arguments(config_path)
+    parts = PipelineParts(
+        vae=None if vae is None else read_vae(vae),
+        text=None if text_encoder is None else read_text(text_encoder),
+        base=None if base is None else _base(base),
+    )
     with publish(output, overwrite) as partial:
-        convert_official(name, weights, partial, **parts)
+        convert_official(name, weights, partial, arguments=arguments, parts=parts)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     click.echo(
         json.dumps({"output": str(output), "bytes": size})

@@ -10,19 +10,14 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.models import presets
 from vqcompress.models.conversion import convert_official, read_official
 from vqcompress.models.dit import DiT
+from vqcompress.models.pipeline_parts import PipelineParts
 from vqcompress.models.pixart import PixArt, name_map
+from vqcompress.models.presets import Preset
 
 TINY = {"input_size": 8, "hidden_size": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
 TEXT = {"input_size": 8, "hidden_size": 32, "depth": 1, "num_heads": 2, "caption_channels": 8, "model_max_length": 4}
-
-
-@pytest.fixture(autouse=True)
-def _tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = {"tiny": presets.Preset("dit", TINY), "tiny-text": presets.Preset("pixart", TEXT)}
-    monkeypatch.setattr(presets, "PRESETS", tiny)
 
 
 @pytest.fixture
@@ -46,7 +41,12 @@ def test_averaged_weights_come_first(tmp_path: Path) -> None:
 
 def test_folder_gives_the_same_estimates(tmp_path: Path, network: DiT) -> None:
     save_file(network.state_dict(), tmp_path / "official.safetensors")
-    folder = convert_official("tiny", tmp_path / "official.safetensors", tmp_path / "dit", id2label={2: "hen"})
+    folder = convert_official(
+        Preset("dit", TINY),
+        tmp_path / "official.safetensors",
+        tmp_path / "dit",
+        parts=PipelineParts(id2label={2: "hen"}),
+    )
     opened = DiffusionPipeline.from_pretrained(folder)
     x, t, y = torch.randn(1, 4, 8, 8), torch.tensor([5.0]), torch.tensor([2])
     assert opened.transformer(x, t, y).equal(network(x, t, y))
@@ -77,4 +77,4 @@ def test_text_models_need_more_than_a_denoiser(tmp_path: Path) -> None:
     state = {name: torch.cat([own[part] for part in parts]) for name, parts in name_map(1, sizes=False).items()}
     save_file(state, tmp_path / "text.safetensors")
     with pytest.raises(ArchitectureError, match="conditioned on text"):
-        convert_official("tiny-text", tmp_path / "text.safetensors", tmp_path / "out")
+        convert_official(Preset("pixart", TEXT), tmp_path / "text.safetensors", tmp_path / "out")

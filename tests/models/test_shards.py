@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqcompress.errors import ArchitectureError
-from vqcompress.models import from_official, presets
+from vqcompress.models import from_official
 from vqcompress.models.conversion import convert_official
 from vqcompress.models.flag_dit import LargeDiT
+from vqcompress.models.presets import Preset
 from vqcompress.models.shards import join_shards, read_shards, shard_files
 
 CONFIG = {"dim": 48, "n_layers": 1, "n_heads": 4, "multiple_of": 16, "num_classes": 10, "qk_norm": True}
@@ -58,12 +59,11 @@ def test_folder_prefers_averaged_weights(weights: dict[str, Tensor], tmp_path: P
     assert all(joined[name].equal(tensor) for name, tensor in weights.items())
 
 
-def test_sharded_folder_converts(weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "PRESETS", {"tiny": presets.Preset("large_dit", CONFIG)})
+def test_sharded_folder_converts(weights: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "official").mkdir()
     for rank, shard in enumerate(cut(weights, 2)):
         torch.save(shard, tmp_path / "official" / f"consolidated.0{rank}-of-02.pth")
-    folder = convert_official("tiny", tmp_path / "official", tmp_path / "large-dit")
+    folder = convert_official(Preset("large_dit", CONFIG), tmp_path / "official", tmp_path / "large-dit")
     stored = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(stored[name].equal(tensor) for name, tensor in weights.items())
 

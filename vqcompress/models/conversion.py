@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models import FAMILIES, from_official
@@ -20,7 +20,7 @@ from vqcompress.models.shards import read_shards
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from vqcompress.models.pipeline_parts import TextParts
+    from vqcompress.models.pipeline_parts import PipelineParts
 
 # Trainers save their weights under one of these; the averaged ones are those that the papers sample.
 _WRAPPERS = ("ema", "model", "state_dict")
@@ -56,15 +56,18 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def configuration(name: str, arguments: Mapping[str, object] | None = None) -> Preset:
-    """The network called ``name``: a preset, or a family (a key of `models.FAMILIES`) with its official defaults.
+def configuration(model: str | Preset, arguments: Mapping[str, object] | None = None) -> Preset:
+    """The network ``model``: a preset or its name, or a family (a key of `models.FAMILIES`) with its official defaults.
 
     ``arguments`` of the official constructor replace those of the preset. Raises ArchitectureError for an unknown name.
     """
-    chosen = Preset(name, {}) if name in FAMILIES else preset(name)
+    if isinstance(model, Preset):
+        chosen = model
+    else:
+        chosen = Preset(model, {}) if model in FAMILIES else preset(model)
     if chosen.family not in FAMILIES:
         raise ArchitectureError(
-            f"{name} is published as a diffusers folder, or as a size without weights: there is nothing to convert"
+            f"{model} is published as a diffusers folder, or as a size without weights: there is nothing to convert"
         )
     return Preset(chosen.family, {**chosen.arguments, **(arguments or {})})
 
@@ -83,42 +86,39 @@ def _common_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def convert_official(
-    name: str,
+    model: str | Preset,
     checkpoint: str | Path,
     folder: str | Path,
     *,
     arguments: Mapping[str, object] | None = None,
-    vae: nn.Module | None = None,
-    text: TextParts | None = None,
-    base: DiffusionPipeline | None = None,
-    id2label: Mapping[int, str] | None = None,
+    parts: PipelineParts | None = None,
 ) -> Path:
-    """Write the model ``name`` (a preset or a family) with an official checkpoint's weights as a diffusers folder.
+    """Write ``model`` (a preset, or the name of a preset or a family) with official weights as a diffusers folder.
 
     ``checkpoint``: a file, or the folder of a sharded checkpoint (see `shards`) or of a LinFusion adapter.
-    ``arguments``: see `configuration`. ``vae``: a diffusers AutoencoderKL for its latents; without one, a
-    class-conditional model gives latents only. ``text``: what a text-conditional model reads prompts with. ``base``:
-    the pipeline that a LinFusion adapter is mounted on. Weights keep the checkpoint's dtype. Returns the folder, which
-    `vqcompress quantize` and ``DiffusionPipeline.from_pretrained`` open. Raises ArchitectureError for an unknown name,
-    for parts that are missing, and for weights that do not fit.
+    ``arguments``: see `configuration`. ``parts``: what the checkpoint does not hold. Weights keep the checkpoint's
+    dtype. Returns the folder, which `vqcompress quantize` and ``DiffusionPipeline.from_pretrained`` open. Raises
+    ArchitectureError for an unknown name, for parts that are missing, and for weights that do not fit.
     """
-    from vqcompress.models.pipeline_parts import pipeline_around
+    from vqcompress.models.pipeline_parts import PipelineParts, pipeline_around
 
-    chosen = configuration(name, arguments)
+    chosen, parts = configuration(model, arguments), parts or PipelineParts()
     if chosen.family == "linfusion":
-        pipeline = _mounted(name, checkpoint, base)
+        pipeline = _mounted(checkpoint, parts.base)
     else:
         weights = _weights(chosen, Path(checkpoint))
         network = from_official(chosen.family, chosen.arguments, weights).to(_common_dtype(weights))
-        pipeline = pipeline_around(network, vae=vae, text=text, id2label=id2label)
+        pipeline = pipeline_around(network, parts)
     pipeline.save_pretrained(folder)
     return Path(folder)
 
 
-def _mounted(name: str, checkpoint: str | Path, base: DiffusionPipeline | None) -> DiffusionPipeline:
+def _mounted(checkpoint: str | Path, base: DiffusionPipeline | None) -> DiffusionPipeline:
     from vqcompress.models.linfusion import mount
 
     if base is None:
-        raise ArchitectureError(f"{name} is an adapter: give the pipeline that it is mounted on (--base)")
+        raise ArchitectureError(
+            f"{checkpoint} is a LinFusion adapter: give the pipeline that it is mounted on (--base)"
+        )
     mount(base, checkpoint)
     return base

@@ -12,7 +12,7 @@ from vqcompress.models.feed_forward import SwiGLU
 
 
 class Routing(NamedTuple):
-    """Where each sample goes: ``expert`` int64 [samples, k], ``weight`` [samples, k], and the balance loss in training."""
+    """Where samples go: ``expert`` int64 [samples, k], ``weight`` [samples, k], and the balance loss in training."""
 
     expert: Tensor
     weight: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,21 @@ class TextParts(NamedTuple):
 
     tokenizer: Any
     encoder: Any
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """What a pipeline has besides its denoiser.
+
+    ``vae``: a diffusers AutoencoderKL; without one, a class-conditional model gives latents only. ``text``: what a
+    text-conditional model reads prompts with. ``base``: the pipeline that a LinFusion adapter is mounted on.
+    ``id2label``: class ids to names.
+    """
+
+    vae: Any = None
+    text: TextParts | None = None
+    base: DiffusionPipeline | None = None
+    id2label: Mapping[int, str] | None = None
 
 
 def read_vae(folder: str | Path) -> AutoencoderKL:
@@ -54,27 +70,23 @@ def read_text(folder: str | Path) -> TextParts:
     return TextParts(tokenizer, encoder.eval())
 
 
-def pipeline_around(
-    network: nn.Module,
-    *,
-    vae: Any = None,
-    text: TextParts | None = None,
-    id2label: Mapping[int, str] | None = None,
-) -> DiffusionPipeline:
+def pipeline_around(network: nn.Module, parts: PipelineParts) -> DiffusionPipeline:
     """The pipeline whose denoiser is ``network`` (see `models.from_official`), with the sampler it was trained for.
 
     Class-conditional networks need nothing more (without a VAE they give latents); those that read text need ``text``
-    and ``vae``, else ArchitectureError.
+    and ``vae``. Raises ArchitectureError for what is missing.
     """
     if "num_classes" in getattr(network, "config", {}):
-        return ClassConditionalPipeline.with_defaults(network, vae, dict(id2label) if id2label else None)
-    if text is None or vae is None:
+        return ClassConditionalPipeline.with_defaults(
+            network, parts.vae, dict(parts.id2label) if parts.id2label else None
+        )
+    if parts.text is None or parts.vae is None:
         raise ArchitectureError(
             f"{type(network).__name__} is conditioned on text: a checkpoint of its denoiser alone makes no pipeline. "
             "Give its text encoder and VAE too (--text-encoder and --vae, folders of their own or of a pipeline that "
             "has them)"
         )
-    return _text_pipeline(network, text, vae)
+    return _text_pipeline(network, parts.text, parts.vae)
 
 
 def _text_pipeline(network: nn.Module, text: TextParts, vae: Any) -> DiffusionPipeline:
