@@ -1,13 +1,16 @@
 """What fine-tuning gains: the same codes before and after, on prompts that neither calibration nor training saw.
 
-``python benchmarks/finetune.py [FOLDER…] [--reference FOLDER…] [--stages blocks full] [--preset fast] [--set KEY=VALUE…]``
+``python benchmarks/finetune.py [FOLDER…] [--reference FOLDER…] [--stages blocks full] [--preset fast]
+[--set KEY=VALUE…]``
 
-Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same bits in every layer) and, as references, to
-4 bits with GPTQ in groups of 64 and to 2 and 3 bits with output feedback; what lies in ``--out`` already is not made again. Each row is a variant after one stage (``none``, ``blocks``,
-``full`` after ``blocks``, or ``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, of
-both branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels, and its mean and median over images; the
-share of images that show their caption; bits per quantized weight with everything stored counted; and processor seconds. One
-JSON line a row while it runs, then the table in Markdown. Nothing is written to FOLDERs.
+Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same bits in every layer) and, as
+references, to 4 bits with GPTQ in groups of 64 and to 2 and 3 bits with output feedback; what lies in ``--out``
+already is not made again. Each row is a variant after one stage (``none``, ``blocks``, ``full`` after ``blocks``, or
+``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, of both
+branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels, and its
+mean and median over images; the share of images that show their caption; bits per quantized weight with everything
+stored counted; and processor seconds. One JSON line a row while it runs, then the table in Markdown. Nothing is
+written to FOLDERs.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import copy
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -33,9 +38,11 @@ from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.finetune import (
     DistillationData,
-    encode_worst,
+    Teacher,
+    TuningContext,
     plan_requantization,
     record_distillation,
+    requantize_before_blocks,
     tune_blocks,
     tune_whole,
 )
@@ -155,7 +162,8 @@ class Bench:
     """Tunes variants and writes down what comes out."""
 
     def __init__(self, out: Path, images: int, training: Training, stages: list[str]) -> None:
-        self.out, self.training, self.stages = out, training, stages
+        self.out, self.stages = out, stages
+        self.recipe = Recipe(model="shapes", training=training)
         self.examination = Examination(images)
         self.rows: list[dict[str, Any]] = []
         self.note(variant="original", right=self.examination.right(self.examination.images))
@@ -168,10 +176,8 @@ class Bench:
     def distillation(self, store: RunStore) -> DistillationData:
         """What all variants learn from."""
         bench, prompts = self.examination, load_prompts("shapes").prompts
-        return record_distillation(
-            bench.pipeline, bench.architecture, prompts, choose_diverse(prompts, Calibration().count, 0), store,
-            training=self.training, calibration=Calibration(), seed=0, progress=lambda *told: None,
-        )  # fmt: skip
+        used = choose_diverse(prompts, Calibration().count, 0)
+        return record_distillation(Teacher(bench.pipeline, bench.architecture, prompts, used), self.recipe, store)
 
     def grade(self, folder: Path) -> nn.Module:
         """A folder as it is."""
@@ -182,7 +188,7 @@ class Bench:
     def run(self, name: str, start: nn.Module, distillation: DistillationData) -> None:
         """One row for each stage. Blocks are tuned once, in a folder of their own, and found there by ``full``."""
         seconds = 0.0
-        settings = self.training.model_dump(mode="json")
+        settings = self.recipe.training.model_dump(mode="json")
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         with RunStore(self.out / f"{name}-{digest}", {"training": settings}) as own:
             for stage in self.stages:
@@ -194,24 +200,17 @@ class Bench:
 
     def tuned(self, stage: str, start: nn.Module, distillation: DistillationData, store: RunStore) -> nn.Module:
         """The denoiser after ``stage``; ``start`` is the packed one."""
-        unet, scheduler = copy.deepcopy(start), self.examination.pipeline.scheduler
-        recipe = Recipe(model="shapes", training=self.training)
+        unet, bench = copy.deepcopy(start), self.examination
+        context = TuningContext.of(bench.pipeline, bench.architecture, self.recipe, distillation, store)
         if stage in ("blocks", "full"):
-            unet = copy.deepcopy(self.examination.dense)
+            unet = copy.deepcopy(bench.dense)
             quantized = {name: layer.quantized_weight() for name, layer in vq_layers(start).items()}
-            quantized = encode_worst(unet, quantized, distillation, recipe, GUIDANCE, scheduler, store)
-            tune_blocks(unet, quantized, distillation, store, training=self.training)
+            tune_blocks(unet, requantize_before_blocks(unet, quantized, context), context)
             swap(unet, {})
         if stage in ("full", "whole"):
-            dense = self.examination.dense
-            with RunStore(store.folder / stage, {}) as own:
-                requantization = plan_requantization(
-                    unet, lambda: dense, distillation, recipe, GUIDANCE, scheduler, own
-                )
-                tune_whole(
-                    unet, distillation, own.folder, None, training=self.training, guidance=GUIDANCE, scheduler=scheduler,
-                    requantization=requantization,
-                )  # fmt: skip
+            with TemporaryDirectory() as folder, RunStore(folder, {}) as fresh:  # so that all of it is timed
+                context = replace(context, store=fresh)
+                tune_whole(unet, context, plan_requantization(unet, lambda: bench.dense, context))
         return unet
 
 

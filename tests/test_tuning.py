@@ -16,7 +16,7 @@ from vqcompress.errors import CheckpointError, RecipeError
 from vqcompress.finetune.whole_stage import STATES
 from vqcompress.tuning import finetune
 
-TRAINING = {"prompts": 4, "held_out": 2, "steps": 8, "batch_size": 4, "rate": 0.05, "block_steps": 2, "recode": 2}
+TRAINING = {"prompts": 4, "held_out": 2, "steps": 8, "batch_size": 4, "rate": 0.05, "block_steps": 2, "requantize": 2}
 WORDS = "a cat\ntwo dogs\na red hat\nthe sea\nan old tree\nrain\na ship\nsome sand\n"
 
 
@@ -67,7 +67,7 @@ def test_a_folder_learns_and_stays_an_ordinary_folder(untuned, tuned):
     again = load(untuned).unet.state_dict(), load(folder).unet.state_dict()
     codes = [name for name, tensor in again[0].items() if tensor.dtype == torch.int8]
     changed = {name.rpartition(".")[0] for name in codes if not torch.equal(again[0][name], again[1][name])}
-    assert 0 < len(changed) <= TRAINING["recode"] < len(codes)
+    assert 0 < len(changed) <= TRAINING["requantize"] < len(codes)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
@@ -79,11 +79,15 @@ def test_narrow_loads_agree_with_float32(tuned, run_unet, dtype, tolerance):
 
 
 def test_quantize_fine_tunes_on_the_way(original, options, tmp_path):
-    told = []
+    reported = []
     folder = quantize(
-        str(original), tmp_path / "out", finetune="full", progress=lambda stage, *rest: told.append(stage), **options
+        str(original),
+        tmp_path / "out",
+        finetune="full",
+        progress=lambda stage, *rest: reported.append(stage),
+        **options,
     )
-    assert {"record teacher.train", "fine-tune blocks", "new codes", "fine-tune"} <= set(told)
+    assert {"record teacher.train", "fine-tune blocks", "requantize", "fine-tune"} <= set(reported)
     assert verify(folder) == []
     assert "finetune: full" in (folder / "vqcompress_recipe.yaml").read_text()
     with pytest.raises(RecipeError, match="denoiser"):

@@ -8,8 +8,8 @@ Under `torchrun` several processes share the batches of calibration and the laye
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vqcompress.architectures.narrow_weights import hold_narrow
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.checkpoint import LayerRecord, save_pipeline
 from vqcompress.errors import CheckpointError, RecipeError
-from vqcompress.finetune import prepare_distillation, swap_and_tune
+from vqcompress.finetune import Teacher, TuningContext, prepare_distillation, swap_and_tune
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import METHODS
@@ -29,15 +29,14 @@ from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Recipe, current_names
-from vqcompress.run_store import RunStore
 from vqcompress.stages.budget import allocate, importance_of_layers
 from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks
 from vqcompress.stages.output_recording import record_outputs
 from vqcompress.stages.plan import plan_components, recording_signature
 from vqcompress.stages.recording import record_component, recorded_group
-from vqcompress.stages.run import Run, dense_bits
+from vqcompress.stages.run import Run, dense_bits, open_store
 from vqcompress.stages.sequential import encode_in_order, encodes_in_order
-from vqcompress.workers import Workers, expected_workers, joined_workers
+from vqcompress.workers import expected_workers, joined_workers
 
 LEFT_DENSE = "its error costs the output more than its bits do: left dense by the model's budget"
 
@@ -78,14 +77,15 @@ def quantize(
     recorded = recording_signature(recipe, prompts, pipeline, architecture)
     with ExitStack() as held:
         workers = held.enter_context(joined_workers())
-        store = held.enter_context(_opened(work, {**recorded, "recipe": recipe.to_dict()}, workers))
-        recordings = held.enter_context(_opened(calibration_folder, recorded, workers)) if calibration_folder else store
+        store = held.enter_context(open_store(work, {**recorded, "recipe": recipe.to_dict()}, workers))
+        recordings = (
+            held.enter_context(open_store(calibration_folder, recorded, workers)) if calibration_folder else store
+        )
         report = progress if progress and workers.is_main_process else silent
         run = Run(recipe, pipeline, architecture, store, recordings, prompts, report, ignored, workers)
         chosen = () if recipe.finetune == "none" else run.chosen_prompts(recipe.calibration.count)
-        distillation = prepare_distillation(
-            recipe, pipeline, architecture, list(layers), prompts.prompts, chosen, recordings, report
-        )
+        teacher = Teacher(pipeline, architecture, prompts.prompts, chosen)
+        distillation = prepare_distillation(recipe, teacher, list(layers), recordings, report)
         run = replace(run, distillation=distillation)
         records = [record for part in layers.items() for record in _compress_component(run, *part)]
         if workers.is_main_process:
@@ -94,17 +94,6 @@ def quantize(
     if workers.is_main_process:
         shutil.rmtree(work)
     return output
-
-
-@contextmanager
-def _opened(folder: str | Path, signature: Mapping[str, Any], workers: Workers) -> Iterator[RunStore]:
-    """A run's folder; the first process holds it for all."""
-    if not workers.is_main_process:
-        workers.barrier()
-    with RunStore(folder, signature, joins=not workers.is_main_process) as store:
-        if workers.is_main_process:
-            workers.barrier()
-        yield store
 
 
 def _check_workers(recipe: Recipe) -> None:
@@ -161,16 +150,10 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
     reasons = {"dense": dense, "ignored": run.ignored[component]}
     if run.distillation and component == run.architecture.denoiser:
-        swap_and_tune(
-            run.recipe,
-            run.pipeline,
-            run.architecture,
-            quantized,
-            run.distillation,
-            run.store,
-            progress=run.progress,
-            **reasons,
+        context = TuningContext.of(
+            run.pipeline, run.architecture, run.recipe, run.distillation, run.store, progress=run.progress
         )
+        swap_and_tune(run.component(component), quantized, context, **reasons)
     else:
         swap(run.component(component), quantized, **reasons)
     return records

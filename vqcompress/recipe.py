@@ -20,6 +20,23 @@ from vqcompress.sampling_config import SamplingConfig
 
 FORMER_NAMES = {"keep": "ignore"}
 """Former recipe keys, which recipes of earlier folders have -> today's."""
+FORMER_TRAINING_NAMES = {"recode": "requantize"}
+RETIRED_TRAINING_KEYS = {"row_scales": False, "tables": 0.0}  # key -> the value that turned it off
+
+
+def current_names(data: Mapping[str, Any], former_names: Mapping[str, str] = FORMER_NAMES) -> dict[str, Any]:
+    """``data`` under today's recipe keys. Raises `RecipeError` where a key stands there under its former name too.
+
+    To be called on each part before parts are merged, so that a later part replaces an earlier one under either name.
+    """
+    for former, name in former_names.items():
+        if former in data and name in data:
+            raise RecipeError(f"recipe keys {name!r} and {former!r} are one setting; give {name!r} alone")
+    return {former_names.get(key, key): value for key, value in data.items()}
+
+
+class _RetiredKeyError(ValueError):
+    """A recipe asks for something that this version does not have any more."""
 
 
 class _Section(BaseModel):
@@ -52,16 +69,16 @@ class Calibration(_Section):
 
 
 class Training(_Section):
-    """How the continuous part of a compressed denoiser learns from the original (see `vqcompress.finetune.presets`).
+    """Fine-tuning: how a compressed denoiser learns from the dense one (see `vqcompress.finetune.presets`).
 
-    ``preset`` fixes what is ``None`` here: prompts to learn from and to stop by, steps, units (a prompt at one
-    timestep, in all guidance branches) a step and at once in memory, the largest step relative to each tensor's RMS and
-    to the root of the relative error at the start, and how many of the worst layers get new codes. ``learn`` names what
-    learns. ``row_scales`` gives layers with one common scale a scale for each row, ``tables`` is the most that learned
-    trellis tables may add to the codes that read them, as a share of these; both are off, for they cost bits, and on
-    the embedded model they gained nothing (docs/finetune.md). ``weighting`` is that of timesteps, ``None`` meaning
-    "trajectory" where the scheduler tells its noise levels, else "uniform"; ``guided`` is the share of the guided
-    output in the loss; ``budget_gb`` bounds the teacher's outputs on disk.
+    ``preset`` fixes what is ``None`` here: prompts for training and for early stopping, steps, samples (a prompt at
+    one timestep, in all guidance branches) a step and at once in memory, the largest step relative to each tensor's
+    RMS and to the root of the relative error at the start, and how many of the worst layers are quantized again
+    (``requantize``). ``learn`` names what learns. ``weighting`` is that of timesteps, ``None`` meaning "trajectory"
+    where the scheduler knows noise levels, else "uniform"; ``guided`` is the share of the guided output in the loss;
+    ``budget_gb`` bounds the teacher's outputs on disk.
+
+    Keys of older recipes: ``recode`` is ``requantize``; ``row_scales`` and ``tables`` are accepted where they are off.
     """
 
     preset: Literal["fast", "default", "best"] = "default"
@@ -72,17 +89,29 @@ class Training(_Section):
     micro_batch: int | None = Field(default=None, ge=1)
     rate: float | None = Field(default=None, gt=0, lt=1)
     block_steps: int | None = Field(default=None, ge=1)
-    recode: int | None = Field(default=None, ge=0)
+    requantize: int | None = Field(default=None, ge=0)
     learn: tuple[Literal["scales", "codebooks", "biases", "norms", "dense"], ...] = (
         "scales", "codebooks", "biases", "norms", "dense",
     )  # fmt: skip
-    row_scales: bool = False
-    tables: float = Field(default=0.0, ge=0, le=1)
     weighting: Literal["uniform", "min-snr", "measured", "trajectory"] | None = "uniform"
     guided: float = Field(default=0.3, ge=0, le=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     budget_gb: float = Field(default=8.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_older_recipes(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for key, off in RETIRED_TRAINING_KEYS.items():
+            if data.get(key, off) != off:
+                raise _RetiredKeyError(
+                    f"training.{key} is not supported any more: it cost bits and did not lower the error "
+                    f"(docs/finetune.md); leave it out, or set it to {off}"
+                )
+        left = {key: value for key, value in data.items() if key not in RETIRED_TRAINING_KEYS}
+        return current_names(left, FORMER_TRAINING_NAMES)
 
 
 class Recipe(_Section):
@@ -161,19 +190,18 @@ class Recipe(_Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-def current_names(data: Mapping[str, Any]) -> dict[str, Any]:
-    """``data`` under today's recipe keys. Raises `RecipeError` where a key stands there under its former name too.
-
-    To be called on each part before parts are merged, so that a later part replaces an earlier one under either name.
-    """
-    for former, name in FORMER_NAMES.items():
-        if former in data and name in data:
-            raise RecipeError(f"recipe keys {name!r} and {former!r} are one setting; give {name!r} alone")
-    return {FORMER_NAMES.get(key, key): value for key, value in data.items()}
+def current_signature(signature: Any) -> Any:
+    """The signature of a run that an older version started, with its ``recipe`` as this version writes it."""
+    try:
+        return {**signature, "recipe": Recipe.parse(signature["recipe"]).to_dict()}
+    except (KeyError, TypeError, RecipeError):
+        return signature
 
 
 def _problem(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "recipe"
+    if isinstance(error := item.get("ctx", {}).get("error"), _RetiredKeyError):
+        return str(error)
     if item["type"] == "extra_forbidden":
         return f"unknown recipe key {where!r}"
     return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item.get('input')!r})"

@@ -33,14 +33,22 @@ class RunStore:
     """Finished work of one run in ``folder``. One process holds it; others of the same job may join (``joins``).
 
     ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder that was made
-    with another signature is refused. Use as a context manager, or call `close`.
+    with another signature is refused; ``current`` turns the folder's into what this version would have written. Use as a
+    context manager, or call `close`.
 
     Raises `RecipeError` when the signature differs (the message names the keys), `VQCompressError` when another process
     holds the folder, `CheckpointError` when the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, signature: Mapping[str, Any], *, joins: bool = False) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        signature: Mapping[str, Any],
+        *,
+        joins: bool = False,
+        current: Callable[[Any], Any] = lambda signature: signature,
+    ) -> None:
+        self.folder, self._current = Path(folder), current
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -88,11 +96,15 @@ class RunStore:
 
         One without the other is not finished: then ``make`` gives both again.
         """
-        if not (self._path(stage, key, TENSORS).exists() and self._path(json_stage, key, JSON).exists()):
+        if not self.has_pair(stage, json_stage, key):
             tensors, value = make()
             self.put_json(json_stage, key, value)
             self.put(stage, key, tensors)
         return self.load(stage, key), self.load_json(json_stage, key)
+
+    def has_pair(self, stage: str, json_stage: str, key: str) -> bool:
+        """Whether both parts of a pair are there."""
+        return self._path(stage, key, TENSORS).exists() and self._path(json_stage, key, JSON).exists()
 
     def load(self, stage: str, key: str) -> dict[str, Tensor]:
         """Tensors that an earlier step stored. Raises `CheckpointError` when the file is missing, damaged or empty."""
@@ -153,7 +165,7 @@ class RunStore:
         ours = json.loads(_json(signature))
         if not path.exists():
             _publish_bytes(path, _json(signature))
-        elif changed := _differences(self._signed(path), ours):
+        elif changed := _differences(self._current(self._signed(path)), ours):
             raise RecipeError(
                 f"{self.folder} holds an unfinished run with other settings ({'; '.join(changed)}); "
                 "go on with the settings it was started with, or delete that folder"

@@ -23,18 +23,18 @@ def make(teacher, folder, prompts=("a", "b", "c"), **options):
         return record(run, store, "calls", **{"budget": 10**9, **options})
 
 
-def test_a_batch_of_units_from_anywhere_gives_the_teachers_outputs(teacher, distillation):
-    recordings = distillation.train
-    assert len(recordings) == 4 * 3
+def test_a_batch_of_samples_from_anywhere_gives_the_teachers_outputs(teacher, distillation):
+    dataset = distillation.train
+    assert len(dataset) == 4 * 3
     indices = [0, 7, 3, 10, 1]
-    batch = recordings.batch(indices)
+    batch = dataset.batch(indices)
     assert batch.branches == 2
     with torch.no_grad():
         output = teacher.unet(**batch.kwargs, return_dict=False)[0]
     torch.testing.assert_close(output, batch.target, rtol=1e-4, atol=1e-5)
     for place, index in enumerate(sorted(indices, key=lambda i: indices.index(i))):
-        alone = recordings.batch([index]).target
-        assert any(torch.equal(alone[0], batch.target[row]) for row in range(5)), place
+        alone = dataset.batch([index]).target
+        assert any(torch.equal(alone[0], batch.target[entry]) for entry in range(5)), place
 
 
 def test_recording_twice_changes_nothing_and_reads_without_the_lock(teacher, tmp_path):
@@ -42,7 +42,7 @@ def test_recording_twice_changes_nothing_and_reads_without_the_lock(teacher, tmp
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "calls").iterdir()}
     again = make(teacher, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "calls").iterdir()} == stamps
-    assert again.units == first.units == DistillationDataset.at(tmp_path, "calls").units
+    assert again.samples == first.samples == DistillationDataset.open(tmp_path, "calls").samples
 
 
 def test_the_budget_bounds_what_lies_on_disk(teacher, tmp_path):

@@ -1,10 +1,11 @@
-"""A tiny SDXL as teacher, the same with packed layers as student, and distillation recorded once."""
+"""A tiny SDXL as teacher, the same with packed layers as student, and a distillation dataset recorded once."""
 
 from __future__ import annotations
 
 import copy
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,20 @@ import torch
 
 from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.architectures import architecture_of
-from vqcompress.finetune import record_distillation
+from vqcompress.finetune import Teacher, TuningContext, open_distillation, record_distillation
+from vqcompress.finetune.presets import training_preset
 from vqcompress.layers import swap
 from vqcompress.matrix_view import is_quantizable
 from vqcompress.quantizers import quantize_weight
-from vqcompress.recipe import Calibration, Training
+from vqcompress.recipe import Calibration, Recipe, Training
 from vqcompress.run_store import RunStore
 from vqcompress.workers import joined_workers
 
+GUIDANCE = 2.0
 KEEP = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 PROMPTS = ["a cat", "two dogs", "a red hat", "the sea", "an old tree", "rain", "a ship", "some sand"]
 TRAINING = {
-    "prompts": 4, "held_out": 2, "steps": 12, "batch_size": 4, "micro_batch": 4, "rate": 0.05, "block_steps": 4, "tables": 0.0,
+    "prompts": 4, "held_out": 2, "steps": 12, "batch_size": 4, "micro_batch": 4, "rate": 0.05, "block_steps": 4,
 }  # fmt: skip
 
 
@@ -79,23 +82,32 @@ def student(dense, quantized):
 
 @pytest.fixture(scope="session")
 def run_folder(teacher, training, tmp_path_factory) -> Path:
-    """A run's folder with distillation in it; read only."""
+    """A run's folder with a distillation dataset in it; read only."""
     folder = tmp_path_factory.mktemp("run")
+    calibration = Calibration(steps=3, guidance=GUIDANCE, height=8, width=8, batch_size=2)
+    recipe = Recipe(model="tiny", training=training, calibration=calibration)
     with RunStore(folder, {}) as store:
-        record_distillation(
-            teacher, architecture_of(teacher), PROMPTS, ["rain"], store, training=training,
-            calibration=Calibration(steps=3, guidance=2.0, height=8, width=8, batch_size=2), seed=0,
-            progress=lambda *told: None,
-        )  # fmt: skip
+        record_distillation(Teacher(teacher, architecture_of(teacher), PROMPTS, ["rain"]), recipe, store)
     return folder
 
 
 @pytest.fixture(scope="session")
 def distillation(run_folder):
     """What `run_folder` holds."""
-    from vqcompress.finetune.dataset import open_distillation
-
     return open_distillation(run_folder)
+
+
+@pytest.fixture
+def context(distillation, training, tmp_path):
+    """``context(store)`` is that of a run that keeps its work there, or in a folder of its own; ``changes`` are its
+    fields."""
+
+    def make(store: RunStore | None = None, recipe: Recipe | None = None, **changes) -> TuningContext:
+        recipe = recipe or Recipe(model="tiny", training=training)
+        store = store or RunStore(tempfile.mkdtemp(dir=tmp_path), {})
+        return TuningContext(recipe, training_preset(recipe.training), distillation, GUIDANCE, store, **changes)
+
+    return make
 
 
 @pytest.fixture
@@ -106,7 +118,8 @@ def codes_of():
 
 @pytest.fixture
 def in_two_ranks():
-    """Runs ``work(workers)`` in two forked processes that talk through gloo; what it returns waits for their exit codes."""
+    """Runs ``work(workers)`` in two forked processes that talk through gloo; what it returns waits for their exit
+    codes."""
 
     def run(work):
         port = free_port()

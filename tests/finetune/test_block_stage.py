@@ -10,7 +10,7 @@ import torch
 from vqcompress.denoiser_calls.blocks import execution_order, find_blocks
 from vqcompress.finetune import tune_blocks
 from vqcompress.finetune.block_stage import BLOCKS
-from vqcompress.finetune.state import tensors_of
+from vqcompress.finetune.learnable import tensors_of
 from vqcompress.layers import swap, vq_layers
 from vqcompress.run_store import RunStore
 
@@ -68,19 +68,17 @@ def test_blocks_come_in_the_order_in_which_they_run(dense, distillation, quantiz
 
 
 @pytest.fixture
-def tuned(dense, quantized, distillation, training, tmp_path):
-    """The denoiser with every block tuned, the run's folder, and what was told of each block."""
-    told: list[str] = []
+def tuned(dense, quantized, context, tmp_path):
+    """The denoiser with every block tuned, the run's folder, and what was reported of each block."""
+    reported: list[str] = []
     with RunStore(tmp_path, {}) as store:
-        tune_blocks(
-            dense, quantized, distillation, store, training=training, progress=lambda *step: told.append(step[3])
-        )
-    return dense, tmp_path, told
+        tune_blocks(dense, quantized, context(store, progress=lambda *step: reported.append(step[3])))
+    return dense, tmp_path, reported
 
 
-def test_blocks_get_nearer_to_their_dense_selves(tuned, teacher, quantized, distillation, training, codes_of):
-    denoiser, folder, told = tuned
-    changes = [float(words.split()[-1].rstrip("%")) for words in told]
+def test_blocks_get_nearer_to_their_dense_selves(tuned, teacher, quantized, context, codes_of):
+    denoiser, folder, reported = tuned
+    changes = [float(words.split()[-1].rstrip("%")) for words in reported]
     assert len(changes) == len(find_blocks(teacher.unet, list(quantized)))
     assert max(changes) <= 0
     assert min(changes) < -5
@@ -92,7 +90,7 @@ def test_blocks_get_nearer_to_their_dense_selves(tuned, teacher, quantized, dist
     again = copy.deepcopy(teacher.unet)  # a run that was stopped after all blocks takes them from disk
     stamps = {path: path.stat().st_mtime_ns for path in (folder / BLOCKS).iterdir()}
     with RunStore(folder, {}) as store:
-        tune_blocks(again, quantized, distillation, store, training=training)
+        tune_blocks(again, quantized, context(store))
     assert {path: path.stat().st_mtime_ns for path in (folder / BLOCKS).iterdir()} == stamps
     expected = tensors_of(denoiser)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors_of(again).items())

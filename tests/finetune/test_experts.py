@@ -1,4 +1,4 @@
-"""Mixtures of experts: gradients reach the experts that rows were routed to, through the router's weights, when packed."""
+"""Packed mixtures of experts: gradients reach the experts that tokens were routed to, through the router's weights."""
 
 from __future__ import annotations
 

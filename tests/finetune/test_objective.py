@@ -1,4 +1,4 @@
-"""Losses by unit, and weights of timesteps."""
+"""Losses by sample, and weights of timesteps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from vqcompress.errors import RecipeError
-from vqcompress.finetune.noise_levels import noise_levels
 from vqcompress.finetune.objective import (
     measured_weights,
     min_snr_weights,
+    noise_levels,
     random_projections,
+    sample_losses,
     trajectory_weights,
-    unit_losses,
 )
 
-SHAPE = (6, 4, 3, 3)  # two branches of three units
+SHAPE = (6, 4, 3, 3)  # two branches of three samples
 
 
 def outputs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,12 +23,12 @@ def outputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
 
 
-def test_without_guidance_a_unit_s_loss_is_its_mean_squared_error():
+def test_without_guidance_a_sample_s_loss_is_its_mean_squared_error():
     output, target = outputs()
-    losses = unit_losses(output, target, branches=2)
-    for unit in range(3):
-        rows = [unit, unit + 3]
-        assert losses[unit] == pytest.approx(float((output[rows] - target[rows]).square().mean()), rel=1e-5)
+    losses = sample_losses(output, target, branches=2)
+    for sample in range(3):
+        branches = [sample, sample + 3]
+        assert losses[sample] == pytest.approx(float((output[branches] - target[branches]).square().mean()), rel=1e-5)
 
 
 def test_the_guided_share_weighs_the_difference_of_the_branches_as_guidance_does():
@@ -36,22 +36,22 @@ def test_the_guided_share_weighs_the_difference_of_the_branches_as_guidance_does
     error = output - target
     mean, difference = (error[:3] + error[3:]) / 2, error[3:] - error[:3]
     expected = mean.square().mean((1, 2, 3)) + 2.5**2 * difference.square().mean((1, 2, 3))
-    torch.testing.assert_close(unit_losses(output, target, 2, guidance=3.0, guided=1.0), expected)
-    none = unit_losses(output, target, 2, guidance=3.0, guided=1e-9)
-    torch.testing.assert_close(none, unit_losses(output, target, 2))
+    torch.testing.assert_close(sample_losses(output, target, 2, guidance=3.0, guided=1.0), expected)
+    none = sample_losses(output, target, 2, guidance=3.0, guided=1e-9)
+    torch.testing.assert_close(none, sample_losses(output, target, 2))
 
 
 @pytest.mark.parametrize(("branches", "guided"), [(1, 1.0), (2, 0.0), (2, 0.3), (2, 1.0)])
 def test_squares_of_random_projections_are_losses_on_average(branches, guided):
     error, generator = outputs()[0][: 3 * branches], torch.Generator().manual_seed(1)
     squares = [random_projections(error, branches, 3.0, guided, generator).square() for _ in range(4000)]
-    losses = unit_losses(error, torch.zeros_like(error), branches, 3.0, guided)
+    losses = sample_losses(error, torch.zeros_like(error), branches, 3.0, guided)
     torch.testing.assert_close(torch.stack(squares).mean(0), losses, rtol=0.1, atol=0)
 
 
 def test_a_model_without_guidance_has_one_branch():
     output, target = outputs()
-    losses = unit_losses(output, target, branches=1, guidance=5.0, guided=1.0)
+    losses = sample_losses(output, target, branches=1, guidance=5.0, guided=1.0)
     torch.testing.assert_close(losses, (output - target).square().mean((1, 2, 3)))
 
 
@@ -68,7 +68,8 @@ def test_min_snr_weights_are_the_papers():
 
 
 def euler(levels: list[float], disturbed: int, target: str, error: float) -> float:
-    """How far one step from ``levels[disturbed]`` ends from where it should, by Euler's rule on data 0 seen as noise 1."""
+    """How far one step from ``levels[disturbed]`` ends from where it should, by Euler's rule on data 0 seen as noise
+    1."""
     sigma, following = levels[disturbed], (*levels, 0.0)[disturbed + 1]
     size = (1 + sigma**2) ** 0.5
 
@@ -88,7 +89,7 @@ def euler(levels: list[float], disturbed: int, target: str, error: float) -> flo
 @pytest.mark.parametrize("target", ["v_prediction", "epsilon", "flow"])
 def test_trajectory_weights_are_what_one_step_of_the_sampler_makes_of_an_error(target):
     levels = [14.0, 5.0, 1.5, 0.3]
-    snr = torch.tensor([levels[i] ** -2 for i in (0, 2, 1, 3, 2)], dtype=torch.float64)  # units come in any order
+    snr = torch.tensor([levels[i] ** -2 for i in (0, 2, 1, 3, 2)], dtype=torch.float64)  # samples come in any order
     moved = torch.tensor([euler(levels, i, target, 1e-3) ** 2 for i in (0, 2, 1, 3, 2)])
     bounded = (moved / moved.mean()).clamp(0.1, 10)
     torch.testing.assert_close(trajectory_weights(snr, target), bounded / bounded.mean(), rtol=1e-4, atol=1e-6)

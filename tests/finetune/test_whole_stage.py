@@ -11,23 +11,20 @@ import torch
 
 from vqcompress.errors import ArchitectureError, RecipeError
 from vqcompress.finetune import tune_whole
-from vqcompress.finetune.assignment import study_of, widen
-from vqcompress.finetune.dataset import weighted
-from vqcompress.finetune.learnable import make_learnable
-from vqcompress.finetune.state import tensors_of
-from vqcompress.finetune.task import WholeDenoiser
+from vqcompress.finetune.learnable import make_learnable, tensors_of
+from vqcompress.finetune.task import WholeDenoiser, make_task, weighted
 from vqcompress.finetune.whole_stage import STATES
-from vqcompress.recipe import Training
+from vqcompress.recipe import Recipe, Training
 from vqcompress.run_store import RunStore
 
 
-def tune(student, distillation, folder, store, training, **options):
-    return tune_whole(student, distillation, folder, store, training=training, guidance=2.0, **options)
+def recipe_with(training, **changes) -> Recipe:
+    return Recipe(model="tiny", training=Training(**{**training.model_dump(), **changes}))
 
 
-def test_it_gets_better_on_held_out_prompts_and_codes_stay(student, distillation, training, tmp_path, codes_of):
+def test_it_gets_better_on_held_out_prompts_and_codes_stay(student, context, codes_of):
     before = codes_of(student)
-    outcome = tune(student, distillation, tmp_path, None, training)
+    outcome = tune_whole(student, context())
     assert outcome.after < 0.95 * outcome.before
     after = codes_of(student)
     assert before.keys() == after.keys()
@@ -35,18 +32,18 @@ def test_it_gets_better_on_held_out_prompts_and_codes_stay(student, distillation
     assert all(not p.requires_grad for p in student.parameters())
 
 
-def test_what_was_measured_is_what_is_stored(student, distillation, training, tmp_path):
-    outcome = tune(student, distillation, tmp_path, None, training)
+def test_what_was_measured_is_what_is_stored(student, context):
+    outcome = tune_whole(student, context())
     with torch.no_grad():
-        again = WholeDenoiser(student, distillation.train, distillation.held_out, study_of(training, 2.0, 0)).measure()
+        again = make_task(student, context()).measure()
     assert again == outcome.after
     for name, tensor in tensors_of(student).items():
         assert tensor.dtype == torch.float16 or torch.equal(tensor.half().float(), tensor), name
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(student, distillation, training, tmp_path):
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(student, context, tmp_path):
     copies = [copy.deepcopy(student) for _ in range(2)]
-    straight = tune(student, distillation, tmp_path / "none", None, training)
+    straight = tune_whole(student, context())
 
     child = os.fork()
     if child == 0:  # dies by SIGKILL at the seventh step, with states kept after every step
@@ -56,21 +53,21 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(student, distillation, 
                 os.kill(os.getpid(), signal.SIGKILL)
 
         with RunStore(tmp_path / "run", {}) as store:
-            tune(copies[0], distillation, tmp_path / "run", store, training, keep_seconds=0.0, progress=stop)
+            tune_whole(copies[0], context(store, progress=stop), keep_seconds=0.0)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
     assert list((tmp_path / "run" / STATES).glob("*.safetensors"))
     with RunStore(tmp_path / "run", {}) as store:
-        resumed = tune(copies[1], distillation, tmp_path / "run", store, training)
+        resumed = tune_whole(copies[1], context(store))
     assert resumed == straight
     expected = tensors_of(student)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors_of(copies[1]).items())
 
 
-def test_a_dense_model_and_an_unknown_group_are_refused(dense, distillation, training, tmp_path):
+def test_a_dense_model_and_an_unknown_group_are_refused(dense, context):
     with pytest.raises(ArchitectureError, match="no packed layers"):
-        tune(dense, distillation, tmp_path, None, training)
+        tune_whole(dense, context())
     with pytest.raises(RecipeError, match="'codes'"):
         make_learnable(dense, ["codes"])
 
@@ -85,27 +82,27 @@ def test_a_dense_model_and_an_unknown_group_are_refused(dense, distillation, tra
         {"dtype": "bfloat16"},
     ],
 )
-def test_every_objective_runs(student, distillation, training, tmp_path, teacher, changes):
-    short = Training(**{**training.model_dump(), "steps": 3, **changes})
-    outcome = tune(student, distillation, tmp_path, None, short, scheduler=teacher.scheduler)
+def test_every_objective_runs(student, context, training, teacher, changes):
+    short = recipe_with(training, steps=3, **changes)
+    outcome = tune_whole(student, context(recipe=short, scheduler=teacher.scheduler))
     assert outcome.after <= outcome.before
 
 
-def test_timesteps_weigh_by_trajectory_where_the_scheduler_tells_noise_levels(student, distillation, teacher):
+def test_timesteps_weigh_by_trajectory_where_the_scheduler_has_noise_levels(
+    student, distillation, context, training, teacher
+):
     found = {}
     for weighting, scheduler in ((None, teacher.scheduler), ("trajectory", teacher.scheduler), (None, None)):
-        training = Training(weighting=weighting)
-        step_config = study_of(training, 2.0, 0)
-        found[weighting, scheduler] = weighted(distillation, training, scheduler, student, step_config).train.weights
+        chosen = context(recipe=recipe_with(training, weighting=weighting), scheduler=scheduler)
+        found[weighting, scheduler] = weighted(student, chosen).train.weights
     assert torch.equal(found[None, teacher.scheduler], found["trajectory", teacher.scheduler])
     assert torch.equal(found[None, None], torch.ones(len(distillation.train)))
     assert found[None, teacher.scheduler].std() > 0.1
 
 
-def test_checkpointing_changes_memory_and_not_the_gradient(student, distillation, training):
-    widen(student, training)
+def test_checkpointing_changes_memory_and_not_the_gradient(student, context):
     learnable = make_learnable(student)
-    task = WholeDenoiser(student, distillation.train, distillation.held_out, study_of(training, 2.0, 0))
+    task = make_task(student, context())
     task.gradient(0)
     plain = {name: p.grad.clone() for name, p in learnable.parameters.items() if p.grad is not None}
     student.zero_grad()
@@ -115,12 +112,11 @@ def test_checkpointing_changes_memory_and_not_the_gradient(student, distillation
         torch.testing.assert_close(learnable.parameters[name].grad, gradient)
 
 
-def test_micro_batches_add_up(student, distillation, training):
+def test_micro_batches_add_up(student, context, training):
     learnable = make_learnable(student)
     found = []
     for micro in (1, 4):
-        step_config = study_of(training.model_copy(update={"micro_batch": micro}), 2.0, 0)
-        loss = WholeDenoiser(student, distillation.train, distillation.held_out, step_config).gradient(0)
+        loss = make_task(student, context(recipe=recipe_with(training, micro_batch=micro))).gradient(0)
         found.append((loss, {n: p.grad.clone() for n, p in learnable.parameters.items() if p.grad is not None}))
         student.zero_grad()
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
@@ -130,13 +126,10 @@ def test_micro_batches_add_up(student, distillation, training):
 
 
 @pytest.mark.parametrize("guided", [0.0, 1.0])
-def test_a_denoiser_that_puts_out_nothing_has_a_loss_of_one(student, distillation, training, teacher, guided):
-    chosen = training.model_copy(update={"guided": guided, "weighting": "trajectory"})
-    step_config = study_of(chosen, 2.0, 0)
-    weighed = weighted(distillation, chosen, teacher.scheduler, student, step_config)
+def test_an_output_of_zeros_has_a_loss_of_one(student, context, training, teacher, guided):
+    chosen = context(recipe=recipe_with(training, guided=guided, weighting="trajectory"), scheduler=teacher.scheduler)
+    data = weighted(student, chosen)
     for parameter in (student.conv_out.weight, student.conv_out.bias):
         parameter.data.zero_()
     with torch.no_grad():
-        assert WholeDenoiser(student, weighed.train, weighed.held_out, step_config).measure() == pytest.approx(
-            1.0, rel=1e-4
-        )
+        assert WholeDenoiser(student, data, chosen.step_config).measure() == pytest.approx(1.0, rel=1e-4)

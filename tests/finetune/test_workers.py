@@ -8,28 +8,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vqcompress.finetune import tune_whole
-from vqcompress.finetune.state import tensors_of
-from vqcompress.recipe import Training
+from vqcompress.finetune.learnable import tensors_of
+from vqcompress.recipe import Recipe, Training
+from vqcompress.run_store import RunStore
 from vqcompress.workers import Workers, joined_workers
 
 
-def test_two_ranks_are_one_process(student, distillation, training, tmp_path, in_two_ranks):
-    training = Training(**{**training.model_dump(), "steps": 5, "batch_size": 4})
-
-    def tune(denoiser, workers: Workers):
-        return tune_whole(
-            denoiser, distillation, tmp_path / "none", None, training=training, guidance=2.0, workers=workers
-        )
+def test_two_ranks_are_one_process(student, context, training, tmp_path, in_two_ranks):
+    recipe = Recipe(model="tiny", training=Training(**{**training.model_dump(), "steps": 5, "batch_size": 4}))
+    RunStore(tmp_path / "two", {}).close()
 
     def work(workers: Workers) -> None:
         denoiser = copy.deepcopy(student)
         assert workers.world_size == 2
-        outcome = tune(denoiser, workers)
+        store = RunStore(tmp_path / "two", {}, joins=not workers.is_main_process)
+        outcome = tune_whole(denoiser, context(store, recipe, workers=workers))
         history = torch.tensor(outcome.history, dtype=torch.float64)
         save_file({**tensors_of(denoiser), "history": history}, tmp_path / f"rank{workers.rank}.safetensors")
 
     codes = in_two_ranks(work)
-    alone = tune(student, Workers())
+    alone = tune_whole(student, context(recipe=recipe))
     assert codes() == [0, 0]
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

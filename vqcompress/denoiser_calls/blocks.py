@@ -1,4 +1,4 @@
-"""A denoiser's blocks: the modules that stage 1 tunes, and sequential encoding takes, one after the other."""
+"""A denoiser's blocks: the modules that the block stage tunes, and sequential order encodes, one after the other."""
 
 from __future__ import annotations
 

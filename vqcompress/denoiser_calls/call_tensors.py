@@ -1,7 +1,7 @@
-"""A denoiser call as flat named tensors, cut into units and put together again.
+"""A denoiser call as flat named tensors, cut into samples and put together again.
 
-A unit is one prompt at one step with all its guidance branches. Pipelines stack branches: a call for P prompts holds
-``branches * P`` rows, branch by branch, in every tensor that has a batch.
+A sample is one prompt at one step, with all its guidance branches. Pipelines stack branches: a call for P prompts has
+a batch of ``branches * P``, branch by branch, in every tensor that has a batch dimension.
 """
 
 from __future__ import annotations
@@ -47,29 +47,30 @@ def _lists(value: Any) -> Any:
     return {key: _lists(item) for key, item in value.items()}
 
 
-def spread_timestep(flat: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """With a timestep for every row, so that units of different timesteps can share a batch."""
+def spread_timestep(flat: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+    """With a timestep for every entry of the batch, so that samples of different timesteps can share a call."""
     return {
-        name: torch.as_tensor(value).reshape(-1).expand(rows).clone()
+        name: torch.as_tensor(value).reshape(-1).expand(batch_size).clone()
         if name in TIMES and torch.as_tensor(value).numel() == 1
         else value
         for name, value in flat.items()
     }
 
 
-def take_units(flat: Mapping[str, Any], units: Sequence[int], prompts: int, rows: int) -> dict[str, Any]:
-    """The rows of ``units`` (indices below ``prompts``) in all tensors with ``rows`` rows, branch by branch."""
-    chosen = torch.tensor([branch * prompts + unit for branch in range(rows // prompts) for unit in units])
-    return {name: value[chosen] if _has_rows(value, rows) else value for name, value in flat.items()}
+def take_samples(flat: Mapping[str, Any], samples: Sequence[int], prompts: int, batch_size: int) -> dict[str, Any]:
+    """``samples`` (indices below ``prompts``) of all tensors with ``batch_size`` entries, branch by branch."""
+    branches = range(batch_size // prompts)
+    chosen = torch.tensor([branch * prompts + sample for branch in branches for sample in samples])
+    return {name: value[chosen] if _has_batch(value, batch_size) else value for name, value in flat.items()}
 
 
-def join(parts: Sequence[Mapping[str, Any]], rows: Sequence[int], branches: int) -> dict[str, Any]:
-    """Several calls as one; ``rows[i]`` is the batch of ``parts[i]``. Raises `CalibrationError` when they do not
+def join(parts: Sequence[Mapping[str, Any]], batch_sizes: Sequence[int], branches: int) -> dict[str, Any]:
+    """Several calls as one; ``parts[i]`` has ``batch_sizes[i]`` entries. Raises `CalibrationError` when they do not
     fit."""
     joined = {}
     for name, first in parts[0].items():
         values = [part[name] for part in parts]
-        if all(_has_rows(value, count) for value, count in zip(values, rows, strict=True)):
+        if all(_has_batch(value, size) for value, size in zip(values, batch_sizes, strict=True)):
             cut = [value.unflatten(0, (branches, -1)) for value in values]
             joined[name] = torch.cat(cut, 1).flatten(0, 1)
         elif all(_same(value, first) for value in values):
@@ -82,8 +83,8 @@ def join(parts: Sequence[Mapping[str, Any]], rows: Sequence[int], branches: int)
     return joined
 
 
-def _has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows
+def _has_batch(value: Any, batch_size: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch_size
 
 
 def _same(value: Any, other: Any) -> bool:

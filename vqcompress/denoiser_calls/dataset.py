@@ -1,4 +1,7 @@
-"""The teacher's calls on disk: recorded once within a budget, read back unit by unit, no teacher needed after that."""
+"""A distillation dataset: the teacher's calls on disk, recorded once within a budget, read back sample by sample.
+
+The teacher is not needed after recording.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_timestep, take_units
+from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_timestep, take_samples
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher, trajectory_length
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
@@ -24,8 +27,10 @@ KEPT = "calls"  # of each batch, as many as the budget has room for
 
 @dataclass(frozen=True)
 class Batch:
-    """Some units as one denoiser call: ``denoiser(**kwargs)`` should give ``target``; ``weights [units]`` for the
-    loss."""
+    """Some samples as one denoiser call: ``denoiser(**kwargs)`` should return ``target``.
+
+    ``target`` is ``[branches * samples, …]``, branch by branch; ``weights``, ``[samples]``, are for the loss.
+    """
 
     kwargs: dict[str, Any]
     target: Tensor
@@ -34,70 +39,59 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Where a unit lies: prompt ``row`` of call ``call`` of shard ``shard``, and its timestep."""
+class Sample:
+    """Where a sample lies: the prompt with index ``prompt`` in call ``call`` of shard ``shard``, and its timestep."""
 
     shard: str
     call: int
-    row: int
+    prompt: int
     timestep: float
 
 
 @dataclass(frozen=True)
 class DistillationDataset:
-    """Units in a folder of shards, in a fixed order. Reads only; any number of processes may."""
+    """Samples in a folder of shards, in a fixed order. Reads only; any number of processes may."""
 
     folder: Path
-    units: tuple[Unit, ...]
+    samples: tuple[Sample, ...]
     weights: Tensor
     _open: dict[str, _Shard] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, store: RunStore, stage: str) -> DistillationDataset:
-        """All shards of ``stage``."""
-        return cls.at(store.folder, stage)
-
-    @classmethod
-    def at(cls, run_folder: Path, stage: str) -> DistillationDataset:
-        """The same from the run's folder alone, for processes that do not hold its lock."""
-        folder = run_folder / stage
-        units: list[Unit] = []
-        for path in sorted(folder.glob("*.json")):
+    def open(cls, run_folder: Path, stage: str) -> DistillationDataset:
+        """All shards of ``stage`` in a run's folder; its lock is not needed."""
+        samples: list[Sample] = []
+        for path in sorted((run_folder / stage).glob("*.json")):
             form = read_json(path)
             for call, timestep in enumerate(form["timesteps"]):
-                units += [Unit(path.stem, call, row, timestep) for row in range(form["prompts"])]
-        return cls(folder, tuple(units), torch.ones(len(units)))
+                samples += [Sample(path.stem, call, prompt, timestep) for prompt in range(form["prompts"])]
+        return cls(run_folder / stage, tuple(samples), torch.ones(len(samples)))
 
     def __len__(self) -> int:
-        return len(self.units)
+        return len(self.samples)
 
     @property
     def timesteps(self) -> Tensor:
-        """Of every unit, float32 ``[units]``."""
-        return torch.tensor([unit.timestep for unit in self.units])
+        """Of every sample, float32 ``[samples]``."""
+        return torch.tensor([sample.timestep for sample in self.samples])
 
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """The units with these indices, as one call."""
+        """The samples with these indices, as one call. Those of one recorded call come together."""
         order: dict[tuple[str, int], list[int]] = {}
         for index in indices:
-            order.setdefault((self.units[index].shard, self.units[index].call), []).append(index)
-        parts, targets, rows, branches = [], [], [], 1
+            order.setdefault((self.samples[index].shard, self.samples[index].call), []).append(index)
+        parts, targets, sizes, branches = [], [], [], 1
         for (shard, call), members in order.items():
             flat, target, prompts = self._shard(shard).call(call)
             branches = len(target) // prompts
-            picked = [self.units[index].row for index in members]
-            taken = take_units({**flat, "": target}, picked, prompts, len(target))
+            chosen = [self.samples[index].prompt for index in members]
+            taken = take_samples({**flat, "": target}, chosen, prompts, len(target))
             targets.append({"": taken.pop("")})
             parts.append(taken)
-            rows.append(branches * len(picked))
-        kwargs = nest(join(parts, rows, branches))
+            sizes.append(branches * len(chosen))
+        kwargs, target = nest(join(parts, sizes, branches)), join(targets, sizes, branches)[""]
         weights = self.weights[[index for members in order.values() for index in members]]
-        return Batch(
-            to_device(kwargs, device),
-            to_device(join(targets, rows, branches)[""], device),
-            branches,
-            weights.to(device),
-        )
+        return Batch(to_device(kwargs, device), target.to(device), branches, weights.to(device))
 
     def _shard(self, name: str) -> _Shard:
         if name not in self._open:
@@ -125,7 +119,7 @@ def record(
     for index in range(run.batches):
         key, first = f"{index:05d}", index * run.batch_size
         shard = replace(run, prompts=run.prompts[first : first + run.batch_size], seed=run.seed + first)
-        if not _is_stored(store, stage, key) or (index == 0 and KEPT not in store.done(_facts(stage))):
+        if not store.has_pair(stage, stage, key) or (index == 0 and KEPT not in store.done(_facts(stage))):
             calls = record_teacher(shard, count=keep, trajectory=length)
             if index == 0:
                 keep = _within_budget(calls, run.batches, budget)
@@ -136,12 +130,7 @@ def record(
             keep = store.load_json(_facts(stage), KEPT)
         if progress:
             progress(index + 1, run.batches, f"{keep} of {length} calls a batch")
-    return DistillationDataset.open(store, stage)
-
-
-def _is_stored(store: RunStore, stage: str, key: str) -> bool:
-    """Whether a shard is whole: its tensors and the JSON that describes them."""
-    return all((store.folder / stage / (key + suffix)).exists() for suffix in (".safetensors", ".json"))
+    return DistillationDataset.open(store.folder, stage)
 
 
 def _facts(stage: str) -> str:
@@ -157,8 +146,8 @@ def _within_budget(calls: Sequence[TeacherCall], shards: int, budget: int) -> in
     keep = int((budget / shards - once) / each)
     if keep < 1:
         raise CalibrationError(
-            f"the teacher's calls take {(once + each) / 1e6:.1f} MB for one step of a batch, {shards} batches do not fit in "
-            f"{budget / 1e9:.3g} GB; raise the recording budget or train on fewer prompts"
+            f"the teacher's calls take {(once + each) / 1e6:.1f} MB for one step of a batch, {shards} batches do not "
+            f"fit in {budget / 1e9:.3g} GB; raise the recording budget or train on fewer prompts"
         )
     return min(keep, len(calls))
 
@@ -171,10 +160,9 @@ def _store_shard(store: RunStore, stage: str, key: str, calls: Sequence[TeacherC
 
 
 def _packed(calls: Sequence[TeacherCall]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors under ``same:path`` (equal in all calls) or ``each:path`` (one more dimension in front), and what is no
-    tensor."""
-    rows = len(calls[0]["output"])
-    flats = [{**spread_timestep(flatten(call["kwargs"]), rows), "": call["output"]} for call in calls]
+    """Tensors under ``same:path`` (equal in all calls) or ``each:path`` (stacked over calls), and what is no tensor."""
+    batch_size = len(calls[0]["output"])
+    flats = [{**spread_timestep(flatten(call["kwargs"]), batch_size), "": call["output"]} for call in calls]
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for name, first in flats[0].items():

@@ -1,24 +1,33 @@
-"""A packed denoiser learns from the original: everything continuous learns, and the worst layers get new codes."""
+"""A packed denoiser learns from the dense teacher: everything continuous is trained, and the worst layers get new
+codes."""
 
 from vqcompress.finetune.block_stage import tune_blocks
-from vqcompress.finetune.dataset import DistillationData, record_distillation
-from vqcompress.finetune.prompt_split import PromptSplit, split_prompts
-from vqcompress.finetune.requantize import Requantization, open_requantization, plan_requantization
+from vqcompress.finetune.context import TuningContext
+from vqcompress.finetune.dataset import (
+    DistillationData,
+    PromptSplit,
+    Teacher,
+    open_distillation,
+    record_distillation,
+    split_prompts,
+)
+from vqcompress.finetune.requantize import Requantization, plan_requantization, requantize_before_blocks
 from vqcompress.finetune.run import prepare_distillation, swap_and_tune
 from vqcompress.finetune.trainer import Outcome
 from vqcompress.finetune.whole_stage import tune_whole
-from vqcompress.finetune.worst_layers import encode_worst
 
 __all__ = [
     "DistillationData",
     "Outcome",
     "PromptSplit",
     "Requantization",
-    "encode_worst",
-    "open_requantization",
+    "Teacher",
+    "TuningContext",
+    "open_distillation",
     "plan_requantization",
     "prepare_distillation",
     "record_distillation",
+    "requantize_before_blocks",
     "split_prompts",
     "swap_and_tune",
     "tune_blocks",

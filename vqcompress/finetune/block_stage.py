@@ -1,7 +1,8 @@
-"""Stage 1: block by block, each right after its weights were encoded.
+"""The block stage: blocks learn one after the other, before the denoiser learns as a whole.
 
-A block's inputs come from the denoiser as compressed so far; its targets are what the dense block puts out in the dense denoiser,
-so that it makes up for the errors of the blocks before it. Only that block learns, which takes little memory and time.
+A block's inputs come from the denoiser as compressed so far; its targets are the outputs of the dense block in the
+dense denoiser, so that it compensates for the errors of the blocks before it. Only that block learns, which takes
+little memory and time.
 """
 
 from __future__ import annotations
@@ -16,65 +17,48 @@ from torch import Tensor, nn
 from vqcompress.denoiser_calls.blocks import execution_order, find_blocks
 from vqcompress.denoiser_calls.dataset import DistillationDataset
 from vqcompress.denoiser_calls.partial_run import run_through_block, weight_sharing_copy
-from vqcompress.finetune.dataset import DistillationData
-from vqcompress.finetune.learnable import learnable_names, make_learnable
-from vqcompress.finetune.presets import training_preset
-from vqcompress.finetune.state import put_tensors, tensors_of
+from vqcompress.finetune.context import TuningContext
+from vqcompress.finetune.curvature import draw_samples
+from vqcompress.finetune.learnable import learnable_names, make_learnable, put_tensors, tensors_of
 from vqcompress.finetune.trainer import Schedule, Trainer
-from vqcompress.finetune.widening import give_row_scales
 from vqcompress.layers import swap
-from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.recipe import Training
 from vqcompress.run_store import RunStore
 
 BLOCKS, TITLE = "finetune.blocks", "fine-tune blocks"
-HELD_OUT_SHARE = 4  # one held-out unit for so many training units
+HELD_OUT_SHARE = 4  # training samples for each held-out one
 
 
 @dataclass(frozen=True)
 class BlockCall:
-    """One call of a block by the student, and what the dense block returned in the teacher, as a flat list of tensors."""
+    """One call of a block by the student, and what the dense block returned in the teacher, as a flat list of
+    tensors."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     target: list[Tensor]
 
 
-def tune_blocks(
-    denoiser: nn.Module,
-    quantized: Mapping[str, QuantizedWeight],
-    distillation: DistillationData,
-    store: RunStore,
-    *,
-    training: Training,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> None:
+def tune_blocks(denoiser: nn.Module, quantized: Mapping[str, QuantizedWeight], context: TuningContext) -> None:
     """Put ``quantized`` into the dense ``denoiser`` block by block, each block tuned against its dense self, in place.
 
-    The dense weights stay in memory until the last block is done, no other copy is made.
-    Blocks that an earlier try has finished are taken from ``store``. Layers that no call reaches are put in as they are.
+    The dense weights stay in memory until the last block is done; no other copy is made. Blocks that an earlier try has
+    finished are taken from the run's store. Layers that no call reaches are put in as they are.
     """
-    size = training_preset(training)
-    train = _units(distillation.train, size.block_units, size.micro_batch, seed)
-    held_out = _units(distillation.held_out, size.block_units // HELD_OUT_SHARE, size.micro_batch, seed)
+    preset, distillation, seed = context.preset, context.distillation, context.recipe.seed
+    train = _calls(distillation.train, preset.block_samples, preset.micro_batch, seed)
+    held_out = _calls(distillation.held_out, preset.block_samples // HELD_OUT_SHARE, preset.micro_batch, seed)
+    schedule = Schedule(preset.block_steps, preset.rate, measure_every=max(1, preset.block_steps // 3))
     blocks = find_blocks(denoiser, list(quantized))
     teacher = weight_sharing_copy(denoiser)
     with torch.no_grad():
-        order = execution_order(
-            denoiser, list(blocks), lambda: denoiser(**distillation.train.batch([0], _device(denoiser)).kwargs)
-        )
+        first = distillation.train.batch([0], next(denoiser.parameters()).device)
+        order = execution_order(denoiser, list(blocks), lambda: denoiser(**first.kwargs))
     for index, name in enumerate(order):
         block = _Block(denoiser, teacher, name, {layer: quantized[layer] for layer in blocks[name]})
-        gain = block.tune(
-            train,
-            held_out,
-            store,
-            training,
-            Schedule(size.block_steps, size.rate, measure_every=max(1, size.block_steps // 3)),
-        )
-        progress(TITLE, index + 1, len(order), f"{name} {gain:+.0%}")
+        change = block.tune(train, held_out, context.store, context.training, schedule)
+        context.progress(TITLE, index + 1, len(order), f"{name} {change:+.0%}")
     swap(denoiser, {layer: quantized[layer] for name in blocks.keys() - set(order) for layer in blocks[name]})
 
 
@@ -101,7 +85,7 @@ class _Block:
             nonlocal change
             calls = [self._capture(kwargs) for kwargs in train]
             tests = [self._capture(kwargs) for kwargs in held_out]
-            module = self._packed(training)
+            module = self._packed()
             if not learnable_names(module, training.learn):
                 return tensors_of(module)
             task = _BlockTask(module, calls, tests)
@@ -112,20 +96,18 @@ class _Block:
             return tensors_of(module)
 
         tensors = store.load_or_make(BLOCKS, self.name, make)
-        put_tensors(self._packed(training), tensors)
+        put_tensors(self._packed(), tensors)
         return change
 
-    def _packed(self, training: Training) -> nn.Module:
-        """The block with its packed layers in place; widened, where it is to learn scales."""
+    def _packed(self) -> nn.Module:
+        """The block with its packed layers in place."""
         missing = {n: w for n, w in self.quantized.items() if not hasattr(self.denoiser.get_submodule(n), "spec")}
         swap(self.denoiser, missing)
-        if training.row_scales and "scales" in training.learn:
-            give_row_scales(self.denoiser)
         return self.denoiser.get_submodule(self.name)
 
     @torch.no_grad()
     def _capture(self, kwargs: dict[str, Any]) -> BlockCall:
-        """What student and teacher do with this block, each run just so far."""
+        """What student and teacher do with this block, each run up to its end."""
         args, options, _ = run_through_block(self.name, self.denoiser, kwargs)
         return BlockCall(args, options, tensors_in(run_through_block(self.name, self.teacher, kwargs)[2]))
 
@@ -162,12 +144,7 @@ def tensors_in(output: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in tensors_in(value)]
 
 
-def _units(recordings: DistillationDataset, count: int, at_once: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` units drawn by ``seed``, as calls of ``at_once`` units."""
-    count = max(1, min(count, len(recordings)))
-    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return [recordings.batch(order[at : at + at_once]).kwargs for at in range(0, count, at_once)]
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+def _calls(dataset: DistillationDataset, count: int, at_once: int, seed: int) -> list[dict[str, Any]]:
+    """``count`` samples drawn by ``seed``, as denoiser calls of ``at_once`` samples."""
+    chosen = draw_samples(len(dataset), max(1, count), seed)
+    return [dataset.batch(chosen[at : at + at_once]).kwargs for at in range(0, len(chosen), at_once)]

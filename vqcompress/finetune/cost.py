@@ -1,4 +1,4 @@
-"""What a fine-tuning run will need, measured on one step of it: memory, time, and room on disk."""
+"""What a fine-tuning run will need, measured on one step of it: memory, time and disk."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.call_tensors import flatten, join, nest, spread_timestep
 from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
-from vqcompress.finetune.assignment import widen
-from vqcompress.finetune.layer_effects import EFFECT_UNITS
-from vqcompress.finetune.learnable import make_learnable
-from vqcompress.finetune.presets import training_preset
+from vqcompress.finetune.curvature import CONTRIBUTION_SAMPLES
+from vqcompress.finetune.learnable import make_learnable, require_packed
+from vqcompress.finetune.presets import TrainingPreset, training_preset
 from vqcompress.finetune.whole_stage import checkpointing
 from vqcompress.layers import vq_layers
 from vqcompress.matrix_view import matrix_shape
-from vqcompress.recipe import Calibration, Training
+from vqcompress.recipe import Recipe
 
-STATES = 6  # float32 numbers a learning parameter: master, gradient, two moments, best, and the copy that is measured
+COPIES = 6  # in float32, of what learns: master, gradient, two moments, best state, and the copy that is measured
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes and seconds, rough; ``learning`` counts the parameters that learn, ``disk_bytes`` is for the teacher's calls."""
+    """Bytes and seconds, rough; ``learning`` counts numbers that learn, ``disk_bytes`` is mostly the teacher's
+    calls."""
 
     learning: int
     peak_memory_bytes: int
@@ -38,39 +38,50 @@ class Cost:
     train_seconds: float
 
 
-def cost(
-    pipeline: Pipeline, architecture: Architecture, prompt: str, *, training: Training, calibration: Calibration
-) -> Cost:
-    """Run one step on ``pipeline``, whose denoiser is packed, for ``prompt``, and multiply. The denoiser is left widened and learnable."""
-    size = training_preset(training)
+def cost(pipeline: Pipeline, architecture: Architecture, recipe: Recipe, prompt: str) -> Cost:
+    """Run one step on ``pipeline``, whose denoiser is packed, for ``prompt``, and multiply.
+
+    The denoiser is left learnable. Raises `ArchitectureError` when nothing in it is packed.
+    """
+    training, calibration, preset = recipe.training, recipe.calibration, training_preset(recipe.training)
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
+    require_packed(denoiser)
     run = SamplingRun(pipeline, architecture, (prompt,), sampling=replace(calibration.sampling, steps=2))
     call = record_teacher(run, count=1, trajectory=1)[0]
-    rows = len(call["output"])
-    flat = spread_timestep(flatten(call["kwargs"]), rows)
-    unit_bytes = sum(value.nbytes for value in flat.values() if isinstance(value, Tensor)) + call["output"].nbytes
-    kwargs = nest(join([flat] * size.micro_batch, [rows] * size.micro_batch, 1))
-    widen(denoiser, training)
+    batch_size = len(call["output"])
+    flat = spread_timestep(flatten(call["kwargs"]), batch_size)
+    sample_bytes = sum(value.nbytes for value in flat.values() if isinstance(value, Tensor)) + call["output"].nbytes
+    kwargs = nest(join([flat] * preset.micro_batch, [batch_size] * preset.micro_batch, 1))
     learnable = make_learnable(denoiser, training.learn)
     with checkpointing(denoiser, training.checkpointing):
         _measure(denoiser, kwargs)
         forward, both, saved = _measure(denoiser, kwargs)
     steps = calibration.sampling.resolve(architecture.defaults).steps
     learning = sum(parameter.numel() for parameter in learnable.parameters.values())
-    # Three measurements for each layer that gets new codes; the largest layers, since nobody knows the worst ones yet.
-    measured = size.held_out * size.held_out_calls * (1 + size.steps / size.measure_every + 3 * size.recode)
+    # The largest layers, since which ones contribute most is not known yet.
     shapes = sorted((matrix_shape(layer.dense_shape) for layer in vq_layers(denoiser).values()), key=math.prod)
-    recoded = shapes[-size.recode :] if size.recode else []
-    units = (size.steps + size.recode_steps * len(recoded)) * size.batch_size + size.recode_units + EFFECT_UNITS
+    requantized = shapes[-preset.requantize :] if preset.requantize else []
+    trained, measured = _samples(preset, len(requantized))
+    recorded = preset.prompts * steps + preset.held_out * preset.held_out_calls
     return Cost(
         learning=learning,
-        peak_memory_bytes=_model_bytes(pipeline) + 4 * STATES * learning + saved + 2 * _largest_weight(denoiser)
-        + sum(4 * (STATES * rows * columns + columns**2) for rows, columns in recoded),
-        disk_bytes=int(min(training.budget_gb * 1e9, unit_bytes * (size.prompts * steps + size.held_out * size.held_out_calls)))
-        + sum(4 * (rows * columns + columns**2) for rows, columns in recoded),
-        record_seconds=(size.prompts + size.held_out) * steps * forward / size.micro_batch,
-        train_seconds=(units * both + measured * forward) / size.micro_batch,
+        peak_memory_bytes=_model_bytes(pipeline) + 4 * COPIES * learning + saved + 2 * _largest_weight(denoiser)
+        + sum(4 * (COPIES * outputs * columns + columns**2) for outputs, columns in requantized),
+        disk_bytes=int(min(training.budget_gb * 1e9, sample_bytes * recorded))
+        + sum(4 * (outputs * columns + columns**2) for outputs, columns in requantized),
+        record_seconds=(preset.prompts + preset.held_out) * steps * forward / preset.micro_batch,
+        train_seconds=(trained * both + measured * forward) / preset.micro_batch,
     )  # fmt: skip
+
+
+def _samples(preset: TrainingPreset, requantized: int) -> tuple[float, float]:
+    """How many samples go forward and back, and how many only forward, with so many layers requantized."""
+    trained = (preset.steps + preset.requantize_steps * requantized) * preset.batch_size
+    measurements = 1 + preset.steps / preset.measure_every + 3 * preset.requantize
+    return (
+        trained + preset.requantize_samples + CONTRIBUTION_SAMPLES,
+        preset.held_out * preset.held_out_calls * measurements,
+    )
 
 
 def _measure(denoiser: nn.Module, kwargs: dict[str, Any]) -> tuple[float, float, int]:

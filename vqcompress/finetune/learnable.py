@@ -1,7 +1,8 @@
-"""What learns: everything continuous in a packed component, held in float32 while it learns; codes never.
+"""What learns: everything continuous in a packed component, held in float32 while it learns. Codes never do.
 
-On disk scales, codebooks and tables are float16, and what stayed dense has the precision it came with. The float32 masters
-are rounded to that when learning ends, and before every held-out measurement, so that what is measured is what is stored.
+On disk scales and codebooks are float16, and dense tensors have the precision of the original's files. The float32
+masters are rounded to that when learning ends, and before every held-out measurement, so that what is measured is
+what is stored.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vqcompress.errors import RecipeError
-from vqcompress.layers import SharedCodebooks
+from vqcompress.errors import ArchitectureError, RecipeError
+from vqcompress.layers import SharedCodebooks, vq_layers
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.storage_dtype import narrowest_dtype
 
@@ -54,11 +55,12 @@ class Learnable:
             parameter.copy_(values[name])
 
     def finalize(self) -> None:
-        """End learning: companions become frozen float16 parameters, dense ones frozen float32, all rounded as stored."""
+        """End learning: quantization parameters become frozen float16, dense ones frozen float32, all rounded as
+        stored."""
         for name, parameter in self.parameters.items():
             owner, key = _owner(self.module, name)
             value = self._round(name, parameter.detach())
-            value = value.half() if _is_companion(owner, key) else value
+            value = value.half() if _is_quantization_parameter(owner, key) else value
             setattr(owner, key, nn.Parameter(value, requires_grad=False))
 
     def _round(self, name: str, value: Tensor) -> Tensor:
@@ -71,9 +73,9 @@ class Learnable:
 def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS) -> Learnable:
     """Freeze ``module``, then make float32 masters of the parameters in ``groups``, in place.
 
-    ``scales`` are those of packed layers, ``codebooks`` their codebooks and learned trellis tables, ``norms`` the affine
-    parameters of normalisations, ``dense`` the weights of layers that stayed dense, and ``biases`` those of both. Raises
-    `RecipeError` for an unknown group, and when nothing is left to learn.
+    ``scales`` are those of packed layers, ``codebooks`` their codebooks and stored trellis tables, ``norms`` the
+    affine parameters of normalisations, ``dense`` the weights of layers that stayed dense, and ``biases`` those of
+    both. Raises `RecipeError` for an unknown group, and when nothing in ``module`` belongs to ``groups``.
     """
     groups = set(groups)
     if unknown := groups - set(GROUPS):
@@ -84,7 +86,9 @@ def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS) -> Learnab
     for name in learnable_names(module, groups):
         owner, key = _owner(module, name)
         parameter = getattr(owner, key)
-        stored[name] = torch.float16 if _is_companion(owner, key) else narrowest_dtype([parameter.detach()])
+        stored[name] = (
+            torch.float16 if _is_quantization_parameter(owner, key) else narrowest_dtype([parameter.detach()])
+        )
         parameters[name] = nn.Parameter(parameter.detach().float().clone())
         setattr(owner, key, parameters[name])
     if not parameters:
@@ -110,10 +114,29 @@ def _group(owner: nn.Module, key: str, parameter: Tensor) -> Group | None:
     return "norms" if parameter.ndim == 1 else "dense"
 
 
-def _is_companion(owner: nn.Module, key: str) -> bool:
+def _is_quantization_parameter(owner: nn.Module, key: str) -> bool:
     return isinstance(owner, SharedCodebooks) or (isinstance(owner, PackedLayer) and key != "bias")
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, key = name.rpartition(".")
     return module.get_submodule(path), key
+
+
+def require_packed(component: nn.Module) -> None:
+    """Raises `ArchitectureError` when nothing in ``component`` is packed."""
+    if not vq_layers(component):
+        raise ArchitectureError(f"{type(component).__name__} has no packed layers to fine-tune; compress it first")
+
+
+def tensors_of(component: nn.Module) -> dict[str, Tensor]:
+    """Every floating-point tensor of a component that does not learn any more: what fine-tuning may have changed."""
+    return {name: p.detach() for name, p in component.named_parameters() if p.is_floating_point()}
+
+
+@torch.no_grad()
+def put_tensors(component: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `tensors_of`; names that ``tensors`` lacks stay as they are."""
+    for name, parameter in component.named_parameters():
+        if name in tensors:
+            parameter.copy_(tensors[name])

@@ -1,4 +1,5 @@
-"""Fine-tuning as a part of compressing a pipeline: record the teacher first, then put packed layers in and let them learn."""
+"""Fine-tuning as a part of compressing a pipeline: record the dense teacher first, then put packed layers in and
+train."""
 
 from __future__ import annotations
 
@@ -7,15 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.denoiser_calls.partial_run import weight_sharing_copy
 from vqcompress.errors import RecipeError
 from vqcompress.finetune.block_stage import tune_blocks
-from vqcompress.finetune.dataset import DistillationData, record_distillation
-from vqcompress.finetune.presets import training_preset
-from vqcompress.finetune.requantize import plan_requantization
+from vqcompress.finetune.context import TuningContext
+from vqcompress.finetune.dataset import DistillationData, Teacher, record_distillation
+from vqcompress.finetune.requantize import plan_requantization, requantize_before_blocks
 from vqcompress.finetune.whole_stage import tune_whole
-from vqcompress.finetune.worst_layers import encode_worst
 from vqcompress.layers import swap
 from vqcompress.progress import Progress
 from vqcompress.quantized_weight import QuantizedWeight
@@ -24,69 +23,39 @@ from vqcompress.run_store import RunStore
 
 
 def prepare_distillation(
-    recipe: Recipe,
-    pipeline: Pipeline,
-    architecture: Architecture,
-    components: Sequence[str],
-    prompts: Sequence[str],
-    calibration_prompts: Sequence[str],
-    store: RunStore,
-    progress: Progress,
+    recipe: Recipe, teacher: Teacher, components: Sequence[str], store: RunStore, progress: Progress
 ) -> DistillationData | None:
-    """The teacher's calls, recorded while ``pipeline`` is still dense; ``None`` when the recipe asks for no fine-tuning.
+    """The teacher's calls, recorded while its pipeline is still dense; ``None`` when the recipe asks for no
+    fine-tuning.
 
-    Raises `RecipeError` when the denoiser is not among the components that are compressed.
+    Raises `RecipeError` when the denoiser is not among the ``components`` that are compressed.
     """
     if recipe.finetune == "none":
         return None
-    if architecture.denoiser not in components:
+    denoiser = teacher.architecture.denoiser
+    if denoiser not in components:
         raise RecipeError(
-            f"fine-tuning is for the denoiser ({architecture.denoiser}), and only {', '.join(components)} is compressed; "
+            f"fine-tuning is for the denoiser ({denoiser}), and only {', '.join(components)} is compressed; "
             "leave finetune at 'none', or name the denoiser among the components"
         )
-    return record_distillation(
-        pipeline, architecture, prompts, calibration_prompts, store,
-        training=recipe.training, calibration=recipe.calibration, seed=recipe.seed, progress=progress,
-    )  # fmt: skip
+    return record_distillation(teacher, recipe, store, progress)
 
 
 def swap_and_tune(
-    recipe: Recipe,
-    pipeline: Pipeline,
-    architecture: Architecture,
-    quantized: Mapping[str, QuantizedWeight],
-    distillation: DistillationData,
-    store: RunStore,
-    *,
-    progress: Progress,
-    **described: Mapping[str, str],
+    denoiser: nn.Module, quantized: Mapping[str, QuantizedWeight], context: TuningContext, **reasons: Mapping[str, str]
 ) -> None:
-    """Put packed layers into the denoiser, in place, and let it learn as the recipe says, the worst of ``quantized`` encoded anew; ``described`` goes to `swap`."""
-    denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
-    options: dict[str, Any] = {"training": recipe.training, "seed": recipe.seed, "progress": progress}
-    guidance = recipe.calibration.sampling.resolve(architecture.defaults).guidance
-    scheduler = getattr(pipeline, "scheduler", None)
-    quantized = encode_worst(denoiser, quantized, distillation, recipe, guidance, scheduler, store, progress)
-    original = weight_sharing_copy(denoiser)
-    tune_blocks(denoiser, quantized, distillation, store, **options)
-    swap(denoiser, {}, **described)
-    if recipe.finetune == "full":
-        again = (
-            training_preset(recipe.training).recode_steps > 0
-        )  # without learning in between they would come out as they are
-        requantization = (
-            plan_requantization(denoiser, lambda: original, distillation, recipe, guidance, scheduler, store)
-            if again
-            else None
-        )
-        del original  # and with it the dense weights
-        tune_whole(
-            denoiser,
-            distillation,
-            store.folder,
-            store,
-            guidance=guidance,
-            scheduler=scheduler,
-            requantization=requantization,
-            **options,
-        )
+    """Put packed layers into the dense ``denoiser`` and fine-tune it as the recipe says, in place.
+
+    The layers of ``quantized`` that contribute most to the loss are encoded again. ``reasons`` why other layers stay
+    dense go to `swap`.
+    """
+    quantized = requantize_before_blocks(denoiser, quantized, context)
+    dense: Any = weight_sharing_copy(denoiser)
+    tune_blocks(denoiser, quantized, context)
+    swap(denoiser, {}, **reasons)
+    if context.recipe.finetune == "full":
+        # Without learning in between a layer would be encoded from the same weight in nearly the same metric.
+        again = context.preset.requantize_steps > 0
+        requantization = plan_requantization(denoiser, lambda: dense, context) if again else None
+        dense = None  # frees the dense weights before training
+        tune_whole(denoiser, context, requantization)

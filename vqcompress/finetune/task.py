@@ -1,88 +1,99 @@
-"""Stage 2: the whole denoiser against the teacher's recorded outputs."""
+"""The training task of the whole denoiser: to match the teacher's recorded outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vqcompress.denoiser_calls.call import first_output
-from vqcompress.denoiser_calls.dataset import Batch, DistillationDataset
-from vqcompress.finetune.objective import random_projections, unit_losses
+from vqcompress.denoiser_calls.dataset import Batch
+from vqcompress.finetune.context import StepConfig, TuningContext
+from vqcompress.finetune.dataset import DistillationData
+from vqcompress.finetune.objective import (
+    has_noise_levels,
+    measured_weights,
+    min_snr_weights,
+    noise_levels,
+    random_projections,
+    sample_losses,
+    trajectory_weights,
+)
 from vqcompress.workers import Workers
 
 
-@dataclass(frozen=True)
-class StepConfig:
-    """What a step trains on: units a step, units at once in memory, guidance in the loss, autocast dtype, seed."""
-
-    batch: int
-    micro_batch: int
-    guidance: float
-    guided: float
-    seed: int
-    dtype: torch.dtype = torch.float32
-
-
 class WholeDenoiser:
-    """``gradient`` and ``measure`` for `Trainer`, over training and held-out units.
+    """``gradient`` and ``measure`` for `Trainer`, over training and held-out samples.
 
-    Losses are relative to those of a denoiser that puts out nothing, over all held-out units. Of each step every process of ``workers``
-    takes its share.
+    Losses are relative to those of a denoiser whose output is zero, over all held-out samples. Each process of
+    ``workers`` takes its share of a step.
     """
 
     def __init__(
         self,
         denoiser: nn.Module,
-        train: DistillationDataset,
-        held_out: DistillationDataset,
+        distillation: DistillationData,
         step_config: StepConfig,
         workers: Workers | None = None,
     ) -> None:
-        self.denoiser, self.train, self.held_out, self.step_config = denoiser, train, held_out, step_config
+        self.denoiser, self.step_config = denoiser, step_config
+        self.train, self.held_out = distillation.train, distillation.held_out
         self.workers = workers or Workers()
         self.device = next(denoiser.parameters()).device
         self.signal = self._signal()
 
     def gradient(self, step: int) -> float:
-        """Gradients of the loss over the units of ``step``, summed over all processes; returns the loss."""
+        """Gradients of the loss over the samples of ``step``, summed over all processes; returns the loss."""
         chosen = self.chosen(step)
         total = torch.zeros((), device=self.device)
-        for indices in self._parts(chosen):
+        for indices in self._micro_batches(chosen):
             batch = self.train.batch(indices, self.device)
-            loss = (self._losses(batch) * batch.weights).sum() / (len(chosen) * self.signal)
+            loss = (self.losses(batch) * batch.weights).sum() / (len(chosen) * self.signal)
             loss.backward()
             total += loss.detach()
         self._share(total)
         return float(total)
 
     def measure(self) -> float:
-        """The loss over all held-out units."""
+        """The loss over all held-out samples."""
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for indices in self._parts(range(len(self.held_out))):
+        for indices in self._micro_batches(range(len(self.held_out))):
             batch = self.held_out.batch(indices, self.device)
-            total += (self._losses(batch) * batch.weights).sum().double()
+            total += (self.losses(batch) * batch.weights).sum().double()
         self.workers.all_reduce([total])
         return float(total) / (len(self.held_out) * self.signal)
 
-    def unit_errors(self) -> torch.Tensor:
-        """The loss of every held-out unit, unweighted, ``[held-out units]``."""
-        return torch.cat([self._losses(self.held_out.batch([i], self.device)).cpu() for i in range(len(self.held_out))])
+    def held_out_errors(self) -> Tensor:
+        """The loss of every held-out sample, unweighted, ``[held-out samples]``."""
+        return torch.cat([self.losses(self.held_out.batch([i], self.device)).cpu() for i in range(len(self.held_out))])
 
-    def projection(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """The sum of `random_projections` of the student's output for the units of ``batch``, weighted as its losses are: a scalar with a graph."""
-        output = self._output(batch)
+    def losses(self, batch: Batch) -> Tensor:
+        """The student's `sample_losses` on ``batch``, ``[samples]``."""
+        return self._losses_of(self.output(batch), batch)
+
+    def projection(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The weighted sum of `random_projections` of the student's output: a scalar with a graph.
+
+        Weights are the roots of those of the samples' losses.
+        """
+        output = self.output(batch)
         values = random_projections(
             output, batch.branches, self.step_config.guidance, self.step_config.guided, generator
         )
         return (values * (batch.weights / self.signal).sqrt()).sum()
 
+    def output(self, batch: Batch) -> Tensor:
+        """What the student returns for ``batch``."""
+        narrow = self.step_config.dtype != torch.float32
+        with torch.autocast(self.device.type, self.step_config.dtype) if narrow else nullcontext():
+            return first_output(self.denoiser(**batch.kwargs))
+
     def chosen(self, step: int) -> list[int]:
-        """The training units of ``step``: every epoch is a permutation of all, drawn from the seed."""
-        count, size = len(self.train), min(self.step_config.batch, len(self.train))
+        """The training samples of ``step``: every epoch is a permutation of all, drawn from the seed."""
+        count, size = len(self.train), min(self.step_config.batch_size, len(self.train))
         first = step * size
         wanted = range(first, first + size)
         orders = {
@@ -90,25 +101,16 @@ class WholeDenoiser:
         }
         return [orders[place // count][place % count] for place in wanted]
 
-    def _parts(self, chosen: Sequence[int]) -> list[list[int]]:
-        mine = list(chosen)[self.workers.rank :: self.workers.world_size]
-        return [
-            mine[at : at + self.step_config.micro_batch] for at in range(0, len(mine), self.step_config.micro_batch)
-        ]
+    def _micro_batches(self, chosen: Sequence[int]) -> list[list[int]]:
+        """This process's share of ``chosen``."""
+        own, size = list(chosen)[self.workers.rank :: self.workers.world_size], self.step_config.micro_batch
+        return [own[at : at + size] for at in range(0, len(own), size)]
 
-    def _losses(self, batch: Batch) -> torch.Tensor:
-        return self._unit_losses(self._output(batch), batch)
+    def _losses_of(self, output: Tensor, batch: Batch) -> Tensor:
+        return sample_losses(output, batch.target, batch.branches, self.step_config.guidance, self.step_config.guided)
 
-    def _output(self, batch: Batch) -> torch.Tensor:
-        narrow = self.step_config.dtype != torch.float32
-        with torch.autocast(self.device.type, self.step_config.dtype) if narrow else nullcontext():
-            return first_output(self.denoiser(**batch.kwargs))
-
-    def _unit_losses(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return unit_losses(output, batch.target, batch.branches, self.step_config.guidance, self.step_config.guided)
-
-    def _share(self, total: torch.Tensor) -> None:
-        """Sum the gradients over all processes; a parameter that no unit reached here may have been reached elsewhere."""
+    def _share(self, total: Tensor) -> None:
+        """Sum the gradients over all processes; a parameter without a gradient here may have one elsewhere."""
         learning = [p for p in self.denoiser.parameters() if p.requires_grad]
         if self.workers.world_size > 1:
             for parameter in learning:
@@ -116,10 +118,49 @@ class WholeDenoiser:
             self.workers.all_reduce([*(p.grad for p in learning if p.grad is not None), total])
 
     def _signal(self) -> float:
-        silent = 0.0
+        """The mean loss of an output of zeros."""
+        total = 0.0
         for batch in map(self.held_out.batch, ([i] for i in range(len(self.held_out)))):
-            silent += float((self._unit_losses(torch.zeros_like(batch.target), batch) * batch.weights.cpu()).sum())
-        return silent / len(self.held_out)
+            total += float((self._losses_of(torch.zeros_like(batch.target), batch) * batch.weights.cpu()).sum())
+        return total / len(self.held_out)
+
+
+def make_task(denoiser: nn.Module, context: TuningContext) -> WholeDenoiser:
+    """``denoiser`` as it is, packed or dense, with the loss that the recipe asks for."""
+    return WholeDenoiser(denoiser, weighted(denoiser, context), context.step_config, context.workers)
+
+
+def weighted(denoiser: nn.Module, context: TuningContext) -> DistillationData:
+    """The dataset with the timestep weights of the recipe; ``measured`` runs the untrained student on held-out
+    samples."""
+    data, scheduler = context.distillation, context.scheduler
+    train, held_out = data.train.timesteps, data.held_out.timesteps
+    weighting = context.training.weighting or ("trajectory" if has_noise_levels(scheduler) else "uniform")
+    if weighting == "uniform":
+        return data
+    if weighting == "min-snr":
+        by_snr = [min_snr_weights(*noise_levels(scheduler, timesteps)) for timesteps in (train, held_out)]
+        return _with_weights(data, *by_snr)
+    if weighting == "trajectory":
+        weights = trajectory_weights(*noise_levels(scheduler, train))
+        spread = _of_nearest(held_out, train, weights)
+        return _with_weights(data, weights, spread / spread.mean())
+    with torch.no_grad():
+        errors = WholeDenoiser(denoiser, data, context.step_config).held_out_errors()
+    weights = measured_weights(held_out, errors)
+    spread = _of_nearest(train, held_out, weights)
+    return _with_weights(data, spread / spread.mean(), weights)
+
+
+def _with_weights(data: DistillationData, train: Tensor, held_out: Tensor) -> DistillationData:
+    return DistillationData(replace(data.train, weights=train), replace(data.held_out, weights=held_out))
+
+
+def _of_nearest(timesteps: Tensor, known: Tensor, values: Tensor) -> Tensor:
+    """The value of the nearest known timestep, for each of ``timesteps``."""
+    distinct = known.unique()
+    means = torch.stack([values[known == time].mean() for time in distinct])
+    return means[(timesteps[:, None] - distinct).abs().argmin(1)]
 
 
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:

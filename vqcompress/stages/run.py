@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from vqcompress.calibration.record import RecordingLimits
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.finetune import DistillationData
 from vqcompress.progress import Progress
-from vqcompress.recipe import Recipe
+from vqcompress.recipe import Recipe, current_signature
 from vqcompress.run_store import RunStore
 from vqcompress.storage_dtype import narrowest_dtype
 from vqcompress.workers import Workers
@@ -80,6 +82,18 @@ class Run:
             return made
         self.workers.barrier()
         return make()
+
+
+@contextmanager
+def open_store(folder: str | Path, signature: Mapping[str, Any], workers: Workers) -> Iterator[RunStore]:
+    """A run's folder, open in all processes of ``workers``; the first holds it for all. A run of an older version
+    goes on."""
+    if not workers.is_main_process:
+        workers.barrier()
+    with RunStore(folder, signature, joins=not workers.is_main_process, current=current_signature) as store:
+        if workers.is_main_process:
+            workers.barrier()
+        yield store
 
 
 def dense_bits(weight: Tensor) -> int:

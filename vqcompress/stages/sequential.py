@@ -40,7 +40,7 @@ class Replay:
     @classmethod
     def of(cls, denoiser: nn.Module, block: str, calls: DistillationDataset) -> Replay:
         """All of ``calls``."""
-        numbered = enumerate(calls.units)
+        numbered = enumerate(calls.samples)
         together = groupby(numbered, key=lambda item: (item[1].shard, item[1].call))
         return cls(denoiser, block, calls, tuple(tuple(index for index, _ in members) for _, members in together))
 
