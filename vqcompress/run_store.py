@@ -33,8 +33,8 @@ class RunStore:
     """Finished work of one run in ``folder``. One process holds it; others of the same job may join (``joins``).
 
     ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder that was made
-    with another signature is refused; ``current`` turns the folder's into what this version would have written. Use as a
-    context manager, or call `close`.
+    with another signature is refused; ``current`` turns the folder's into what this version would have written. Use as
+    a context manager, or call `close`.
 
     Raises `RecipeError` when the signature differs (the message names the keys), `VQCompressError` when another process
     holds the folder, `CheckpointError` when the folder cannot be written.

@@ -116,8 +116,8 @@ def layer_notes(comparison: Comparison) -> list[str]:
         if few := variant.undersampled_layers:
             notes.append(
                 f"{variant.label}: {_count(few)} saw fewer samples in calibration than they have columns "
-                f"({_some(few)}). They borrowed their second moment from the same layer of other experts or from white noise. More "
-                "calibration prompts would help."
+                f"({_some(few)}). They borrowed their second moment from the same layer of other experts or from white "
+                "noise. More calibration prompts would help."
             )
     return notes
 
