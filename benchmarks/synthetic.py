@@ -20,41 +20,45 @@ def packed_weight(
     """A weight of about ``bits`` bits: ``trellis`` (12-bit states, rates ``bits - 1`` and ``bits``), ``additive``
     (``bits`` shared codebooks of 256 vectors of 8) or ``scalar`` (groups of 64)."""
     generator = torch.Generator(device).manual_seed(seed)
-    rows, columns = matrix_shape(shape)
+    outputs, columns = matrix_shape(shape)
     if name == "trellis":
-        return _trellis(shape, rows, columns, bits, generator)
+        return _trellis(shape, outputs, columns, bits, generator)
     if name == "additive":
-        return _additive(shape, rows, columns, bits, generator)
-    return _scalar(shape, rows, columns, bits, generator)
+        return _additive(shape, outputs, columns, bits, generator)
+    return _scalar(shape, outputs, columns, bits, generator)
 
 
-def _trellis(shape: tuple[int, ...], rows: int, columns: int, bits: int, generator: torch.Generator) -> QuantizedWeight:
+def _trellis(
+    shape: tuple[int, ...], outputs: int, columns: int, bits: int, generator: torch.Generator
+) -> QuantizedWeight:
     rates = (torch.arange(columns) % 2).add_(bits - 1)[
         torch.randperm(columns, generator=torch.Generator().manual_seed(1))
     ]
-    size = sum(packed_bytes(rows, rate) * int((rates == rate).sum()) for rate in (bits - 1, bits))
+    size = sum(packed_bytes(outputs, rate) * int((rates == rate).sum()) for rate in (bits - 1, bits))
     spec = TrellisSpec(12, bits - 1, 1, 0.0, True, size)
     device = generator.device
-    tensors = {"weight": _bytes((1, size), generator), "scale": _scale((rows,), generator)}
+    tensors = {"weight": _bytes((1, size), generator), "scale": _scale((outputs,), generator)}
     tensors["rates"] = pack_rates(rates, bits - 1, 1).to(device)
     return QuantizedWeight(spec, shape, tensors)
 
 
 def _additive(
-    shape: tuple[int, ...], rows: int, columns: int, bits: int, generator: torch.Generator
+    shape: tuple[int, ...], outputs: int, columns: int, bits: int, generator: torch.Generator
 ) -> QuantizedWeight:
-    spec: FormatSpec = AdditiveSpec(8, 8, bits, bits, 0, SHARED_BOOK, True, columns * -(-rows // 8) * bits)
-    books = torch.randn(spec.codebook_shape, generator=generator, device=generator.device).half()
-    tensors = {"weight": _bytes((1, spec.code_bytes), generator), "scale": _scale((rows,), generator)}
-    return QuantizedWeight(spec, shape, tensors, {"codebooks": books})
+    spec: FormatSpec = AdditiveSpec(8, 8, bits, bits, 0, SHARED_BOOK, True, columns * -(-outputs // 8) * bits)
+    codebooks = torch.randn(spec.codebook_shape, generator=generator, device=generator.device).half()
+    tensors = {"weight": _bytes((1, spec.code_bytes), generator), "scale": _scale((outputs,), generator)}
+    return QuantizedWeight(spec, shape, tensors, {"codebooks": codebooks})
 
 
-def _scalar(shape: tuple[int, ...], rows: int, columns: int, bits: int, generator: torch.Generator) -> QuantizedWeight:
+def _scalar(
+    shape: tuple[int, ...], outputs: int, columns: int, bits: int, generator: torch.Generator
+) -> QuantizedWeight:
     spec = ScalarSpec(bits, 64)
-    zeros = torch.full((spec.groups(columns), rows), 1 << (bits - 1), dtype=torch.int32)
+    zeros = torch.full((spec.groups(columns), outputs), 1 << (bits - 1), dtype=torch.int32)
     tensors = {
-        "weight": _bytes((1, columns * packed_bytes(rows, bits)), generator),
-        "group_scale": _scale((spec.groups(columns), rows), generator),
+        "weight": _bytes((1, columns * packed_bytes(outputs, bits)), generator),
+        "group_scale": _scale((spec.groups(columns), outputs), generator),
         "group_zero": pack(zeros, bits).to(generator.device),
     }
     return QuantizedWeight(spec, shape, tensors)

@@ -1,4 +1,5 @@
-"""Search the multipliers and gains of the trellis value table (`vqcompress.formats.trellis_table.GAUSSIAN_CODES`).
+"""Search the multipliers and scale factors of the trellis value table
+(`vqcompress.formats.trellis_table.GAUSSIAN_CODES`).
 
 ``python benchmarks/trellis_tables.py`` prints the table, one line per code: multiplier, gain, and the mean squared
 error of tail-biting columns of 1024 unit Gaussian weights. Candidates are odd multiples of ``2**(L-k)`` shifted a

@@ -54,8 +54,8 @@ def test_refit_solves_the_normal_equations() -> None:
     """Against autograd: at the solution the gradient of the true objective in the codewords vanishes."""
     codes, rates, output_weights, moment, codebooks, target = problem()
 
-    def objective(books: Tensor) -> Tensor:
-        errors = target - decoded(codes, rates, books)
+    def objective(candidate: Tensor) -> Tensor:
+        errors = target - decoded(codes, rates, candidate)
         return (errors * output_weights * (moment @ errors)).sum()
 
     solver = CodebookProblem(codes, rates, output_weights, SecondMoment(moment))
@@ -63,8 +63,8 @@ def test_refit_solves_the_normal_equations() -> None:
     for _ in range(8):
         refitted = solver.refit(refitted, target)
     gradients = []
-    for books in (codebooks, refitted):
-        leaf = books.clone().requires_grad_()
+    for candidate in (codebooks, refitted):
+        leaf = candidate.clone().requires_grad_()
         objective(leaf).backward()
         gradients.append(float(leaf.grad.norm()))
     assert objective(refitted) < objective(codebooks)

@@ -14,9 +14,9 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def moment_of(columns: int, rows: int = 400) -> torch.Tensor:
-    x = gaussian(rows, columns, seed=7) @ gaussian(columns, columns, seed=8)
-    return x.t() @ x / rows
+def moment_of(columns: int, samples: int = 400) -> torch.Tensor:
+    x = gaussian(samples, columns, seed=7) @ gaussian(columns, columns, seed=8)
+    return x.t() @ x / samples
 
 
 def objective(weight, decoded, moment) -> float:
@@ -71,10 +71,10 @@ def test_sensitivity_sums_to_the_objective():
 
 def test_propagated_error_is_what_is_predicted():
     """Coded with errors of equal cost, targets have grown by the variance that `Feedback.propagated_error` tells."""
-    moment, rows, level = moment_of(12), 20_000, 1e-2
+    moment, outputs, level = moment_of(12), 20_000, 1e-2
     feedback = prepare_feedback(SecondMoment(moment), 0.0)
-    weight, noise = torch.zeros(12, rows), gaussian(12, rows, seed=3)
-    targets = torch.zeros(12, rows)
+    weight, noise = torch.zeros(12, outputs), gaussian(12, outputs, seed=3)
+    targets = torch.zeros(12, outputs)
     errors = (level / feedback.sensitivity).sqrt()
 
     def code(column: int, target: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_broken_moments_are_refused(bad):
 
 def test_factor_of_a_large_moment():
     """Beyond the size that is inverted in one piece: UᵀU is the inverse, U upper."""
-    moment = moment_of(700, rows=2000).double()
+    moment = moment_of(700, samples=2000).double()
     feedback = prepare_feedback(SecondMoment(moment), damping=1e-2)
     factor, ordered = feedback.factor.double(), moment[feedback.order][:, feedback.order]
     damped = ordered + 1e-2 * moment.diagonal().mean() * torch.eye(700)

@@ -15,13 +15,13 @@ from vqcompress.quantizers.rtn import RTNSettings
 from vqcompress.quantizers.scalar_grid import scalar_spec, search_grid
 
 
-def problem(rows: int, columns: int, samples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def problem(outputs: int, columns: int, samples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A Gaussian weight and the second moment of correlated inputs (spectrum falling as 1/i)."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.linalg.qr(torch.randn(columns, columns, generator=generator)).Q
     inputs = torch.randn(samples, columns, generator=generator) / torch.arange(1, columns + 1)
     inputs = inputs @ mixing
-    return torch.randn(rows, columns, generator=generator), inputs.t() @ inputs / samples
+    return torch.randn(outputs, columns, generator=generator), inputs.t() @ inputs / samples
 
 
 def textbook(weight: torch.Tensor, moment: torch.Tensor, bits: int, settings: GPTQSettings) -> torch.Tensor:

@@ -21,10 +21,10 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def correlated_moment(columns: int, seed: int = 0, rows: int = 512) -> torch.Tensor:
+def correlated_moment(columns: int, seed: int = 0, samples: int = 512) -> torch.Tensor:
     """Second moment of inputs whose spectrum falls as 1 / i."""
-    x = gaussian(rows, columns, seed=seed) / torch.arange(1, columns + 1) @ gaussian(columns, columns, seed=seed + 1)
-    return x.t() @ x / rows
+    x = gaussian(samples, columns, seed=seed) / torch.arange(1, columns + 1) @ gaussian(columns, columns, seed=seed + 1)
+    return x.t() @ x / samples
 
 
 def stored(weight) -> dict[str, bytes]:
@@ -69,7 +69,7 @@ def test_second_moment_and_column_rates_pay():
 
 
 def test_coordinate_descent_does_not_hurt():
-    weight, moment = gaussian(96, 64), correlated_moment(64, rows=4096)
+    weight, moment = gaussian(96, 64), correlated_moment(64, samples=4096)
     errors = [
         relative_error(
             weight,
@@ -116,9 +116,9 @@ def test_row_scales_are_bought_where_rows_differ():
     assert quantize_weight(uneven, bits=3.0).spec.row_scales
 
 
-def columns_of_two_sizes(rows: int = 64, columns: int = 48) -> torch.Tensor:
+def columns_of_two_sizes(outputs: int = 64, columns: int = 48) -> torch.Tensor:
     """As where a block reads its skip connection beside the level below."""
-    return gaussian(rows, columns) * torch.where(torch.arange(columns) < columns // 2, 1.0, 0.08)
+    return gaussian(outputs, columns) * torch.where(torch.arange(columns) < columns // 2, 1.0, 0.08)
 
 
 def test_column_scales_are_chosen_where_columns_differ(check_spec):
@@ -325,7 +325,7 @@ def test_outputs_that_add_up_are_coded_together(rows, choices, check_spec):
 
 
 def test_row_scales_under_coupled_outputs_are_the_best():
-    """No other scale of any one row does better: the refit solves for all of them together."""
+    """No other scale of any one output does better: the refit solves for all of them together."""
     weight, moment, outputs = gaussian(40, 30), correlated_moment(30), outputs_that_add_up(40)
     settings_ = TrellisSettings(state_bits=8, row_scales=True, coordinate_descent=0, output_damping=0.0)
     found = quantize_weight(weight, moment, bits=3.0, settings=settings_, output_moment=outputs).decode()

@@ -79,10 +79,13 @@ def test_compiled_equals_reference(state_bits, rate):
 
 def test_seam_boundary_is_nearly_the_best():
     """The boundary is chosen by a heuristic: against all boundaries it loses less than two percent."""
-    state_bits, rate, rows = 8, 2, 64
+    state_bits, rate, outputs = 8, 2, 64
     table = value_table(state_bits, rate, 0.0)
-    columns, ones = torch.randn(20, rows, generator=torch.Generator().manual_seed(0)), torch.ones(rows)
-    quick, exact = CpuViterbi(rows, state_bits, {rate: table}), Search(state_bits, rate, table.float().numpy(), rows)
+    columns, ones = torch.randn(20, outputs, generator=torch.Generator().manual_seed(0)), torch.ones(outputs)
+    quick, exact = (
+        CpuViterbi(outputs, state_bits, {rate: table}),
+        Search(state_bits, rate, table.float().numpy(), outputs),
+    )
     found = best = 0.0
     for x in columns:
         found += float((quick(x, ones, rate)[1] - x).square().sum())
@@ -95,12 +98,12 @@ def test_seam_boundary_is_nearly_the_best():
 
 
 @settings(deadline=None, max_examples=60)
-@given(rows=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
-def test_symbols_decode_to_the_values(rows, rate, phase, seed):
+@given(outputs=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
+def test_symbols_decode_to_the_values(outputs, rate, phase, seed):
     generator = torch.Generator().manual_seed(seed)
-    target, scale = torch.randn(rows, generator=generator), torch.rand(rows, generator=generator)
+    target, scale = torch.randn(outputs, generator=generator), torch.rand(outputs, generator=generator)
     table = value_table(8, rate, 0.0)
-    symbols, values = CpuViterbi(rows, 8, {rate: table}, phase)(target, scale, rate)
+    symbols, values = CpuViterbi(outputs, 8, {rate: table}, phase)(target, scale, rate)
     assert torch.equal(table.float()[window_states(symbols.int(), rate, 8)], values)
     assert int(symbols.max()) < 1 << rate
 
@@ -112,17 +115,18 @@ def test_phase_moves_the_cut():
     assert (first - x).square().mean() == pytest.approx(float((second - x).square().mean()), rel=0.05)
 
 
-def coupled(rows: int, seed: int = 0) -> torch.Tensor:
-    """A positive definite ``[rows, rows]``: outputs that add up in a few ways, as those do that the next layer sums."""
-    mix = torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return mix @ mix.t() / 8 + 0.1 * torch.eye(rows, dtype=torch.float64)
+def coupled(outputs: int, seed: int = 0) -> torch.Tensor:
+    """A positive definite ``[outputs, outputs]``: outputs that add up in a few ways, as those do that the next layer
+    sums."""
+    mix = torch.randn(outputs, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return mix @ mix.t() / 8 + 0.1 * torch.eye(outputs, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("phase", [0, 5])
 def test_pulls_and_weights_are_the_metric(phase):
-    rows, moment = 40, coupled(40)
+    outputs, moment = 40, coupled(40)
     plan = factor_metric(moment, phase)
-    errors = torch.randn(rows, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    errors = torch.randn(outputs, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     turned = errors.roll(-phase)
     after = turned + torch.from_numpy(plan.pull).double() @ turned  # error against the moved targets
     cost = (torch.from_numpy(plan.weight).double() * after).square().sum()
@@ -130,14 +134,14 @@ def test_pulls_and_weights_are_the_metric(phase):
     assert float(cost) * unit == pytest.approx(float(errors @ moment @ errors), rel=1e-4)
 
 
-@pytest.mark.parametrize(("state_bits", "rate", "rows"), TOYS)
-def test_coupled_paths_are_nearly_the_best(state_bits, rate, rows):
-    _, _, table = toy(state_bits, rows)
+@pytest.mark.parametrize(("state_bits", "rate", "outputs"), TOYS)
+def test_coupled_paths_are_nearly_the_best(state_bits, rate, outputs):
+    _, _, table = toy(state_bits, outputs)
     found = best = 0.0
     for seed in range(20):
-        moment, target = coupled(rows, seed), np.random.default_rng(seed).standard_normal(rows).astype(np.float32)
-        search, ones = CoupledSearch(state_bits, rate, table, factor_metric(moment, 0)), np.ones(rows, np.float32)
-        streams = torch.tensor(list(itertools.product(range(1 << rate), repeat=rows)))
+        moment, target = coupled(outputs, seed), np.random.default_rng(seed).standard_normal(outputs).astype(np.float32)
+        search, ones = CoupledSearch(state_bits, rate, table, factor_metric(moment, 0)), np.ones(outputs, np.float32)
+        streams = torch.tensor(list(itertools.product(range(1 << rate), repeat=outputs)))
         states = window_states(streams, rate, state_bits)
         errors = torch.from_numpy(table[states.numpy()] - target).double()
         costs, boundaries = ((errors @ moment) * errors).sum(1), states[:, 0] >> rate
@@ -151,13 +155,13 @@ def test_coupled_paths_are_nearly_the_best(state_bits, rate, rows):
     assert found <= best * 1.1
 
 
-@pytest.mark.parametrize(("rows", "phase"), [(60, 0), (200, 77)])
-def test_outputs_that_add_up_make_up_for_each_other(rows, phase):
+@pytest.mark.parametrize(("outputs", "phase"), [(60, 0), (200, 77)])
+def test_outputs_that_add_up_make_up_for_each_other(outputs, phase):
     state_bits, rate = 10, 2
-    moment, tables = coupled(rows), {rate: value_table(state_bits, rate, 0.0)}
-    columns, ones = torch.randn(16, rows, generator=torch.Generator().manual_seed(1)), torch.ones(rows)
-    alone = CpuViterbi(rows, state_bits, tables, phase)
-    together = CoupledViterbi(rows, state_bits, tables, phase, factor_metric(moment, phase))
+    moment, tables = coupled(outputs), {rate: value_table(state_bits, rate, 0.0)}
+    columns, ones = torch.randn(16, outputs, generator=torch.Generator().manual_seed(1)), torch.ones(outputs)
+    alone = CpuViterbi(outputs, state_bits, tables, phase)
+    together = CoupledViterbi(outputs, state_bits, tables, phase, factor_metric(moment, phase))
 
     def cost(search):
         errors = torch.stack([search(x, ones, rate)[1] - x for x in columns])
@@ -167,20 +171,20 @@ def test_outputs_that_add_up_make_up_for_each_other(rows, phase):
 
 
 def test_outputs_that_cost_alike_are_searched_as_by_themselves():
-    rows, tables = 60, {2: value_table(8, 2, 0.0)}
-    x, scale = torch.randn(rows, generator=torch.Generator().manual_seed(3)), torch.ones(rows)
-    plain = CpuViterbi(rows, 8, tables, 3)(x, scale, 2)
-    found = CoupledViterbi(rows, 8, tables, 3, factor_metric(2.5 * torch.eye(rows), 3))(x, scale, 2)
+    outputs, tables = 60, {2: value_table(8, 2, 0.0)}
+    x, scale = torch.randn(outputs, generator=torch.Generator().manual_seed(3)), torch.ones(outputs)
+    plain = CpuViterbi(outputs, 8, tables, 3)(x, scale, 2)
+    found = CoupledViterbi(outputs, 8, tables, 3, factor_metric(2.5 * torch.eye(outputs), 3))(x, scale, 2)
     assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
 
 
 @settings(deadline=None, max_examples=40)
-@given(rows=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
-def test_symbols_decode_to_the_values_of_coupled_outputs_too(rows, rate, phase, seed):
+@given(outputs=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
+def test_symbols_decode_to_the_values_of_coupled_outputs_too(outputs, rate, phase, seed):
     generator = torch.Generator().manual_seed(seed)
-    target, scale = torch.randn(rows, generator=generator), torch.rand(rows, generator=generator)
+    target, scale = torch.randn(outputs, generator=generator), torch.rand(outputs, generator=generator)
     table = value_table(8, rate, 0.0)
-    search = CoupledViterbi(rows, 8, {rate: table}, phase, factor_metric(coupled(rows, seed), phase))
+    search = CoupledViterbi(outputs, 8, {rate: table}, phase, factor_metric(coupled(outputs, seed), phase))
     symbols, values = search(target, scale, rate)
     assert torch.equal(table.float()[window_states(symbols.int(), rate, 8)], values)
     assert int(symbols.max()) < 1 << rate
