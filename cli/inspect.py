@@ -40,8 +40,8 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
 
 def _component_line(name: str, component: dict[str, Any]) -> str:
     return (
-        f"  {name}: {len(component['layers'])} layers at {component['bits_per_weight']:.3f} bits, "
-        f"whole component {component['component_bits_per_weight']:.3f} bits, {_megabytes(component['bytes'])}"
+        f"  {name}: {len(component['layers'])} layers at {component['bits_per_weight']:.3f} bits per weight, "
+        f"{component['component_bits_per_weight']:.3f} over the whole component, {_megabytes(component['bytes'])}"
     )
 
 

@@ -15,8 +15,8 @@ PLACED = {"cli": "cli", "calib_prompts": "calib_prompts", "shapes": "shapes"}  #
 class PatchedPackage:
     """``vqcompress`` in ``folder``: links to the real files, but for those that are added or replaced.
 
-    ``files`` maps paths below the package to their whole text; ``lines`` maps paths to ``(before, line)``, where ``line``
-    goes in before the first occurrence of ``before``.
+    ``files`` maps paths below the package to their whole text; ``lines`` maps paths to ``(before, line)``, where
+    ``line`` goes in before the first occurrence of ``before``.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, str], lines: Mapping[str, tuple[str, str]]) -> None:
@@ -36,7 +36,8 @@ class PatchedPackage:
     def run(self, code: str) -> str:
         """What ``code`` prints in a Python of its own that imports this package."""
         hide_installed = (  # an editable install finds the package before the path does
-            "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
+            "import sys\n"
+            "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
         )
         result = subprocess.run(
             [sys.executable, "-c", hide_installed + code],

@@ -41,7 +41,7 @@ def test_small_images_are_enlarged_without_new_colours():
 
 @pytest.mark.parametrize("pictures", [{"a": [b""], "b": []}, {"a": [], "b": []}, {"a": [b""] * 3}])
 def test_uneven_grids_are_refused(pictures):
-    with pytest.raises(VQCompressError, match="one image a prompt"):
+    with pytest.raises(VQCompressError, match="one image per prompt"):
         image_grid(pictures, ["p", "q"])
 
 

@@ -62,6 +62,7 @@ def check_labels(candidates: Sequence[Candidate]) -> None:
 def _recipe(folder: Path) -> Recipe:
     path = folder / RECIPE_NAME
     if not path.is_file():
-        reason = f"it has no {RECIPE_NAME}" if folder.is_dir() else "there is no such folder"
-        raise CheckpointError(f"{folder} was not written by `vqcompress quantize`: {reason}")
+        if not folder.is_dir():
+            raise CheckpointError(f"there is no such folder: {folder}")
+        raise CheckpointError(f"{folder} was not written by `vqcompress quantize`: it has no {RECIPE_NAME}")
     return Recipe.read(path)

@@ -1,4 +1,4 @@
-"""Numbers as readers see them; the Markdown and the HTML page write them alike."""
+"""Numbers as text, the same in Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def size(nbytes: float) -> str:
 
 
 def megabytes(nbytes: float) -> str:
-    """For a column: every size in MB with two decimals, so that they can be compared down the column."""
+    """Bytes in MB with two decimals, for columns whose sizes are compared."""
     return f"{nbytes / 1e6:,.2f}"
 
 
 def significant(value: float, digits: int) -> str:
-    """``value`` with so many significant digits and no exponent."""
+    """``value`` with ``digits`` significant digits and no exponent."""
     if value == 0 or not math.isfinite(value):
         return fixed(value, 0)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -34,7 +34,7 @@ def significant(value: float, digits: int) -> str:
 
 
 def fixed(value: float | None, decimals: int) -> str:
-    """``value`` with so many decimals; words for what is not finite."""
+    """``value`` with ``decimals`` decimals; a dash for None and NaN, ``∞`` for infinity."""
     if value is None or math.isnan(value):
         return NONE
     if math.isinf(value):
@@ -43,7 +43,7 @@ def fixed(value: float | None, decimals: int) -> str:
 
 
 def percent(share: float | None, decimals: int) -> str:
-    """``0.0123`` -> ``1.23 %``; what so many decimals would leave fewer than two digits of keeps two."""
+    """``0.0123`` -> ``1.23 %``; small values get more than ``decimals``, so that two significant digits stay."""
     if share is None or (text := fixed(100 * share, decimals)) in (NONE, "∞"):
         return NONE
     return percent_short(share) if 0 < 100 * share < 10 ** (1 - decimals) else f"{text}{SPACE}%"

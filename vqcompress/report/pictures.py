@@ -51,7 +51,7 @@ def decode(png: bytes) -> Image.Image:
 
 
 def image_grid(pictures: Mapping[str, Sequence[bytes]], prompts: Sequence[str]) -> Image.Image:
-    """Lay ``pictures`` (label -> PNG files, one a prompt) out; small images are enlarged without smoothing.
+    """Lay ``pictures`` (label -> PNG files, one per prompt) out; small images are enlarged without smoothing.
 
     All labels must have the same number of images, at most one for each prompt.
     """
@@ -88,7 +88,7 @@ def _common_count(pictures: Mapping[str, Sequence[bytes]], prompts: Sequence[str
     counts = {label: len(files) for label, files in pictures.items()}
     if len(set(counts.values())) != 1 or not 0 < next(iter(counts.values())) <= len(prompts):
         raise VQCompressError(
-            f"a grid needs one image a prompt from each variant, got {counts} for {len(prompts)} prompts"
+            f"a grid needs one image per prompt from each variant, got {counts} for {len(prompts)} prompts"
         )
     return next(iter(counts.values()))
 

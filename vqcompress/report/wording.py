@@ -27,7 +27,7 @@ def overall(shares: Mapping[str, Share]) -> Share | None:
 
 
 def smaller(comparison: Comparison, variant: Variant) -> float:
-    """How many times smaller the denoiser is than at 16 bits a weight."""
+    """How many times smaller the denoiser is than at 16 bits per weight."""
     return 2 * comparison.original.denoiser_weights / variant.denoiser_bytes
 
 
