@@ -11,7 +11,7 @@ KINDS = ("UNet", "DiT", "text encoder")
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 RESULTS: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
 # Where there is nothing to test: upstream has no such operation for this kind.
-NOTHING_THERE = {("fusing projections is refused with the way out", "text encoder")}
+NOTHING_THERE = {("fusing projections is refused, with the alternative", "text encoder")}
 
 TODAY = Path(__file__).with_name("users_today.md")
 """What other toolkits give to users; the same columns are asked of us by tests."""

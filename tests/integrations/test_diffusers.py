@@ -132,7 +132,7 @@ def test_newer_configs_are_refused(change, message, compressed_folder, tmp_path)
         UNet2DConditionModel.from_pretrained(tmp_path / "unet")
 
 
-@pytest.mark.feature("fusing projections is refused with the way out", "UNet")
+@pytest.mark.feature("fusing projections is refused, with the alternative", "UNet")
 def test_fusing_is_refused_with_the_way_out(compressed_folder):
     unet = UNet2DConditionModel.from_pretrained(compressed_folder / "unet")
     for fuse in (unet.fuse_qkv_projections, unet.fuse_lora):

@@ -130,7 +130,7 @@ def test_training_an_adapter_moves_it_and_nothing_else(compressed_pipeline):
     assert any("conv1" in name for name in moved)
 
 
-@pytest.mark.feature("`fuse_lora` is refused with the way out", "UNet")
+@pytest.mark.feature("`fuse_lora` is refused, with the alternative", "UNet")
 def test_fusing_is_refused_with_the_way_out(compressed_pipeline, make_tiny_unet, run_unet):
     compressed_pipeline.load_lora_weights(_adapter(make_tiny_unet(), 1), adapter_name="one")
     before = run_unet(compressed_pipeline.unet)

@@ -127,7 +127,7 @@ class Architecture:
         sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
-        """One call of the pipeline, with every argument given; `sample` is the public door."""
+        """One call of the pipeline, with every argument given; `sample` is the public method."""
         return pipeline(
             prompt=prompts,
             num_inference_steps=sampling.steps,

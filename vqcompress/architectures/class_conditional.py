@@ -8,7 +8,7 @@ import torch
 
 from vqcompress.architectures.architecture import Architecture, OutputType, Pipeline
 from vqcompress.architectures.class_names import class_names, class_numbers
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
 from vqcompress.sampling_config import ResolvedSampling
@@ -20,7 +20,7 @@ class ClassConditionalArchitecture(Architecture):
 
     ignore: ClassVar[IgnoreRules] = {
         r"^(x_embedder|tokenizer)(\.|$)": LATENT_INPUT,
-        r"^[ty]_embedder\.": ONE_ROW_PER_TIMESTEP,
+        r"^[ty]_embedder\.": ONE_SAMPLE_PER_TIMESTEP,
         r"^(final_layer\.|head$)": FINAL,
     }
 

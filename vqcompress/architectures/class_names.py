@@ -1,4 +1,4 @@
-"""From what a user calls a class to its number."""
+"""Class numbers for the ids and names that users give."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from vqcompress.architectures.architecture import (
     image_size,
 )
 from vqcompress.architectures.class_names import class_numbers
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
 from vqcompress.errors import ArchitectureError
 from vqcompress.sampling_config import ResolvedSampling
 
@@ -23,13 +23,13 @@ from vqcompress.sampling_config import ResolvedSampling
 class DiTArchitecture(Architecture):
     """`DiTPipeline`: "prompts" are class ids (``"207"``) or class names of the ``imagenet`` prompt set.
 
-    Modulation (``norm1.linear``) is a third of all weights, so it is quantized although it sees one row per image and
-    step.
+    Modulation (``norm1.linear``) is a third of all weights, so it is quantized although it sees one sample per image
+    and step.
     """
 
     ignore: ClassVar[IgnoreRules] = {
         r"^pos_embed\.proj$": LATENT_INPUT,
-        r"\.norm1\.emb\.": ONE_ROW_PER_TIMESTEP,
+        r"\.norm1\.emb\.": ONE_SAMPLE_PER_TIMESTEP,
         r"^proj_out_[12]$": FINAL,
     }
 

@@ -17,7 +17,7 @@ from vqcompress.architectures.architecture import (
     latent_factor,
     present_text_encoders,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
 DENOISERS = ("transformer", "unet")
@@ -35,7 +35,7 @@ class GenericArchitecture(Architecture):
     ignore: ClassVar[IgnoreRules] = {
         r"^(pos_embed|patch_embed\w*|patchify_proj|x_embedder|img_in|conv_in|proj_in)(\.|$)": LATENT_INPUT,
         r"(^|[._])(time|timestep|guidance|class|label|pooled|aspect_ratio|resolution)\w*_?(emb\w*|proj\w*)(\.|$)|"
-        r"^(time_text_embed|adaln_single|add_embedding)\.": ONE_ROW_PER_TIMESTEP,
+        r"^(time_text_embed|adaln_single|add_embedding)\.": ONE_SAMPLE_PER_TIMESTEP,
         r"^(proj_out\w*|final_layer|norm_out|conv_out)(\.|$)": FINAL,
     }
 

@@ -16,7 +16,7 @@ from vqcompress.matrix_view import is_quantizable
 MIN_WEIGHTS = 1024  # below this a scale per row alone is a sizeable part of a bit per weight
 
 # Reasons that several families share.
-ONE_ROW_PER_TIMESTEP = (
+ONE_SAMPLE_PER_TIMESTEP = (
     "sees one row per image and timestep, not one per position: its input's second moment has as few "
     "directions as there are timesteps"
 )

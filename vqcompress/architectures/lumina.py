@@ -14,7 +14,7 @@ from vqcompress.architectures.architecture import (
     present_text_encoders,
     token_mask,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
 
@@ -26,7 +26,7 @@ class LuminaArchitecture(Architecture):
 
     ignore: ClassVar[IgnoreRules] = {
         r"^patch_embedder\.": LATENT_INPUT,
-        r"^time_caption_embed\.": ONE_ROW_PER_TIMESTEP,
+        r"^time_caption_embed\.": ONE_SAMPLE_PER_TIMESTEP,
         r"^norm_out\.": FINAL,
     }
     masked_layers: ClassVar[str | None] = r"\.attn2\.to_[kv]$"

@@ -1,4 +1,4 @@
-"""From what a user calls a model to an opened diffusers pipeline."""
+"""Open a diffusers pipeline by alias, path or Hub id."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from vqcompress.architectures.architecture import (
     present_text_encoders,
     token_mask,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
 
@@ -23,7 +23,7 @@ class PixArtArchitecture(Architecture):
 
     ignore: ClassVar[IgnoreRules] = {
         r"^pos_embed\.proj$": LATENT_INPUT,
-        r"^adaln_single\.": ONE_ROW_PER_TIMESTEP,
+        r"^adaln_single\.": ONE_SAMPLE_PER_TIMESTEP,
         r"^proj_out$": FINAL,
     }
     masked_layers: ClassVar[str | None] = r"^caption_projection\.|\.attn2\.to_[kv]$"

@@ -1,4 +1,4 @@
-"""Every published model by name in one table: how large it is, and what `vqcompress quantize NAME` makes of the name.
+"""Every published model by name in one table: its size, and what `vqcompress quantize NAME` does with the name.
 
 Some are diffusers folders on the Hub and open by name. Others were published as official weights, which `vqcompress
 convert NAME WEIGHTS -o FOLDER` turns into a folder; and some sizes exist in a paper's table alone. All of them can be

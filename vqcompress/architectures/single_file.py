@@ -44,7 +44,7 @@ SINGLE_FILE_FAMILIES: tuple[SingleFileFamily, ...] = (
 
 
 def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline in ``path``. A bundle holds everything; of other checkpoints the family is told by their keys.
+    """The pipeline in ``path``. A bundle holds everything; other checkpoints are recognised by their keys.
 
     Configurations and tokenizers are not in LDM files: diffusers takes them from the Hub or its cache.
     """

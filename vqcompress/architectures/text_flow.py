@@ -13,7 +13,7 @@ from vqcompress.architectures.architecture import (
     present_text_encoders,
     token_mask,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
 
@@ -21,12 +21,12 @@ class TextFlowArchitecture(Architecture):
     """Padded text tokens are masked in the networks and not recorded.
 
     Lumina's block modulation, 12–14 % of its weights, is quantized. PT-DiT has one modulation layer for all blocks,
-    which is kept. Its proxy layers see one row for each window.
+    which stays dense. Its proxy layers see one sample for each window.
     """
 
     ignore: ClassVar[IgnoreRules] = {
         r"^(x_embedder|pos_embed\.proj)$": LATENT_INPUT,
-        r"^(t_embedder|cap_embedder|adaln_single)\.": ONE_ROW_PER_TIMESTEP,
+        r"^(t_embedder|cap_embedder|adaln_single)\.": ONE_SAMPLE_PER_TIMESTEP,
         r"^(final_layer\.|proj_out$)": FINAL,
     }
     masked_layers: ClassVar[str | None] = r"\.attention\.w[kv]_y$|^caption_projection\.|\.attn2\.to_[kv]$"

@@ -11,7 +11,7 @@ from vqcompress.architectures.architecture import (
     image_size,
     present_text_encoders,
 )
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_ROW_PER_TIMESTEP, IgnoreRules, LayerPlan
+from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules, LayerPlan
 from vqcompress.embedded import EMBEDDED, has_embedded_latents
 from vqcompress.sampling_config import ResolvedSampling
 
@@ -26,7 +26,7 @@ class UNetArchitecture(Architecture):
     ignore: ClassVar[IgnoreRules] = {
         r"^conv_in$": LATENT_INPUT,
         r"^conv_out$": FINAL,
-        r"^(time|add|class)_embedding\.|^time_cond_proj$|\.time_emb_proj$": ONE_ROW_PER_TIMESTEP,
+        r"^(time|add|class)_embedding\.|^time_cond_proj$|\.time_emb_proj$": ONE_SAMPLE_PER_TIMESTEP,
         r"^encoder_hid_proj": "a small projection that all cross-attention reads",
     }
 

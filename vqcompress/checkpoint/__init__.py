@@ -1,4 +1,4 @@
-"""Compressed pipelines as folders: saved at once or not at all, checked, looked into, made dense again."""
+"""Compressed pipelines as folders: save, verify, load, inspect and dequantize them."""
 
 from vqcompress.checkpoint.dequantization import dequantize
 from vqcompress.checkpoint.inspection import inspect

@@ -127,5 +127,5 @@ def prompt_source(recipe: Mapping[str, Any], pipeline: Any) -> str | None:
 
 
 def _shown(name: str) -> str:
-    """A file by its name alone: where it lies on this machine is nobody's business."""
+    """A file by its name alone: a published card must not show this machine's paths."""
     return Path(name).name if Path(name).is_file() else name

@@ -1,4 +1,4 @@
-"""A compressed pipeline as a dense one, for programs that know nothing of packed layers."""
+"""Write a compressed pipeline as a dense one, for programs that cannot read packed layers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def dequantize(
 
 
 def _check(output: Path, single: bool, layout: KeyLayout | None, overwrite: bool) -> None:
-    """Refuse before anything is loaded."""
+    """Raise for arguments that do not fit, before anything is loaded."""
     if layout is not None and layout not in KEY_LAYOUTS:
         raise RecipeError(f"layout {layout!r} is unknown; there are {', '.join(KEY_LAYOUTS)}")
     if not single:
@@ -93,6 +93,6 @@ def _write_diffusers(pipeline: Any, output: Path) -> None:
 
 
 def _beside(output: Path) -> Path:
-    """Where to write before ``output`` appears at once."""
+    """The file to write first; it then replaces ``output`` in one rename."""
     output.parent.mkdir(parents=True, exist_ok=True)
     return output.with_name(f".{output.name}.{os.getpid()}.partial")

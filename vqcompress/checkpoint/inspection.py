@@ -19,7 +19,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
 
     ``bits_per_weight`` is everything stored for the packed layers (codes, scales, rates, codebooks; shared codebooks
     once) and for those that a budget left dense, in bits, over the number of weights they stand for; ``None`` where
-    nothing is packed. ``kept`` are layers that were never asked to shrink, with the reason. ``bytes`` is the whole
+    nothing is packed. ``kept`` are layers that were not to be quantized, with the reason. ``bytes`` is the whole
     folder on disk. ``components`` has those with packed layers, one row per layer under ``layers`` and, with their
     dense tensors included, ``component_bits_per_weight``; ``layers`` has the rows of all; ``dense_components`` the
     rest. Raises `CheckpointError` when ``folder`` is no pipeline or a file cannot be read.

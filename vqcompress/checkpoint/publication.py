@@ -48,7 +48,7 @@ def publish(folder: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _remove_stale_partials(folder: Path) -> None:
-    """What a killed process left beside ``folder``: half-written folders go; one that was being replaced comes back."""
+    """Remove half-written folders that a killed process left beside ``folder``; restore one that was being replaced."""
     for left in folder.parent.glob(f".{folder.name}.*.partial"):
         process, *old = left.name.removeprefix(f".{folder.name}.").removesuffix(".partial").split(".")
         if not process.isdecimal() or _is_alive(int(process)):

@@ -1,4 +1,4 @@
-"""Is a compressed folder what was written, and can it be what its configs say?"""
+"""Verify that a compressed folder is what was written, and that its tensors fit its configs."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class VQCompressConfig(QuantizationConfigMixin):
         return self.to_dict()
 
     def __repr__(self) -> str:
-        # Upstream formats its configs for log lines that nobody reads, and thousands of layers as JSON take their time.
+        # diffusers and transformers format configs for their debug log, which is slow for thousands of layers.
         return f"{type(self).__name__}({len(self.layers)} layers, format_version={self.format_version})"
 
 

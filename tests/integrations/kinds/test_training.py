@@ -90,7 +90,7 @@ def test_adapters_switch_and_leave_without_a_trace(kind, packed):
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
-@pytest.mark.feature("`fuse_lora` is refused with the way out")
+@pytest.mark.feature("`fuse_lora` is refused, with the alternative")
 def test_fusing_an_adapter_is_refused_with_the_way_out(kind, packed):
     _adapters(kind, packed)
     before = kind.run(packed)
@@ -103,7 +103,7 @@ def test_fusing_an_adapter_is_refused_with_the_way_out(kind, packed):
     assert torch.equal(kind.run(packed), before)
 
 
-@pytest.mark.feature("fusing projections is refused with the way out", "DiT")
+@pytest.mark.feature("fusing projections is refused, with the alternative", "DiT")
 @pytest.mark.parametrize("kind", ["DiT"], indirect=True)
 def test_fusing_projections_is_refused(packed):
     with pytest.raises(UnsupportedError, match="vqcompress dequantize"):
