@@ -39,7 +39,8 @@ def dying(event, arguments):
         encoded.append(1)
         if dies == os.environ["RANK"] and len(encoded) > 3:
             os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(dying)
+if dies != "none":
+    sys.addaudithook(dying)
 vqcompress.quantize(source, output, **{recipe})
 """
 
