@@ -11,15 +11,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLACED = {"cli": "cli", "calib_prompts": "calib_prompts", "shapes": "shapes"}  # as pyproject's package-dir places them
 
+Insertion = tuple[str, str]
+"""``(before, line)``: ``line`` goes in before the first occurrence of ``before``."""
+
 
 class PatchedPackage:
     """``vqcompress`` in ``folder``: links to the real files, but for those that are added or replaced.
 
-    ``files`` maps paths below the package to their whole text; ``lines`` maps paths to ``(before, line)``, where
-    ``line`` goes in before the first occurrence of ``before``.
+    ``files`` maps paths below the package to their whole text; ``lines`` maps paths to what goes into them.
     """
 
-    def __init__(self, folder: Path, files: Mapping[str, str], lines: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(self, folder: Path, files: Mapping[str, str], lines: Mapping[str, Insertion | list[Insertion]]) -> None:
         self.root = folder
         package = folder / "vqcompress"
         _link(ROOT / "vqcompress", package, {*files, *lines})
@@ -27,11 +29,13 @@ class PatchedPackage:
             (package / name).symlink_to(ROOT / place)
         for name, text in files.items():
             (package / name).write_text(text)
-        for name, (before, line) in lines.items():
+        for name, insertions in lines.items():
             text = (ROOT / "vqcompress" / name).read_text()
-            assert before in text, f"{name} has no {before!r} any more"
+            for before, line in insertions if isinstance(insertions, list) else [insertions]:
+                assert before in text, f"{name} has no {before!r} any more"
+                text = text.replace(before, f"{line}{before}", 1)
             (package / name).unlink(missing_ok=True)
-            (package / name).write_text(text.replace(before, f"{line}{before}", 1))
+            (package / name).write_text(text)
 
     def run(self, code: str) -> str:
         """What ``code`` prints in a Python of its own that imports this package."""

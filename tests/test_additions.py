@@ -1,0 +1,145 @@
+"""Each row of CONTRIBUTING's table: one file and one line add one, in a copy of the package. Methods: `tests/test_methods.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.patched_package import PatchedPackage
+
+ARCHITECTURE = """
+from vqcompress.architectures.architecture import Architecture
+from vqcompress.sampling_config import ResolvedSampling
+
+
+class ToyArchitecture(Architecture):
+    keep = {r"^first$": "it reads the latents"}
+
+    @classmethod
+    def supports(cls, pipeline):
+        return hasattr(pipeline, "toy_denoiser")
+
+    @classmethod
+    def of(cls, pipeline):
+        return cls("toy", "toy_denoiser", ("toy_denoiser",), ResolvedSampling(3, 1.0, 16, 16))
+"""
+USE_ARCHITECTURE = """
+from types import SimpleNamespace
+from torch import nn
+from vqcompress.architectures import architecture_of
+
+denoiser = nn.Module()
+denoiser.first, denoiser.second = nn.Linear(64, 64), nn.Linear(64, 64)
+pipeline = SimpleNamespace(toy_denoiser=denoiser, transformer=denoiser)
+family = architecture_of(pipeline)
+plans = family.layers(pipeline, "toy_denoiser")
+assert [plan.name for plan in plans] == ["first", "second"]
+assert "it reads the latents" in repr(plans[0]) and "it reads the latents" not in repr(plans[1])
+print(family.name)
+"""
+
+FORMAT = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+
+@dataclass(frozen=True)
+class SignSpec:
+    """A sign for each weight, all of one magnitude."""
+
+    format: ClassVar[str] = "sign"
+    magnitude: float = 1.0
+
+    @property
+    def codebook(self):
+        return None
+
+    @property
+    def codebook_shape(self):
+        return ()
+
+    def tensor_shapes(self, outputs, columns):
+        return {"weight": ((1, outputs * columns), torch.int8)}
+
+    def decode_transposed(self, outputs, columns, tensors):
+        return tensors["weight"].reshape(columns, outputs).float() * self.magnitude
+
+    def code_problem(self, outputs, columns, tensors):
+        return None
+'''
+FORMAT_LINE = "from vqcompress.formats.sign import SignSpec\n"
+USE_FORMAT = """
+import torch
+from torch import nn
+from vqcompress.formats import FORMATS, spec_from_dict, spec_to_dict
+from vqcompress.formats.sign import SignSpec
+from vqcompress.kernels import kernel_choice
+from vqcompress.layers import swap
+from vqcompress.quantized_weight import QuantizedWeight
+
+spec = spec_from_dict({"format": "sign", "magnitude": 0.5})
+assert spec_to_dict(spec) == {"format": "sign", "magnitude": 0.5}
+signs = torch.randint(0, 2, (1, 24 * 40), dtype=torch.int8) * 2 - 1
+model = nn.Sequential(nn.Linear(40, 24))
+bias = model[0].bias.detach().clone()
+swap(model, {"0": QuantizedWeight(spec, (24, 40), {"weight": signs})})
+dense = signs.reshape(40, 24).float().t() * 0.5
+for samples in (1, 64):
+    x = torch.randn(samples, 40)
+    torch.testing.assert_close(model(x), x @ dense.t() + bias)
+assert kernel_choice(spec, (24, 40), 1).name == "reference"
+print("served")
+"""
+
+KERNEL = """
+import torch
+
+PURPOSE = "a toy"
+
+
+def unsupported_reason(*case):
+    return ""
+
+
+def decode_transposed(spec, shape, tensors, dtype=torch.float32):
+    return torch.full((shape[1], shape[0]), 7.0, dtype=dtype)
+"""
+KERNEL_LINE = '    Kernel("toy", toy.PURPOSE, toy.unsupported_reason, toy.decode_transposed),\n'
+USE_KERNEL = """
+import torch
+from torch import nn
+from vqcompress.layers import swap
+from vqcompress.quantizers import quantize_weight
+
+model = nn.Sequential(nn.Linear(64, 32, bias=False))
+swap(model, {"0": quantize_weight(model[0].weight.detach(), method="rtn", bits=4)})
+assert torch.equal(model(torch.ones(8, 64)), torch.full((8, 32), 448.0))
+print("served")
+"""
+
+
+def test_an_architecture(tmp_path: Path) -> None:
+    family = [
+        ("from vqcompress.architectures.unet ", "from vqcompress.architectures.toy import ToyArchitecture\n"),
+        ("    UNetArchitecture,\n", "    ToyArchitecture,\n"),
+    ]
+    patched = PatchedPackage(
+        tmp_path, files={"architectures/toy.py": ARCHITECTURE}, lines={"architectures/families.py": family}
+    )
+    assert patched.run(USE_ARCHITECTURE) == "toy"
+
+
+def test_a_format(tmp_path: Path) -> None:
+    listed = [("from vqcompress.formats.trellis ", FORMAT_LINE), ("TrellisSpec)}", "SignSpec, ")]
+    patched = PatchedPackage(tmp_path, files={"formats/sign.py": FORMAT}, lines={"formats/__init__.py": listed})
+    assert patched.run(USE_FORMAT) == "served"
+
+
+def test_a_kernel(tmp_path: Path) -> None:
+    listed = [
+        ("\n\n@dataclass", "\nfrom vqcompress.kernels import toy\n"),
+        ("    Kernel(", KERNEL_LINE),
+    ]
+    patched = PatchedPackage(tmp_path, files={"kernels/toy.py": KERNEL}, lines={"kernels/table.py": listed})
+    assert patched.run(USE_KERNEL) == "served"
