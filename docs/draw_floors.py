@@ -1,7 +1,7 @@
 """`python docs/draw_floors.py`: draw the floors of the house from the imports, into `docs/floors.svg`.
 
-A box is a room, a package or a module of `vqcompress`; a line leads from a room down to one that it imports. Lines that follow
-from others are left out (transitive reduction), so what is drawn is as little as says the same.
+A box is a room, a package or a module of `vqcompress`; a line leads from a room down to one that it imports. Lines that
+follow from others are left out (transitive reduction).
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ class PatchedPackage:
     ``files`` maps paths below the package to their whole text; ``lines`` maps paths to what goes into them.
     """
 
-    def __init__(self, folder: Path, files: Mapping[str, str], lines: Mapping[str, Insertion | list[Insertion]]) -> None:
+    def __init__(
+        self, folder: Path, files: Mapping[str, str], lines: Mapping[str, Insertion | list[Insertion]]
+    ) -> None:
         self.root = folder
         package = folder / "vqcompress"
         _link(ROOT / "vqcompress", package, {*files, *lines})

@@ -1,4 +1,7 @@
-"""Each row of CONTRIBUTING's table: one file and one line add one, in a copy of the package. Methods: `tests/test_methods.py`."""
+"""Each row of CONTRIBUTING's table: a file and an entry add one, in a copy of the package.
+
+Methods: `tests/test_methods.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from vqcompress.sampling_config import ResolvedSampling
 
 
 class ToyArchitecture(Architecture):
-    keep = {r"^first$": "it reads the latents"}
+    ignore = {r"^first$": "it reads the latents"}
 
     @classmethod
     def supports(cls, pipeline):
@@ -94,18 +97,16 @@ print("served")
 
 KERNEL = """
 import torch
-
-PURPOSE = "a toy"
-
-
-def unsupported_reason(*case):
-    return ""
+from vqcompress.kernels import reference
+from vqcompress.kernels.kernel import Kernel
 
 
 def decode_transposed(spec, shape, tensors, dtype=torch.float32):
     return torch.full((shape[1], shape[0]), 7.0, dtype=dtype)
+
+
+SEVENS = Kernel("sevens", "a toy", lambda spec, shape, case: "", decode_transposed, reference.parameter_gradients)
 """
-KERNEL_LINE = '    Kernel("toy", toy.PURPOSE, toy.unsupported_reason, toy.decode_transposed),\n'
 USE_KERNEL = """
 import torch
 from torch import nn
@@ -138,8 +139,8 @@ def test_a_format(tmp_path: Path) -> None:
 
 def test_a_kernel(tmp_path: Path) -> None:
     listed = [
-        ("\n\n@dataclass", "\nfrom vqcompress.kernels import toy\n"),
-        ("    Kernel(", KERNEL_LINE),
+        ("from vqcompress.kernels.transforms ", "from vqcompress.kernels.sevens import SEVENS\n"),
+        ("    Kernel(\n", "    SEVENS,\n"),
     ]
-    patched = PatchedPackage(tmp_path, files={"kernels/toy.py": KERNEL}, lines={"kernels/table.py": listed})
+    patched = PatchedPackage(tmp_path, files={"kernels/sevens.py": KERNEL}, lines={"kernels/table.py": listed})
     assert patched.run(USE_KERNEL) == "served"
