@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.patched_package import PatchedPackage
+from tests.patched_package import ROOT, PatchedPackage
 
 ARCHITECTURE = """
 from vqcompress.architectures.architecture import Architecture
@@ -119,6 +119,40 @@ assert torch.equal(model(torch.ones(8, 64)), torch.full((8, 32), 448.0))
 print("served")
 """
 
+METRIC = """
+from vqcompress.metrics.image_metric import ImageMetric
+
+
+def largest(images, originals):
+    return float((images - originals).abs().max())
+
+
+LARGEST = ImageMetric("largest", largest, "largest", "of 1", 2)
+"""
+USE_METRIC = """
+import json, pathlib, sys
+import torch
+from vqcompress.metrics import image_fidelity
+
+sys.path.insert(0, {tests!r})
+from tests.report.conftest import make_comparison
+from dataclasses import replace
+from vqcompress.report.comparison import Comparison
+from vqcompress.report.markdown import to_markdown
+
+images = torch.rand(2, 3, 16, 16)
+found = image_fidelity((images + 0.25).clamp(0, 2), images)
+assert abs(found["largest"] - 0.25) < 1e-6
+comparison = make_comparison()
+variants = tuple(replace(v, image_metrics={{**v.image_metrics, "largest": 0.25}}) for v in comparison.variants)
+comparison = replace(comparison, variants=variants)
+text = json.dumps(comparison.to_json())
+assert '"largest": 0.25' in text
+assert Comparison.from_json(json.loads(text)) == comparison
+assert "largest" in to_markdown(comparison) and "0.25" in to_markdown(comparison)
+print("measured")
+"""
+
 
 def test_an_architecture(tmp_path: Path) -> None:
     family = [
@@ -144,3 +178,14 @@ def test_a_kernel(tmp_path: Path) -> None:
     ]
     patched = PatchedPackage(tmp_path, files={"kernels/sevens.py": KERNEL}, lines={"kernels/table.py": listed})
     assert patched.run(USE_KERNEL) == "served"
+
+
+def test_a_metric_of_images(tmp_path: Path) -> None:
+    listed = [
+        ("from vqcompress.metrics.psnr ", "from vqcompress.metrics.largest import LARGEST\n"),
+        ("SSIM)\n", "LARGEST, "),
+    ]
+    patched = PatchedPackage(
+        tmp_path, files={"metrics/largest.py": METRIC}, lines={"metrics/image_fidelity.py": listed}
+    )
+    assert patched.run(USE_METRIC.format(tests=str(ROOT))) == "measured"

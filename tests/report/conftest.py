@@ -43,10 +43,12 @@ def make_row(method: str, bits: int, rng: np.random.Generator) -> Variant:
         denoiser_error=error,
         error_by_timestep={float(t): error * (0.4 + 2 * (1 - t / 1000) ** 2) for t in range(950, 0, -50)},
         layer_errors=tuple(LayerError(name, error * float(rng.uniform(0.5, 4)), bits + 0.1) for name in LAYERS),
-        psnr=18 - 10 * math.log10(error) * 0.7,
-        psnr_median=19 - 10 * math.log10(error) * 0.7,
-        psnr_worst=9.0,
-        ssim=1 - min(0.9, 6 * error),
+        image_metrics={
+            "psnr": 18 - 10 * math.log10(error) * 0.7,
+            "psnr_median": 19 - 10 * math.log10(error) * 0.7,
+            "psnr_worst": 9.0,
+            "ssim": 1 - min(0.9, 6 * error),
+        },
         time_ratio=1.3,
         caption_accuracy={"all": share(passed), "count": share(passed + 10)},
     )

@@ -19,7 +19,9 @@ def test_json_round_trip_keeps_everything_but_pictures(comparison):
 
 
 def test_numbers_that_are_not_finite_survive(comparison):
-    broken = replace(comparison.variants[0], psnr=math.inf, denoiser_error=math.nan, layer_errors=())
+    first = comparison.variants[0]
+    lossless = {**first.image_metrics, "psnr": math.inf}
+    broken = replace(first, image_metrics=lossless, denoiser_error=math.nan, layer_errors=())
     variant = through_text(replace(comparison, variants=(broken,))).variants[0]
     assert variant.psnr == math.inf
     assert math.isnan(variant.denoiser_error)

@@ -115,8 +115,7 @@ def test_a_broken_variant_is_shown_not_hidden(comparison):
     broken = replace(
         comparison.variants[0],
         denoiser_error=nan,
-        psnr=nan,
-        ssim=nan,
+        image_metrics={**comparison.variants[0].image_metrics, "psnr": nan, "ssim": nan},
         error_by_timestep={900.0: nan, 1.0: nan},
     )
     text = to_html(replace(comparison, variants=(broken, *comparison.variants[1:])))

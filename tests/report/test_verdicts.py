@@ -12,9 +12,9 @@ MB = 1_000_000
 def variant(comparison):
     def make(label: str, nbytes: int, error: float, psnr: float = 30.0):
         method = label.split()[0]
-        return replace(
-            comparison.variants[0], label=label, method=method, denoiser_bytes=nbytes, denoiser_error=error, psnr=psnr
-        )
+        first = comparison.variants[0]
+        measured = {"denoiser_error": error, "image_metrics": {**first.image_metrics, "psnr": psnr}}
+        return replace(first, label=label, method=method, denoiser_bytes=nbytes, **measured)
 
     return make
 

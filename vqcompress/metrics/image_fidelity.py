@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from vqcompress.errors import VQCompressError
+from vqcompress.metrics.image_metric import ImageMetric
+from vqcompress.metrics.psnr import PSNR, PSNR_MEDIAN, PSNR_WORST
+from vqcompress.metrics.ssim import SSIM
+
+IMAGE_METRICS: tuple[ImageMetric, ...] = (PSNR, PSNR_MEDIAN, PSNR_WORST, SSIM)
 
 
 def image_fidelity(images: Tensor, originals: Tensor) -> dict[str, float]:
-    """PSNR in dB and SSIM of ``images`` against ``originals``, both ``[n, channels, height, width]`` in 0..1.
+    """All of `IMAGE_METRICS` by name, of ``images`` against ``originals``.
 
-    ``psnr`` is over all pixels together, so one bad image weighs by its error; ``psnr_median`` and ``psnr_worst`` are
-    over images. Identical images have infinite PSNR. SSIM: Wang et al. 2004, 11-tap Gaussian window.
+    Both are ``[n, channels, height, width]`` in 0..1. Raises `VQCompressError` when they differ in shape or are empty.
     """
-    _check(images, originals)
-    images, originals = images.double(), originals.double()
-    similarity = structural_similarity_index_measure(images, originals, data_range=1.0)
-    each = peak_signal_noise_ratio(images, originals, data_range=1.0, dim=(1, 2, 3), reduction="none")
-    return {
-        "psnr": float(peak_signal_noise_ratio(images, originals, data_range=1.0)),
-        "psnr_median": float(each.median()),
-        "psnr_worst": float(each.min()),
-        "ssim": float(similarity if isinstance(similarity, Tensor) else similarity[0]),
-    }
-
-
-def _check(images: Tensor, originals: Tensor) -> None:
     if images.shape != originals.shape or images.ndim != 4 or not len(images):
         raise VQCompressError(
             f"images {tuple(images.shape)} cannot be compared with originals {tuple(originals.shape)}: "
             "both must be the same non-empty batch [n, channels, height, width]"
         )
+    images, originals = images.double(), originals.double()
+    return {metric.name: metric.measure(images, originals) for metric in IMAGE_METRICS}

@@ -144,7 +144,7 @@ class _Bench:
             denoiser_error=denoiser_error(energies),
             error_by_timestep=error_by_timestep(energies),
             layer_errors=(),
-            **image_fidelity(images, self.images),
+            image_metrics=image_fidelity(images, self.images),
             time_ratio=seconds / self.seconds,
             caption_accuracy=self._judged(label, images),
             components=costs,

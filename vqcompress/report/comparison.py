@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vqcompress.errors import VQCompressError
 from vqcompress.methods import METHODS, Family
+from vqcompress.metrics import IMAGE_METRICS
 
 SCHEMA = 1
 ORIGINAL = "original"
@@ -85,11 +86,11 @@ class Variant:
 
     ``bits_per_weight`` counts everything stored for the quantized layers of all components. ``denoiser_bits`` divides
     the whole denoiser file by all its weights, dense layers included. Errors are relative (0 is lossless, 1 as bad as
-    no output) and PSNR is in dB. ``error_by_timestep`` runs from noise to image. ``time_ratio`` is the sampling time
-    divided by the original's in the same run. ``dense_layers`` were left dense by the bit allocation.
-    ``undersampled_layers`` saw fewer samples in calibration than they have columns. ``scheme`` is "mixed" or "uniform"
-    where bits were not allocated by the method's default, else empty. ``components`` has entries for variants that
-    compressed several.
+    no output). ``image_metrics`` has `metrics.IMAGE_METRICS` by name. ``error_by_timestep`` runs from noise to image.
+    ``time_ratio`` is the sampling time divided by the original's in the same run. ``dense_layers`` were left dense by
+    the bit allocation. ``undersampled_layers`` saw fewer samples in calibration than they have columns. ``scheme`` is
+    "mixed" or "uniform" where bits were not allocated by the method's default, else empty. ``components`` has entries
+    for variants that compressed several.
     """
 
     label: str
@@ -101,10 +102,7 @@ class Variant:
     denoiser_error: float
     error_by_timestep: Mapping[float, float]
     layer_errors: tuple[LayerError, ...]
-    psnr: float
-    psnr_median: float
-    psnr_worst: float
-    ssim: float
+    image_metrics: Mapping[str, float]
     time_ratio: float
     caption_accuracy: Mapping[str, Share] = field(default_factory=dict)
     components: tuple[ComponentCost, ...] = ()
@@ -112,6 +110,16 @@ class Variant:
     dense_layers: tuple[str, ...] = ()
     undersampled_layers: tuple[str, ...] = ()
     experts: tuple[ExpertUse, ...] = ()
+
+    @property
+    def psnr(self) -> float:
+        """PSNR over all pixels, in dB."""
+        return self.image_metrics["psnr"]
+
+    @property
+    def ssim(self) -> float:
+        """Mean structural similarity."""
+        return self.image_metrics["ssim"]
 
     @property
     def curve(self) -> str:
@@ -233,6 +241,7 @@ def _renamed(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 def _variant_to_json(variant: Variant) -> dict[str, Any]:
     data = _renamed(asdict(variant), IN_JSON)
     data["experts"] = [_renamed(use, IN_JSON) for use in data["experts"]]
+    data |= data.pop("image_metrics")
     return {**data, **{name: getattr(variant, name) for name in DERIVED}}
 
 
@@ -261,6 +270,7 @@ def _original(data: Mapping[str, Any]) -> Original:
 
 def _variant(data: Mapping[str, Any]) -> Variant:
     fields = {key: value for key, value in _numbers_of(data).items() if key not in DERIVED}
+    fields["image_metrics"] = {each.name: fields.pop(each.name) for each in IMAGE_METRICS if each.name in fields}
     fields["alignment"] = _shares(data["alignment"])
     fields["error_by_timestep"] = {float(t): float(error) for t, error in data["error_by_timestep"].items()}
     fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from vqcompress.metrics import IMAGE_METRICS, ImageMetric
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Share, Variant
 from vqcompress.report.formatting import NONE, fixed, interval, megabytes, percent, percent_decimals, whole_percent
 from vqcompress.report.wording import overall
@@ -92,6 +93,13 @@ def _original_bits(original: Original) -> Cell:
     return Cell(fixed(8 * original.denoiser_bytes / original.denoiser_weights, 2))
 
 
+def _image_column(metric: ImageMetric) -> Column:
+    def cell(variant: Variant, decimals: Decimals) -> Cell:
+        return Cell(fixed(variant.image_metrics[metric.name], metric.decimals))
+
+    return Column(Heading(metric.heading, metric.unit), cell)
+
+
 CAPTIONS = Column(
     Heading("caption accuracy", "95 % interval"),
     lambda variant, _: _share(variant.caption_accuracy),
@@ -105,8 +113,7 @@ COLUMNS = (
         lambda original: Cell(megabytes(original.denoiser_bytes)),
     ),
     Column(Heading("error", "relative"), lambda variant, d: Cell(percent(variant.denoiser_error, d.denoiser))),
-    Column(Heading("PSNR", "dB"), lambda variant, _: Cell(fixed(variant.psnr, 1))),
-    Column(Heading("SSIM"), lambda variant, _: Cell(fixed(variant.ssim, 3))),
+    *(_image_column(metric) for metric in IMAGE_METRICS if metric.heading),
     CAPTIONS,
     Column(Heading("layer error", "mean (worst)"), _layer_errors),
     Column(Heading("bits", "whole denoiser"), lambda variant, _: Cell(fixed(variant.denoiser_bits, 2)), _original_bits),
