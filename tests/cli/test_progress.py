@@ -9,7 +9,7 @@ from vqcompress.cli.progress import StageProgress
 DETAIL = "down_blocks.0.resnets.0.conv1: 3.00 bits, error 0.00[1], 2.3 s"
 
 
-def told(capsys: pytest.CaptureFixture[str], *, quiet: bool) -> str:
+def progress_text(capsys: pytest.CaptureFixture[str], *, quiet: bool) -> str:
     with StageProgress(quiet=quiet) as progress:
         progress("calibrate unet", 1, 2, "pass 1 of 1")
         progress("encode unet", 1, 771, DETAIL)
@@ -19,10 +19,10 @@ def told(capsys: pytest.CaptureFixture[str], *, quiet: bool) -> str:
 
 
 def test_every_encoded_layer_leaves_a_line_with_its_bits_error_and_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = told(capsys, quiet=False).splitlines()
+    lines = progress_text(capsys, quiet=False).splitlines()
     assert f"1/771 {DETAIL}" in lines
     assert not any(line.startswith("1/2 pass") for line in lines)
 
 
 def test_quiet_runs_tell_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, quiet=True) == ""
+    assert progress_text(capsys, quiet=True) == ""

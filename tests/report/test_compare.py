@@ -195,18 +195,18 @@ def test_names_alone_are_enough(original, candidates, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "prompts", "judged"),
+    ("name", "prompts", "is_judged"),
     [
         ("shapes", ["a red circle on a black background"], True),
         ("shapes", ["a red circle on a black background", "a fox"], False),
         ("sdxl", ["a red circle on a black background"], False),
     ],
 )
-def test_judge_is_taken_where_it_understands_all_prompts(name, prompts, judged, tmp_path):
+def test_judge_is_taken_where_it_understands_all_prompts(name, prompts, is_judged, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     found = evaluation_set(replace(architecture_of(tiny_sdxl()), name=name), str(tmp_path / "prompts.txt"), 8)
     assert found.prompts == tuple(prompts)
-    assert (found.judge is not None) == judged
+    assert (found.judge is not None) == is_judged
 
 
 def test_evaluation_prompts_are_not_those_of_calibration():
