@@ -24,10 +24,12 @@ TABLE_END = "<!-- end of trellis table -->"
 
 
 def pattern(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Fixed contents: bytes that step by a number coprime to 256, or halves between 1/64 and 1/8."""
+    """Fixed contents: bytes that step by a number coprime to 256, positions that rise, or halves between 1/64 and 1/8."""
     count = torch.arange(torch.Size(shape).numel())
     if dtype == torch.int8:
         return ((count * 151 + 71) % 256).to(torch.uint8).view(torch.int8).view(shape)
+    if dtype == torch.int32:  # positions
+        return (2 + count * 9).int().view(shape)
     return ((1 + count * 5 % 7) / 64 * (1 - 2 * (count % 3 == 1).float())).half().view(shape)
 
 
@@ -48,6 +50,16 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
             TrellisSpec(10, 2, 2, 0.0, True, _stream(11, three), column_scales=True),
             (11, 8),
             three,
+        ),
+        "trellis_outliers": (
+            TrellisSpec(10, 2, 2, 0.0, True, _stream(11, three), column_scales=True, outliers=5),
+            (11, 8),
+            three,
+        ),
+        "additive_outliers": (
+            AdditiveSpec(4, 6, 3, 0, 2, None, True, _stream(3, mixed, 6), outliers=4),
+            (10, 12),
+            mixed,
         ),
         "additive_linear": (AdditiveSpec(4, 6, 3, 0, 2, None, True, _stream(3, mixed, 6)), (10, 12), mixed),
         "additive_shared": (AdditiveSpec(8, 8, 2, 2, 0, "book", False, 5 * 4), (16, 5), None),

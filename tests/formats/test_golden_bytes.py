@@ -79,7 +79,14 @@ class Page:
             for t in range(self.rows):
                 state = number([circle[b % size] for b in range((t + 1) * rate - L, (t + 1) * rate)])
                 weight[t, column] = table[state] * self.scale()[t]
-        return weight * self.gains()
+        return self.with_outliers(weight * self.gains())
+
+    def with_outliers(self, weight: np.ndarray) -> np.ndarray:
+        if self.spec.get("outliers"):
+            positions = np.frombuffer(self.raw["outlier_positions"], "<i4")
+            for position, value in zip(positions, self.half("outlier_values"), strict=True):
+                weight[position % self.rows, position // self.rows] += value
+        return weight
 
     def gains(self) -> np.ndarray:
         codes = numbers(self.raw["gains"], 4, self.columns) if self.spec.get("gains") else [4] * self.columns
@@ -101,7 +108,7 @@ class Page:
                 for m in range(rate):
                     total = total + books[m, codes[t // d * rate + m], t % d]
                 weight[t, column] = total * self.scale()[t]
-        return weight * self.gains()
+        return self.with_outliers(weight * self.gains())
 
     def scalar(self) -> np.ndarray:
         b, g, weight = self.spec["bits"], self.spec["group_size"], np.zeros((self.rows, self.columns), np.float32)
@@ -132,7 +139,8 @@ def read(path: Path) -> tuple[dict, QuantizedWeight]:
 
 
 def _tensor(name: str, entry: dict) -> torch.Tensor:
-    dtype = torch.float16 if name in ("scale", "codebooks", "group_scale") else torch.int8
+    halves = ("scale", "codebooks", "group_scale", "outlier_values")
+    dtype = torch.float16 if name in halves else torch.int32 if name == "outlier_positions" else torch.int8
     return torch.frombuffer(bytearray.fromhex(entry["hex"]), dtype=dtype).view(entry["shape"])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components
 from vqcompress.checkpoint.manifest import manifest_problems
 from vqcompress.errors import ArchitectureError, CheckpointError
+from vqcompress.formats import CHECKED_TENSORS
 from vqcompress.layers import SHARED_NAME, check_description, empty_layers
 from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape, stored_shape
@@ -83,7 +84,7 @@ def _tensor_problems(
 
 
 def _read(tensors: Mapping[str, StoredTensor], layer: str, spec: Any, shape: Any) -> dict[str, Tensor]:
-    names = [name for name in spec.tensor_shapes(*matrix_shape(shape)) if name == "rates"]
+    names = [name for name in spec.tensor_shapes(*matrix_shape(shape)) if name in CHECKED_TENSORS]
     found = {}
     for name in names:
         with safe_open(tensors[f"{layer}.{name}"].file, framework="pt") as file:

@@ -108,7 +108,7 @@ def _group(owner: nn.Module, key: str, parameter: Tensor) -> Group | None:
     if not parameter.is_floating_point():
         return None
     if isinstance(owner, PackedLayer) and key != "bias":
-        return "scales" if key in SCALES else "codebooks"
+        return "scales" if key in SCALES else "codebooks" if key == "codebooks" else None
     if key == "bias" and isinstance(owner, nn.Linear | nn.Conv2d):
         return "biases"
     return "norms" if parameter.ndim == 1 else "dense"

@@ -13,6 +13,7 @@ from torch import Tensor
 from vqcompress.errors import CheckpointError
 from vqcompress.formats.additive import AdditiveSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK
+from vqcompress.formats.outliers import POSITIONS, VALUES
 from vqcompress.formats.scalar import ScalarSpec
 from vqcompress.formats.trellis import TrellisSpec
 
@@ -47,8 +48,12 @@ class FormatSpec(Protocol):
         """``Wᵀ [columns, outputs]`` in float32, differentiable in every floating-point tensor."""
 
     def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with the stored codes, or ``None``, without decoding; ``tensors`` need only hold ``rates``."""
+        """What is wrong with what is stored, or ``None``, without decoding; ``tensors`` need hold only those of
+        `CHECKED_TENSORS` that it has."""
 
+
+CHECKED_TENSORS = ("rates", POSITIONS, VALUES)
+"""What `FormatSpec.code_problem` looks at."""
 
 FORMATS: dict[str, type[FormatSpec]] = {spec.format: spec for spec in (ScalarSpec, AdditiveSpec, TrellisSpec)}
 
@@ -90,6 +95,7 @@ def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
 
 
 __all__ = [
+    "CHECKED_TENSORS",
     "FORMATS",
     "AdditiveSpec",
     "FormatSpec",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scales_shape, unpack_column_scales
+from vqcompress.formats.outliers import add_outliers, outlier_problem, outlier_shapes
 from vqcompress.formats.rates import code_problem, rate_range, rates_shape, split_blocks, unpack_rates
 
 
@@ -26,7 +27,8 @@ class AdditiveSpec:
 
     ``codebook`` names the component's shared codebook, or is ``None`` when the layer stores its own; ``min_rate`` and
     ``rate_bits`` say how column rates (codes per vector) are stored; with ``column_scales`` every column has a factor
-    of its own (`vqcompress.formats.column_scales`), applied last; the rest are sizes.
+    of its own (`vqcompress.formats.column_scales`); ``outliers`` weights are added last
+    (`vqcompress.formats.outliers`); the rest are sizes.
     """
 
     format: ClassVar[str] = "additive"
@@ -39,6 +41,7 @@ class AdditiveSpec:
     row_scales: bool
     code_bytes: int
     column_scales: bool = False
+    outliers: int = 0
 
     def tensor_shapes(self, outputs: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of every tensor stored with the layer (a shared codebook is not)."""
@@ -52,7 +55,7 @@ class AdditiveSpec:
             shapes[COLUMN_SCALES_ON_DISK] = (column_scales_shape(columns), torch.int8)
         if self.codebook is None:
             shapes["codebooks"] = (self.codebook_shape, torch.float16)
-        return shapes
+        return shapes | outlier_shapes(self.outliers)
 
     @property
     def codebook_shape(self) -> tuple[int, int, int]:
@@ -77,14 +80,12 @@ class AdditiveSpec:
         return self.vectors(outputs) * self.code_bits
 
     def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with rates and length of the codes, or ``None``; ``tensors`` need only hold ``rates``."""
-        count = self.vectors(outputs)
-        return code_problem(
-            self.rates(columns, tensors),
-            self.codebooks,
-            lambda rate: packed_bytes(count * rate, self.code_bits),
-            self.code_bytes,
+        """What is wrong with rates, length of the codes or outliers, or ``None``; ``tensors`` need hold only these."""
+        count, rates = self.vectors(outputs), self.rates(columns, tensors)
+        problem = code_problem(
+            rates, self.codebooks, lambda rate: packed_bytes(count * rate, self.code_bits), self.code_bytes
         )
+        return problem or (outlier_problem(outputs, columns, tensors) if self.outliers else None)
 
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """``Wᵀ [columns, outputs]`` in float32; differentiable in ``codebooks`` and ``scale``."""
@@ -100,4 +101,4 @@ class AdditiveSpec:
         values = values * tensors["scale"].float()
         if self.column_scales:
             values = values * unpack_column_scales(tensors[COLUMN_SCALES_ON_DISK], columns)[:, None]
-        return values
+        return add_outliers(values, tensors) if self.outliers else values

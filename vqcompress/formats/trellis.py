@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scales_shape, unpack_column_scales
+from vqcompress.formats.outliers import add_outliers, outlier_problem, outlier_shapes
 from vqcompress.formats.rates import code_problem, rate_range, rates_shape, split_blocks, unpack_rates
 from vqcompress.formats.rotation import unrotate
 from vqcompress.formats.trellis_table import max_rate, value_table
@@ -33,8 +34,9 @@ class TrellisSpec:
     the length of the packed stream. ``codebook`` names the component's shared tensor with learned tables, one row for
     each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's. ``rotation`` is the
     block of the output rotation (`vqcompress.formats.rotation`) that is undone after the scales, 0 for none. With
-    ``column_scales`` every column has a factor of its own (`vqcompress.formats.column_scales`), applied last. Raises
-    `ValueError` for learned tables of rates that the code lacks.
+    ``column_scales`` every column has a factor of its own (`vqcompress.formats.column_scales`), applied after that;
+    ``outliers`` weights are added last (`vqcompress.formats.outliers`). Raises `ValueError` for learned tables of rates
+    that the code lacks.
     """
 
     format: ClassVar[str] = "trellis"
@@ -48,6 +50,7 @@ class TrellisSpec:
     codebook_rates: tuple[int, ...] = ()
     rotation: int = 0
     column_scales: bool = False
+    outliers: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codebook_rates", tuple(self.codebook_rates))  # JSON has lists
@@ -64,7 +67,7 @@ class TrellisSpec:
             shapes["rates"] = (rates_shape(columns, self.rate_bits), torch.int8)
         if self.column_scales:
             shapes[COLUMN_SCALES_ON_DISK] = (column_scales_shape(columns), torch.int8)
-        return shapes
+        return shapes | outlier_shapes(self.outliers)
 
     @property
     def codebook_shape(self) -> tuple[int, int]:
@@ -91,9 +94,10 @@ class TrellisSpec:
         return outputs
 
     def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with rates and length of the codes, or ``None``; ``tensors`` need only hold ``rates``."""
-        rates = self.rates(columns, tensors)
-        return code_problem(rates, max_rate(self.state_bits), lambda rate: packed_bytes(outputs, rate), self.code_bytes)
+        """What is wrong with rates, length of the codes or outliers, or ``None``; ``tensors`` need hold only these."""
+        rates, longest = self.rates(columns, tensors), max_rate(self.state_bits)
+        problem = code_problem(rates, longest, lambda rate: packed_bytes(outputs, rate), self.code_bytes)
+        return problem or (outlier_problem(outputs, columns, tensors) if self.outliers else None)
 
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """``Wᵀ [columns, outputs]`` in float32; differentiable in ``scale`` and learned tables."""
@@ -107,7 +111,7 @@ class TrellisSpec:
         values = unrotate(values * tensors["scale"].float(), self.rotation)
         if self.column_scales:
             values = values * unpack_column_scales(tensors[COLUMN_SCALES_ON_DISK], columns)[:, None]
-        return values
+        return add_outliers(values, tensors) if self.outliers else values
 
 
 def window_states(symbols: Tensor, rate: int, state_bits: int) -> Tensor:

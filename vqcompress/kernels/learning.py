@@ -48,8 +48,8 @@ def _only_scale_learns(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) ->
 
 
 def _scales_outputs(spec: FormatSpec) -> bool:
-    """Whether ``scale`` is a factor of the outputs: not under a rotation, nor in a format that nothing is known of."""
-    return isinstance(spec, AdditiveSpec | TrellisSpec) and not is_rotated(spec)
+    """Whether ``scale`` is a factor of the outputs: not under a rotation, beside outliers, or in an unknown format."""
+    return isinstance(spec, AdditiveSpec | TrellisSpec) and not (is_rotated(spec) or spec.outliers)
 
 
 def _without_scale(tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -1,8 +1,9 @@
-"""What stands around the codes of a weight: column scales and the output rotation.
+"""What stands around the codes of a weight: column scales, the output rotation and outliers.
 
-A weight is ``W = Rᵀ V diag(g)``, with the ``V`` that the codes stand for, an orthogonal ``R`` and the column scales
-``g``. Any kernel that serves ``V`` serves ``W``: of few samples ``x Wᵀ = ((x · g) Vᵀ) R`` is taken from the right, at a
-fraction of what transforming the weight would cost; for many samples the decoded weight is transformed.
+A weight is ``W = Rᵀ V diag(g) + S``, with the ``V`` that the codes stand for, an orthogonal ``R``, the column scales
+``g`` and few outliers ``S``. Any kernel that serves ``V`` serves ``W``: of few samples ``x Wᵀ = ((x · g) Vᵀ) R + x Sᵀ``
+is taken from the right, at a fraction of what transforming the weight would cost; for many samples the decoded weight
+is transformed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, unpack_column_scales
+from vqcompress.formats.outliers import POSITIONS, VALUES, add_outliers, outlier_places
 from vqcompress.formats.rotation import rotate, unrotate
 from vqcompress.kernels.kernel import Kernel
 from vqcompress.kernels.tensor_cache import TensorCache
 from vqcompress.matrix_view import Shape, matrix_shape
 
 _COLUMN_SCALES: TensorCache[Tensor] = TensorCache()
+_PLACES: TensorCache[tuple[Tensor, Tensor]] = TensorCache()
 
 
 def is_scaled(spec: FormatSpec) -> bool:
@@ -34,15 +37,26 @@ def is_rotated(spec: FormatSpec) -> bool:
     return isinstance(spec, TrellisSpec) and spec.rotation > 0
 
 
+def has_outliers(spec: FormatSpec) -> bool:
+    """Whether weights are stored beside the code."""
+    return isinstance(spec, AdditiveSpec | TrellisSpec) and spec.outliers > 0
+
+
 def code_spec(spec: FormatSpec) -> FormatSpec:
     """The spec of ``V``."""
-    return _without_rotation(_without_column_scales(spec))
+    return _without_rotation(_without_column_scales(_without_outliers(spec)))
 
 
 def transformed(kernel: Kernel, spec: FormatSpec) -> Kernel:
     """``kernel``, which serves the codes of ``spec``, made to serve the whole weight."""
     kernel = _rotated(kernel) if is_rotated(spec) else kernel
-    return _scaled(kernel) if is_scaled(spec) else kernel
+    kernel = _scaled(kernel) if is_scaled(spec) else kernel
+    return _with_outliers(kernel) if has_outliers(spec) else kernel
+
+
+@lru_cache(maxsize=4096)
+def _without_outliers(spec: FormatSpec) -> FormatSpec:
+    return replace(spec, outliers=0) if has_outliers(spec) else spec
 
 
 @lru_cache(maxsize=4096)
@@ -118,6 +132,43 @@ def _rotated(kernel: Kernel) -> Kernel:
         parameter_gradients=parameter_gradients,
         multiply=multiply if kernel.multiply is not None else None,
     )
+
+
+def _with_outliers(kernel: Kernel) -> Kernel:
+    def decode_transposed(
+        spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        values = kernel.decode_transposed(_without_outliers(spec), shape, tensors, torch.float32)
+        return add_outliers(values, tensors).to(dtype)
+
+    def multiply(
+        x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None
+    ) -> Tensor:
+        assert kernel.multiply is not None
+        columns, outputs = _outlier_places(shape, tensors)
+        y = kernel.multiply(x, _without_outliers(spec), shape, tensors, bias).float()
+        return y.index_add(-1, outputs, x[..., columns].float() * tensors[VALUES].float()).to(x.dtype)
+
+    def parameter_gradients(
+        spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
+    ) -> dict[str, Tensor]:
+        found = kernel.parameter_gradients(_without_outliers(spec), shape, tensors, grad)
+        return found | {VALUES: grad[_outlier_places(shape, tensors)].float()}
+
+    side = "decoded weight" if kernel.multiply is None else "product"
+    return replace(
+        kernel,
+        purpose=f"{kernel.purpose}; outliers are added to the {side}",
+        decode_transposed=decode_transposed,
+        parameter_gradients=parameter_gradients,
+        multiply=multiply if kernel.multiply is not None else None,
+    )
+
+
+def _outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Columns and outputs of the outliers, int64 ``[n]`` each."""
+    positions, outputs = tensors[POSITIONS], matrix_shape(shape)[0]
+    return _PLACES(positions, outputs, lambda: outlier_places(positions, outputs))
 
 
 def _block(spec: FormatSpec) -> int:

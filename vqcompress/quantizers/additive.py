@@ -22,6 +22,7 @@ from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.quantizers.column_rates import AdditiveBudget, RatePlan
 from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.quantizers.outliers import NO_OUTLIERS, input_outliers
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_column_scales, choose_scale, coded_energy
 from vqcompress.quantizers.weight_vectors import (
@@ -51,7 +52,8 @@ class AdditiveSettings:
     ``rounds``: of codebook learning. ``coordinate_descent``: at most so many passes after the feedback sweep
     (codebooks, scales, codes), as long as they reduce the error. ``row_scales``: a scale for each output, or one for
     all; ``"auto"`` decides by what their spread costs. ``column_scales``: a factor for each column; ``"auto"`` where
-    columns differ enough in size to pay for them. ``count_codebooks``: whether ``bits`` has to pay for a layer's own
+    columns differ enough in size to pay for them. ``outliers``: whether few weights beyond the code's range are stored
+    beside it. ``count_codebooks``: whether ``bits`` has to pay for a layer's own
     codebooks too. ``damping``: share of its mean diagonal added to the second moment.
     """
 
@@ -63,6 +65,7 @@ class AdditiveSettings:
     coordinate_descent: int = 3
     row_scales: bool | Auto = "auto"
     column_scales: bool | Auto = "auto"
+    outliers: bool = True
     count_codebooks: bool = False
     damping: float = 1e-3
 
@@ -95,6 +98,8 @@ def quantize_additive(
     """
     home, weight = weight.device, weight.cpu()
     second_moment = None if second_moment is None else second_moment.as_square()
+    outliers = input_outliers(weight, second_moment, bits) if settings.outliers else NO_OUTLIERS
+    weight, bits = outliers.removed_from(weight), bits - outliers.bits_per_weight(weight)
     if (column_scales := choose_column_scales(weight, settings.column_scales)) is not None:
         factors = column_scale_factors(column_scales)
         weight = weight / factors
@@ -116,6 +121,7 @@ def quantize_additive(
     columns.sweep(feedback)
     _improve(columns, second_moment, settings.coordinate_descent, own=shared_codebooks is None)
     spec, tensors = columns.packed(None if shared_codebooks is None else COMPONENT_CODEBOOK)
+    spec, tensors = replace(spec, outliers=len(outliers)), tensors | outliers.tensors()
     if column_scales is not None:
         spec = replace(spec, column_scales=True)
         tensors[COLUMN_SCALES_ON_DISK] = pack_column_scales(column_scales)

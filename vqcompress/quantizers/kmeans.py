@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.codebooks import prefix_errors, residual_codebooks
 from vqcompress.quantizers.column_rates import AdditiveBudget
+from vqcompress.quantizers.outliers import NO_OUTLIERS, input_outliers
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_scale
 from vqcompress.quantizers.weight_vectors import COMPONENT_CODEBOOK, check_geometry, sample_layers, sample_vectors
@@ -31,13 +32,14 @@ ROUNDS = 40  # of k-means a codebook; nothing refines them later
 class KMeansSettings:
     """``dimension`` (4, 8, 16): outputs a vector; ``code_bits`` (4 to 12): bits a code; ``codebooks``: how many,
     ``None`` derives it from ``bits``; ``row_scales``: a scale for each output, or one for all, ``"auto"`` decides by
-    what their spread costs.
+    what their spread costs; ``outliers``: whether few weights beyond the code's range are stored beside it.
     """
 
     dimension: int = 8
     code_bits: int = 8
     codebooks: int | None = None
     row_scales: bool | Auto = "auto"
+    outliers: bool = True
 
     def __post_init__(self) -> None:
         check_geometry("kmeans", self.dimension, self.code_bits, self.codebooks, self.row_scales)
@@ -58,6 +60,8 @@ def quantize_kmeans(
     ``shared_codebooks [M, 2**b, d]`` fix the geometry and are not stored. Raises `RecipeError` when no code fits.
     """
     home, weight = weight.device, weight.cpu()
+    outliers = input_outliers(weight, second_moment, bits) if settings.outliers else NO_OUTLIERS
+    weight, bits = outliers.removed_from(weight), bits - outliers.bits_per_weight(weight)
     if second_moment is None:
         power = torch.ones(weight.shape[1])
     else:
@@ -76,6 +80,7 @@ def quantize_kmeans(
     coded = AdditiveColumns(weight, scale, per_output, codebooks, plan, GREEDY)
     coded.sweep(None)
     spec, tensors = coded.packed(None if shared_codebooks is None else COMPONENT_CODEBOOK)
+    spec, tensors = replace(spec, outliers=len(outliers)), tensors | outliers.tensors()
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 

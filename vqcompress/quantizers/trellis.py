@@ -13,7 +13,7 @@ a column too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.coordinate_descent import damped
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
+from vqcompress.quantizers.outliers import NO_OUTLIERS, outliers_worth_storing
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_column_scales, coded_energy, column_scale_codes
 from vqcompress.quantizers.source_model import SampleCode, SourceModel, SourceOptions, select_source_model
@@ -47,9 +48,10 @@ class TrellisSettings:
     for all; ``"auto"`` decides both by encoding a few columns. ``rotation``: of the outputs
     (`vqcompress.formats.rotation`), in place of both where that codes heavy-tailed weights better. ``column_scales``: a
     factor for each column; ``"auto"`` where columns differ enough in size to pay for them, or leave the code's range as
-    errors are fed back. ``damping``: share of its mean diagonal added to the second moment; ``output_damping``: to the
-    output moment. ``search``: where columns are searched, ``"cpu"`` or ``"gpu"`` (Triton, states of at most 14 bits;
-    with an output moment on the CPU all the same).
+    errors are fed back. ``outliers``: whether few weights beyond the code's range are stored beside it.
+    ``damping``: share of its mean diagonal added to the second moment; ``output_damping``: to the output moment.
+    ``search``: where columns are searched, ``"cpu"`` or ``"gpu"`` (Triton, states of at most 14 bits; with an output
+    moment on the CPU all the same).
     """
 
     state_bits: int = 12
@@ -58,6 +60,7 @@ class TrellisSettings:
     row_scales: bool | Auto = "auto"
     rotation: bool | Auto = "auto"
     column_scales: bool | Auto = "auto"
+    outliers: bool = True
     damping: float = 1e-3
     output_damping: float = 0.1
     search: Literal["cpu", "gpu"] = "cpu"
@@ -88,6 +91,11 @@ def quantize_trellis(
     home, weight = weight.device, weight.cpu()
     second_moment = None if second_moment is None else second_moment.to("cpu")
     outputs = None if output_moment is None else damped(output_moment.cpu(), settings.output_damping)
+    outliers = NO_OUTLIERS
+    if settings.outliers:
+        sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
+        outliers = outliers_worth_storing(weight, sensitivity, bits)
+        weight, bits = outliers.removed_from(weight), bits - outliers.bits_per_weight(weight)
     task = _Task(weight, feedback, outputs, settings, bits, seed, on_gpu)
     columns = task.swept(choose_column_scales(weight, settings.column_scales))
     if settings.column_scales == "auto" and columns.out_of_range():
@@ -98,6 +106,7 @@ def quantize_trellis(
             columns.descend(second_moment)
     columns.refit_scale(second_moment)
     spec, tensors = columns.packed()
+    spec, tensors = replace(spec, outliers=len(outliers)), tensors | outliers.tensors()
     return spec, {name: tensor.to(home) for name, tensor in tensors.items()}
 
 
