@@ -19,6 +19,7 @@ from vqcompress.quantizers.gptq import GPTQSettings
 from vqcompress.quantizers.kmeans import KMeansSettings
 from vqcompress.quantizers.quantizer import Quantizer, quantizer_of
 from vqcompress.quantizers.rtn import RTNSettings
+from vqcompress.quantizers.scalar_fallback import better_of
 from vqcompress.quantizers.trellis import TrellisSettings
 
 MIN_BITS, MAX_BITS = 1.0, 8.0
@@ -47,7 +48,8 @@ def quantize_weight(
     - ``output_moment [out, out]``: ``E[g gᵀ]`` of a loss's gradients in the outputs, which says what their errors cost
       together. The objective is then ``tr(G E H Eᵀ)``; refused by methods without ``output_feedback``.
 
-    The same arguments give the same bytes on one machine. Raises `RecipeError` and `CalibrationError`.
+    A vector code gives way to a scalar one that has less error in no more bytes (`quantizers.scalar_fallback`), but for
+    baselines, shared codebooks and an output moment. The same arguments give the same bytes on one machine. Raises `RecipeError` and `CalibrationError`.
     """
     chosen = quantizer_of(method)
     _check_bits(method, bits)
@@ -63,8 +65,10 @@ def quantize_weight(
         spec, tensors = chosen.quantize(matrix, moment, settings, float(bits), seed, output_moment=output_moment)
         return QuantizedWeight(spec, tuple(weight.shape), tensors)
     if shared_codebooks is None:
-        spec, tensors = chosen.quantize(matrix, moment, settings, float(bits), seed)
-        return QuantizedWeight(spec, tuple(weight.shape), tensors)
+        packed = chosen.quantize(matrix, moment, settings, float(bits), seed)
+        if METHODS[method].family == "vector" and not METHODS[method].baseline:
+            packed = better_of(packed, matrix, moment, float(bits))
+        return QuantizedWeight(packed[0], tuple(weight.shape), packed[1])
     if chosen.learn_codebooks is None:
         raise RecipeError(f"method {method!r} has no codebooks to share; leave shared_codebooks out")
     spec, tensors = chosen.quantize(matrix, moment, settings, float(bits), seed, shared_codebooks)

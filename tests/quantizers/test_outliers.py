@@ -1,0 +1,124 @@
+"""Weights kept aside: which ones, within the budget, and what they save on weights that break a code."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqcompress.quantizers import AdditiveSettings, TrellisSettings, quantize_weight
+from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.quantizers.outliers import find_outliers, outliers_worth_storing, water_level
+
+OUTPUTS, COLUMNS = 192, 256
+
+
+def gaussian(seed: int = 1) -> Tensor:
+    return 0.02 * torch.randn(OUTPUTS, COLUMNS, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def moment() -> Tensor:
+    """Correlated inputs, some columns much stronger than others."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2048, COLUMNS, generator=generator) * torch.logspace(0, -1.5, COLUMNS)
+    x = x @ torch.linalg.qr(torch.randn(COLUMNS, COLUMNS, generator=generator))[0]
+    return x.t() @ x / len(x)
+
+
+def test_the_water_level_spends_the_bits():
+    costs = torch.tensor([64.0, 4.0, 4.0, 1e-9], dtype=torch.float64)
+    level = water_level(costs, 1.5)
+    rates = (costs / level).log2().clamp_min(0) / 2
+    assert float(rates.sum()) == pytest.approx(6.0)
+    assert float(rates[3]) == 0
+    assert water_level(torch.zeros(3, dtype=torch.float64), 2.0) == 0
+
+
+def test_one_huge_weight_is_found_and_little_else():
+    weight = gaussian()
+    weight[17, 40] = -3.5
+    found = outliers_worth_storing(weight, torch.ones(COLUMNS), 3.0)
+    assert 40 * OUTPUTS + 17 in found.positions.tolist()
+    assert len(found) < 5
+    rest = found.removed_from(weight)
+    assert abs(float(rest[17, 40])) < 2e-3  # float16's rounding of 3.5
+    assert torch.equal(
+        rest.t().reshape(-1)[found.positions], (weight.t().reshape(-1)[found.positions] - found.values.float())
+    )
+
+
+def test_large_columns_and_outputs_are_left_to_scales():
+    weight = gaussian()
+    weight[5] *= 50
+    weight[:, 9] *= 50
+    found = find_outliers(weight, torch.ones(COLUMNS), 3.0, 3.5)
+    assert len(found) < 10
+
+
+def test_an_outlier_must_save_what_it_stores():
+    """A column that nothing reads has none, however large its weights."""
+    weight = gaussian()
+    weight[3, 7] = 5.0
+    sensitivity = torch.ones(COLUMNS)
+    sensitivity[7] = 1e-9
+    assert 7 * OUTPUTS + 3 not in find_outliers(weight, sensitivity, 3.0, 3.5).positions.tolist()
+
+
+def test_heavy_tails_are_left_to_the_source_model():
+    generator = torch.Generator().manual_seed(3)
+    normal = torch.randn(OUTPUTS, COLUMNS, generator=generator)
+    weight = normal / torch.empty(OUTPUTS, COLUMNS).exponential_(1.0, generator=generator).sqrt()
+    found = outliers_worth_storing(weight, torch.ones(COLUMNS), 3.0)
+    assert found.bits_per_weight(weight) <= 0.01
+    assert len(find_outliers(weight, torch.ones(COLUMNS), 3.0, 3.5)) > 10 * len(found)
+
+
+PLANTED = {
+    "one weight of 175 deviations in the strongest column": lambda w, j: w.index_put_((torch.tensor(17), j), torch.tensor(3.5)),
+    "an output 60 times as large": lambda w, j: w.index_copy_(0, torch.tensor([5]), 60 * w[5:6]),
+    "a column 60 times as large": lambda w, j: w.index_copy_(1, torch.tensor([9]), 60 * w[:, 9:10]),
+    "heavy tails": lambda w, j: w.div_(torch.empty_like(w).exponential_(1.0, generator=torch.Generator().manual_seed(3)).sqrt()),
+    "two clusters": lambda w, j: w.copy_(0.02 * w.sign() * (1 + w)),
+    "a dead output": lambda w, j: w.index_fill_(0, torch.tensor([3]), 0.0),
+    "a scale of 1e-6": lambda w, j: w.mul_(5e-5),
+    "a scale of 1e4": lambda w, j: w.mul_(5e5),
+    "constant outputs": lambda w, j: w.copy_(torch.linspace(-0.1, 0.1, OUTPUTS)[:, None].expand_as(w)),
+    "equal outputs": lambda w, j: w.copy_(w[:1].expand_as(w).clone()),
+    "the ends of float16": lambda w, j: w.index_put_((torch.tensor([0, 1]), torch.tensor([0, 1])), torch.tensor([65504.0, 6e-8])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["trellis", "additive"])
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
+def test_no_planted_fault_makes_a_vector_code_worse_than_gptq(planted, method, moment):
+    weight = planted(gaussian(), moment.diagonal().argmax())
+    settings = AdditiveSettings(count_codebooks=True) if method == "additive" else TrellisSettings()
+    packed = quantize_weight(weight, moment, method=method, bits=3.0, settings=settings)
+    rival = quantize_weight(weight, moment, method="gptq", bits=2)
+    assert packed.bits_per_weight <= 3.0
+    decoded = packed.decode()
+    assert math.isfinite(float(decoded.abs().max()))
+    assert relative_error(weight, decoded, moment) <= relative_error(weight, rival.decode(), moment)
+
+
+@pytest.mark.parametrize("method", ["trellis", "additive"])
+def test_a_weight_of_zeros_stays_zero(method, moment):
+    packed = quantize_weight(torch.zeros(OUTPUTS, COLUMNS), moment, method=method, bits=3.0)
+    assert not packed.decode().any()
+
+
+def test_outliers_save_a_layer_and_can_be_left_out(moment):
+    weight = gaussian()
+    strongest = int(moment.diagonal().argmax())
+    weight[17, strongest] = 3.5
+    plain = quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(outliers=False))
+    kept_aside = quantize_weight(weight, moment, bits=3.0)
+    assert "outlier_values" not in plain.tensors
+    assert kept_aside.spec.outliers == len(kept_aside.tensors["outlier_values"]) > 0
+    assert kept_aside.bits_per_weight <= 3.0
+    assert relative_error(weight, kept_aside.decode(), moment) < 0.5 * relative_error(weight, plain.decode(), moment)
+    output_error = (kept_aside.decode() - weight)[17] @ moment @ (kept_aside.decode() - weight)[17]
+    assert float(output_error / (weight[17] @ moment @ weight[17])) < 0.01
