@@ -24,7 +24,7 @@ TABLE_END = "<!-- end of trellis table -->"
 
 
 def pattern(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Fixed contents: bytes that step by a number coprime to 256, positions that rise, or halves between 1/64 and 1/8."""
+    """Fixed contents: bytes in steps coprime to 256, positions that rise, or halves between 1/64 and 1/8."""
     count = torch.arange(torch.Size(shape).numel())
     if dtype == torch.int8:
         return ((count * 151 + 71) % 256).to(torch.uint8).view(torch.int8).view(shape)

