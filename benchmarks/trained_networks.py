@@ -147,9 +147,9 @@ class HED(nn.Module):
 
 
 def hed(cache: Path) -> TrainedNetwork:
-    """Holistically-nested edge detection (MIT): 13 convolutions of VGG-16; the output is all logits. Needs h5py.
+    """Holistically-nested edge detection (MIT): 13 convolutions of VGG-16; the output is all logits.
 
-    All convolutions but the first and the one-channel branches are quantized.
+    All convolutions but the first and the one-channel branches are quantized. Needs h5py (the extra ``networks``).
     """
     import h5py
 

@@ -56,7 +56,7 @@ def declared_names(extras: Collection[str]) -> set[str]:
     ("folders", "extras"),
     [
         (("vqcompress", "cli", "calib_prompts", "shapes"), ("lora", "gpu", "datasets")),
-        (("tests", "benchmarks"), ("test", "peers")),
+        (("tests", "benchmarks"), ("test", "peers", "networks")),
     ],
     ids=["package", "tests"],
 )
