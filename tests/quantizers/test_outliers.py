@@ -58,6 +58,12 @@ def test_large_columns_and_outputs_are_left_to_scales():
     assert len(found) < 10
 
 
+def test_a_small_weight_can_have_one_too():
+    weight = gaussian()[:48, :32].clone()
+    weight[5, 7] = 4.0
+    assert outliers_worth_storing(weight, torch.ones(32), 3.0).positions.tolist() == [7 * 48 + 5]
+
+
 def test_an_outlier_must_save_what_it_stores():
     """A column that nothing reads has none, however large its weights."""
     weight = gaussian()

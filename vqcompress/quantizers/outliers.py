@@ -18,7 +18,8 @@ from vqcompress.formats.outliers import BITS_EACH, POSITIONS, VALUES
 from vqcompress.moments.second_moment import SecondMoment
 
 REACHES = (3.5, 6.0, 12.0, 24.0, 48.0)  # standard deviations: of a code for Gaussian weights, and of heavier tails
-MOST_BITS = 0.01  # a weight
+MOST_BITS = 0.01  # a weight: more than that are a heavy tail
+FEW = 8  # are none, however small the weight is
 USUAL_BITS = 3.0
 MEAN_TO_DEVIATION = math.sqrt(math.pi / 2)  # of Gaussian weights: mean magnitude -> standard deviation
 ROUNDS = 3  # without its outliers a weight has another deviation
@@ -64,7 +65,7 @@ def outliers_worth_storing(weight: Tensor, sensitivity: Tensor, bits: float) -> 
     """
     for reach in REACHES:
         found = find_outliers(weight, sensitivity, bits, reach)
-        if found.bits_per_weight(weight) <= MOST_BITS:
+        if len(found) <= FEW or found.bits_per_weight(weight) <= MOST_BITS:
             return found
     return NO_OUTLIERS
 
