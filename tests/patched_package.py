@@ -28,11 +28,15 @@ class PatchedPackage:
         package = folder / "vqcompress"
         _link(ROOT / "vqcompress", package, {*files, *lines})
         for name, place in PLACED.items():
-            (package / name).symlink_to(ROOT / place)
+            if below := {path.split("/", 1)[1] for path in (*files, *lines) if path.startswith(f"{name}/")}:
+                _link(ROOT / place, package / name, below)
+            else:
+                (package / name).symlink_to(ROOT / place)
         for name, text in files.items():
             (package / name).write_text(text)
         for name, insertions in lines.items():
-            text = (ROOT / "vqcompress" / name).read_text()
+            placed = name.split("/", 1)[0] in PLACED
+            text = (ROOT / name if placed else ROOT / "vqcompress" / name).read_text()
             for before, line in insertions if isinstance(insertions, list) else [insertions]:
                 assert before in text, f"{name} has no {before!r} any more"
                 text = text.replace(before, f"{line}{before}", 1)

@@ -189,3 +189,66 @@ def test_a_metric_of_images(tmp_path: Path) -> None:
         tmp_path, files={"metrics/largest.py": METRIC}, lines={"metrics/image_fidelity.py": listed}
     )
     assert patched.run(USE_METRIC.format(tests=str(ROOT))) == "measured"
+
+
+NETWORK = """
+from torch import nn
+
+
+def toy_from_official(config, state_dict):
+    network = nn.Linear(**config)
+    network.load_state_dict(state_dict)
+    return network
+"""
+USE_NETWORK = """
+import torch
+from vqcompress.models import from_official
+
+state = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+network = from_official("toy", {"in_features": 3, "out_features": 2}, state)
+assert not network.training
+print(network(torch.ones(1, 3)).tolist())
+"""
+
+SUBCOMMAND = """
+import click
+
+
+@click.command()
+@click.argument("name")
+def greet(name):
+    \"\"\"Greet NAME.\"\"\"
+    click.echo(f"good day, {name}")
+"""
+USE_SUBCOMMAND = """
+from click.testing import CliRunner
+from vqcompress.cli.main import main
+
+listed = CliRunner().invoke(main, ["--help"]).output
+assert "Greet somebody." in listed
+print(CliRunner().invoke(main, ["greet", "reader"]).output)
+"""
+
+USE_PROMPTS = """
+from vqcompress.calibration.prompts import load_prompts
+
+print(*load_prompts("toy").prompts, sep="; ")
+"""
+
+
+def test_a_network(tmp_path: Path) -> None:
+    entry = ('    "dit": ', '    "toy": "vqcompress.models.toy:toy_from_official",\n')
+    patched = PatchedPackage(tmp_path, files={"models/toy.py": NETWORK}, lines={"models/__init__.py": entry})
+    assert patched.run(USE_NETWORK) == "[[3.0, 3.0]]"
+
+
+def test_a_subcommand(tmp_path: Path) -> None:
+    entry = ('    "verify": ', '    "greet": "Greet somebody.",\n')
+    patched = PatchedPackage(tmp_path, files={"cli/greet.py": SUBCOMMAND}, lines={"cli/main.py": entry})
+    assert patched.run(USE_SUBCOMMAND) == "good day, reader"
+
+
+def test_a_prompt_set(tmp_path: Path) -> None:
+    """Its row in the README is held by tests/calib_prompts."""
+    patched = PatchedPackage(tmp_path, files={"calib_prompts/toy.txt": "a red kite\na blue boat\n"}, lines={})
+    assert patched.run(USE_PROMPTS) == "a red kite; a blue boat"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Collection
@@ -103,3 +104,8 @@ def test_loading_never_imports_a_quantizer() -> None:
         "print([m for m in sys.modules if m.startswith('vqcompress.quantizers')])"
     )
     assert loaded == "[]"
+
+
+def test_the_picture_of_the_floors_is_drawn_from_the_imports() -> None:
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_floors.py"))
+    assert (ROOT / "docs" / "floors.svg").read_text() == drawing["picture"](), "run `python docs/draw_floors.py`"
