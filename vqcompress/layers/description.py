@@ -37,7 +37,9 @@ def describe(
         "layers": {
             name: {**spec_to_dict(layer.spec), "shape": list(layer.dense_shape)} for name, layer in layers.items()
         },
-        "shared": {} if shared is None else {name: list(book.shape) for name, book in shared.named_parameters()},
+        "shared": {}
+        if shared is None
+        else {name: list(codebook.shape) for name, codebook in shared.named_parameters()},
         **({"dense": dict(dense)} if dense else {}),
         **({"kept": dict(ignored)} if ignored else {}),
     }
@@ -126,8 +128,8 @@ def empty_layers(
     check_description(description, type(component).__name__)
     specs = layer_specs(description) if specs is None else specs
     if description["shared"]:
-        books = {name: _empty(tuple(shape), parameter_dtype) for name, shape in description["shared"].items()}
-        component.add_module(SHARED_NAME, SharedCodebooks(books))
+        codebooks = {name: _empty(tuple(shape), parameter_dtype) for name, shape in description["shared"].items()}
+        component.add_module(SHARED_NAME, SharedCodebooks(codebooks))
     for name, (spec, shape) in specs.items():
         pack_in_place(component, name, spec, shape, _empty_tensors(spec, shape, parameter_dtype, alike_are_one))
     refuse_fusing(component)

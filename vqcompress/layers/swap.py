@@ -76,29 +76,29 @@ def _device(component: nn.Module, name: str, weight: QuantizedWeight) -> torch.d
 
 
 def _share(component: nn.Module, quantized: Mapping[str, QuantizedWeight]) -> None:
-    books = _shared_codebooks(quantized)
-    if not books:
+    codebooks = _shared_codebooks(quantized)
+    if not codebooks:
         return
     first = next(name for name, weight in quantized.items() if weight.shared)
     device = _device(component, first, quantized[first])
-    books = {name: book.to(device) for name, book in books.items()}
+    codebooks = {name: codebook.to(device) for name, codebook in codebooks.items()}
     if (present := getattr(component, SHARED_NAME, None)) is not None:
-        for name, book in books.items():
-            present.register_parameter(name, nn.Parameter(book, requires_grad=False))
+        for name, codebook in codebooks.items():
+            present.register_parameter(name, nn.Parameter(codebook, requires_grad=False))
     else:
-        component.add_module(SHARED_NAME, SharedCodebooks(books))
+        component.add_module(SHARED_NAME, SharedCodebooks(codebooks))
 
 
 def _shared_codebooks(quantized: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
-    books: dict[str, Tensor] = {}
+    codebooks: dict[str, Tensor] = {}
     for layer, weight in quantized.items():
         if (name := weight.spec.codebook) is None:
             continue
-        book = weight.shared["codebooks"].detach()
-        if name in books and not torch.equal(books[name], book):
+        codebook = weight.shared["codebooks"].detach()
+        if name in codebooks and not torch.equal(codebooks[name], codebook):
             raise ArchitectureError(
                 f"layer {layer!r} brings other values for the shared codebook {name!r} than the layers before it; "
                 "layers that name one codebook must have been encoded with it"
             )
-        books[name] = book
-    return books
+        codebooks[name] = codebook
+    return codebooks

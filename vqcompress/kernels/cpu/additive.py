@@ -51,16 +51,16 @@ def decode(values: Tensor, spec: AdditiveSpec, tensors: Mapping[str, Tensor]) ->
     """Fill ``values [columns, outputs]``."""
     columns, outputs = values.shape
     rates, starts = rates_and_starts(spec, tensors, outputs, columns)
-    codes, books = byte_array(tensors["weight"]), float_array(tensors["codebooks"])
+    codes, codebooks = byte_array(tensors["weight"]), float_array(tensors["codebooks"])
     loop = _decoder(spec.dimension, spec.code_bits)
-    run_over_columns(loop, values, codes, starts, rates, books, output_scale(tensors["scale"], outputs))
+    run_over_columns(loop, values, codes, starts, rates, codebooks, output_scale(tensors["scale"], outputs))
 
 
 def product_blocks(
     x: int, total: int, spec: AdditiveSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int
 ) -> Blocks:
     """The loops of a product, one for each rate."""
-    stored, books, vectors = (
+    stored, codebooks, vectors = (
         stored_order(spec, tensors, outputs, columns),
         float_codebooks(tensors),
         spec.vectors(outputs),
@@ -73,24 +73,24 @@ def product_blocks(
             values.data_ptr() + 4 * block.first,
             block.last - block.first,
             begin + block.start,
-            books.data_ptr(),
+            codebooks.data_ptr(),
             vectors,
         )
         for block in stored.blocks
     ]
-    return blocks, (values, books)
+    return blocks, (values, codebooks)
 
 
 def parameter_gradients(spec: AdditiveSpec, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
     """Gradients of ``scale`` and ``codebooks``; ``grad [columns, outputs]``."""
     columns, outputs = grad.shape
     rates, starts = rates_and_starts(spec, tensors, outputs, columns)
-    codes, books = byte_array(tensors["weight"]), float_array(tensors["codebooks"])
+    codes, codebooks = byte_array(tensors["weight"]), float_array(tensors["codebooks"])
     scale = output_scale(tensors["scale"], outputs)
-    grad_books, grad_scale = np.zeros(books.shape), np.zeros(outputs)
-    _add_gradients(grad.numpy(), codes, starts, rates, books, spec.code_bits, scale, grad_books, grad_scale)
+    grad_codebooks, grad_scale = np.zeros(codebooks.shape), np.zeros(outputs)
+    _add_gradients(grad.numpy(), codes, starts, rates, codebooks, spec.code_bits, scale, grad_codebooks, grad_scale)
     grad_scale = grad_scale if spec.row_scales else grad_scale.sum(keepdims=True)
-    return {"scale": gradient_tensor(grad_scale), "codebooks": gradient_tensor(grad_books)}
+    return {"scale": gradient_tensor(grad_scale), "codebooks": gradient_tensor(grad_codebooks)}
 
 
 OPERATIONS = Operations(decode, lambda spec: spec.dimension, product_blocks, parameter_gradients)
@@ -118,7 +118,9 @@ def _decoder(dimension: int, code_bits: int) -> Any:
     size = word << code_bits
 
     def decode(first, last, arguments):
-        values, columns, outputs, codes, _, starts_at, _, rates_at, _, books, _, _, _, scale, _ = numbers(15, arguments)
+        values, columns, outputs, codes, _, starts_at, _, rates_at, _, codebooks, _, _, _, scale, _ = numbers(
+            15, arguments
+        )
         starts, rates = (
             carray(raw_pointer(starts_at), columns, np.int64),
             carray(raw_pointer(rates_at), columns, np.int64),
@@ -129,14 +131,14 @@ def _decoder(dimension: int, code_bits: int) -> Any:
             target = values + 4 * outputs * column
             for vector in range(whole):
                 total = zeros(dimension)
-                for book in range(rate):
-                    at = books + book * size + word * _code(stream, vector * rate + book, code_bits)
+                for codebook in range(rate):
+                    at = codebooks + codebook * size + word * _code(stream, vector * rate + codebook, code_bits)
                     total = add(total, load(dimension, at))
                 store(times(total, load(dimension, scale + vector * word)), target + vector * word)
             for output in range(whole * dimension, outputs):
                 value = np.float32(0)
-                for book in range(rate):
-                    at = books + book * size + word * _code(stream, whole * rate + book, code_bits)
+                for codebook in range(rate):
+                    at = codebooks + codebook * size + word * _code(stream, whole * rate + codebook, code_bits)
                     value += float_at(at + 4 * (output - whole * dimension))
                 put_float(value * float_at(scale + 4 * output), target + 4 * output)
 
@@ -154,7 +156,7 @@ def _product(dimension: int, code_bits: int, rate: int) -> Any:
     size = word << code_bits
 
     def multiply(first, last, arguments):
-        sums, x, n, codes, books, vectors = numbers(6, arguments)
+        sums, x, n, codes, codebooks, vectors = numbers(6, arguments)
         width = (vectors * rate * code_bits + 7) >> 3
         for begin in range(0, n, BLOCK):
             stop, vector = min(begin + BLOCK, n), first
@@ -166,12 +168,12 @@ def _product(dimension: int, code_bits: int, rate: int) -> Any:
                 a, b, c, d = zeros(dimension), zeros(dimension), zeros(dimension), zeros(dimension)
                 for column in range(begin, stop):
                     p, q, r, s = zeros(dimension), zeros(dimension), zeros(dimension), zeros(dimension)
-                    for book in range(rate):
-                        at = books + book * size
-                        p = add(p, load(dimension, at + word * _code(stream, place + book, code_bits)))
-                        q = add(q, load(dimension, at + word * _code(stream, place + rate + book, code_bits)))
-                        r = add(r, load(dimension, at + word * _code(stream, place + 2 * rate + book, code_bits)))
-                        s = add(s, load(dimension, at + word * _code(stream, place + 3 * rate + book, code_bits)))
+                    for codebook in range(rate):
+                        at = codebooks + codebook * size
+                        p = add(p, load(dimension, at + word * _code(stream, place + codebook, code_bits)))
+                        q = add(q, load(dimension, at + word * _code(stream, place + rate + codebook, code_bits)))
+                        r = add(r, load(dimension, at + word * _code(stream, place + 2 * rate + codebook, code_bits)))
+                        s = add(s, load(dimension, at + word * _code(stream, place + 3 * rate + codebook, code_bits)))
                     factor = float_at(x + 4 * column)
                     a, b = multiply_add(p, factor, a), multiply_add(q, factor, b)
                     c, d = multiply_add(r, factor, c), multiply_add(s, factor, d)
@@ -186,8 +188,8 @@ def _product(dimension: int, code_bits: int, rate: int) -> Any:
                 a, stream = zeros(dimension), codes + begin * width
                 for column in range(begin, stop):
                     p = zeros(dimension)
-                    for book in range(rate):
-                        at = books + book * size + word * _code(stream, vector * rate + book, code_bits)
+                    for codebook in range(rate):
+                        at = codebooks + codebook * size + word * _code(stream, vector * rate + codebook, code_bits)
                         p = add(p, load(dimension, at))
                     a = multiply_add(p, float_at(x + 4 * column), a)
                     stream += width
@@ -198,17 +200,17 @@ def _product(dimension: int, code_bits: int, rate: int) -> Any:
 
 
 @compiled(nogil=True)
-def _add_gradients(grad, codes, starts, rates, codebooks, code_bits, scale, grad_books, grad_scale):
-    """Add to ``grad_books [M, 2**code_bits, dimension]`` and ``grad_scale [outputs]``."""
+def _add_gradients(grad, codes, starts, rates, codebooks, code_bits, scale, grad_codebooks, grad_scale):
+    """Add to ``grad_codebooks [M, 2**code_bits, dimension]`` and ``grad_scale [outputs]``."""
     outputs, dimension = grad.shape[1], codebooks.shape[2]
     for column in range(len(rates)):
         rate = rates[column]
         stream = codes[starts[column] :]
         for vector in range(-(-outputs // dimension)):
             first = vector * dimension
-            for book in range(rate):
-                code = read_bits(stream, (vector * rate + book) * code_bits, code_bits)
+            for codebook in range(rate):
+                code = read_bits(stream, (vector * rate + codebook) * code_bits, code_bits)
                 for place in range(min(dimension, outputs - first)):
                     output = first + place
-                    grad_books[book, code, place] += grad[column, output] * scale[output]
-                    grad_scale[output] += grad[column, output] * codebooks[book, code, place]
+                    grad_codebooks[codebook, code, place] += grad[column, output] * scale[output]
+                    grad_scale[output] += grad[column, output] * codebooks[codebook, code, place]

@@ -119,13 +119,13 @@ def block_arguments(loop: Any, *numbers: int) -> list[int]:
     return [loop.address, *numbers, *[0] * (BLOCK_NUMBERS - 1 - len(numbers))]
 
 
-_BOOKS: TensorCache[Tensor] = TensorCache()
+_CODEBOOKS: TensorCache[Tensor] = TensorCache()
 
 
 def float_codebooks(tensors: Mapping[str, Tensor]) -> Tensor:
     """The codebooks or learned tables in float32, made once: layers share them."""
-    books = tensors["codebooks"]
-    return _BOOKS(books, tuple(books.shape), lambda: as_floats(books.detach()))
+    codebooks = tensors["codebooks"]
+    return _CODEBOOKS(codebooks, tuple(codebooks.shape), lambda: as_floats(codebooks.detach()))
 
 
 def gradient_tensor(sums: np.ndarray) -> Tensor:

@@ -83,7 +83,7 @@ def additive_values(
     vector,
     inside,
     room,
-    books,
+    codebooks,
     RATE: tl.constexpr,
     CODE_BITS: tl.constexpr,
     DIMENSION: tl.constexpr,
@@ -96,9 +96,9 @@ def additive_values(
     """
     place = tl.arange(0, WIDTH)[None, :]
     values = tl.zeros((LANES, WIDTH), dtype=tl.float32)
-    for book in tl.static_range(RATE):
-        code = read_code(column, vector * RATE + book, inside, room, CODE_BITS)
-        word = books + ((book << CODE_BITS) + code)[:, None] * DIMENSION + place
+    for codebook in tl.static_range(RATE):
+        code = read_code(column, vector * RATE + codebook, inside, room, CODE_BITS)
+        word = codebooks + ((codebook << CODE_BITS) + code)[:, None] * DIMENSION + place
         values += tl.load(word, mask=inside[:, None] & (place < DIMENSION), other=0.0).to(tl.float32)
     return values
 
@@ -110,7 +110,7 @@ def decode_additive(
     scale,
     order,
     ends,
-    books,
+    codebooks,
     outputs,
     SCALE_STRIDE: tl.constexpr,
     CODE_BITS: tl.constexpr,
@@ -138,7 +138,16 @@ def decode_additive(
             output = vector[:, None] * DIMENSION + place
             wanted = inside[:, None] & (place < DIMENSION) & (output < outputs)
             values = additive_values(
-                codes + stored * room, vector, inside, room, books, MIN_RATE + index, CODE_BITS, DIMENSION, WIDTH, LANES
+                codes + stored * room,
+                vector,
+                inside,
+                room,
+                codebooks,
+                MIN_RATE + index,
+                CODE_BITS,
+                DIMENSION,
+                WIDTH,
+                LANES,
             )
             factor = tl.load(scale + output * SCALE_STRIDE, mask=wanted, other=0.0).to(tl.float32)
             tl.store(out + column[:, None] * outputs + output, (values * factor).to(out.dtype.element_ty), mask=wanted)
@@ -153,7 +162,7 @@ def _multiply_block(
     x,
     codes,
     order,
-    books,
+    codebooks,
     outputs,
     batch,
     batch_stride,
@@ -179,7 +188,7 @@ def _multiply_block(
         inside = (vector < vectors) & (stored < right)
         start = codes + stored * room
         values = additive_values(
-            start, vector, inside, room, books, RATE, CODE_BITS, DIMENSION, DIMENSION, DEPTH * GROUPS
+            start, vector, inside, room, codebooks, RATE, CODE_BITS, DIMENSION, DIMENSION, DEPTH * GROUPS
         )
         weights = tl.reshape(values, (DEPTH, GROUPS * DIMENSION)).to(PRODUCT)
         place = first + tl.arange(0, DEPTH)
@@ -197,7 +206,7 @@ def multiply_additive(
     codes,
     order,
     ends,
-    books,
+    codebooks,
     outputs,
     columns,
     batch,
@@ -230,7 +239,7 @@ def multiply_additive(
                 x,
                 codes,
                 order + begin,
-                books,
+                codebooks,
                 outputs,
                 batch,
                 batch_stride,

@@ -39,8 +39,8 @@ def value_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> Tensor:
     formula = _formula(spec.state_bits, spec.tail, rates, device)
     if not set(rates) & set(spec.codebook_rates):
         return formula
-    books = tensors["codebooks"]
-    return _LEARNED(books, spec, lambda: _with_learned(spec, formula, rates, books))
+    codebooks = tensors["codebooks"]
+    return _LEARNED(codebooks, spec, lambda: _with_learned(spec, formula, rates, codebooks))
 
 
 @lru_cache(maxsize=64)
@@ -51,12 +51,12 @@ def _formula(state_bits: int, tail: float, rates: tuple[int, ...], device: torch
         return torch.stack([value_table(state_bits, rate, tail) if rate else zeros for rate in rates]).to(device)
 
 
-def _with_learned(spec: TrellisSpec, formula: Tensor, rates: tuple[int, ...], books: Tensor) -> Tensor:
+def _with_learned(spec: TrellisSpec, formula: Tensor, rates: tuple[int, ...], codebooks: Tensor) -> Tensor:
     with torch.no_grad():
-        tables = formula.to(books.dtype).clone()
+        tables = formula.to(codebooks.dtype).clone()
         for index, rate in enumerate(rates):
             if rate in spec.codebook_rates:
-                tables[index] = books[spec.codebook_rates.index(rate)]
+                tables[index] = codebooks[spec.codebook_rates.index(rate)]
         return tables
 
 
