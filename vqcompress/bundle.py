@@ -1,8 +1,8 @@
-"""A pipeline folder as one safetensors file, and back, byte for byte.
+"""Bundles: a pipeline folder as one safetensors file, and back, byte for byte.
 
-Tensors are named ``<component>.<key>``; the file's metadata holds every other file of the folder as text, and the
-headers of its weight files, so that what is taken out again is exactly what went in. Bytes are copied as they lie:
-no tensor is read into memory.
+Tensors are named ``<component>.<key>``. The file's metadata contains every other file of the folder as text and the
+headers of its weight files, so that extraction restores exactly the same files. Data are copied in blocks: no tensor
+is read into memory.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vqcompress.errors import CheckpointError
 MARK = "vqcompress_bundle"
 VERSION = 1
 ALIGNMENT = 8
-"""Bytes: the data of each weight file starts at a multiple, so that every tensor lies as its dtype wants it."""
+"""Bytes. The data of each weight file start at a multiple of it, so that tensors are aligned for their dtype."""
 
 LENGTH_BYTES = 8
 HEADER_LIMIT = 100_000_000
-"""Of the safetensors format."""
+"""The largest header, in bytes, that the safetensors format allows."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One weight file of the folder: its header as it stands there, and where its data lie in the bundle's."""
+    """One weight file of the folder: its original header, and the position of its data in the bundle's data."""
 
     name: str
     header: str
@@ -40,7 +40,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle holds: ``texts`` maps relative paths to contents; ``data_start`` is where tensor data begin."""
+    """A bundle's contents. ``texts`` maps relative paths to file contents. Tensor data begin at ``data_start``."""
 
     path: Path
     data_start: int
@@ -54,9 +54,9 @@ class Bundle:
 
 
 def write_bundle(folder: str | Path, path: str | Path) -> Path:
-    """Write the pipeline in ``folder`` as the one file ``path``, complete or not at all, and return the path.
+    """Write the pipeline in ``folder`` as one file ``path``, complete or not at all, and return the path.
 
-    Raises `CheckpointError` when ``folder`` is no pipeline, holds pickles or other binary files, or ``path`` exists.
+    Raises `CheckpointError` if ``folder`` is not a pipeline or has pickles or other binary files, or ``path`` exists.
     """
     folder, path = Path(folder), Path(path)
     if path.exists():
@@ -78,9 +78,9 @@ def write_bundle(folder: str | Path, path: str | Path) -> Path:
 
 
 def read_bundle(path: str | Path) -> Bundle | None:
-    """The table of contents of ``path``; None when it is no bundle (any other file, whatever it is).
+    """The table of contents of ``path``, or None if it is not a bundle. ``path`` can be any file.
 
-    Raises `CheckpointError` for a bundle of a newer version or one that is cut off.
+    Raises `CheckpointError` for a bundle of a newer version or a truncated one.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
@@ -103,7 +103,7 @@ def read_bundle(path: str | Path) -> Bundle | None:
 
 
 def extract_bundle(bundle: Bundle, folder: Path, component: str | None = None) -> Path:
-    """Write the files of ``bundle``, or of one ``component`` only, below ``folder``; returns the folder."""
+    """Write the files of ``bundle``, or of one ``component`` only, to ``folder``. Returns the folder."""
     wanted = "" if component is None else f"{component}/"
     for name, text in bundle.texts.items():
         if name.startswith(wanted):
@@ -116,14 +116,14 @@ def extract_bundle(bundle: Bundle, folder: Path, component: str | None = None) -
 
 
 def temporary_folder(bundle: Bundle, component: str | None = None) -> TemporaryDirectory:
-    """A folder with the contents of ``bundle``, to open a pipeline from; see `keep_for`."""
+    """A temporary folder with the contents of ``bundle``, from which a pipeline can be opened. See `keep_for`."""
     directory = TemporaryDirectory(prefix="vqcompress-")
     extract_bundle(bundle, Path(directory.name), component)
     return directory
 
 
 def keep_for(owner: object, directory: TemporaryDirectory) -> None:
-    """Remove ``directory`` when ``owner`` is gone: until then weights may be read from its files."""
+    """Remove ``directory`` when ``owner`` is freed. Until then weights may be read from its files."""
     weakref.finalize(owner, directory.cleanup)
 
 
@@ -136,7 +136,7 @@ def _extract_weights(file: BinaryIO, bundle: Bundle, weight: WeightFile, path: P
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Where a file of the bundle goes. Raises `CheckpointError` for names that lead elsewhere."""
+    """The path of a bundle's file inside ``folder``. Raises `CheckpointError` for names that lead outside of it."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"a bundle names the file {name!r}, which lies outside of its folder; it is not opened")
@@ -188,7 +188,7 @@ def _write(out: BinaryIO, folder: Path, texts: dict[str, str], weights: list[Wei
 
 
 def _entries(weight: WeightFile) -> dict[str, Any]:
-    """The tensors of a weight file as the bundle's header lists them, and what fills up to the next file's start."""
+    """The bundle header's entries for the tensors of a weight file and for the padding up to the next file's data."""
     component = weight.name.split("/")[0]
     entries = {
         f"{component}.{key}": {**entry, "data_offsets": [weight.start + offset for offset in entry["data_offsets"]]}
@@ -210,7 +210,7 @@ def _header_of(path: Path) -> bytes:
 
 
 def _header(file: BinaryIO) -> bytes | None:
-    """The header of a safetensors file; None when it cannot be one."""
+    """The header of a safetensors file, or None if the file cannot be one."""
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if not 0 < length <= HEADER_LIMIT:
         return None

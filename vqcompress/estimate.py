@@ -1,4 +1,4 @@
-"""What a run would do and need, without doing it: `vqcompress quantize --dry-run`."""
+"""Estimates the size, memory and time of a run without running it: `vqcompress quantize --dry-run`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vqcompress.methods import METHODS
 from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 
-SAMPLE = (256, 256)  # weights that are really encoded to measure this machine's speed
-COUPLED = 8  # times an output moment: itself, its factors and their copies while a layer is encoded
-WIDTHS = (2.0, 3.0, 4.0)  # bits for which every estimate gives the size
+SAMPLE = (256, 256)  # shape of the weight that is encoded to measure this machine's speed
+COUPLED = 8  # memory in output moments while a layer is encoded: the moment, its factors and their copies
+WIDTHS = (2.0, 3.0, 4.0)  # bits per weight for which every estimate lists the size
 
 
 def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
-    """Layers, bytes, memory and time of a run of ``recipe`` on ``model``; encoding speed is measured on a small weight.
+    """Layers, bytes, memory and time of a run of ``recipe`` on ``model``. Encoding speed is measured on a small weight.
 
     Published models (`architectures.published`) are planned on the meta device: nothing is downloaded or allocated, and
-    memory is the denoiser's, without text encoders and VAE (``parts`` says which it is). Sizes are bytes; moments and
-    passes are upper bounds, because layers that read one tensor share their moment.
+    memory is that of the denoiser, without text encoders and VAE (``parts`` says which). Sizes are in bytes. Moments
+    and passes are upper bounds, because layers with the same input tensor share their moment.
     """
     architecture, pipeline, parts = _planned(model, recipe)
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
@@ -66,7 +66,7 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _planned(model: str, recipe: Recipe) -> tuple[Architecture, Any, str]:
-    """The architecture, what holds the modules, and which parts these are: "denoiser" where nothing is opened."""
+    """The architecture, the object with the modules, and which parts it has: "denoiser" if no pipeline is opened."""
     if published(model):
         architecture, shell = skeleton(model)
         if set(recipe.components) <= {architecture.denoiser}:
@@ -80,7 +80,7 @@ def _bytes_after(weights: int, packed: int, recipe: Recipe, bits: float) -> int:
 
 
 def _stored_bits(recipe: Recipe, bits: float) -> float:
-    """Bits a weight on disk: a scalar code's scale and zero come on top of its width."""
+    """Bits per weight on disk. For scalar codes, scale and zero are added to the width."""
     if not METHODS[recipe.method].whole_bits:
         return bits
     group = int(recipe.settings.get("group_size") or 64)
@@ -88,7 +88,7 @@ def _stored_bits(recipe: Recipe, bits: float) -> float:
 
 
 def _largest(plans: list[Any]) -> int:
-    """Bytes of the largest layer in float32: what a method without moments works on."""
+    """Bytes of the largest layer in float32, the working memory of a method without moments."""
     return max((4 * math.prod(plan.shape) for plan in plans if plan.reason is None), default=0)
 
 
@@ -98,7 +98,7 @@ def _model_bytes(pipeline: Any) -> int:
 
 
 def _seconds_per_weight(recipe: Recipe) -> float:
-    """Measured here and now, after one call that pays for compilation."""
+    """Encoding time per weight, measured on this machine after one call for compilation."""
     weight = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(recipe.seed))
     settings = settings_for(recipe.method, recipe.settings)
     outputs = torch.eye(SAMPLE[0]) if recipe.output_feedback else None

@@ -1,7 +1,7 @@
-"""A recipe says all that a run depends on; the same recipe twice gives the same bytes.
+"""A recipe contains all settings of a run. The same recipe always gives the same bytes.
 
-Every default lives here, once. Recipes are read from and written to YAML, and unknown keys are refused, because a
-misspelt setting that is silently ignored is a wrong result that looks right.
+Every default is defined here, once. Recipes are read from and written to YAML. Unknown keys are refused, because
+silently ignoring a misspelt setting would give a wrong result.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
 from vqcompress.sampling_config import SamplingConfig
 
 FORMER_NAMES = {"keep": "ignore"}
-"""Former recipe keys, which recipes of earlier folders have -> today's."""
+"""Former recipe key, as in recipes of earlier folders -> current key."""
 FORMER_TRAINING_NAMES = {"recode": "requantize"}
 RETIRED_TRAINING_KEYS = {"row_scales": False, "tables": 0.0}  # key -> the value that turned it off
 
 
 def current_names(data: Mapping[str, Any], former_names: Mapping[str, str] = FORMER_NAMES) -> dict[str, Any]:
-    """``data`` under today's recipe keys. Raises `RecipeError` where a key stands there under its former name too.
+    """``data`` with current recipe keys. Raises `RecipeError` if a key is present under both names.
 
-    To be called on each part before parts are merged, so that a later part replaces an earlier one under either name.
+    Call it on each part before parts are merged, so that a later part replaces an earlier one under either name.
     """
     for former, name in former_names.items():
         if former in data and name in data:
@@ -36,7 +36,7 @@ def current_names(data: Mapping[str, Any], former_names: Mapping[str, str] = FOR
 
 
 class _RetiredKeyError(ValueError):
-    """A recipe asks for something that this version does not have any more."""
+    """A recipe uses a setting that this version no longer supports."""
 
 
 class _Section(BaseModel):
@@ -46,9 +46,9 @@ class _Section(BaseModel):
 class Calibration(_Section):
     """How the inputs of the layers are recorded. ``None`` means the architecture's own default.
 
-    ``rows_per_call`` is how many samples of a call a layer's second moment takes. ``order`` is "parallel" (all layers
-    are recorded in one pass of the original) or "sequential" (the denoiser's blocks are encoded one after the other,
-    each for the inputs that it gets from the compressed blocks before it).
+    ``rows_per_call`` is the number of samples per call that are added to a layer's second moment. ``order`` is
+    "parallel" (all layers are recorded in one pass of the original) or "sequential" (the denoiser's blocks are encoded
+    one after the other, each for its inputs from the compressed blocks before it).
     """
 
     prompts: str | None = None
@@ -69,16 +69,16 @@ class Calibration(_Section):
 
 
 class Training(_Section):
-    """Fine-tuning: how a compressed denoiser learns from the dense one (see `vqcompress.finetune.presets`).
+    """Fine-tuning: how a compressed denoiser is trained against the dense one (see `vqcompress.finetune.presets`).
 
-    ``preset`` fixes what is ``None`` here: prompts for training and for early stopping, steps, samples (a prompt at
-    one timestep, in all guidance branches) a step and at once in memory, the largest step relative to each tensor's
-    RMS and to the root of the relative error at the start, and how many of the worst layers are quantized again
-    (``requantize``). ``learn`` names what learns. ``weighting`` is that of timesteps, ``None`` meaning "trajectory"
-    where the scheduler knows noise levels, else "uniform"; ``guided`` is the share of the guided output in the loss;
-    ``budget_gb`` bounds the teacher's outputs on disk.
+    ``preset`` gives the values that are ``None`` here: prompts for training and for early stopping, steps, samples (a
+    prompt at one timestep, in all guidance branches) per step and at once in memory, the largest step relative to each
+    tensor's RMS and to the root of the relative error at the start, and how many of the worst layers are quantized
+    again (``requantize``). ``learn`` names the trained parameters. ``weighting`` is the weighting of timesteps.
+    ``None`` means "trajectory" if the scheduler knows noise levels, else "uniform". ``guided`` is the share of the
+    guided output in the loss. ``budget_gb`` limits the teacher's outputs on disk.
 
-    Keys of older recipes: ``recode`` is ``requantize``; ``row_scales`` and ``tables`` are accepted where they are off.
+    Keys of older recipes: ``recode`` means ``requantize``; ``row_scales`` and ``tables`` are accepted if they are off.
     """
 
     preset: Literal["fast", "default", "best"] = "default"
@@ -117,17 +117,16 @@ class Training(_Section):
 class Recipe(_Section):
     """One compression run.
 
-    ``bits`` counts everything stored with the quantized layers (codes, codebooks, scales, rates) for the vector
-    methods; for the scalar baselines, ``rtn`` and ``gptq``, it is the width of a code, as their users know it, and
-    scales come on top. ``budget`` says whether every layer gets that many bits ("layer") or all together on average
-    ("model"): ``None`` means the model's budget for vector methods, and the same width everywhere for the scalar
-    baselines, which is how they are used. ``settings`` are passed to the method's settings class in
-    `vqcompress.quantizers`; ``ignore`` maps regular expressions on layer names to the reason why these layers stay
-    dense (``None``: the architecture's list; its former name, ``keep``, is read too). ``finetune`` says whether what is
-    continuous then learns from the original denoiser: not at all, block by block, or block by block and as a whole.
-    ``output_feedback`` (trellis codes) feeds errors back between a layer's outputs as well as between its inputs, by
-    what they cost the denoiser's output together: less error in as many bits, for an encoding that takes ten times as
-    long.
+    For vector methods, ``bits`` per weight includes everything stored with the quantized layers (codes, codebooks,
+    scales, rates). For the scalar baselines, ``rtn`` and ``gptq``, it is the width of a code, as is usual for them, and
+    scales are added to it. ``budget`` says whether every layer gets that many bits ("layer") or all layers on average
+    ("model"). ``None`` means "model" for vector methods, and the same width everywhere for the scalar baselines, as is
+    usual for them. ``settings`` are passed to the method's settings class in `vqcompress.quantizers`. ``ignore`` maps
+    regular expressions on layer names to the reason why these layers stay dense (``None``: the architecture's list; its
+    former name, ``keep``, is read too). ``finetune`` says whether the continuous parameters are then trained against
+    the original denoiser: not at all, block by block, or block by block and as a whole. ``output_feedback`` (trellis
+    codes) feeds errors back between a layer's outputs as well as between its inputs, weighted by their joint effect on
+    the denoiser's output. It gives less error at the same bits, and encoding takes ten times as long.
     """
 
     model: str
@@ -164,7 +163,7 @@ class Recipe(_Section):
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Recipe:
-        """Validate plain data. Raises `RecipeError`, one line a problem, that names the key."""
+        """Validate plain data. Raises `RecipeError` with one line per problem, which names the key."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -182,16 +181,16 @@ class Recipe(_Section):
         return cls.parse({**current_names(data), **current_names(changes)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, JSON and YAML alike."""
+        """Plain data that can be written as JSON or YAML."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """The effective recipe, every default written out."""
+        """The effective recipe as YAML, including all defaults."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
 def current_signature(signature: Any) -> Any:
-    """The signature of a run that an older version started, with its ``recipe`` as this version writes it."""
+    """The signature of a run that an older version started, with its ``recipe`` in the form of this version."""
     try:
         return {**signature, "recipe": Recipe.parse(signature["recipe"]).to_dict()}
     except (KeyError, TypeError, RecipeError):

@@ -1,7 +1,7 @@
-"""A run's folder: everything that was computed once is found again, whenever the run is stopped.
+"""A run's folder. It stores finished results, so that a stopped run continues without computing them again.
 
-``<folder>/<stage>/<key>.safetensors`` (or ``.json``) is one finished piece of work. A piece appears under its name only
-when it is complete and on disk (temporary file, fsync, rename), so whatever has a name can be trusted after a crash.
+``<folder>/<stage>/<key>.safetensors`` (or ``.json``) is one finished result. A file gets its name only when it is
+complete and on disk (temporary file, fsync, rename), so every named file is valid after a crash.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ STAGE = re.compile(r"[\w-][\w.-]*")
 
 
 class RunStore:
-    """Finished work of one run in ``folder``. One process holds it; others of the same job may join (``joins``).
+    """Finished results of one run in ``folder``. One process locks it; others of the same job can join (``joins``).
 
-    ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder that was made
-    with another signature is refused; ``current`` turns the folder's into what this version would have written. Use as
-    a context manager, or call `close`.
+    ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder with another
+    signature is refused. ``current`` converts the folder's signature to the form that this version writes. Use as a
+    context manager, or call `close`.
 
-    Raises `RecipeError` when the signature differs (the message names the keys), `VQCompressError` when another process
-    holds the folder, `CheckpointError` when the folder cannot be written.
+    Raises `RecipeError` if the signature differs (the message names the keys), `VQCompressError` if another process has
+    locked the folder, `CheckpointError` if the folder cannot be written.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class RunStore:
         self._lock.release()
 
     def load_or_make(self, stage: str, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors that ``make`` returned, now or in an earlier run. A ``make`` that raises leaves nothing behind."""
+        """Tensors that ``make`` returned, now or in an earlier run. If ``make`` raises, nothing is stored."""
         if not self._path(stage, key, TENSORS).exists():
             self.put(stage, key, make())
         return read_tensors(self._path(stage, key, TENSORS))
 
     def load_or_make_json(self, stage: str, key: str, make: Callable[[], Any]) -> Any:
-        """Like `load_or_make` for a JSON value; a made value comes back as JSON would return it."""
+        """Like `load_or_make`, for a JSON value. A new value is returned as it would be read back from JSON."""
         if not self._path(stage, key, JSON).exists():
             self.put_json(stage, key, make())
         return read_json(self._path(stage, key, JSON))
@@ -94,7 +94,7 @@ class RunStore:
     ) -> tuple[dict[str, Tensor], Any]:
         """Tensors in ``stage`` and a JSON value in ``json_stage`` that belong together.
 
-        One without the other is not finished: then ``make`` gives both again.
+        If one of them is missing, ``make`` is called for both.
         """
         if not self.has_pair(stage, json_stage, key):
             tensors, value = make()
@@ -103,41 +103,41 @@ class RunStore:
         return self.load(stage, key), self.load_json(json_stage, key)
 
     def has_pair(self, stage: str, json_stage: str, key: str) -> bool:
-        """Whether both parts of a pair are there."""
+        """Whether both parts of a pair are stored."""
         return self._path(stage, key, TENSORS).exists() and self._path(json_stage, key, JSON).exists()
 
     def load(self, stage: str, key: str) -> dict[str, Tensor]:
-        """Tensors that an earlier step stored. Raises `CheckpointError` when the file is missing, damaged or empty."""
+        """Tensors that an earlier step stored. Raises `CheckpointError` if the file is missing, damaged or empty."""
         path = self._path(stage, key, TENSORS)
         return read_tensors(path) or _holds_nothing(path)
 
     def load_json(self, stage: str, key: str) -> Any:
-        """A JSON value that an earlier step stored. Raises `CheckpointError` when the file is missing, damaged or
+        """A JSON value that an earlier step stored. Raises `CheckpointError` if the file is missing, damaged or
         empty."""
         path = self._path(stage, key, JSON)
         return read_json(path) or _holds_nothing(path)
 
     def put(self, stage: str, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store ``tensors``, replacing what was there."""
+        """Store ``tensors``, replacing an earlier file."""
         stored = {name: _storable(tensor) for name, tensor in tensors.items()}
         _publish(self._path(stage, key, TENSORS), lambda temporary: save_file(stored, temporary))
 
     def put_json(self, stage: str, key: str, value: Any) -> None:
-        """Store ``value``, replacing what was there."""
+        """Store ``value``, replacing an earlier file."""
         _publish_bytes(self._path(stage, key, JSON), _json(value))
 
     def done(self, stage: str) -> set[str]:
-        """Keys of ``stage`` that are finished, tensors and JSON alike."""
+        """Keys of ``stage`` that are finished, for both tensors and JSON."""
         folder = self._stage(stage)
         return {unquote(path.stem) for path in folder.glob("*") if path.suffix in (TENSORS, JSON)}
 
     def discard(self, stage: str, key: str) -> None:
-        """Forget a finished piece, for example moments whose layers are all quantized."""
+        """Delete a finished result, for example moments whose layers are all quantized."""
         for suffix in (TENSORS, JSON):
             self._path(stage, key, suffix).unlink(missing_ok=True)
 
     def discard_tensors(self, stage: str, key: str) -> None:
-        """Forget a finished piece's tensors alone."""
+        """Delete only the tensors of a finished result."""
         self._path(stage, key, TENSORS).unlink(missing_ok=True)
 
     def _stage(self, stage: str) -> Path:
@@ -181,13 +181,13 @@ class RunStore:
             ) from error
 
     def _sweep(self) -> None:
-        """Remove what an interrupted write left; the lock says that nobody is writing."""
+        """Remove temporary files of interrupted writes. This process has the lock, so no other one is writing."""
         for path in self.folder.rglob(f"*{TEMPORARY}"):
             path.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A run's file of tensors. Raises `CheckpointError`, which says what to do, when it is missing or damaged."""
+    """A run's file of tensors. Raises `CheckpointError`, which says what to do, if it is missing or damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -195,19 +195,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> Any:
-    """A run's JSON file. Raises `CheckpointError`, which says what to do, when it is missing or damaged."""
+    """A run's JSON file. Raises `CheckpointError`, which says what to do, if it is missing or damaged."""
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
     except (ValueError, OSError) as error:
         raise unreadable(path, error) from error
-    if not text.endswith("\n"):  # a number that was cut off is still a number
+    if not text.endswith("\n"):  # a truncated number is still valid JSON
         raise unreadable(path, "its end is missing")
     return value
 
 
 def unreadable(path: Path, error: Exception | str) -> CheckpointError:
-    """The error for a file of a run that is missing or damaged: the next run makes it anew."""
+    """The error for a missing or damaged file of a run. The next run computes the file again."""
     if isinstance(error, FileNotFoundError) or not path.exists():
         return CheckpointError(f"{path} is missing; run the same command again to make it anew")
     return CheckpointError(f"{path} is damaged ({error}); delete it and run again to make it anew")
@@ -225,7 +225,7 @@ def _json(value: Any) -> bytes:
 
 
 def _storable(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous, and owning exactly its bytes: safetensors refuses views that share storage."""
+    """``tensor`` on the CPU, contiguous, with its own storage: safetensors refuses views that share storage."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
@@ -235,7 +235,7 @@ def _publish_bytes(path: Path, content: bytes) -> None:
 
 
 def _publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file, so that ``path`` exists either complete and durable or not at all."""
+    """Let ``write`` fill a temporary file, sync and rename it. ``path`` is then complete and on disk, or absent."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,13 +258,13 @@ def _sync(path: Path, mode: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; not every system lets folders be opened."""
+    """Sync a folder so that a rename is on disk. Only on POSIX, because other systems cannot open folders."""
     if os.name == "posix":
         _sync(folder, os.O_RDONLY)
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
-    """What changed, as ``key: old -> new`` with dotted keys."""
+    """The changed values, as ``key: old -> new`` with dotted keys."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))]

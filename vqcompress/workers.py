@@ -1,4 +1,4 @@
-"""The processes that work together: one, or as many as `torchrun` or `accelerate launch` started."""
+"""The processes of one job: a single one, or those that `torchrun` or `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from vqcompress.errors import VQCompressError
 
-TIMEOUT = timedelta(hours=12)  # the others wait while the first process records the teacher
+TIMEOUT = timedelta(hours=12)  # the other processes wait while the first records the teacher
 
 
 @dataclass(frozen=True)
 class Workers:
     """``rank`` of ``world_size`` processes, and their collective operations.
 
-    ``all_reduce`` sums tensors over all processes in place, ``barrier`` waits for all, ``all_gather`` returns the
-    values of all, by rank. ``send`` and ``receive`` move one tensor (into the given one).
+    ``all_reduce`` sums tensors over all processes in place. ``barrier`` waits for all processes. ``all_gather`` returns
+    the values of all processes, by rank. ``send`` and ``receive`` transfer one tensor, ``receive`` into the given one.
     """
 
     rank: int = 0
@@ -40,23 +40,23 @@ class Workers:
 
 
 def expected_workers() -> int:
-    """How many processes were started together, by the environment that `torchrun` sets."""
+    """The number of processes that were started together, from the environment that `torchrun` sets."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def workers_here() -> int:
-    """How many of these processes share this machine's cores."""
+    """The number of these processes on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_main_process_by_environment() -> bool:
-    """Whether this is the process that reports, before the processes have joined."""
+    """Whether this is the process that reports, from the environment, before the processes have joined."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def joined_workers() -> Iterator[Workers]:
-    """This process among those that `torchrun` started, by its environment; on the CPU they use gloo."""
+    """Join the processes that `torchrun` started, as described by the environment. On the CPU they use gloo."""
     if expected_workers() < 2:
         yield Workers()
         return
@@ -72,7 +72,7 @@ def joined_workers() -> Iterator[Workers]:
 
 
 def _naming_lost_peers(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """``operation``, with one clear error when another process has ended."""
+    """``operation``, with one clear error if another process has ended."""
 
     def call(*arguments: Any) -> Any:
         try:
@@ -87,7 +87,7 @@ def _naming_lost_peers(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _all_reduce(tensors: Sequence[Tensor]) -> None:
-    """One message for all tensors of a dtype."""
+    """Sum all tensors of the same dtype in one message."""
     from accelerate.utils import reduce
 
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):

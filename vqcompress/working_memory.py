@@ -1,4 +1,4 @@
-"""How many layers are encoded at once: one a core, within a memory budget; and equal shares for processes."""
+"""Encoding layers in parallel: one per core, within a memory budget, and equal shares for processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which containers and `taskset` make fewer than the machine has."""
+    """The number of cores that this process may use. Containers and `taskset` limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -21,7 +21,7 @@ def usable_cores() -> int:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Torch's own threads off while layers are spread over cores; it also keeps sums in one order."""
+    """Limit torch to one thread while layers are distributed over cores. This also fixes the order of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -31,9 +31,9 @@ def one_thread_each() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the system: glibc keeps blocks below 32 MB, fragmented, in an arena for each thread.
+    """Return freed memory to the system: glibc keeps blocks below 32 MB, fragmented, in one arena per thread.
 
-    Over the 771 layers of SDXL's UNet they came to 8 GB. With other allocators this does nothing.
+    For the 771 layers of SDXL's UNet this was 8 GB. With other allocators this function does nothing.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)
@@ -45,7 +45,7 @@ def _malloc_trim() -> ctypes._NamedFuncPointer | None:
 
 
 class WorkingMemory:
-    """``budget`` bytes that threads share; what needs more than all of it runs alone."""
+    """``budget`` bytes shared by threads. A task that needs more than the budget runs alone."""
 
     def __init__(self, budget: int) -> None:
         self._budget, self._held = budget, 0
@@ -53,7 +53,7 @@ class WorkingMemory:
 
     @contextmanager
     def holding(self, needed: int) -> Iterator[None]:
-        """Wait until ``needed`` bytes are free, and hold them inside the block."""
+        """Wait until ``needed`` bytes are free and reserve them inside the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + needed <= self._budget)
             self._held += needed
@@ -66,9 +66,10 @@ class WorkingMemory:
 
 
 def balanced(costs: Sequence[float], shares: int) -> list[int]:
-    """Which of ``shares`` takes each item: the most expensive first, always to the share that has least so far.
+    """The index of the share for each item. Items go, most expensive first, to the share with the least cost so far.
 
-    At most a third above the best possible (Graham 1969). The same costs give the same answer in every process.
+    The largest share is at most a third above the optimum (Graham 1969). The same costs give the same result in every
+    process.
     """
     load, taken = [0.0] * shares, [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):

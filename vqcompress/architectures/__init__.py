@@ -1,4 +1,4 @@
-"""What a pipeline is made of: how to open it, which layers to quantize, how to sample it."""
+"""Pipeline families: how to open a pipeline, which layers to quantize, how to sample it."""
 
 from vqcompress.architectures.architecture import Architecture, Pipeline
 from vqcompress.architectures.families import FAMILIES, architecture_of

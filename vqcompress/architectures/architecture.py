@@ -18,7 +18,7 @@ from vqcompress.sampling_config import ResolvedSampling, SamplingConfig
 OutputType = Literal["latent", "pil", "pt"]
 
 Pipeline = Any
-"""A `diffusers.DiffusionPipeline`. Its parts are attributes that only the instance knows, so no type describes it."""
+"""A `diffusers.DiffusionPipeline`. Its components are attributes of the instance, so they have no static type."""
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -30,20 +30,20 @@ TEXT_IGNORE: IgnoreRules = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A pipeline's parts by name.
+    """A pipeline's components by name.
 
-    ``denoiser`` is the component that runs at every timestep, ``components`` all that can be quantized (the denoiser
-    first), ``prompt_set`` the prompt set (see `calibration.prompts.load_prompts`) that suits the model.
+    ``denoiser`` is the component that runs at every timestep. ``components`` are all that can be quantized, the
+    denoiser first. ``prompt_set`` is the prompt set that suits the model (see `calibration.prompts.load_prompts`).
     """
 
     ignore: ClassVar[IgnoreRules] = {}
-    """Which of the denoiser's layers stay dense, by default."""
+    """The default ignore list: layers of the denoiser that stay dense."""
 
     masked_layers: ClassVar[str | None] = None
-    """Regular expression of layers that read text tokens of which `text_mask` tells the padding."""
+    """Regular expression of layers whose input is text tokens; `text_mask` marks the padding among them."""
 
     call_arguments: ClassVar[Mapping[str, Any]] = {}
-    """What the pipeline's call is given besides the prompts and how to sample them."""
+    """Arguments of the pipeline's call in addition to the prompts and the sampling settings."""
 
     name: str
     denoiser: str
@@ -62,17 +62,17 @@ class Architecture:
         raise NotImplementedError
 
     def ignore_rules(self, component: str) -> IgnoreRules:
-        """The rules that `layers` uses when none are given."""
+        """The ignore rules that `layers` uses by default."""
         return self.ignore if component == self.denoiser else TEXT_IGNORE
 
     def layers(
         self, pipeline: Pipeline, component: str, ignore: IgnoreRules | Sequence[tuple[str, str]] | None = None
     ) -> list[LayerPlan]:
-        """Every matrix of ``component`` in execution order, with the reason where it stays dense.
+        """Every matrix of ``component`` in execution order, with the reason if it stays dense.
 
-        ``ignore``, a mapping or (pattern, reason) pairs, replaces `ignore_rules`. What cannot be quantized at all
-        (tables, grouped convolutions, tiny or tied weights) stays dense under any rules. Raises `ArchitectureError` for
-        a component the pipeline lacks.
+        ``ignore``, a mapping or (pattern, reason) pairs, replaces `ignore_rules`. Weights that cannot be quantized at
+        all (tables, grouped convolutions, tiny or tied weights) stay dense under any rules. Raises `ArchitectureError`
+        if the pipeline has no such component.
         """
         if component not in self.components:
             raise ArchitectureError(
@@ -89,7 +89,7 @@ class Architecture:
         return getattr(pipeline, component)
 
     def execution_order(self, plans: list[LayerPlan]) -> list[LayerPlan]:
-        """The denoiser's plans, first those that run first; families whose registration order differs override this."""
+        """The denoiser's plans in the order in which they run. Families with another registration order override it."""
         return plans
 
     def sample(
@@ -103,8 +103,8 @@ class Architecture:
     ) -> Any:
         """Run the pipeline with its own scheduler and guidance; one image per prompt.
 
-        Image ``i`` starts from its own generator seeded with ``seeds[i]``, so it does not depend on what else is in the
-        batch (but for the rounding of batched sums). Whatever ``sampling`` leaves open comes from `defaults`. Returns
+        Image ``i`` has its own generator, seeded with ``seeds[i]``, so it does not depend on the rest of the batch
+        (except for the rounding of batched sums). Values that are None in ``sampling`` come from `defaults`. Returns
         latents ``[n, channels, h, w]`` ("latent"), images ``[n, 3, height, width]`` in 0..1 ("pt"), or PIL images.
         """
         if len(seeds) != len(prompts):
@@ -140,7 +140,7 @@ class Architecture:
         ).images
 
     def encode(self, pipeline: Pipeline, prompts: Sequence[str], *, guidance: float) -> None:
-        """Run only the text encoders, as `sample` would, for statistics of their layers."""
+        """Run only the text encoders, as `sample` does, to record statistics of their layers."""
         offered = {
             "prompt": list(prompts),
             "device": pipeline._execution_device,
@@ -151,8 +151,8 @@ class Architecture:
             pipeline.encode_prompt(**_accepted(pipeline.encode_prompt, offered))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
-        """Which text tokens are real, bool ``[batch, tokens]``, by the arguments of a call of the denoiser or of a text
-        encoder; None: all of them are."""
+        """True for text tokens that are not padding, bool ``[batch, tokens]``, from the arguments of a call of the
+        denoiser or of a text encoder. None if no token is padding."""
         return None
 
 
@@ -163,7 +163,7 @@ def token_mask(call: dict[str, Any], *names: str) -> Tensor | None:
 
 
 def _accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
-    """What of ``offered`` the function takes, and None for whatever else it insists on."""
+    """The arguments in ``offered`` that the function accepts, and None for each other required argument."""
     parameters = inspect.signature(function).parameters
     given = {name: value for name, value in offered.items() if name in parameters}
     for name, parameter in parameters.items():
@@ -178,7 +178,7 @@ def present_text_encoders(pipeline: Pipeline) -> tuple[str, ...]:
 
 
 def image_size(pipeline: Pipeline, denoiser: Any, *, default: int = 64) -> tuple[int, int]:
-    """(height, width) in pixels that the denoiser was trained for, from its ``sample_size`` in latent units."""
+    """(height, width) in pixels for which the denoiser was trained, from its ``sample_size`` in latent units."""
     sample_size = denoiser.config.get("sample_size") or default
     sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)[-2:]
     factor = latent_factor(pipeline)
@@ -204,7 +204,7 @@ def generator_arguments(scheduler: Any, generators: list[torch.Generator]) -> di
 
 @contextmanager
 def quiet(pipeline: Pipeline) -> Iterator[None]:
-    """Without the pipeline's own progress bars, which are put back afterwards."""
+    """Disable the pipeline's progress bars inside the block."""
     before = getattr(pipeline, "_progress_bar_config", {})
     pipeline.set_progress_bar_config(**{**before, "disable": True})
     try:
@@ -215,7 +215,7 @@ def quiet(pipeline: Pipeline) -> Iterator[None]:
 
 @contextmanager
 def own_randomness(seeds: Sequence[int]) -> Iterator[None]:
-    """Seed torch's global generators for pipelines that ignore theirs, and put the state back afterwards."""
+    """Seed torch's global generators, for pipelines that ignore their generators, and restore the state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seeds[0] if seeds else 0)
         yield
@@ -223,7 +223,7 @@ def own_randomness(seeds: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(pipeline: Pipeline) -> Iterator[None]:
-    """Without dropout anywhere, whatever mode the pipeline's networks are in."""
+    """Disable dropout in all networks of the pipeline, in training mode too."""
     training = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
     for part in training:
         part.eval()

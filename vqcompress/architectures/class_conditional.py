@@ -16,7 +16,7 @@ from vqcompress.sampling_config import ResolvedSampling
 
 class ClassConditionalArchitecture(Architecture):
     """`ClassConditionalPipeline`: "prompts" are class ids (``"207"``) or names. Modulation inside the blocks, up to a
-    third of the weights, is quantized; a mixture's gate is a bare parameter and stays in float."""
+    third of the weights, is quantized. The gate of a mixture of experts is a bare parameter and stays in float."""
 
     ignore: ClassVar[IgnoreRules] = {
         r"^(x_embedder|tokenizer)(\.|$)": LATENT_INPUT,

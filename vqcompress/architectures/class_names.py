@@ -1,4 +1,4 @@
-"""Class numbers for the ids and names that users give."""
+"""Class numbers from class ids and names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vqcompress.errors import ArchitectureError
 def class_numbers(prompts: Sequence[str], labels: Mapping[str, int], classes: int) -> list[int]:
     """Class numbers from decimal numbers, a pipeline's own ``labels``, or names of the ``imagenet`` prompt set.
 
-    Raises `ArchitectureError` for anything else, and for numbers of ``classes`` and more.
+    Raises `ArchitectureError` for anything else and for numbers >= ``classes``.
     """
     known = {**class_names("imagenet"), **labels}
     numbers = [int(prompt) if prompt.isdecimal() else known.get(prompt, -1) for prompt in prompts]
@@ -25,7 +25,7 @@ def class_numbers(prompts: Sequence[str], labels: Mapping[str, int], classes: in
 
 
 def class_names(prompt_set: str) -> dict[str, int]:
-    """Class name -> number of a built-in prompt set, whose lines are ``number<TAB>name``, or names in order."""
+    """Class name -> number in a built-in prompt set. Its lines are ``number<TAB>name``, or names in order."""
     lines = files("vqcompress.calib_prompts").joinpath(f"{prompt_set}.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.rpartition("\t") for line in lines if line.strip())
     return {name.strip(): int(number or place) for place, (number, _, name) in enumerate(pairs)}

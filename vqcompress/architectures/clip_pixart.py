@@ -1,4 +1,4 @@
-"""PixArt's network on CLIP text (`models.clip_pixart_pipeline`); the embedded model `shapes-dit` has this form."""
+"""PixArt's network on CLIP text (`models.clip_pixart_pipeline`). The embedded model `shapes-dit` is one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vqcompress.sampling_config import ResolvedSampling
 
 
 class ClipPixArtArchitecture(TextFlowArchitecture):
-    """Text is padded as CLIP pads it, and read to its end: nothing is masked."""
+    """Text is padded as CLIP does it. The network reads all tokens, padding included, so nothing is masked."""
 
     @classmethod
     def supports(cls, pipeline: Pipeline) -> bool:

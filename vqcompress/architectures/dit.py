@@ -1,4 +1,4 @@
-"""DiT (Peebles and Xie 2023, arXiv 2212.09748) as diffusers has it: class-conditional, no text."""
+"""DiT (Peebles and Xie 2023, arXiv 2212.09748) in the diffusers implementation: class-conditional, no text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vqcompress.sampling_config import ResolvedSampling
 class DiTArchitecture(Architecture):
     """`DiTPipeline`: "prompts" are class ids (``"207"``) or class names of the ``imagenet`` prompt set.
 
-    Modulation (``norm1.linear``) is a third of all weights, so it is quantized although it sees one sample per image
+    Modulation (``norm1.linear``) is a third of all weights, so it is quantized although it has one sample per image
     and step.
     """
 
@@ -53,7 +53,7 @@ class DiTArchitecture(Architecture):
         sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
-        """`DiTPipeline.__call__` step by step: that always decodes, and never passes its generator to the scheduler."""
+        """`DiTPipeline.__call__` reimplemented: it always decodes, and never passes its generator to the scheduler."""
         if (sampling.height, sampling.width) != (self.defaults.height, self.defaults.width):
             raise ArchitectureError(
                 f"DiT generates {self.defaults.height}x{self.defaults.width} images only (its position table is "

@@ -1,4 +1,4 @@
-"""The explicit list of families; the first that supports a pipeline describes it."""
+"""The list of families. The first that supports a pipeline is used."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FAMILIES: tuple[type[Architecture], ...] = (
     LuminaArchitecture,
     ClipPixArtArchitecture,
     TextFlowArchitecture,
-    GenericArchitecture,  # last: it takes whatever has a prompt and a denoiser
+    GenericArchitecture,  # last: it supports any pipeline with a prompt and a denoiser
 )
 
 
 def architecture_of(pipeline: Pipeline) -> Architecture:
-    """The description of ``pipeline``. Raises `ArchitectureError` when no family knows it."""
+    """The description of ``pipeline``. Raises `ArchitectureError` if no family supports it."""
     for family in FAMILIES:
         if family.supports(pipeline):
             return family.of(pipeline)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 HALF = "fp16"
-DTYPE_SINCE = Version("0.42")  # of diffusers: before, `dtype` is silently ignored; since then, `torch_dtype` warns
+DTYPE_SINCE = Version("0.42")  # older diffusers ignores `dtype` silently; since this version `torch_dtype` warns
 
 
 def open_folder(folder: Path, dtype: torch.dtype, *, narrow: bool = False) -> DiffusionPipeline:
-    """The pipeline in ``folder``, weights cast to ``dtype``; with ``narrow`` a denoiser whose file is 16-bit stays so.
+    """The pipeline in ``folder``, weights cast to ``dtype``. With ``narrow``, a denoiser stored in 16 bits stays so.
 
-    Raises `ArchitectureError` when it is none or incomplete.
+    Raises `ArchitectureError` if ``folder`` is not a pipeline or is incomplete.
     """
     from vqcompress.models.pipelines import pipeline_class
 
@@ -55,7 +55,7 @@ def open_folder(folder: Path, dtype: torch.dtype, *, narrow: bool = False) -> Di
 
 
 def problem_of(folder: Path) -> str | None:
-    """Why ``folder`` is no complete diffusers pipeline, in one line; None when nothing seems to be missing."""
+    """Why ``folder`` is not a complete diffusers pipeline, in one line. None if nothing seems to be missing."""
     if not (folder / INDEX).is_file():
         return f"{folder} is not a diffusers pipeline: it has no {INDEX}; give the folder that `save_pretrained` wrote"
     try:
@@ -69,7 +69,7 @@ def problem_of(folder: Path) -> str | None:
 
 
 def _components(folder: Path) -> list[str]:
-    """Names of the parts that the index says the folder holds."""
+    """Names of the components listed in the folder's index."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     return [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_") and value[0]]
 
@@ -88,7 +88,7 @@ def _component_problem(component: Path) -> str | None:
 
 
 def _variant(folder: Path) -> str | None:
-    """``fp16`` when some part of the folder comes only as half-precision files."""
+    """``fp16`` if some component of the folder has only half-precision files."""
     for component in _components(folder):
         weights = [path.name for path in (folder / component).glob("*.safetensors")]
         if weights and all(f".{HALF}." in name or f".{HALF}-" in name for name in weights):
@@ -107,5 +107,5 @@ def _option_name() -> str:
 
 
 def dtype_option(dtype: torch.dtype | Any) -> dict[str, Any]:
-    """``{name: dtype}`` as this version of diffusers takes it in `from_pretrained` and `from_single_file`."""
+    """``{name: dtype}``, the dtype argument of `from_pretrained` and `from_single_file` in this diffusers version."""
     return {_option_name(): dtype}

@@ -27,9 +27,9 @@ EDITING = re.compile(
 
 
 class GenericArchitecture(Architecture):
-    """Described by names that diffusers models share; the call is made from what the pipeline's signature accepts.
+    """Ignore rules use layer names that diffusers models share. Call arguments follow the pipeline's signature.
 
-    Modulation inside the blocks is quantized (a quarter of FLUX), embedders of time and pooled conditions are not.
+    Modulation inside the blocks is quantized (a quarter of FLUX); embedders of time and pooled conditions are not.
     """
 
     ignore: ClassVar[IgnoreRules] = {
@@ -84,16 +84,16 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _needs_more(pipeline: Pipeline, parameters: dict[str, inspect.Parameter]) -> bool:
-    """Whether the pipeline wants an input that prompts cannot give, such as an image.
+    """Whether the pipeline needs an input other than prompts, such as an image.
 
-    Signatures often give that a default of None, so the class's name decides too.
+    Signatures often give such an input the default None, so the class name is checked too.
     """
     wanted = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     return bool(wanted - {"prompt", "args", "kwargs"}) or bool(EDITING.search(type(pipeline).__name__))
 
 
 def _defaults(pipeline: Pipeline, denoiser: str) -> ResolvedSampling:
-    """From the defaults in the pipeline's own signature, sizes from the denoiser where that says None."""
+    """The defaults in the pipeline's signature; sizes come from the denoiser if the signature has None."""
     parameters = _parameters(pipeline.__call__)
 
     def default(name: str, otherwise: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Hub models: the local cache first, the network only when that has no complete copy."""
+"""Hub models: read from the local cache, downloaded only if the cache has no complete copy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from vqcompress.architectures.folder import problem_of
 from vqcompress.errors import ArchitectureError
 
 TIMEOUT = 5.0
-"""Seconds after which the Hub counts as unreachable."""
+"""Seconds until the Hub is considered unreachable."""
 
 
 def cached_or_downloaded(repo: str) -> Path:
-    """Folder of the Hub model ``repo`` in the local cache, downloaded if it is not complete there.
+    """Folder of the Hub model ``repo`` in the local cache. Downloads the model if it is not complete there.
 
-    Raises `ArchitectureError` that says how to get the model when neither cache nor Hub has it.
+    Raises `ArchitectureError`, which says how to get the model, if neither the cache nor the Hub has it.
     """
     folder = _cached(repo)
     if folder is None:
@@ -34,7 +34,7 @@ def _cached(repo: str) -> Path | None:
 
 
 def _ask_hub(repo: str) -> None:
-    """Find out quickly whether the Hub has ``repo``: the download itself would retry for minutes."""
+    """Check quickly whether the Hub has ``repo``: the download itself would retry for minutes."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 

@@ -13,7 +13,7 @@ from torch import nn
 from vqcompress.errors import RecipeError
 from vqcompress.matrix_view import is_quantizable
 
-MIN_WEIGHTS = 1024  # below this a scale per row alone is a sizeable part of a bit per weight
+MIN_WEIGHTS = 1024  # in smaller weights, scales alone take a sizeable part of a bit per weight
 
 # Reasons that several families share.
 ONE_SAMPLE_PER_TIMESTEP = (
@@ -24,7 +24,7 @@ LATENT_INPUT = "reads the bare latents through few columns; small, and every lat
 FINAL = "writes the estimate itself: nothing after it can absorb an error; small"
 
 IgnoreRules = Mapping[str, str]
-"""Regular expression searched in a layer's name -> reason why such a layer stays dense; the first match counts."""
+"""Regular expression searched in a layer's name -> reason why the layer stays dense. The first match counts."""
 
 Rules = list[tuple[re.Pattern[str], str]]
 
@@ -33,8 +33,8 @@ Rules = list[tuple[re.Pattern[str], str]]
 class LayerPlan:
     """One weight of two or more dimensions.
 
-    ``name`` is the layer's module name inside its component (for a bare parameter: the parameter's name), ``reason``
-    why it stays dense or None when it is to be quantized, ``shape`` the dense weight's shape.
+    ``name`` is the layer's module name inside its component, or the parameter's name for a bare parameter. ``reason``
+    is why it stays dense, or None if it is to be quantized. ``shape`` is the dense weight's shape.
     """
 
     name: str
@@ -45,11 +45,11 @@ class LayerPlan:
 def plan_layers(component: nn.Module, ignore: IgnoreRules) -> list[LayerPlan]:
     """A plan for every matrix of ``component``, in the order in which its modules were registered.
 
-    Nothing is left out: embeddings, tables and bare parameters are listed with the reason why they stay dense.
-    Raises `RecipeError` for a pattern that is no regular expression.
+    Embeddings, tables and bare parameters are listed too, with the reason why they stay dense. Raises `RecipeError`
+    for a pattern that is not a valid regular expression.
     """
     rules = [(_compiled(pattern), reason) for pattern, reason in ignore.items()]
-    # A layer that sits in several places counts once, and is planned once; a weight that several layers hold is tied.
+    # A layer registered under several names is counted and planned once. A weight in several layers is tied.
     owners = Counter(id(weight) for module in component.modules() for weight in module.parameters(recurse=False))
     return [
         LayerPlan(name, _reason(name, module, parameter, owners[id(parameter)] > 1, rules), tuple(parameter.shape))
@@ -58,7 +58,7 @@ def plan_layers(component: nn.Module, ignore: IgnoreRules) -> list[LayerPlan]:
 
 
 def _matrices(component: nn.Module) -> Iterator[tuple[str, nn.Module | None, nn.Parameter]]:
-    """(name, module or None for a bare parameter, parameter) of everything with two or more dimensions."""
+    """(name, module or None for a bare parameter, parameter) of each parameter with two or more dimensions."""
     for module_name, module in component.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim < 2:

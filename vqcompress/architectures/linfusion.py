@@ -1,4 +1,4 @@
-"""LinFusion by name: the base model from the Hub, with the published linear attention mounted on its UNet."""
+"""LinFusion by name: the base model from the Hub, with the published linear attention in its UNet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mount_published(pipeline: DiffusionPipeline, repo: str) -> DiffusionPipeline
 
 
 def _adapter(repo: str) -> Path:
-    """Folder with the checkpoint's two files: from the local cache, downloaded if they are not there."""
+    """Folder with the checkpoint's two files in the local cache. Downloads them if they are not there."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -31,7 +31,7 @@ class LuminaArchitecture(Architecture):
     }
     masked_layers: ClassVar[str | None] = r"\.attn2\.to_[kv]$"
 
-    # Prompts as they are: cleaning depends on what else is installed.
+    # No caption cleaning: its result depends on which packages are installed.
     call_arguments: ClassVar[Mapping[str, Any]] = {"clean_caption": False}
 
     @classmethod

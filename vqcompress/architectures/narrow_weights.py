@@ -1,7 +1,7 @@
-"""Weights held as the file has them, in 16 bits, and widened to float32 only while their layer runs.
+"""Weights kept in 16 bits, as in the file, and converted to float32 only while their layer runs.
 
-A model of 2.6 billion weights takes 10 GB in float32 and 5 GB like this, and every result is the same: float32
-holds each 16-bit number exactly, and all arithmetic sees float32.
+A model of 2.6 billion weights takes 10 GB in float32 and 5 GB this way. All results are the same: float32 represents
+each 16-bit number exactly, and all arithmetic is in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 NARROW = {"F16": torch.float16, "BF16": torch.bfloat16}
-DENOISERS = ("unet", "transformer")  # folders that hold nearly all of a pipeline's weights
+DENOISERS = ("unet", "transformer")  # folders with nearly all of a pipeline's weights
 
 
 def narrow_dtypes(folder: Path) -> dict[str, torch.dtype]:
@@ -31,12 +31,12 @@ def _only_dtype(component: Path) -> torch.dtype | None:
             with safe_open(path, "pt") as file:
                 stored.update(file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError):
-        return None  # opening the pipeline will say what is wrong
+        return None  # opening the pipeline raises the proper error
     return NARROW.get(stored.pop()) if len(stored) == 1 else None
 
 
 def hold_narrow(module: nn.Module, layers: Sequence[str]) -> None:
-    """Widen all of ``module`` but the weights of ``layers``, in place, and these whenever their layer runs."""
+    """Convert ``module`` to float32 in place, except the weights of ``layers``; those only while their layer runs."""
     held = {id(module.get_submodule(name).weight) for name in layers}
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.dtype in NARROW.values() and id(tensor) not in held:

@@ -29,16 +29,16 @@ ALIASES: dict[str, str] = {
     **{name: _HUB[known] for name, known in SYNONYMS.items() if known in _HUB},
     **dict.fromkeys(EMBEDDED, "trained, comes with this package"),
 }
-"""Alias -> Hub id (of LinFusion: of the base); the embedded models need no Hub."""
+"""Alias -> Hub id (for LinFusion, that of the base model). The embedded models need no Hub."""
 
 
 def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narrow: bool = False) -> DiffusionPipeline:
-    """Open ``model`` for compression, its weights cast to ``dtype``.
+    """Open ``model`` for compression, with weights cast to ``dtype``.
 
-    ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` checkpoint, or a Hub id; Hub
-    models come from the local cache where they are complete there. With ``narrow`` a denoiser that its folder stores in
-    16 bits stays so. Only safetensors are read, never pickles. Raises `ArchitectureError` with what to do when there is
-    no such model or it is no pipeline.
+    ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` checkpoint, or a Hub id. Hub
+    models are read from the local cache if they are complete there. With ``narrow``, a denoiser stored in 16 bits stays
+    so. Only safetensors are read, never pickles. Raises `ArchitectureError`, which says what to do, if there is no such
+    model or it is not a pipeline.
     """
     name = str(model)
     path = Path(model).expanduser()

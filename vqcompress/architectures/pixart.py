@@ -19,7 +19,8 @@ from vqcompress.sampling_config import ResolvedSampling
 
 
 class PixArtArchitecture(Architecture):
-    """Padded text tokens reach ``caption_projection`` and ``attn2.to_k/to_v``; attention masks them: not recorded."""
+    """Padded text tokens reach ``caption_projection`` and ``attn2.to_k/to_v``. Attention masks them, so they are not
+    recorded."""
 
     ignore: ClassVar[IgnoreRules] = {
         r"^pos_embed\.proj$": LATENT_INPUT,
@@ -28,7 +29,7 @@ class PixArtArchitecture(Architecture):
     }
     masked_layers: ClassVar[str | None] = r"^caption_projection\.|\.attn2\.to_[kv]$"
 
-    # Exactly the size asked for, and prompts as they are: cleaning depends on what else is installed.
+    # No resolution binning: the size is exactly as given. No cleaning: it depends on which packages are installed.
     call_arguments: ClassVar[Mapping[str, Any]] = {"clean_caption": False, "use_resolution_binning": False}
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Every published model by name in one table: its size, and what `vqcompress quantize NAME` does with the name.
+"""The table of published models by name: the size, and what `vqcompress quantize NAME` does with the name.
 
 Some are diffusers folders on the Hub and open by name. Others were published as official weights, which `vqcompress
-convert NAME WEIGHTS -o FOLDER` turns into a folder; and some sizes exist in a paper's table alone. All of them can be
+convert NAME WEIGHTS -o FOLDER` converts to a folder. Some sizes are only listed in a paper's table. All of them can be
 planned on the meta device (`skeleton`, `vqcompress quantize NAME --dry-run`), which allocates nothing.
 """
 
@@ -26,8 +26,9 @@ from vqcompress.sampling_config import ResolvedSampling
 
 @dataclass(frozen=True)
 class Published:
-    """One model. ``parameters`` are the denoiser's; ``hub`` a diffusers folder on the Hub, ``official`` where the
-    authors' own weights are (Hub id or site, then the file); both None: only its size was published."""
+    """One model. ``parameters`` counts those of the denoiser, ``hub`` is a diffusers folder on the Hub, ``official``
+    the location of the authors' weights (Hub id or site, then the file). If both are None, only its size was
+    published."""
 
     parameters: int
     hub: str | None = None
@@ -35,7 +36,7 @@ class Published:
 
     @property
     def source(self) -> str:
-        """Where its weights come from, in a few words."""
+        """Where its weights come from, as a short text."""
         if self.hub:
             return f"Hub: {self.hub}" + (f" + {self.official}" if self.official else "")
         return f"convert: {self.official}" if self.official else "no weights published"
@@ -108,8 +109,8 @@ PUBLISHED: dict[str, Published] = {
     "large-dit-7b": Published(7_293_819_936, None, f"{_LARGE}240218_7b_bs512_step620k/"),
 }
 
-# diffusers' DiT repeats the embedders of time and class in every block; the official one, which is what `vqcompress
-# convert dit-xl-2` builds, has them once. The Hub's folders are diffusers'.
+# diffusers' DiT has embedders of time and class in every block. The official DiT, which `vqcompress convert dit-xl-2`
+# builds, has them once. The folders on the Hub have diffusers' form.
 _ON_THE_HUB = {
     "dit-xl-2": Preset("diffusers_dit", {"out_channels": 8}),
     "dit-xl-2-512": Preset("diffusers_dit", {"out_channels": 8, "sample_size": 64}),
@@ -129,7 +130,7 @@ _TEXT_OR_LABELS = ("flag_dit", "next_dit")
 
 
 def published(name: str) -> tuple[str, Published] | None:
-    """The table's own name and row for ``name`` or a synonym; None when there is none."""
+    """The table's name and row for ``name`` or a synonym, or None if there is none."""
     known = SYNONYMS.get(name, name)
     return (known, PUBLISHED[known]) if known in PUBLISHED else None
 
@@ -140,7 +141,7 @@ def synonyms(name: str) -> tuple[str, ...]:
 
 
 def skeleton(name: str) -> tuple[Architecture, SimpleNamespace]:
-    """The family's description of a published model, and in place of a pipeline its denoiser alone, on the meta device.
+    """The family's description of a published model, and in place of a pipeline its denoiser on the meta device.
 
     Raises `ArchitectureError` for an unknown name.
     """
@@ -155,7 +156,7 @@ def skeleton(name: str) -> tuple[Architecture, SimpleNamespace]:
 
 
 def _denoiser(preset: Preset) -> nn.Module:
-    """The module that a pipeline holds; PixArt's official signature is a shell around diffusers' module."""
+    """The module that a pipeline holds; our PixArt class with the official signature wraps diffusers' module."""
     network = preset.build("meta")
     return network.transformer if preset.family == "pixart" else network  # type: ignore[return-value]
 

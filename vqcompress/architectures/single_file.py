@@ -1,4 +1,4 @@
-"""Open a pipeline stored as one .safetensors file: a bundle of ours, or a checkpoint in the original (LDM) layout."""
+"""Open a pipeline stored as one .safetensors file: a vqcompress bundle or a checkpoint in the original (LDM) layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SingleFileFamily(NamedTuple):
-    """A key that only this family's checkpoints have, its pipeline class, and where its configuration is published."""
+    """A key that only this family's checkpoints have, its pipeline class, and the source of its configuration."""
 
     key: str
     pipeline: str
@@ -44,9 +44,9 @@ SINGLE_FILE_FAMILIES: tuple[SingleFileFamily, ...] = (
 
 
 def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    """The pipeline in ``path``. A bundle holds everything; other checkpoints are recognised by their keys.
+    """The pipeline in ``path``. A bundle contains everything; other checkpoints are recognised by their keys.
 
-    Configurations and tokenizers are not in LDM files: diffusers takes them from the Hub or its cache.
+    LDM files contain no configurations and tokenizers: diffusers takes them from the Hub or its cache.
     """
     import diffusers
 
@@ -69,7 +69,7 @@ def open_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
 
 
 def family_of(path: Path) -> SingleFileFamily:
-    """Which family wrote ``path``. Raises `ArchitectureError` for a damaged file or unknown keys."""
+    """The family of the checkpoint ``path``. Raises `ArchitectureError` for a damaged file or unknown keys."""
     keys = _keys(path)
     for family in SINGLE_FILE_FAMILIES:
         if family.key in keys:

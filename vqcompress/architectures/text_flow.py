@@ -1,4 +1,4 @@
-"""Text pipelines of our own networks: Lumina-T2I, Lumina-Next, PT-DiT (arXiv 2405.05945, 2406.18583, 2409.04005)."""
+"""Text pipelines of `vqcompress.models`: Lumina-T2I, Lumina-Next, PT-DiT (arXiv 2405.05945, 2406.18583, 2409.04005)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TextFlowArchitecture(Architecture):
     """Padded text tokens are masked in the networks and not recorded.
 
     Lumina's block modulation, 12–14 % of its weights, is quantized. PT-DiT has one modulation layer for all blocks,
-    which stays dense. Its proxy layers see one sample for each window.
+    which stays dense. Its proxy layers have one sample per window.
     """
 
     ignore: ClassVar[IgnoreRules] = {

@@ -61,7 +61,7 @@ def _name(pipeline: Pipeline) -> str:
 
 
 def _is_few_step(pipeline: Pipeline) -> bool:
-    """By the model's name, or by the ancestral sampler with trailing steps that SDXL-Turbo is published with."""
+    """Whether the model is few-step, by its name or by SDXL-Turbo's sampler (ancestral, trailing timesteps)."""
     scheduler = pipeline.scheduler
     called = str(pipeline.config.get("_name_or_path", "")).lower()
     ancestral = type(scheduler).__name__ in ("EulerAncestralDiscreteScheduler", "LCMScheduler")

@@ -1,4 +1,4 @@
-"""Registration with diffusers, transformers and peft; lazy, so that importing this costs nothing."""
+"""Registration with diffusers, transformers and peft. It is lazy: importing this package imports none of them."""
 
 from vqcompress.integrations.registration import register
 

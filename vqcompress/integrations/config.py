@@ -14,16 +14,16 @@ from vqcompress.methods import DEFAULT_METHOD
 
 
 class VQMethod(StrEnum):
-    """Our one quantization method; both libraries read ``quant_method.value``."""
+    """The one quantization method of this package. Both libraries read ``quant_method.value``."""
 
     VQCOMPRESS = QUANT_METHOD
 
 
 class VQCompressConfig(QuantizationConfigMixin):
-    """What `vqcompress.layers.describe` says of a component: ``layers``, ``shared`` and ``format_version``.
+    """The result of `vqcompress.layers.describe` for a component: ``layers``, ``shared`` and ``format_version``.
 
-    Without layers it asks to quantize while loading, without data: ``bits`` a weight, ``method`` and ``seed`` as in
-    `vqcompress.quantize_weight`; for example through ``PipelineQuantizationConfig(quant_backend="vqcompress",
+    Without layers, the component is quantized while loading, without data: ``bits`` per weight, ``method`` and ``seed``
+    as in `vqcompress.quantize_weight`. Example: ``PipelineQuantizationConfig(quant_backend="vqcompress",
     quant_kwargs={"bits": 4})``. Layers whose name contains one of ``modules_to_not_convert`` stay dense.
     """
 
@@ -68,18 +68,18 @@ class VQCompressConfig(QuantizationConfigMixin):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, as it stands in ``config.json``."""
+        """Plain JSON data, as in ``config.json``."""
         if self.layers:
             return self.description
         names = ("bits", "method", "seed", "modules_to_not_convert")
         return {**self.description, **{name: getattr(self, name) for name in names}}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Nothing is left out."""
+        """The same as `to_dict`: defaults are included."""
         return self.to_dict()
 
     def __repr__(self) -> str:
-        # diffusers and transformers format configs for their debug log, which is slow for thousands of layers.
+        # diffusers and transformers format configs for their debug log; with thousands of layers that is slow.
         return f"{type(self).__name__}({len(self.layers)} layers, format_version={self.format_version})"
 
 

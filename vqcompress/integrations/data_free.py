@@ -1,4 +1,4 @@
-"""Quantization while loading: no calibration, so for quick looks; `vqcompress.quantize` gives better weights."""
+"""Quantization while loading, without calibration. `vqcompress.quantize` gives better weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vqcompress.layers import swap
 def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
     """Pack the layers of ``component``, in place.
 
-    Layers stay dense by the rules for denoisers and text encoders, and where a part of their name is in ``asked``'s
-    ``modules_to_not_convert``, as in other backends.
+    The ignore rules for denoisers and text encoders apply. Layers whose name contains an entry of
+    ``asked.modules_to_not_convert`` stay dense too, as in other backends.
     """
-    # Loading a packed folder must not import quantizers, so these are imported here.
+    # Imported here because loading a packed folder must not import quantizers.
     from vqcompress.architectures.architecture import TEXT_IGNORE
     from vqcompress.architectures.generic import GenericArchitecture
     from vqcompress.architectures.layer_plan import plan_layers

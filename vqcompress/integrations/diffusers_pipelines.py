@@ -1,4 +1,4 @@
-"""Lets ``DiffusionPipeline.from_pretrained`` open folders whose pipeline or networks are ours."""
+"""Support in ``DiffusionPipeline.from_pretrained`` for folders with pipeline or network classes of vqcompress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHOICE = "_get_pipeline_class"
 
 
 def attach(pipeline_utils: ModuleType) -> None:
-    """Put our choice before that of ``diffusers.pipelines.pipeline_utils``. Doing it again changes nothing."""
+    """Wrap the class lookup of ``diffusers.pipelines.pipeline_utils``. Calling it again changes nothing."""
     upstream = getattr(pipeline_utils, _CHOICE, None)
     if upstream is None:
         raise UnsupportedError(
@@ -25,7 +25,7 @@ def attach(pipeline_utils: ModuleType) -> None:
 
 
 class OursFirst:
-    """The class for a pipeline's index: ours where the index names one of ours, else what upstream says."""
+    """Returns the class for a pipeline's index: vqcompress's if the index names one, else diffusers' choice."""
 
     def __init__(self, upstream: Callable[..., type]) -> None:
         self.upstream = upstream
@@ -42,7 +42,7 @@ class OursFirst:
 
 
 def _import_networks(index: Mapping[str, Any]) -> None:
-    """Import our networks that ``index`` names: diffusers takes components only from modules already imported."""
+    """Import the vqcompress networks named in ``index``: diffusers finds components only in imported modules."""
     from vqcompress.models.presets import NETWORKS
 
     named = {part[0] for part in index.values() if isinstance(part, list | tuple) and part}

@@ -1,4 +1,4 @@
-"""How diffusers loads and saves components with packed layers."""
+"""Loading and saving components with packed layers in diffusers."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ from vqcompress.layers.description import layer_specs
 
 
 def attach(auto: ModuleType) -> None:
-    """Enter our classes in the two tables of ``diffusers.quantizers.auto``, which diffusers looks up when it loads."""
+    """Register our classes in the two tables of ``diffusers.quantizers.auto``, which diffusers reads on loading."""
     table(auto, "AUTO_QUANTIZER_MAPPING")[QUANT_METHOD] = VQDiffusersQuantizer
     table(auto, "AUTO_QUANTIZATION_CONFIG_MAPPING")[QUANT_METHOD] = VQCompressConfig
 
 
 class VQDiffusersQuantizer(DiffusersQuantizer):
-    """Loads the packed form as it is stored; quantization parameters keep every bit at any load dtype.
+    """Loads the packed form as it is stored. Quantization parameters keep every bit at any load dtype.
 
-    diffusers casts what is floating to the load dtype, also on the way to an offload folder. So float16 quantization
-    parameters travel as int16 bits. They become float16 again when they are placed, or in the layer when offloaded.
+    diffusers casts floating-point tensors to the load dtype, also when it writes them to an offload folder. Float16
+    quantization parameters are therefore passed as int16 bits. They become float16 again when they are placed, or
+    inside the layer when they are offloaded.
     """
 
     use_keep_in_fp32_modules = True
@@ -55,13 +56,13 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         self.unplaced = set(self.dtypes)
         self.layers_are_placed = False
         self.load_dtype: torch.dtype | None = None
-        self.one_dtype = False  # whether everything floating gets it
-        self.modules: dict[str, nn.Module] = {}  # of the model that is being loaded
+        self.one_dtype = False  # whether all floating-point tensors are cast to load_dtype
+        self.modules: dict[str, nn.Module] = {}  # modules of the model being loaded
         self.stays_on_cpu = False
         self.set_aside: dict[str, Tensor] = {}
 
     def update_torch_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
-        """The load dtype as it is; we note it."""
+        """Store the load dtype and return it unchanged."""
         self.load_dtype = torch_dtype
         return torch_dtype
 
@@ -79,14 +80,14 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         if (state := kwargs.get("state_dict")) is not None:
             state.update(self.set_aside)
             self.set_aside = {}
-            # from_single_file asks nobody about missing keys.
+            # from_single_file does not call update_missing_keys.
             refuse_missing(packed_keys(model) - set(state), type(model).__name__)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Quantization parameters as int16 bits, before diffusers casts.
+        """Convert quantization parameters to int16 bits before diffusers casts them.
 
-        from_single_file calls this before it has a model, and then takes keys that a dense model lacks for those of
-        another layout: they are set aside until the packed layers are in place.
+        from_single_file calls this before the model exists, and would mistake keys that a dense model lacks for those
+        of another layout. These keys are set aside until the packed layers are in place.
         """
         state = to_bits(state_dict, self.float16_keys)
         if self.layers_are_placed and self.stays_on_cpu:
@@ -99,9 +100,9 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         return {key: tensor for key, tensor in state.items() if key not in extra}
 
     def _without_placed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put what needs no cast in its place and return the rest.
+        """Place the tensors that need no cast and return the others.
 
-        diffusers' own way takes longer for a tensor than everything that is done here.
+        diffusers' own loading takes longer per tensor than all the steps here.
         """
         rest = {}
         for key, tensor in state.items():
@@ -124,12 +125,12 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, *args: Any, **kwargs: Any
     ) -> bool:
-        """Whether `create_quantized_param` places it: everything. The general way takes several times as long, and a
-        packed layer has more tensors than a dense one."""
+        """True: `create_quantized_param` places every tensor. diffusers' general path takes several times as long, and
+        a packed layer has more tensors than a dense one."""
         return self.pre_quantized
 
     def check_quantized_param_shape(self, param_name: str, expected: Tensor, found: Tensor) -> None:
-        """Called when shapes differ, which is fine for some formats and never for ours."""
+        """Called when shapes differ. Some formats allow that, ours does not."""
         raise CheckpointError(
             f"{param_name} is stored with shape {tuple(found.shape)}, the config says {tuple(expected.shape)}; the "
             "weight file and config.json are not of one model, copy or download the folder again"
@@ -144,7 +145,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Put a tensor in its place, a packed one in its stored dtype."""
+        """Place a tensor in the model; packed tensors keep their stored dtype."""
         path, _, name = param_name.rpartition(".")
         if (dtype := self.dtypes.get(param_name)) is not None:
             param_value = restored(param_value, dtype)
@@ -154,7 +155,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         place(self.modules[path], name, param_value.to(target_device))
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        """Upstream only warns; a packed layer without its tensors must not run."""
+        """Refuse missing packed tensors. diffusers only warns, but a packed layer cannot run without its tensors."""
         layers = self.description["layers"]
         packed = {key for key in missing_keys if key in self.dtypes or key.rpartition(".")[0] in layers}
         refuse_missing(packed, type(model).__name__)
@@ -163,16 +164,16 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
             quantize_data_free(model, self.quantization_config)
-        elif self.unplaced:  # what went through an offload folder
+        elif self.unplaced:  # tensors that were written to an offload folder
             finalize(model)
-        self.modules = {}  # the model keeps us: together they would outlive their last user
-        # Casting works on our layers, and diffusers refuses it for what it calls quantized.
+        self.modules = {}  # the model references this quantizer: avoid a reference cycle
+        # Casting works on packed layers, but diffusers refuses it for models with is_quantized set.
         model.is_quantized = False
 
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The state as it is stored: quantization parameters in float16."""
+        """The state dict as it is stored, with quantization parameters in float16."""
         return from_bits(state_dict, self.float16_keys), {}
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
@@ -186,32 +187,32 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Adapters train on top, gradients pass through packed layers."""
+        """True: adapters can be trained, since gradients pass through packed layers."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """Packed layers are one opaque operator each."""
+        """True: each packed layer is one opaque operator."""
         return True
 
 
 def place(module: nn.Module, key: str, value: Tensor) -> None:
-    """Make ``value`` the parameter or buffer ``key`` of ``module`` itself.
+    """Set ``value`` as the parameter or buffer ``key`` of ``module`` itself.
 
-    A new parameter is trainable if the old one is; codes and other integers become frozen parameters.
+    A parameter keeps the ``requires_grad`` of the one it replaces; codes and other integers become frozen parameters.
     """
     if key in module._buffers:
         module._buffers[key] = value
         return
     old = module._parameters[key]
     trainable = old is not None and old.requires_grad and value.is_floating_point()
-    # Past nn.Module.register_parameter: its checks are for new names, and loading cannot afford them.
+    # nn.Module.register_parameter is skipped: its checks are for new names and slow down loading.
     module._parameters[key] = nn.Parameter(value, requires_grad=trainable)
 
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Turn garbage collection off: loading makes thousands of small objects, all of which stay."""
+    """Disable garbage collection: loading creates thousands of small objects, all of which stay alive."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""LoRA adapters cannot be merged into packed weights; say so before PEFT adds a dense delta to codes."""
+"""Refuses merging LoRA adapters into packed weights, before PEFT adds a dense delta to codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GUARDED = ("Linear", "_ConvNd")
 
 
 def attach(layer: ModuleType) -> None:
-    """Guard ``merge`` of PEFT's LoRA layers for Linear and convolutions."""
+    """Wrap ``merge`` of PEFT's LoRA layers for Linear and convolutions."""
     for name in GUARDED:
         kind: Any = getattr(layer, name, None)
         if not hasattr(kind, "merge"):

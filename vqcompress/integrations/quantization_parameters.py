@@ -1,4 +1,4 @@
-"""Which tensors of a packed component are quantization parameters in float16, and how they pass a loader that casts."""
+"""The dtypes of a packed component's tensors, and how float16 ones pass through a loader that casts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vqcompress.matrix_view import matrix_shape
 
 
 def packed_dtypes(specs: LayerSpecs, shared: Iterable[str]) -> dict[str, torch.dtype]:
-    """State-dict key of everything packed (biases are not) -> the dtype in which the format stores it.
+    """State-dict key of each packed tensor (biases excluded) -> the dtype in which the format stores it.
 
     ``shared`` names the shared codebooks.
     """
@@ -26,7 +26,7 @@ def packed_dtypes(specs: LayerSpecs, shared: Iterable[str]) -> dict[str, torch.d
 
 
 def packed_keys(component: nn.Module) -> set[str]:
-    """State-dict keys of all that packed layers hold (biases too), and of shared codebooks."""
+    """State-dict keys of all tensors of packed layers (biases included) and of shared codebooks."""
     modules = dict(vq_layers(component))
     if (shared := getattr(component, SHARED_NAME, None)) is not None:
         modules[SHARED_NAME] = shared
@@ -36,7 +36,7 @@ def packed_keys(component: nn.Module) -> set[str]:
 def to_bits(state: dict[str, Tensor], float16_keys: set[str]) -> dict[str, Tensor]:
     """``state`` with the tensors ``float16_keys`` as int16 bits.
 
-    Raises `CheckpointError` for one that is not float16.
+    Raises `CheckpointError` if one of them is not float16.
     """
     return {key: _bits(key, tensor) if key in float16_keys else tensor for key, tensor in state.items()}
 
@@ -50,7 +50,7 @@ def _bits(key: str, tensor: Tensor) -> Tensor:
 
 
 def from_bits(state: dict[str, Tensor], float16_keys: set[str]) -> dict[str, Tensor]:
-    """The inverse of `to_bits`; what is not int16 stays."""
+    """The inverse of `to_bits`; tensors that are not int16 are unchanged."""
     return {
         key: tensor.view(torch.float16) if key in float16_keys and tensor.dtype == torch.int16 else tensor
         for key, tensor in state.items()
@@ -58,10 +58,10 @@ def from_bits(state: dict[str, Tensor], float16_keys: set[str]) -> dict[str, Ten
 
 
 def finalize(component: nn.Module) -> None:
-    """After loading, freeze every packed tensor in memory, in its stored dtype; what an offloader holds stays as it is.
+    """After loading, freeze every packed tensor in memory, in its stored dtype. Offloaded tensors are not changed.
 
-    Loaders that keep some modules in float32, such as T5's ``wo``, cast codes with them; that loses nothing, and is
-    undone.
+    Loaders that keep some modules in float32, such as T5's ``wo``, cast codes with them. That cast is lossless and is
+    undone here.
     """
     for layer in vq_layers(component).values():
         shapes = layer.spec.tensor_shapes(*matrix_shape(layer.dense_shape))
@@ -79,13 +79,13 @@ def _finalize_module(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> No
 
 
 def restored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A packed tensor as the format stores it, from what a loader made of it: int16 bits, or a lossless cast."""
+    """Convert a packed tensor back to its stored dtype, from int16 bits or from a lossless cast by the loader."""
     is_bits = tensor.dtype == torch.int16 and dtype == torch.float16
     return tensor.view(dtype) if is_bits else tensor.to(dtype)
 
 
 def refuse_missing(missing: set[str], where: str) -> None:
-    """Raise `CheckpointError` when tensors of packed layers are not in the files."""
+    """Raise `CheckpointError` if tensors of packed layers are missing from the files."""
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Hook our classes in when diffusers, transformers or peft is imported, or at once where one already is."""
+"""Registers our classes when diffusers, transformers or peft is imported, or at once if it already is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from vqcompress.errors import UnsupportedError
 
-# The upstream module that holds what we hang on -> our module whose `attach(upstream)` hooks in.
+# Upstream module that we extend -> our module whose `attach(upstream)` extends it.
 ATTACHMENTS = {
     "diffusers.quantizers.auto": "vqcompress.integrations.diffusers_quantizer",
     "diffusers.pipelines.pipeline_utils": "vqcompress.integrations.diffusers_pipelines",
@@ -41,7 +41,7 @@ def _attach(upstream: ModuleType) -> None:
 
 
 class _PostImport(MetaPathFinder):
-    """Finds the modules of `ATTACHMENTS` as the other finders do, and attaches right after one has been executed."""
+    """Finds the modules of `ATTACHMENTS` through the other finders and calls `attach` after one has been executed."""
 
     def __init__(self) -> None:
         self._searching: set[str] = set()
@@ -71,7 +71,7 @@ def _then_attach(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType]
 
 
 def table(module: ModuleType, name: str) -> dict[str, Any]:
-    """The registry ``name`` of ``module``. Raises `UnsupportedError` when it is not there any more."""
+    """The registry ``name`` of ``module``. Raises `UnsupportedError` if this version of ``module`` does not have it."""
     registry = getattr(module, name, None)
     if not isinstance(registry, dict):
         raise UnsupportedError(

@@ -16,12 +16,12 @@ MIXINS = {
     "diffusers.loaders.single_file_model": "FromOriginalModelMixin",
 }
 SOURCES = ("pretrained_model_link_or_path_or_dict", "pretrained_model_link_or_path")
-# What says where a bare checkpoint's configuration comes from; a bundle has its own.
+# Arguments that give the source of a bare checkpoint's configuration; a bundle contains its own.
 NOT_NEEDED = (*SOURCES, "config", "original_config", "original_config_file", "subfolder", "quantization_config")
 
 
 def attach(module: ModuleType) -> None:
-    """Put bundles before what ``from_single_file`` of ``module``'s mixin reads. Doing it again changes nothing."""
+    """Make ``from_single_file`` of ``module``'s mixin read bundles first. Calling it again changes nothing."""
     mixin: Any = getattr(module, MIXINS[module.__name__], None)
     method = vars(mixin).get("from_single_file") if mixin is not None else None
     if not isinstance(method, classmethod):
@@ -44,7 +44,7 @@ def _bundles_first(upstream: Any) -> Any:
 
 
 def _bundle(source: Any) -> Bundle | None:
-    """The bundle at ``source``, which may also be an address or a state dict."""
+    """The bundle at ``source``, or None; ``source`` can also be a URL or a state dict."""
     return read_bundle(fspath(source)) if isinstance(source, str | PathLike) else None
 
 
@@ -59,7 +59,7 @@ def _open(cls: Any, bundle: Bundle, options: dict[str, Any]) -> Any:
 
 
 def _component(cls: type, bundle: Bundle, asked: str | None) -> str:
-    """Which part of the pipeline a model class stands for. Raises `CheckpointError` when there is not exactly one."""
+    """The name of the component with class ``cls``. Raises `CheckpointError` if there is not exactly one."""
     classes = {name: entry[1] for name, entry in bundle.index.items() if isinstance(entry, list) and entry[1]}
     fitting = [name for name, kind in classes.items() if kind == cls.__name__ and asked in (None, name)]
     if len(fitting) != 1:

@@ -1,4 +1,4 @@
-"""How transformers loads and saves text encoders with packed layers."""
+"""Loading and saving text encoders with packed layers in transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense, vq_layers
 
 
 def attach(auto: ModuleType) -> None:
-    """Enter our classes in the two tables of ``transformers.quantizers.auto``."""
+    """Register our classes in the two tables of ``transformers.quantizers.auto``."""
     table(auto, "AUTO_QUANTIZER_MAPPING")[QUANT_METHOD] = VQTransformersQuantizer
     table(auto, "AUTO_QUANTIZATION_CONFIG_MAPPING")[QUANT_METHOD] = VQCompressConfig
 
@@ -35,7 +35,7 @@ class VQTransformersQuantizer(HfQuantizer):
         empty_layers(model, fit_names(model, self.quantization_config.description))
         refuse_missing(_absent(packed_keys(model), kwargs.get("checkpoint_files")), type(model).__name__)
         for layer in vq_layers(model).values():
-            # transformers initialises what it has not read, also codes on their way to an offload folder.
+            # transformers initialises tensors that it has not read, including codes that go to an offload folder.
             for tensor in (layer, *layer.parameters()):
                 tensor._is_hf_initialized = True
         return model
@@ -45,13 +45,13 @@ class VQTransformersQuantizer(HfQuantizer):
             self._check_and_finalize(model)
         else:
             quantize_data_free(model, self.quantization_config)
-        # Casting works on our layers, and transformers refuses it for what it calls quantized.
+        # Casting works on packed layers, but transformers refuses it for models with is_quantized set.
         model.is_quantized = False
         return model
 
     def _check_and_finalize(self, model: nn.Module) -> None:
         state = model.state_dict(keep_vars=True)
-        # transformers marks what it read; on the meta device lies what an offloader reads later.
+        # transformers marks the tensors that it read; tensors on the meta device are read later by an offloader.
         packed = (key for key in packed_keys(model) if state[key].device.type != "meta")
         missing = {key for key in packed if not getattr(state[key], "_is_hf_initialized", False)}
         refuse_missing(missing, type(model).__name__)
@@ -67,17 +67,17 @@ class VQTransformersQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Adapters train on top, gradients pass through packed layers."""
+        """True: adapters can be trained, since gradients pass through packed layers."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """Packed layers are one opaque operator each."""
+        """True: each packed layer is one opaque operator."""
         return True
 
 
 def _absent(expected: set[str], files: Sequence[str] | None) -> set[str]:
-    """Keys that no file has, up to a leading level that transformers adds or drops on loading."""
+    """Keys that are in no file, ignoring a leading level that transformers adds or drops on loading."""
     stored: set[str] = set()
     for file in files or ():
         with safe_open(file, framework="pt") as opened:
@@ -87,10 +87,10 @@ def _absent(expected: set[str], files: Sequence[str] | None) -> set[str]:
 
 
 def fit_names(model: nn.Module, description: Mapping[str, Any]) -> dict[str, Any]:
-    """``description`` with layer names as this version of transformers has them.
+    """``description`` with the layer names of the installed version of transformers.
 
-    CLIP's text model lost its ``text_model.`` level in transformers 5; weights are renamed on loading, and so must
-    names be.
+    transformers 5 removed the ``text_model.`` level of CLIP's text model. It renames weights on loading; the layer
+    names in the description must be renamed too.
     """
     names = dict(model.named_modules())
     layers = {_fit(name, names): entry for name, entry in description["layers"].items()}

@@ -1,4 +1,4 @@
-"""``y = x · Wᵀ + b`` straight from the packed form, by the first kernel of an ordered table that supports it."""
+"""``y = x · Wᵀ + b`` computed from the packed form, by the first kernel of an ordered table that supports it."""
 
 from vqcompress.kernels.compute import conv2d, decode, linear, packed_conv2d, packed_linear
 from vqcompress.kernels.kernel import Case, Kernel

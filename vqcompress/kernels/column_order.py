@@ -1,4 +1,4 @@
-"""In which order the columns of a weight lie in its stream, and where one rate ends and the next begins."""
+"""The order of a weight's columns in its stream, and where each rate ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vqcompress.kernels.tensor_cache import TensorCache
 
 @dataclass(frozen=True)
 class ColumnOrder:
-    """The order, from which a kernel finds everything else by arithmetic.
+    """The stored order of columns. Kernels compute all offsets from it.
 
-    ``columns [n]`` (int32) are the columns in stored order, by rate, then by index; ``ends [rates]`` (int32) says how
-    many columns have at most the rate ``min_rate + i``.
+    ``columns [n]`` (int32) are the columns in stored order, by rate, then by index. ``ends[i]`` (``[rates]``, int32) is
+    the number of columns with a rate of at most ``min_rate + i``.
     """
 
     columns: Tensor
@@ -28,7 +28,7 @@ _ORDERS: TensorCache[ColumnOrder] = TensorCache()
 
 
 def column_order(spec: TrellisSpec | AdditiveSpec, columns: int, tensors: Mapping[str, Tensor]) -> ColumnOrder:
-    """The order of a weight's columns, on the device of its tensors; made once, without waiting for the device."""
+    """The order of a weight's columns, on the device of its tensors. Computed once, without device synchronization."""
     source = tensors.get("rates", tensors["weight"])
     return _ORDERS(source, (spec, columns), lambda: _order(spec, columns, tensors, source.device))
 

@@ -18,8 +18,8 @@ from vqcompress.matrix_view import Shape, from_transposed
 def decode(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The dense weight of ``shape`` (``[out, in]`` or ``[out, in, kh, kw]``) in ``dtype``.
 
-    ``tensors`` are the codes under ``weight`` and their quantization parameters, a shared codebook included.
-    Differentiable in the parameters when one of them requires a gradient.
+    ``tensors`` are the codes, as ``weight``, and their quantization parameters, including a shared codebook.
+    Differentiable in the parameters if one of them requires a gradient.
     """
     if _learns(tensors):
         return from_transposed(reference.decode_transposed(spec, shape, tensors, dtype), shape)
@@ -30,14 +30,13 @@ def decode(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype:
 def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """``x [..., in]`` times the packed weight ``[out, in]``, plus ``bias [out]``: ``[..., out]`` in ``x``'s dtype.
 
-    Differentiable in ``x``, ``bias`` and the quantization parameters, without a dense weight kept for the backward
-    pass.
+    Differentiable in ``x``, ``bias`` and the quantization parameters. No dense weight is kept for the backward pass.
     """
     return packed_linear(x, _text(spec, shape, tensors), tensors, bias)
 
 
 def packed_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-    """`linear` with the geometry as text, which a layer makes once."""
+    """`linear` with the geometry as text. A layer creates this text once."""
     x = _autocast(x)
     if _learns(tensors):
         return learning_linear(x, layout, tensors, bias)
@@ -53,7 +52,7 @@ def conv2d(
     bias: Tensor | None,
     geometry: ConvGeometry = ConvGeometry(),  # noqa: B008 - a tuple
 ) -> Tensor:
-    """``x [batch, in, height, width]`` convolved with the packed weight ``[out, in, kh, kw]``; else as `linear`."""
+    """``x [batch, in, height, width]`` convolved with the packed weight ``[out, in, kh, kw]``. See `linear`."""
     return packed_conv2d(x, _text(spec, shape, tensors), tensors, bias, geometry)
 
 
@@ -64,7 +63,7 @@ def packed_conv2d(
     bias: Tensor | None,
     geometry: ConvGeometry,
 ) -> Tensor:
-    """`conv2d` with the geometry as text, which a layer makes once."""
+    """`conv2d` with the geometry as text. A layer creates this text once."""
     x = _autocast(x)
     if _learns(tensors):
         return learning_conv2d(x, layout, tensors, bias, geometry)
@@ -73,14 +72,14 @@ def packed_conv2d(
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """``x`` as torch's own layers would take it under autocast, which does not see into our operators."""
+    """``x`` cast as autocast does it for torch's own layers. Autocast does not apply to our operators."""
     if not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether nobody traces this call or wants its gradients, so that the operator's wrapping can be left out."""
+    """Whether this call is not traced and needs no gradients, so that it can bypass the torch operator."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == "meta":
         return False
     return not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))

@@ -1,4 +1,4 @@
-"""What a kernel is, and what it is asked whether it can serve."""
+"""The interface of kernels, and the case for which one is chosen."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vqcompress.matrix_view import Shape
 
 
 class Case(NamedTuple):
-    """Where and on what a packed weight is used: all that the choice of a kernel depends on beside spec and shape.
+    """How a packed weight is used. The choice of a kernel depends on this, the spec and the shape only.
 
-    ``dtype`` is that of the activations. ``samples`` counts those of a product's input ``[samples, columns]``; it is
-    ``None`` where the weight is only decoded, as for convolutions. ``interpreted``: Triton's interpreter stands in for
-    a GPU.
+    ``dtype`` is the dtype of the activations. ``samples`` is the number of samples in a product's input ``[samples,
+    columns]``, or ``None`` if the weight is only decoded, as for convolutions. ``interpreted`` says whether Triton's
+    interpreter replaces the GPU.
     """
 
     device: torch.device
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 class Decode(Protocol):
-    """``(spec, shape, tensors, dtype)`` -> ``Wᵀ [columns, outputs]`` in ``dtype``: the reference's, rounded once."""
+    """``(spec, shape, tensors, dtype)`` -> ``Wᵀ [columns, outputs]``: the reference's result, rounded once to dtype."""
 
     def __call__(
         self, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
@@ -37,21 +37,21 @@ class Decode(Protocol):
 
 
 Multiply = Callable[[Tensor, FormatSpec, Shape, Mapping[str, Tensor], Tensor | None], Tensor]
-"""``(x [..., columns], spec, shape, tensors, bias [outputs])`` -> ``[..., outputs]`` in ``x``'s dtype, summed in
+"""``(x [..., columns], spec, shape, tensors, bias [outputs])`` -> ``[..., outputs]`` in ``x``'s dtype, accumulated in
 float32."""
 
 ParameterGradients = Callable[[FormatSpec, Shape, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
-"""``(spec, shape, tensors, gradient of Wᵀ [columns, outputs])`` -> name -> gradient of each quantization parameter that
-is differentiable (``scale``, ``codebooks``, ``group_scale``), float32, in its shape."""
+"""``(spec, shape, tensors, gradient of Wᵀ [columns, outputs])`` -> name -> gradient of each differentiable quantization
+parameter (``scale``, ``codebooks``, ``group_scale``), float32, in its shape."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One way to serve packed weights; all share these signatures.
+    """One implementation of decoding and products with packed weights. All kernels have these signatures.
 
-    ``unsupported_reason(spec, shape, case)`` says in a few words why it cannot serve the case, or nothing when it can;
-    ``purpose`` says what it is for. With ``multiply`` it takes products of at most ``most_samples`` samples without a
-    dense weight; without, it decodes for them.
+    ``unsupported_reason(spec, shape, case)`` is a short reason why the kernel does not support the case, empty if it
+    does. ``purpose`` says what the kernel is for. With ``multiply``, it computes products of at most ``most_samples``
+    samples without a dense weight; without ``multiply``, it decodes the weight for products.
     """
 
     name: str
@@ -68,9 +68,9 @@ _interpreting = False
 
 @contextmanager
 def triton_interpreter() -> Iterator[None]:
-    """Triton's interpreter stands in for a GPU meanwhile, so that its kernels serve CPU tensors, slowly.
+    """Use Triton's interpreter instead of a GPU inside the block, so that Triton kernels accept CPU tensors. Slow.
 
-    For tests: the environment must have had ``TRITON_INTERPRET=1`` when triton was imported.
+    For tests. ``TRITON_INTERPRET=1`` must have been set in the environment when triton was imported.
     """
     global _interpreting
     before, _interpreting = _interpreting, True
@@ -81,5 +81,5 @@ def triton_interpreter() -> Iterator[None]:
 
 
 def is_interpreted() -> bool:
-    """Whether Triton's interpreter stands in for a GPU."""
+    """Whether Triton's interpreter replaces the GPU."""
     return _interpreting

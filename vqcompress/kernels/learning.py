@@ -1,8 +1,8 @@
-"""Packed linear and convolution whose quantization parameters learn: scales, codebooks and tables, but not the codes.
+"""Packed linear and convolution with trainable quantization parameters: scales, codebooks and tables, not the codes.
 
-Between the passes only the input and the small tensors are kept; the backward pass decodes the weight again. Where
-nothing but ``scale`` learns, it is taken out of the product, ``y = s · (x V)``, and its gradient needs no dense
-gradient at all.
+Only the input and the packed tensors are kept between the passes; the backward pass decodes the weight again. If only
+``scale`` is trained, the product is computed as ``y = s · (x V)``, and the gradient of ``scale`` needs no dense
+gradient.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def learning_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias:
 def learning_conv2d(
     x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, geometry: ConvGeometry
 ) -> Tensor:
-    """``x [batch, in, height, width] -> [batch, out, …]``, else as `learning_linear`."""
+    """``x [batch, in, height, width] -> [batch, out, …]``, differentiable like `learning_linear`."""
     if _only_scale_learns(x, layout, tensors):
         y = operators.conv2d(x, _without_scale(tensors), None, layout, *map(list, geometry))
         return _plus(_times(y, tensors["scale"][:, None, None]), None if bias is None else bias[:, None, None])
@@ -42,13 +42,13 @@ def learning_conv2d(
 
 
 def _only_scale_learns(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Float16 is left out: products with unscaled weights would overflow."""
+    """Whether only ``scale`` is trained and scales the outputs. False for float16: unscaled products would overflow."""
     learning = [name for name, tensor in tensors.items() if tensor.requires_grad]
     return learning == ["scale"] and x.dtype != torch.float16 and _scales_outputs(layout_from_text(layout).spec)
 
 
 def _scales_outputs(spec: FormatSpec) -> bool:
-    """Whether ``scale`` is a factor of the outputs: not under a rotation, beside outliers, or in an unknown format."""
+    """Whether ``scale`` is a factor of the outputs: not with a rotation, with outliers, or in an unknown format."""
     return isinstance(spec, AdditiveSpec | TrellisSpec) and not (is_rotated(spec) or spec.outliers)
 
 
@@ -81,11 +81,11 @@ def _named(layout: str, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
 def parameter_gradients(
     spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
 ) -> dict[str, Tensor]:
-    """From the gradient of a dense weight, ``Wᵀ [columns, outputs]``, to those of the numbers that it was decoded from.
+    """Gradients of the quantization parameters from the gradient of a dense weight, ``Wᵀ [columns, outputs]``.
 
-    The transpose of decoding: a table's gradient gathers those of all weights that read it (scatter-add by state or
-    code), an output scale's is a sum over the columns. Name -> float32 gradient of every quantization parameter, in its
-    shape; those that a format does not differentiate in are left out.
+    This is the transpose of decoding: a table's gradient is the scatter-add, by state or code, of the gradients of all
+    weights decoded from it; an output scale's gradient is a sum over the columns. Returns name -> float32 gradient of
+    every quantization parameter, in its shape. Parameters in which the format is not differentiable are omitted.
     """
     kernel = choose_kernel(spec, shape, decode_case(grad.device, grad.dtype))
     return kernel.parameter_gradients(spec, shape, tensors, grad)

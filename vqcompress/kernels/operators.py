@@ -1,6 +1,6 @@
 """The torch operators ``vqcompress::linear`` and ``vqcompress::conv2d``: opaque to `torch.compile`, with gradients.
 
-The backward pass decodes the weight again, so that no dense copy lives between the passes.
+The backward pass decodes the weight again, so that no dense weight is kept between the passes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vqcompress.matrix_view import from_transposed
 
 
 def multiply(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: str) -> Tensor:
-    """What `linear` does, for callers without gradients or tracing: the operator's own cost is tens of microseconds."""
+    """`linear` without the torch operator, whose overhead is tens of microseconds. No gradients, no tracing."""
     parsed = layout_from_text(layout)
     kernel = choose_kernel(parsed.spec, parsed.shape, product_case(x))
     if kernel.multiply is None:
@@ -48,7 +48,7 @@ def convolve(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """What `conv2d` does, for callers as those of `multiply`."""
+    """`conv2d` without the torch operator, see `multiply`."""
     geometry = stride, padding, dilation
     return in_product_dtype(x, lambda x: F.conv2d(x, _dense(x, tensors, layout), _as(bias, x), *geometry))
 
@@ -85,7 +85,7 @@ def _dense(x: Tensor, tensors: Sequence[Tensor], text: str) -> Tensor:
     named = dict(zip(layout.names, tensors, strict=True))
     kernel = choose_kernel(layout.spec, layout.shape, decode_case(x.device, x.dtype))
     transposed = kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype)
-    if len(layout.shape) == 4 and x.device.type == "cpu":  # torch turns a matrix round twice as fast as a filter
+    if len(layout.shape) == 4 and x.device.type == "cpu":  # torch transposes a matrix twice as fast as a filter
         transposed = transposed.t().contiguous().t()
     return from_transposed(transposed, layout.shape)
 
@@ -104,7 +104,7 @@ def _remember(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple:
     grad_x = grad_bias = None
-    tensors = list(ctx.saved_tensors)  # once only: gradient checkpointing allows no second look
+    tensors = list(ctx.saved_tensors)  # read once: gradient checkpointing does not allow reading it twice
     if ctx.needs_input_grad[0]:
         grad_x = multiply_back(grad, tensors, ctx.layout)
     if ctx.needs_input_grad[2]:
@@ -128,7 +128,7 @@ conv2d.register_autograd(_conv2d_backward, setup_context=_remember)
 
 @torch.library.custom_op("vqcompress::multiply_back", mutates_args=())
 def multiply_back(grad: Tensor, tensors: list[Tensor], layout: str) -> Tensor:
-    """Gradient of `linear` in its input: ``grad [..., out]`` -> ``[..., in]``."""
+    """Gradient of `linear` with respect to its input: ``grad [..., out]`` -> ``[..., in]``."""
     return in_product_dtype(grad, lambda grad: grad @ _dense(grad, tensors, layout))
 
 
@@ -147,7 +147,7 @@ def convolve_back(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """Gradient of `conv2d` in its input, ``[batch, in, height, width]``."""
+    """Gradient of `conv2d` with respect to its input, ``[batch, in, height, width]``."""
 
     def product(grad: Tensor) -> Tensor:
         weight = _dense(grad, tensors, layout)

@@ -1,4 +1,4 @@
-"""A packed weight's geometry as one string: what a torch operator can take beside its tensors."""
+"""A packed weight's geometry as one string, which a torch operator accepts as an argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vqcompress.formats import FormatSpec, spec_from_dict, spec_to_dict
 
 
 class ConvGeometry(NamedTuple):
-    """How a convolution's filter moves over the image, ``(vertical, horizontal)`` each."""
+    """Stride, padding and dilation of a convolution, each ``(vertical, horizontal)``."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -20,7 +20,7 @@ class ConvGeometry(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """``spec`` and dense ``shape`` of a weight, and the ``names`` of its tensors in the order of the argument list."""
+    """``spec`` and dense ``shape`` of a weight, and the ``names`` of its tensors in argument order."""
 
     spec: FormatSpec
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class PackedLayout:
 
 @lru_cache(maxsize=4096)
 def layout_to_text(layout: PackedLayout) -> str:
-    """JSON, the same for equal layouts."""
+    """The layout as JSON. Equal layouts give equal text."""
     return json.dumps({"spec": spec_to_dict(layout.spec), "shape": layout.shape, "names": layout.names})
 
 

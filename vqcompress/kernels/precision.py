@@ -1,4 +1,4 @@
-"""In which dtype a product is taken: not in one that the processor has to emulate."""
+"""The dtype in which a product is computed: float32 if the processor would emulate the dtype of the input."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 
 def in_product_dtype(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """``product(x)`` in the dtype of ``x``, taken in `product_dtype`."""
+    """``product(x)`` in the dtype of ``x``, computed in `product_dtype`."""
     dtype = product_dtype(x)
     if dtype == x.dtype:
         return product(x)
-    with torch.autocast(x.device.type, enabled=False):  # it would cast back
+    with torch.autocast(x.device.type, enabled=False):  # autocast would cast back
         return product(x.to(dtype)).to(x.dtype)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of ``x``, or float32 where products in that one would be emulated.
+    """The dtype of ``x``, or float32 if products in that dtype would be emulated.
 
-    Without instructions for them torch multiplies bfloat16 and float16 matrices on a CPU five to ten times more slowly
-    than float32 ones. The weight then is not rounded to the short dtype first, only the result is.
+    On a CPU without instructions for them, torch multiplies bfloat16 and float16 matrices five to ten times more slowly
+    than float32 ones. In float32, the weight is not rounded to the 16-bit dtype; only the result is.
     """
     if x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu" and not _has_products(x.dtype):
         return torch.float32
@@ -31,7 +31,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 @lru_cache(maxsize=4)
 def _has_products(dtype: torch.dtype) -> bool:
-    """Whether oneDNN, which torch leaves such products to, has kernels for this processor."""
+    """Whether oneDNN, which torch uses for products in ``dtype``, has kernels for this processor."""
     question = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     answer = getattr(torch.ops.mkldnn, question, None)
     return True if answer is None else bool(answer())

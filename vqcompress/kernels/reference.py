@@ -1,4 +1,4 @@
-"""The oracle: the format's own decoder, on any device, differentiable in the quantization parameters."""
+"""The reference kernel: the format's decoder, on any device, differentiable in the quantization parameters."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vqcompress.matrix_view import Shape, matrix_shape
 
 
 def unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> str:
-    """An empty string: it serves every case."""
+    """An empty string: the reference supports every case."""
     return ""
 
 
 def decode_transposed(
     spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """``Wᵀ [columns, outputs]``, computed in float32, in ``dtype``."""
+    """``Wᵀ [columns, outputs]``, computed in float32 and cast to ``dtype``."""
     outputs, columns = matrix_shape(shape)
     return spec.decode_transposed(outputs, columns, tensors).to(dtype)
 
@@ -28,7 +28,7 @@ def decode_transposed(
 def parameter_gradients(
     spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
 ) -> dict[str, Tensor]:
-    """Name -> gradient of every floating-point tensor, float32: the decoder is differentiated.
+    """Name -> gradient of every floating-point tensor, float32, by differentiating the decoder.
 
     ``grad [columns, outputs]`` is the gradient of ``Wᵀ``.
     """

@@ -1,4 +1,4 @@
-"""The kernels, most specialised first, and how one is chosen and kept."""
+"""The table of kernels, most specialised first, and the cached choice of a kernel."""
 
 from __future__ import annotations
 
@@ -59,30 +59,30 @@ KERNELS: tuple[Kernel, ...] = (
     ),
 )
 
-# Where a kernel's `most_samples` ends: choices differ between these counts, not within them.
+# The kernels' values of `most_samples`. All sample counts between two of these limits give the same choice.
 SAMPLE_LIMITS = tuple(sorted({kernel.most_samples for kernel in KERNELS if kernel.most_samples is not None}))
 _BUCKETS = (*SAMPLE_LIMITS, SAMPLE_LIMITS[-1] + 1)
 
 
 @lru_cache(maxsize=1 << 14)
 def choose_kernel(spec: FormatSpec, shape: Shape, case: Case) -> Kernel:
-    """The first kernel of the table that supports the case, with the spec's transforms around it.
+    """The first kernel of the table that supports the case, wrapped in the spec's transforms.
 
-    The reference supports every case. The choice is kept: a layer asks no kernel again until its device, the dtype of
-    its activations, its spec or the bucket of its samples changes, see `product_case`.
+    The reference supports every case. The choice is cached: it is made again only if the layer's device, the dtype of
+    its activations, its spec or the bucket of its sample count changes, see `product_case`.
     """
     codes = code_spec(spec)
     return transformed(next(k for k in KERNELS if not k.unsupported_reason(codes, shape, case)), spec)
 
 
 def product_case(x: Tensor) -> Case:
-    """The case of a product with ``x [..., columns]``; all counts within a bucket of `SAMPLE_LIMITS` are one case."""
+    """The case of a product with ``x [..., columns]``. All counts within a bucket of `SAMPLE_LIMITS` are one case."""
     samples = x.numel() // max(1, x.shape[-1])
     return Case(x.device, x.dtype, _BUCKETS[bisect_left(SAMPLE_LIMITS, samples)], is_interpreted())
 
 
 def decode_case(device: torch.device, dtype: torch.dtype) -> Case:
-    """The case of decoding a weight into ``dtype`` on ``device``, for a convolution too."""
+    """The case of decoding a weight to ``dtype`` on ``device``. Convolutions use it too."""
     return Case(device, dtype, None, is_interpreted())
 
 
@@ -102,9 +102,9 @@ def kernel_choice(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> KernelChoice:
-    """The choice for a layer called with ``samples`` samples (a convolution: with any image), without running anything.
+    """The choice for a layer called with ``samples`` samples (ignored for convolutions). Runs no kernel.
 
-    ``shape`` is the dense weight's, ``dtype`` that of the activations.
+    ``shape`` is the shape of the dense weight, ``dtype`` the dtype of the activations.
     """
     case = Case(torch.device(device), dtype, samples if len(shape) == 2 else None, is_interpreted())
     codes, refused = code_spec(spec), dict[str, str]()

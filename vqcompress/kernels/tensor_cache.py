@@ -1,8 +1,7 @@
-"""What is computed once from a stored tensor and kept for as long as that tensor lives.
+"""A cache of values computed from a stored tensor, kept as long as that tensor exists.
 
-Column order and value tables follow from what a layer stores. Making them takes many small operations and, on an
-accelerator, a launch each; keeping them as buffers would put them into state dicts and under the hands of offloading
-hooks.
+Column order and value tables are computed from a layer's tensors. This takes many small operations, on an accelerator
+one launch each. As buffers they would appear in state dicts and be moved by offloading hooks.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ Value = TypeVar("Value")
 
 
 class TensorCache(Generic[Value]):
-    """Values by (tensor, key): made at the first call, dropped with the tensor's memory or when it is written to.
+    """Values by (tensor, key), computed at the first call. They are dropped if the tensor is freed or written to.
 
-    The weak reference keeps the address of the tensor's storage from being given to another one, so an address
-    identifies a storage; writes are seen by the tensor's version counter (writes through ``.data`` are not).
+    The weak reference prevents reuse of the storage's address, so an address identifies a storage. Writes are detected
+    by the tensor's version counter; writes through ``.data`` are not detected.
     """
 
     def __init__(self) -> None:
@@ -31,10 +30,10 @@ class TensorCache(Generic[Value]):
         self._sweep_at = 64
 
     def __call__(self, tensor: Tensor, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value kept for ``tensor`` under ``key``, or else ``make()``.
+        """The cached value for ``tensor`` and ``key``, or else ``make()``.
 
-        Raises `UnsupportedError` when it would have to be made while a CUDA graph is recorded: it would then live in
-        the graph.
+        Raises `UnsupportedError` if it would have to be computed while a CUDA graph is recorded: its memory would then
+        belong to the graph.
         """
         storage, version = tensor.untyped_storage(), 0 if tensor.is_inference() else tensor._version
         place = (storage._cdata, tensor.storage_offset(), key)

@@ -1,8 +1,8 @@
-"""What stands around the codes of a weight: column scales, the output rotation and outliers.
+"""Transforms of a decoded weight: column scales, the output rotation and outliers.
 
-A weight is ``W = Rᵀ V diag(g) + S``, with the ``V`` that the codes stand for, an orthogonal ``R``, the column scales
-``g`` and few outliers ``S``. Any kernel that serves ``V`` serves ``W``: of few samples ``x Wᵀ = ((x · g) Vᵀ) R + x Sᵀ``
-is taken from the right, at a fraction of what transforming the weight would cost; for many samples the decoded weight
+A weight is ``W = Rᵀ V diag(g) + S``, with ``V`` decoded from the codes, an orthogonal ``R``, the column scales ``g``
+and few outliers ``S``. Any kernel for ``V`` can be used for ``W``. With few samples, ``x Wᵀ`` is computed as
+``((x · g) Vᵀ) R + x Sᵀ``, at a fraction of the cost of transforming the weight. With many samples, the decoded weight
 is transformed.
 """
 
@@ -38,17 +38,17 @@ def is_rotated(spec: FormatSpec) -> bool:
 
 
 def has_outliers(spec: FormatSpec) -> bool:
-    """Whether weights are stored beside the code."""
+    """Whether some weights are stored as outliers in addition to the code."""
     return isinstance(spec, AdditiveSpec | TrellisSpec) and spec.outliers > 0
 
 
 def code_spec(spec: FormatSpec) -> FormatSpec:
-    """The spec of ``V``."""
+    """The spec of ``V``: without column scales, rotation and outliers."""
     return _without_rotation(_without_column_scales(_without_outliers(spec)))
 
 
 def transformed(kernel: Kernel, spec: FormatSpec) -> Kernel:
-    """``kernel``, which serves the codes of ``spec``, made to serve the whole weight."""
+    """``kernel``, which supports the codes of ``spec``, extended to the whole weight."""
     kernel = _rotated(kernel) if is_rotated(spec) else kernel
     kernel = _scaled(kernel) if is_scaled(spec) else kernel
     return _with_outliers(kernel) if has_outliers(spec) else kernel
@@ -87,7 +87,7 @@ def _scaled(kernel: Kernel) -> Kernel:
     ) -> Tensor:
         assert kernel.multiply is not None
         scaled = x.float() * _column_scales(shape, tensors)
-        # Small scales would push float16 below its normal numbers.
+        # In float16, small scales would give subnormal numbers.
         scaled = scaled if x.dtype == torch.float16 else scaled.to(x.dtype)
         return kernel.multiply(scaled, _without_column_scales(spec), shape, tensors, bias).to(x.dtype)
 
@@ -172,7 +172,7 @@ def _outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor
 
 
 def _block(spec: FormatSpec) -> int:
-    assert isinstance(spec, TrellisSpec)  # `is_rotated` has seen to it
+    assert isinstance(spec, TrellisSpec)  # guaranteed by `is_rotated`
     return spec.rotation
 
 

@@ -1,4 +1,4 @@
-"""Layers that hold the packed form only, and how they take the place of dense ones."""
+"""Layers that store only the packed form, and replacement of dense layers by them."""
 
 from vqcompress.layers.description import FORMAT_VERSION, QUANT_METHOD, check_description, describe, empty_layers
 from vqcompress.layers.packed import PackedLayer, VQConv2d, VQLinear

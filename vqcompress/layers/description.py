@@ -1,4 +1,4 @@
-"""A component's ``quantization_config``: what its packed layers are, as JSON, and empty layers from it."""
+"""A component's ``quantization_config``: a JSON description of its packed layers, and empty layers built from it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def describe(
 ) -> dict[str, Any]:
     """The ``quantization_config`` of a component with packed layers (see ``docs/FORMAT.md``).
 
-    ``dense`` and ``ignored`` map layers that are not packed to the reason; they are listed for the reader, the latter
-    under ``kept``.
+    ``dense`` and ``ignored`` map layers that are not packed to the reason. They are for information only; ``ignored``
+    is stored under ``kept``.
     """
     layers = {name: module for name, module in component.named_modules() if isinstance(module, PackedLayer)}
     shared = getattr(component, SHARED_NAME, None)
@@ -46,9 +46,9 @@ def describe(
 
 
 def write_description(component: nn.Module, description: Mapping[str, Any] | None) -> None:
-    """Put ``description`` into the component's config, if it has one: diffusers and transformers save it from there.
+    """Write ``description`` to the component's config, if it has one; diffusers and transformers save it from there.
 
-    ``None`` takes it out again.
+    ``None`` removes it.
     """
     data = None if description is None else dict(description)
     if hasattr(component, "register_to_config"):
@@ -63,7 +63,7 @@ def write_description(component: nn.Module, description: Mapping[str, Any] | Non
 
 
 def check_description(description: Mapping[str, Any], where: str = "this model") -> None:
-    """Raise `CheckpointError` when ``description`` is of a newer format or lacks a part."""
+    """Raise `CheckpointError` if ``description`` has a newer format version or is incomplete."""
     version = description.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise CheckpointError(f"the quantization_config of {where} has no usable format_version (found {version!r})")
@@ -84,7 +84,7 @@ LayerSpecs = dict[str, tuple[FormatSpec, tuple[int, ...]]]
 
 
 def layer_specs(description: Mapping[str, Any]) -> LayerSpecs:
-    """Layer name -> (spec, dense shape). Raises `CheckpointError` for what this version cannot read."""
+    """Layer name -> (spec, dense shape). Raises `CheckpointError` for entries that this version cannot read."""
     specs = {}
     for name, entry in description["layers"].items():
         fields = dict(entry)
@@ -119,11 +119,11 @@ def empty_layers(
     specs: LayerSpecs | None = None,
     alike_are_one: bool = False,
 ) -> None:
-    """Make packed layers without contents (on the meta device) of the dense ones that ``description`` names.
+    """Replace the dense layers named in ``description`` by empty packed layers (on the meta device).
 
-    ``parameter_dtype`` stands in for float16 while a loader that casts what is floating fills them, see `as_float16`.
-    ``specs`` are the description's `layer_specs`, from a caller who has them. With ``alike_are_one``, empty parameters
-    of the same shape are one object: for a loader that replaces each and looks at none.
+    ``parameter_dtype`` is used instead of float16 for loaders that cast floating-point tensors, see `as_float16`.
+    ``specs`` are the description's `layer_specs`, if the caller already has them. With ``alike_are_one``, empty
+    parameters of the same shape are one object, for a loader that replaces each of them without reading it.
     """
     check_description(description, type(component).__name__)
     specs = layer_specs(description) if specs is None else specs

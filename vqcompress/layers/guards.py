@@ -1,4 +1,4 @@
-"""Operations on a whole component that have no meaning on packed weights: refused early, with the alternative."""
+"""Refuses operations on a whole component that packed weights do not support. The error names the alternative."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PROJECTIONS_REFUSED = (
 
 
 def refuse_fusing(component: nn.Module) -> None:
-    """Replace the component's fusing methods, where it has them, by ones that raise `UnsupportedError`.
+    """Replace the component's fusing methods, if it has any, by ones that raise `UnsupportedError`.
 
-    Upstream would concatenate or add to codes and fail later, half done, with a message about shapes.
+    Upstream would concatenate or add to codes, and fail halfway with a message about shapes.
     """
     for name, message in (("fuse_lora", MERGE_REFUSED), ("fuse_qkv_projections", PROJECTIONS_REFUSED)):
         if hasattr(component, name):
@@ -30,7 +30,7 @@ def refuse_fusing(component: nn.Module) -> None:
 
 
 def allow_fusing(component: nn.Module) -> None:
-    """Undo `refuse_fusing`, for a component that is dense again."""
+    """Undo `refuse_fusing` for a component that has been made dense."""
     for name in ("fuse_lora", "fuse_qkv_projections"):
         component.__dict__.pop(name, None)
 

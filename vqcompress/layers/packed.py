@@ -1,4 +1,4 @@
-"""Linear and convolution with a packed weight: codes as frozen parameters, and nothing dense."""
+"""Linear and convolution layers with a packed weight. Codes are frozen parameters; no dense weight is stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype
 from vqcompress.matrix_view import matrix_shape, stored_shape
 from vqcompress.quantized_weight import QuantizedWeight
 
-# What a convolution is beside its weight and bias, and what a Linear is.
+# Attributes of a convolution and of a Linear other than weight and bias.
 CONV2D_GEOMETRY: tuple[str, ...] = (
     "in_channels",
     "out_channels",
@@ -34,10 +34,10 @@ LINEAR_GEOMETRY = ("in_features", "out_features")
 
 
 class PackedLayer(nn.Module):
-    """A layer whose ``weight`` is int8 codes, with its quantization parameters under the names that its spec lists.
+    """A layer whose ``weight`` is int8 codes. Its quantization parameters have the names listed in its spec.
 
-    ``spec`` is the geometry of the code, ``dense_shape`` the shape of the weight that it stands for. ``forward``
-    changes no tensor: the weight is decoded anew each time, by the kernel that suits device and format.
+    ``spec`` is the geometry of the code, ``dense_shape`` the shape of the dense weight. ``forward`` changes no tensor.
+    It decodes the weight on every call, with the kernel for the device and format.
     """
 
     spec: FormatSpec
@@ -57,25 +57,25 @@ class PackedLayer(nn.Module):
     ) -> None:
         """Register codes, bias and quantization parameters.
 
-        The bias comes before the parameters, since a model's dtype is read off its first floating-point parameter.
+        The bias comes before the parameters, because a model's dtype is that of its first floating-point parameter.
         """
         shape, codes = tuple(dense_shape), tensors["weight"]
         stored = tuple(name for name in spec.tensor_shapes(*matrix_shape(shape)) if name != "weight")
         if codes.dim() != len(shape):
             codes = codes.reshape(stored_shape(len(shape), (1, codes.numel())))
-        # Not by nn.Module.register_parameter, whose checks cost as much as the rest of loading a layer.
+        # nn.Module.register_parameter is skipped: its checks take as long as the rest of loading a layer.
         self._parameters["weight"] = _frozen(codes)
         self._parameters["bias"] = bias
         for name in stored:
             self._parameters[name] = _frozen(tensors[name])
         names = ("weight", *stored, *(("codebooks",) if shared is not None else ()))
         layout = kernels.layout_to_text(kernels.PackedLayout(spec, shape, names))
-        # Not by nn.Module.__setattr__, which is slow, and would store the shared codebooks under every layer.
+        # nn.Module.__setattr__ is skipped: it is slow and would register the shared codebooks under every layer.
         self.__dict__ |= {"spec": spec, "dense_shape": shape, "quantization_parameter_names": stored}
         self.__dict__ |= {"layout": layout, "shared_codebooks": shared}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Codes ``[1, bytes]`` and all quantization parameters, a shared codebook under ``codebooks`` included."""
+        """Codes ``[1, bytes]`` and all quantization parameters, including a shared codebook, as ``codebooks``."""
         codes = self.weight
         named = {"weight": codes if codes.dim() == 2 else codes.reshape(1, -1)}
         named |= {name: as_float16(getattr(self, name)) for name in self.quantization_parameter_names}
@@ -84,7 +84,7 @@ class PackedLayer(nn.Module):
         return named
 
     def dense_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight that the codes stand for, of ``dense_shape``."""
+        """The decoded weight, of shape ``dense_shape``."""
         return kernels.decode(self.spec, self.dense_shape, self.tensors(), dtype)
 
     def quantized_weight(self) -> QuantizedWeight:
@@ -110,7 +110,7 @@ class PackedLayer(nn.Module):
 
 
 class VQLinear(PackedLayer, nn.Linear):
-    """Takes the place of ``dense``; ``tensors`` as `FormatSpec.tensor_shapes` lists them."""
+    """Replaces ``dense``. `FormatSpec.tensor_shapes` lists the names and shapes of ``tensors``."""
 
     def __init__(
         self,
@@ -131,10 +131,10 @@ class VQLinear(PackedLayer, nn.Linear):
 
 
 class VQConv2d(PackedLayer, nn.Conv2d):
-    """Takes the place of ``dense``; ``tensors`` as `FormatSpec.tensor_shapes` lists them."""
+    """Replaces ``dense``. `FormatSpec.tensor_shapes` lists the names and shapes of ``tensors``."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """PEFT makes a conv adapter as ``type(base_layer)(in_channels, rank, …, bias=False)`` and wants it dense."""
+        """PEFT makes a conv adapter by ``type(base_layer)(in_channels, rank, …, bias=False)``, which must be dense."""
         if args and isinstance(args[0], int):
             return nn.Conv2d(*args, **kwargs)
         return super().__new__(cls)
@@ -168,5 +168,5 @@ def _frozen(tensor: Tensor) -> nn.Parameter:
 
 
 def as_float16(tensor: Tensor) -> Tensor:
-    """A float16 tensor that a loader holds as int16 bits, so that casting to the load dtype passes it by."""
+    """The float16 tensor for ``tensor``, which may hold it as int16 bits so that a loader does not cast it."""
     return tensor.view(torch.float16) if tensor.dtype == torch.int16 else tensor

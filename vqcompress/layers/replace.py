@@ -1,4 +1,4 @@
-"""Replacing single layers of a component: finding a dense one, making a packed one of it, putting it in its places."""
+"""Replacing single layers of a component: find the dense layer, make a packed one, replace every reference."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from vqcompress.matrix_view import is_quantizable
 
 
 def submodule(component: nn.Module, name: str) -> nn.Module:
-    """The module of that name. Raises `KeyError` when there is none.
+    """The module of that name. Raises `KeyError` if there is none.
 
-    ``get_submodule`` asks three times a level through whatever ``__getattr__`` the model has, which loading cannot
-    afford.
+    ``get_submodule`` calls the model's ``__getattr__`` three times per level, which is too slow for loading.
     """
     module = component
     for part in name.split("."):
@@ -26,7 +25,7 @@ def submodule(component: nn.Module, name: str) -> nn.Module:
 
 
 def find_layer(component: nn.Module, name: str, shape: tuple[int, ...]) -> nn.Module:
-    """The dense layer of that name, whose weight has ``shape``. Raises `ArchitectureError` where there is none."""
+    """The dense layer of that name, with a weight of ``shape``. Raises `ArchitectureError` if there is none."""
     try:
         layer = submodule(component, name)
     except (KeyError, AttributeError):
@@ -53,10 +52,10 @@ def packed_layer(
     shape: tuple[int, ...],
     tensors: Mapping[str, Tensor],
 ) -> tuple[nn.Module, nn.Module]:
-    """The dense layer ``name`` of ``component`` and a packed one to take its place, for `put_layers`.
+    """The dense layer ``name`` of ``component`` and the packed layer that replaces it, for `put_layers`.
 
-    The dense weight must have ``shape``. A spec with a shared codebook needs the component's `SharedCodebooks` to be
-    registered before.
+    The dense weight must have ``shape``. For a spec with a shared codebook, the component's `SharedCodebooks` must be
+    registered already.
     """
     dense = find_layer(component, name, shape)
     packed = VQConv2d if isinstance(dense, nn.Conv2d) else VQLinear
@@ -66,9 +65,9 @@ def packed_layer(
 def pack_in_place(
     component: nn.Module, name: str, spec: FormatSpec, shape: tuple[int, ...], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Make a packed layer of the dense layer ``name`` itself, wherever else it sits; arguments as for `packed_layer`.
+    """Convert the dense layer object ``name`` itself to a packed layer. Arguments as for `packed_layer`.
 
-    For a model that a loader has just built: hooks and attributes that somebody put on the dense layer would stay.
+    For a model that a loader has just built: hooks and attributes added to the dense layer would remain.
     """
     layer, shared = find_layer(component, name, shape), _shared(component, spec)
     layer.__class__ = VQConv2d if isinstance(layer, nn.Conv2d) else VQLinear
@@ -76,9 +75,10 @@ def pack_in_place(
 
 
 def put_layers(component: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put the new layers wherever ``component`` has the old ones: blocks can share a layer.
+    """Replace every reference to an old layer in ``component`` by the new one: blocks can share a layer.
 
-    All in one walk over the modules: a walk for each layer was most of what loading a packed model took.
+    One pass over the modules replaces all layers. A pass for each layer took most of the time of loading a packed
+    model.
     """
     for parent in list(component.modules()):
         for child, module in list(parent._modules.items()):

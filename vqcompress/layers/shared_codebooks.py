@@ -1,4 +1,4 @@
-"""Codebooks that several layers of a component use, stored once at the component's root."""
+"""Codebooks shared by several layers of a component, stored once at the component's root."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SHARED_NAME = "vq_shared"
 class SharedCodebooks(nn.Module):
     """One frozen parameter per codebook name, registered as ``vq_shared`` at the component's root.
 
-    Layers *call* it for a codebook rather than reach into it, so that offloading hooks, which bring a module's
-    parameters in before its forward and take them away after it, work here as on any other module. What a layer gets
-    is a view: some hooks take a parameter away by changing its ``.data``, which a view made before does not follow.
+    Layers call this module to get a codebook instead of reading its parameter. Offloading hooks load a module's
+    parameters before its forward and unload them after it, so this makes them work here. The call returns a view:
+    some hooks unload a parameter by changing its ``.data``, which does not affect an existing view.
     """
 
     def __init__(self, codebooks: Mapping[str, Tensor]) -> None:
@@ -32,7 +32,7 @@ class SharedCodebooks(nn.Module):
 
 
 def keep_dtype(fn: Callable[[Tensor], Tensor], kept: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-    """``fn`` as `nn.Module._apply` takes it, but moving the tensors ``kept`` without ever casting them.
+    """``fn`` for `nn.Module._apply`, changed so that the tensors ``kept`` are moved but never cast.
 
     A cast to bfloat16 would round float16 scales and codebooks, and casting back would not restore them.
     """

@@ -1,4 +1,4 @@
-"""Packed layers in the place of dense ones, in a component as it stands, and back."""
+"""Replacing dense layers by packed ones in a component, in place, and back."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def swap(
     dense: Mapping[str, str] | None = None,
     ignored: Mapping[str, str] | None = None,
 ) -> None:
-    """Replace each named layer of ``component`` by a packed one, in place; tensors go to the layer's device.
+    """Replace each named layer of ``component`` by a packed one, in place. Tensors are moved to the layer's device.
 
-    ``dense`` and ``ignored`` go into the description: layers that stay as they are, and why. The bytes of ``dense``
-    ones count towards the bits per weight; ``ignored`` ones were not to be quantized. The component's config then says
-    how it is packed, so ``save_pretrained`` writes a folder that loads again.
+    ``dense`` and ``ignored`` are written to the description: layers that stay dense, with the reason. The bytes of
+    ``dense`` layers count towards the bits per weight; ``ignored`` layers were not to be quantized. The component's
+    config then describes the packing, so ``save_pretrained`` writes a folder that can be loaded again.
 
-    Raises `ArchitectureError` for a name or shape that is not there; the component is then left as it was.
+    Raises `ArchitectureError` if a layer is missing or has another shape. The component is then unchanged.
     """
     for name, weight in quantized.items():
         find_layer(component, name, weight.shape)
@@ -37,7 +37,7 @@ def swap(
     for name, weight in quantized.items():
         device = _device(component, name, weight)
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
-        # One by one, so that dense weights go as packed ones arrive on the device.
+        # One by one, so that each dense weight is freed before the next packed one is moved to the device.
         put_layers(component, dict([packed_layer(component, name, weight.spec, weight.shape, tensors)]))
     write_description(component, describe(component, dense, ignored))
     refuse_fusing(component)
@@ -49,7 +49,7 @@ def vq_layers(component: nn.Module) -> dict[str, PackedLayer]:
 
 
 def make_dense(component: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Replace every packed layer by the dense layer that it stands for, in place; the config forgets the packing."""
+    """Replace every packed layer by its dense layer, in place, and remove the description from the config."""
     packed = [module for module in component.modules() if isinstance(module, PackedLayer)]
     put_layers(component, {layer: dense_layer(layer, layer.dense_weight(dtype).contiguous()) for layer in packed})
     if hasattr(component, SHARED_NAME):
@@ -59,7 +59,7 @@ def make_dense(component: nn.Module, dtype: torch.dtype = torch.float32) -> None
 
 
 def dense_layer(layer: PackedLayer, weight: Tensor) -> nn.Module:
-    """A dense layer with the geometry of ``layer`` and ``weight [dense_shape]``; the bias takes the weight's dtype."""
+    """A dense layer with the geometry of ``layer`` and ``weight [dense_shape]``. The bias gets the weight's dtype."""
     with torch.device("meta"):
         dense = nn.Conv2d(1, 1, 1) if isinstance(layer, VQConv2d) else nn.Linear(1, 1)
     for name in CONV2D_GEOMETRY if isinstance(layer, VQConv2d) else LINEAR_GEOMETRY:
@@ -70,7 +70,7 @@ def dense_layer(layer: PackedLayer, weight: Tensor) -> nn.Module:
 
 
 def _device(component: nn.Module, name: str, weight: QuantizedWeight) -> torch.device:
-    """Where the layer is; a skeleton on the meta device takes the packed weights where they are."""
+    """The layer's device. If that is the meta device, the device of the packed weight."""
     device = find_layer(component, name, weight.shape).weight.device
     return weight.tensors["weight"].device if device.type == "meta" else device
 

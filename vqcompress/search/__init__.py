@@ -1,1 +1,1 @@
-"""Searches for the best code: Viterbi over trellises, beam search over additive codebooks."""
+"""Searches for codes: Viterbi for trellis codes, beam search for additive codes."""

@@ -1,7 +1,7 @@
-"""The compiled loops of `vqcompress.search.beam`; importing this file imports numba.
+"""The compiled loops of `vqcompress.search.beam`. Importing this file imports numba.
 
-Costs leave out the constant ``|x|²``: extending a partial sum with residual ``r`` by codeword ``c`` adds
-``|c|² - 2 r·c``. Codebooks lie with codewords in the last dimension, so that vector lanes run over codewords.
+Costs omit the constant ``|x|²``: extending a partial sum with residual ``r`` by codeword ``c`` adds
+``|c|² - 2 r·c``. The last dimension of codebooks is the codeword, so that loops over codewords are vectorized.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numba
 import numpy as np
 
-CHUNK = 16  # codewords whose least cost is compared with the worst kept one at once: a vector register of float32
+CHUNK = 16  # codewords per comparison of their least cost with the worst kept cost: one vector register of float32
 
 
 def _compiled(function: Callable[..., Any], inline: Literal["never", "always"] = "never") -> Callable[..., Any]:
@@ -21,18 +21,18 @@ def _compiled(function: Callable[..., Any], inline: Literal["never", "always"] =
     compile_ = partial(numba.njit, nogil=True, fastmath=fastmath, error_model="numpy", inline=inline)
     try:
         return compile_(cache=True)(function)
-    except RuntimeError:  # no writable place for the cache
+    except RuntimeError:  # no writable folder for the cache
         return compile_()(function)
 
 
-# A callee that comes from numba's cache is linked, not inlined, and may round otherwise than when it was compiled: the
-# same command would not always give the same bytes.
+# A callee from numba's cache is linked, not inlined, and may round differently from a newly compiled one. The same
+# command would then not always give the same bytes.
 _inlined = partial(_compiled, inline="always")
 
 
 @_inlined
 def _extension_costs(costs, residual, codebook, norms, base):  # type: ignore[no-untyped-def]
-    """``costs[k] = base + |c_k|² - 2 residual·c_k``; four dimensions a pass, which is what registers hold."""
+    """``costs[k] = base + |c_k|² - 2 residual·c_k``, four dimensions per pass, as many as fit in registers."""
     for k in range(len(costs)):
         costs[k] = base + norms[k]
     for x in range(0, len(residual), 4):
@@ -54,8 +54,8 @@ def _worst(kept_costs, width):  # type: ignore[no-untyped-def]
 
 @_inlined
 def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  # type: ignore[no-untyped-def]
-    """Merge the extensions of one partial sum into the ``width`` best so far; returns how many are kept and the worst's
-    place."""
+    """Merge the extensions of one partial sum into the ``width`` best so far. Returns the number kept and the index of
+    the worst."""
     for start in range(0, len(costs), CHUNK):
         least = costs[start]
         for k in range(start, start + CHUNK):
@@ -76,8 +76,8 @@ def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  
 
 @_compiled
 def search(vectors, codebooks, norms, beam, codes):  # type: ignore[no-untyped-def]
-    """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``; ``codebooks [M, d, K]``, ``norms [M, K]``, K a multiple of
-    `CHUNK`."""
+    """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``, given ``codebooks [M, d, K]`` and ``norms [M, K]``. K is a
+    multiple of `CHUNK`."""
     count, dimension, size = codebooks.shape
     costs, parents, words = np.empty(size, np.float32), np.empty(beam, np.int32), np.empty(beam, np.int32)
     now, then = np.empty(beam, np.float32), np.empty(beam, np.float32)

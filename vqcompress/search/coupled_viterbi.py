@@ -1,11 +1,10 @@
-"""Viterbi search under a metric that couples the outputs: what a weight got wrong is made up for by the weights after
-it.
+"""Viterbi search under a metric that couples the outputs: later weights compensate for the errors of earlier ones.
 
 The metric is ``eᵀ G e`` for the error ``e`` of a whole column. With ``G = V Vᵀ``, ``V`` upper triangular, it is ``sum_t
-V_tt² (e_t + sum_{s<t} V_st e_s / V_tt)²``: each weight has a target of its own, moved by the errors before it. A
-trellis search has not decided on those yet, so every surviving path keeps the last ones that it made and gets its own
-target (per-survivor processing: Raheli, Polydoros, Tzou 1995, IEEE Trans. Commun. 43). What lies further back is
-decided for all: paths that decided otherwise are given up.
+V_tt² (e_t + sum_{s<t} V_st e_s / V_tt)²``: the target of each weight is moved by the errors before it. A trellis search
+has not decided those errors yet, so every surviving path keeps its last errors and has its own targets (per-survivor
+processing: Raheli, Polydoros, Tzou 1995, IEEE Trans. Commun. 43). Errors further back are the same for all paths:
+paths with other errors there are discarded.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from torch import Tensor
 from vqcompress.search.viterbi import INFINITE, CpuViterbi, compiled, compiled_traceback
 
 MEMORY = 64  # errors that each path keeps
-CHUNK = 8  # weights searched between two decisions, which are therefore ``MEMORY - CHUNK`` weights old
+CHUNK = 8  # weights searched between two decisions; a decision is therefore at least ``MEMORY - CHUNK`` weights back
 
 
 @dataclass(frozen=True)
 class OutputMetric:
     """A factored metric, float32, in the order in which the search visits weights (see `factor_metric`).
 
-    ``pull [outputs, outputs]``, strictly lower triangular: how far each weight's target moves with the errors before
-    it. ``weight [outputs]``: the root of what its error then costs, 1 on average.
+    ``pull [outputs, outputs]``, strictly lower triangular: how far each weight's target is moved per unit of each
+    earlier error. ``weight [outputs]``: the square root of the cost per squared error to that target, 1 on average.
     """
 
     pull: np.ndarray
@@ -46,8 +45,8 @@ def factor_metric(moment: Tensor, phase: int) -> OutputMetric:
 
 
 class CoupledViterbi(CpuViterbi):
-    """`CpuViterbi` under the metric of ``metric``; greedy where that one is exact, for paths meet that would want other
-    targets."""
+    """`CpuViterbi` under ``metric``. The search is greedy where `CpuViterbi` is exact: paths that merge can have
+    different later targets."""
 
     def __init__(
         self, outputs: int, state_bits: int, tables: Mapping[int, Tensor], phase: int, metric: OutputMetric
@@ -65,7 +64,7 @@ class CoupledViterbi(CpuViterbi):
 
 
 class CoupledSearch:
-    """One trellis under the metric of ``metric``: ``table [2**state_bits]`` float32, in the order of states."""
+    """Searches one trellis under ``metric``. ``table [2**state_bits]`` is float32, in the order of states."""
 
     def __init__(self, state_bits: int, rate: int, table: np.ndarray, metric: OutputMetric) -> None:
         self._rate, self._metric = rate, metric
@@ -79,7 +78,7 @@ class CoupledSearch:
         self._errors = np.empty((2, groups, MEMORY), np.float32)
 
     def __call__(self, target: np.ndarray, scale: np.ndarray, boundary: int) -> np.ndarray:
-        """States ``[outputs]`` (int64) of a cheap path that has ``boundary`` at both ends."""
+        """States ``[outputs]`` (int64) of a low-cost path with ``boundary`` at both ends."""
         outputs = len(target)
         states, errors, settled = np.empty(outputs, np.int64), np.empty(outputs, np.float32), 0
         self._best.fill(INFINITE)
@@ -103,8 +102,8 @@ class CoupledSearch:
 
 
 def _near(pull: np.ndarray) -> np.ndarray:
-    """``[outputs, MEMORY]``: by how much a weight's target moves with the errors that its path remembers, error ``s``
-    in place ``s % MEMORY``."""
+    """The part of ``pull`` for the errors that each path keeps, ``[outputs, MEMORY]``, error ``s`` at index
+    ``s % MEMORY``."""
     near = np.zeros((len(pull), MEMORY), np.float32)
     for t in range(len(pull)):
         settled = max(0, t // CHUNK * CHUNK + CHUNK - MEMORY)
@@ -116,18 +115,19 @@ def _near(pull: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=64)
 def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
     """Signature ``(target [n], moved [n], scale [n], weight [n], near [n, MEMORY], table [symbols, branches, stems],
-    best [groups], back [>= n, groups] uint8, errors [2, groups, MEMORY], first)``: searches the weights from ``first``
-    on.
+    best [groups], back [>= n, groups] uint8, errors [2, groups, MEMORY], first)``: searches ``n`` weights starting at
+    ``first``.
 
-    ``moved`` is ``target`` as what is settled would have it; the rest comes from ``errors``, whose halves take turns.
+    ``moved`` is ``target`` moved by the errors already decided. ``errors`` holds the later ones; its two halves
+    alternate as input and output of a step.
     """
     return compiled(_forward(1 << rate, 1 << (state_bits - 2 * rate)))
 
 
 @lru_cache(maxsize=1)
 def compiled_give_up() -> Callable[..., None]:
-    """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: makes paths that made other
-    errors from ``place`` on cost more than any."""
+    """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: sets the cost of paths whose
+    errors from ``place`` on differ from ``decided`` to infinity."""
     return compiled(_give_up)
 
 

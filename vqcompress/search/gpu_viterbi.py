@@ -1,4 +1,4 @@
-"""`vqcompress.search.viterbi.CpuViterbi` on a GPU, for whoever encodes; Triton is imported with the first search."""
+"""`vqcompress.search.viterbi.CpuViterbi` on a GPU. Triton is imported by the first search."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vqcompress.errors import RecipeError
 from vqcompress.kernels.kernel import is_interpreted
 from vqcompress.kernels.triton.device import device_unsupported_reason
 
-LARGEST_STATE_BITS = 14  # of larger tables a thread would hold more values than it has registers
+LARGEST_STATE_BITS = 14  # with a larger table, a thread would hold more values than it has registers
 
 
 class GpuViterbi:
-    """Searches columns of ``outputs`` weights on ``device``, in a stream of its own; arguments as of `CpuViterbi`.
+    """Searches columns of ``outputs`` weights on ``device``, in a separate stream. Arguments as for `CpuViterbi`.
 
-    A column keeps a single multiprocessor busy: to keep a device busy search many layers side by side, each in a thread
-    of its own. Feedback and everything else stay on the CPU, a column at a time goes over and its code comes back.
+    A column occupies one multiprocessor. To use the whole device, search many layers in parallel, each in its own
+    thread. Feedback and everything else run on the CPU: one column at a time is copied over and its code copied back.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class GpuViterbi:
         self._tables = {rate: table.float().to(device) for rate, table in tables.items()}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables are on their way
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables are still being copied
 
     def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
         """Symbols and values of ``target [outputs]``, as `CpuViterbi` returns them; all tensors are on the CPU."""
@@ -46,8 +46,8 @@ class GpuViterbi:
 
 
 def search_device(home: torch.device) -> torch.device:
-    """Where a weight that lies at ``home`` is searched: there, or on the current GPU. Raises `RecipeError` where there
-    is none."""
+    """The device that searches a weight on ``home``: the current GPU if ``home`` is the CPU and there is one, else
+    ``home``. Raises `RecipeError` if that device does not support the search."""
     device = torch.device("cuda") if home.type == "cpu" and torch.cuda.is_available() else home
     if reason := device_unsupported_reason(device, is_interpreted()):
         raise RecipeError(f"search='gpu' does not work here: {reason}; take search='cpu'")

@@ -1,8 +1,8 @@
-"""Viterbi search of many tail-biting trellis columns on a GPU, a whole column in one program.
+"""Viterbi search of many tail-biting trellis columns on a GPU, one program per column.
 
 The same search as `vqcompress.search.viterbi`, which has the sources: a short free search across the seam chooses the
 boundary, then the column is searched exactly for it. The cost of every group of states and the whole value table stay
-in registers; only a byte a group and weight, the branch that led there, goes to memory.
+in registers. Only the chosen branch, one byte per group and weight, is written to memory.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def search_columns(targets: Tensor, scale: Tensor, table: Tensor, rate: int, pha
     """Codes of ``targets [columns, outputs]`` under the metric ``sum (target - scale * value)**2``, all at one
     ``rate``.
 
-    ``scale [outputs]`` and ``table [2**state_bits]`` are read as float32; ``phase`` in ``[0, outputs)`` is the output
-    where the search goes round from. Returns symbols uint8 and unscaled values float32, both ``[columns, outputs]``.
-    Needs ``outputs * rate >= state_bits >= 2 * rate`` and at most `gpu_viterbi.LARGEST_STATE_BITS`. While it runs it
-    holds a byte for each of ``columns * outputs * 2**(state_bits - rate)`` decisions, so a large weight is to be passed
-    in parts of a few hundred columns: as many as keep the device busy.
+    ``scale [outputs]`` and ``table [2**state_bits]`` are converted to float32. ``phase`` in ``[0, outputs)`` is the
+    output where the circular search starts. Returns symbols uint8 and unscaled values float32, both
+    ``[columns, outputs]``. Needs ``outputs * rate >= state_bits >= 2 * rate`` and state_bits of at most
+    `gpu_viterbi.LARGEST_STATE_BITS`. The search allocates ``columns * outputs * 2**(state_bits - rate)`` bytes for its
+    decisions, so pass a large weight in parts of a few hundred columns, enough to occupy the device.
     """
     table = table.float()
     states = search_states(targets, scale, table, rate, phase)
@@ -59,8 +59,8 @@ def search_states(targets: Tensor, scale: Tensor, table: Tensor, rate: int, phas
 
 @triton.jit
 def _forward(best, back, target, scale, values, outputs, first, steps, RATE: tl.constexpr, STATE_BITS: tl.constexpr):
-    """Costs ``[branches, stems]`` of the groups after ``steps`` weights from output ``first`` on, round the circle;
-    fills ``back``."""
+    """Costs ``[branches, stems]`` of the groups after ``steps`` weights from output ``first`` on, modulo ``outputs``.
+    Fills ``back``."""
     branches: tl.constexpr = 1 << RATE
     stems: tl.constexpr = 1 << (STATE_BITS - 2 * RATE)
     group = tl.arange(0, stems)[:, None] * branches + tl.arange(0, branches)[None, :]
@@ -87,7 +87,7 @@ def viterbi(
     RATE: tl.constexpr,
     STATE_BITS: tl.constexpr,
 ):
-    """``states [columns, outputs]`` (int32) of the cheapest circular path: a program per column.
+    """Fills ``states [columns, outputs]`` (int32) with the cheapest circular path, one program per column.
 
     A state is (branch, stem, symbol) from high bits to low; its group is (stem, symbol), and the next step reads the
     same bits as (branch, stem).
@@ -106,7 +106,7 @@ def viterbi(
     free = tl.zeros((branches, stems), dtype=tl.float32)
     best = _forward(free, back, targets, scale, values, outputs, seam, 2 * REACH, RATE, STATE_BITS)
     group = tl.argmin(tl.reshape(best, (groups,)), axis=0)
-    tl.debug_barrier()  # the branches were stored by other threads than read them
+    tl.debug_barrier()  # threads read branches that other threads stored
     for step in range(REACH):
         branch = tl.load(back + (2 * REACH - 1 - step) * groups + group).to(tl.int32)
         group = (branch * groups + group) >> RATE

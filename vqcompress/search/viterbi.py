@@ -1,11 +1,12 @@
 """Viterbi search for tail-biting trellis codes on one CPU thread, compiled with numba.
 
-Viterbi 1967; for the bit-shift trellis see Tseng et al. 2024, QTIP, arXiv 2406.11235, section 3.2. A state is the last
-``L`` bits of the stream. A weight shifts ``k`` bits in, so the ``2**k`` states that share their low ``L - k`` bits, a
-group, have the same future and only the cheapest of them need be kept: ``2**L`` multiply-adds and comparisons a weight.
+Viterbi 1967. For the bit-shift trellis see Tseng et al. 2024, QTIP, arXiv 2406.11235, section 3.2. A state is the last
+``L`` bits of the stream. Each weight shifts ``k`` bits in. The ``2**k`` states with the same low ``L - k`` bits form a
+group; they have the same successors, so only the cheapest of them is kept. This takes ``2**L`` multiply-adds and
+comparisons per weight.
 
-A circular stream must end in the bits it starts from. Its boundary is chosen by a short free search across the seam
-(wrap-around decoding: Shao, Lin, Fossorier 2003, Two decoding algorithms for tailbiting codes), then the whole column
+A circular stream must end with the bits it starts from. This boundary is chosen by a short free search across the seam
+(wrap-around decoding: Shao, Lin, Fossorier 2003, Two decoding algorithms for tailbiting codes). Then the whole column
 is searched exactly for that boundary.
 """
 
@@ -18,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SEAM = 32  # weights on either side of the seam that choose the boundary
+SEAM = 32  # weights on either side of the seam in the search for the boundary
 INFINITE = np.float32(1e30)
-LANES = 8  # floats that one vector instruction takes at once
+LANES = 8  # floats per vector instruction
 
 
 class CpuViterbi:
-    """Searches columns of ``outputs`` weights; keeps its buffers between calls, so use one per thread.
+    """Searches columns of ``outputs`` weights. It reuses its buffers between calls, so use one per thread.
 
     ``tables`` holds the values ``[2**state_bits]`` by rate. ``phase`` in ``[0, outputs)`` is the weight where the
-    circular search starts: another phase gives another, equally good code.
+    circular search starts. Another phase gives a different, equally good code.
     """
 
     def __init__(self, outputs: int, state_bits: int, tables: Mapping[int, Tensor], phase: int = 0) -> None:
@@ -91,7 +92,7 @@ def _by_branch(table: np.ndarray, state_bits: int, rate: int) -> np.ndarray:
 
 
 def _stems_in_lanes(state_bits: int, rate: int) -> bool:
-    """Whether stems (the bits between the oldest k and the newest k) fill a vector, or else symbols should."""
+    """Whether to vectorize over stems (the bits between the oldest k and the newest k) instead of over symbols."""
     return state_bits - 2 * rate >= LANES.bit_length() - 1 or rate < 5
 
 
@@ -99,8 +100,8 @@ def _stems_in_lanes(state_bits: int, rate: int) -> bool:
 def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
     """The forward pass for one trellis, compiled once per process and kept in numba's cache on disk.
 
-    Signature ``(target [n], scale [n], table, best [groups], back [>= n, groups] uint8)``: ``best`` goes from the cost
-    of each group before the first weight to that after the last, ``back`` receives the branch that led there.
+    Signature ``(target [n], scale [n], table, best [groups], back [>= n, groups] uint8)``: ``best`` is the cost of each
+    group, before the first weight on entry and after the last on return. ``back`` receives the chosen branches.
     """
     make_forward = _forward_over_stems if _stems_in_lanes(state_bits, rate) else _forward_over_symbols
     return compiled(make_forward(1 << rate, 1 << (state_bits - 2 * rate)))
@@ -113,22 +114,22 @@ def compiled_traceback() -> Callable[..., None]:
 
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` compiled by numba, once per process, and kept in its cache on disk where there is room for one."""
-    import numba  # takes half a second: only for those who search
+    """``function`` compiled by numba, once per process, and kept in its cache on disk if a folder is writable."""
+    import numba  # imported here because it takes half a second
 
     compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy")
     try:
         return compile_(cache=True)(function)
-    except RuntimeError:  # no writable place for the cache
+    except RuntimeError:  # no writable folder for the cache
         return compile_()(function)
 
 
-# The two forward passes do the same; they differ in what fills the vector registers. Their sizes are closure constants,
-# so that LLVM unrolls and vectorizes the inner loops.
+# The two forward passes compute the same result and differ in the dimension that is vectorized. Their sizes are closure
+# constants, so that LLVM unrolls and vectorizes the inner loops.
 
 
 def _forward_over_stems(branches: int, stems: int) -> Callable[..., None]:
-    """Vector lanes run over stems; ``table [symbols, branches, stems]``."""
+    """Vectorized over stems, with ``table [symbols, branches, stems]``."""
 
     def forward(target, scale, table, best, back):  # type: ignore[no-untyped-def]
         low, arg = np.empty((branches, stems), np.float32), np.empty((branches, stems), np.int32)
@@ -155,7 +156,7 @@ def _forward_over_stems(branches: int, stems: int) -> Callable[..., None]:
 
 
 def _forward_over_symbols(branches: int, stems: int) -> Callable[..., None]:
-    """Vector lanes run over symbols; ``table [branches, stems, symbols]``."""
+    """Vectorized over symbols, with ``table [branches, stems, symbols]``."""
 
     def forward(target, scale, table, best, back):  # type: ignore[no-untyped-def]
         low, arg = np.empty((stems, branches), np.float32), np.empty((stems, branches), np.int32)
