@@ -1,7 +1,7 @@
-"""Networks that diffusers lacks, one file a family, and the one door to official weights.
+"""Networks that diffusers does not have, one file per family. `from_official` loads their official weights.
 
 ``from_official("dit", {"depth": 28, …}, state_dict)`` takes the constructor arguments and the parameter names of
-the authors' own releases and gives an eval module with the authors' forward signature.
+the authors' releases. It returns an eval-mode module with the authors' forward signature.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vqcompress.errors import ArchitectureError
 Builder = Callable[[Mapping[str, object], Mapping[str, Tensor]], nn.Module]
 
 # family: "module:builder"; a builder takes (config, state_dict) and returns the loaded module.
-# Named, not imported, so that opening one family does not pay for all of them.
+# The builders are strings, so that loading one family does not import all of them.
 FAMILIES: dict[str, str] = {
     "dit": "vqcompress.models.dit:dit_from_official",
     "sit": "vqcompress.models.dit:sit_from_official",
@@ -41,10 +41,10 @@ def _builder(family: str) -> Builder:
 
 
 def from_official(family: str, config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """A family's network with official weights, in eval mode.
+    """Return a family's network with official weights, in eval mode.
 
     ``family`` is a key of ``FAMILIES``; ``config`` holds the official class's constructor arguments;
-    ``state_dict`` has official names. Every name is consumed. Raises ArchitectureError for an unknown
+    ``state_dict`` has official names, and none may be left over. Raises ArchitectureError for an unknown
     family or argument, and for weights that do not fit (the message lists missing and unexpected names).
     """
     return _builder(family)(config, state_dict).eval()

@@ -1,4 +1,4 @@
-"""Self-attention over all tokens, with fused query-key-value, under the two layouts of official checkpoints."""
+"""Self-attention over all tokens with a fused query-key-value layer, in the two layouts of official checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Names ``qkv`` and ``proj`` (DiT, SiT, MDT, DiT-MoE S and B)."""
+    """Self-attention with layers named ``qkv`` and ``proj`` (DiT, SiT, MDT, DiT-MoE S and B)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
 
 
 class NormedSelfAttention(nn.Module):
-    """Names ``Wqkv`` and ``out_proj``, LayerNorm on each head's query and key (DiT-MoE XL and G)."""
+    """Layers named ``Wqkv`` and ``out_proj``, and LayerNorm on each head's query and key (DiT-MoE XL and G)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -43,6 +43,7 @@ class NormedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = split_heads(self.Wqkv(x), self.heads)
-        # These models were trained and are sampled with queries and keys rounded to half; without it, 6e-5 off.
+        # These models are trained and sampled with queries and keys rounded to float16.
+        # Without the rounding, outputs are off by 6e-5.
         query, key = (t.to(torch.float16).to(value.dtype) for t in (self.q_norm(query), self.k_norm(key)))
         return self.out_proj(join_heads(scaled_dot_product_attention(query, key, value)))

@@ -1,4 +1,4 @@
-"""One diffusers pipeline for every class-conditional network here; its scheduler tells the time convention.
+"""One diffusers pipeline for all class-conditional networks here. The scheduler sets the time convention.
 
 =====================  =============================  ==========================================================
 scheduler              networks                       time, estimate, guidance
@@ -38,30 +38,31 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 _FLOW = "FlowMatch"
 # Flows whose time runs from noise at 0 to data at 1.
 _TOWARDS_DATA = (SiT, FlagDiTLabels, NextDiTLabels)
-# Side of the latent for networks that were trained on many sizes and name none: 256 px.
+# Side of the latent for networks that were trained on many sizes and have no size in their config: 256 px.
 _LATENT_SIDE = 32
 _LEARNED = ("learned", "learned_range")
 
 
 def default_scheduler(transformer: Any) -> Any:
-    """A diffusers scheduler for the noise or the flow that ``transformer`` was trained on."""
+    """Return a diffusers scheduler for the noise or the flow that ``transformer`` was trained on."""
     if isinstance(transformer, DiffiTImage):
         return EDMEulerScheduler()
-    # DiT-MoE: the releases with this attention layout are the rectified flows.
+    # The DiT-MoE releases with this attention layout are rectified flows.
     if isinstance(transformer, _TOWARDS_DATA) or transformer.config.get("use_flash_attn"):
         return FlowMatchEulerDiscreteScheduler()
     return DDIMScheduler(clip_sample=False)
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
-    """Images from class labels: a ``transformer`` of `vqcompress.models`, a ``scheduler``, and a ``vae`` for latents.
+    """Generates images from class labels.
 
-    ``id2label`` maps class ids to names, comma-separated synonyms allowed. ``guidance`` is the scale that suits the
-    weights, where it is not the papers'.
+    ``transformer`` is a network of `vqcompress.models`. ``vae`` is needed for networks on latents. ``id2label`` maps
+    class ids to names; a value can list several synonyms, separated by commas. ``guidance`` is the best scale for the
+    weights, if it is not the papers' scale.
     """
 
     model_cpu_offload_seq: Any = "transformer->vae"
-    _optional_components = ["vae"]  # noqa: RUF012 (diffusers reads it so)
+    _optional_components = ["vae"]  # noqa: RUF012 (diffusers defines it as a list)
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         id2label: dict[Any, str] | None = None,
         guidance: float | None = None,
     ) -> Any:
-        """The pipeline with the scheduler that the network was trained for."""
+        """Build the pipeline with the scheduler that the network was trained for."""
         return cls(transformer, default_scheduler(transformer), vae, id2label, guidance)
 
     @property
@@ -100,7 +101,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def default_guidance(self) -> float:
-        """The pipeline's own scale, else that of the papers' samples; 1 for a network without a null label."""
+        """The pipeline's own scale if set; otherwise the papers' scale, or 1 for a network without a null label."""
         if self.config["guidance"] is not None:
             return self.config["guidance"]
         config = self.transformer.config
@@ -112,12 +113,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the network knows; None when it is unconditional."""
+        """Number of classes, or None for an unconditional network."""
         return self.transformer.config["num_classes"]
 
     @property
     def labels(self) -> dict[str, int]:
-        """Every known class name -> its id."""
+        """Maps every class name to its id."""
         named = (self.config["id2label"] or {}).items()
         return {word.strip(): int(index) for index, words in named for word in words.split(",")}
 
@@ -130,12 +131,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """One image for each label.
+        """Generate one image per label.
 
-        ``generator``: one for all, or a list with one for each image. ``output_type``: "pil", "np", "pt" (float
-        [n, 3, h, w] in 0..1) or "latent" ([n, channels, s, s], unscaled). ``guidance_scale`` of 1 or less runs the
-        conditional half alone; None means `default_guidance`. Raises ArchitectureError for labels the network does not
-        know.
+        ``generator``: one for all images, or a list with one per image. ``output_type``: "pil", "np", "pt" (float
+        [n, 3, h, w] in 0..1) or "latent" ([n, channels, s, s], unscaled). ``guidance_scale`` of 1 or less runs only
+        the conditional half; None means `default_guidance`. Raises ArchitectureError for labels that the network does
+        not have.
         """
         guidance = self.default_guidance if guidance_scale is None else guidance_scale
         labels = self._checked(class_labels, guidance)
@@ -160,7 +161,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         )
         self._set_timesteps(steps)
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        # Schedulers that draw no noise have no such argument.
+        # Schedulers that add no noise do not have this argument.
         extra = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         for t in self.progress_bar(self.scheduler.timesteps):
             scaled = self._scaled(x, t)
@@ -174,7 +175,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def _set_timesteps(self, steps: int) -> None:
         if self._flows:
-            # Equal steps from pure noise; the last one ends on the data.
+            # Equal steps from pure noise. The last step ends at the data.
             self.scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], device=self._execution_device)
         else:
             self.scheduler.set_timesteps(steps, device=self._execution_device)
@@ -184,7 +185,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return x if scale is None else scale(x, t)
 
     def _times(self, t: Tensor, count: int, device: torch.device) -> Tensor:
-        """The network's own time, float32 [count]."""
+        """Convert ``t`` to the network's own time, float32 [count]."""
         time = torch.as_tensor(t, dtype=torch.float32, device=device)
         if self._flows:
             time = time / self.scheduler.config["num_train_timesteps"]
@@ -203,7 +204,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return out[: len(x)]
 
     def _oriented(self, out: Tensor, channels: int) -> Tensor:
-        """What the scheduler wants: noise (with its variance if learned), or the velocity from data to noise."""
+        """Return what the scheduler expects: noise (and variance if learned), or the velocity from data to noise."""
         if isinstance(self.transformer, _TOWARDS_DATA):
             return -out
         learned = self.scheduler.config.get("variance_type") in _LEARNED

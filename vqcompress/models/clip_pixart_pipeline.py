@@ -1,8 +1,8 @@
-"""PixArt's network on CLIP text, as SDXL reads it: both encoders' hidden states, and the pooled text as extra tokens.
+"""PixArt's network with CLIP text as in SDXL: hidden states of both encoders, and the pooled text as extra tokens.
 
-PixArt (arXiv 2310.00426) has no input for pooled text. Here it joins the caption as a few tokens more, each of which
-has columns of `caption_projection` for itself, so that each can say something else of the whole caption, such as what
-one of its objects looks like; cross-attention then chooses between them.
+PixArt (arXiv 2310.00426) has no input for pooled text. Here the pooled text becomes a few extra caption tokens. Each
+extra token has its own columns of `caption_projection`, so each can encode a different property of the whole caption,
+such as what one of its objects looks like. Cross-attention then selects between them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vqcompress.models.text_pipeline import Generators, TextPipeline, TextPipeli
 
 
 def caption_features(states: Tensor, pooled: Tensor, channels: int) -> Tensor:
-    """Hidden states [b, t, s] and pooled text [b, p] as caption tokens [b, t + k, channels], channels = s + k·p.
+    """Hidden states [b, t, s] and pooled text [b, p] -> caption tokens [b, t + k, channels], channels = s + k·p.
 
-    Token t + i holds the pooled text in the channels s + i·p to s + (i + 1)·p; what a token does not fill is zero.
+    Token t + i has the pooled text in the channels s + i·p to s + (i + 1)·p. Unused channels of a token are zero.
     """
     slots = (channels - states.shape[-1]) // pooled.shape[-1]
     blocks = torch.eye(slots, dtype=pooled.dtype, device=pooled.device)
@@ -32,17 +32,20 @@ def caption_features(states: Tensor, pooled: Tensor, channels: int) -> Tensor:
 
 
 def read_captions(text_encoder: Any, text_encoder_2: Any, tokens: Tensor, channels: int) -> Tensor:
-    """Token ids int64 [b, t] as caption tokens float [b, t + k, channels]: see `caption_features`."""
+    """Token ids int64 [b, t] -> caption tokens float [b, t + k, channels]; see `caption_features`."""
     first = text_encoder(tokens, output_hidden_states=True).hidden_states[-2]
     second = text_encoder_2(tokens, output_hidden_states=True)
     return caption_features(torch.cat([first, second.hidden_states[-2]], dim=-1), second.text_embeds, channels)
 
 
 class ClipPixArtPipeline(TextPipeline):
-    """Around PixArtTransformer2DModel; one tokenizer for both encoders, any scheduler that needs no extra arguments."""
+    """Pipeline for PixArtTransformer2DModel with two CLIP encoders that share one tokenizer.
+
+    Any scheduler that needs no extra arguments works.
+    """
 
     model_cpu_offload_seq: Any = "text_encoder->text_encoder_2->transformer->vae"
-    padding = "max_length"  # as CLIP pads
+    padding = "max_length"  # CLIP pads this way
 
     def __init__(
         self,
@@ -57,19 +60,21 @@ class ClipPixArtPipeline(TextPipeline):
         self.register_modules(text_encoder_2=text_encoder_2, scheduler=scheduler)
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Caption tokens [n, t + k, channels], see `read_captions`."""
+        """Return caption tokens [n, t + k, channels]; see `read_captions`."""
         return read_captions(
             self.text_encoder, self.text_encoder_2, tokens, self.transformer.config["caption_channels"]
         )
 
     def read_tokens(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Caption tokens and a mask of ones: the network reads the padding too, as it was trained to."""
+        """Return caption tokens and a mask of ones. The network attends to the padding too, as in training."""
         features, _ = super().read_tokens(tokens, mask)
         return features, torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
 
     def _estimate(self, x: Tensor, time: Tensor, text: Tensor, guidance: float) -> Tensor:
-        """The network's estimate [n, channels, h, w] for latents of the same shape, pushed away from the second half of
-        ``text`` where it has one."""
+        """Return the network's estimate [n, channels, h, w] for latents of the same shape.
+
+        If ``text`` has a second half, guidance moves the estimate away from it.
+        """
         both = x.repeat(len(text) // len(x), 1, 1, 1)
         out = self.transformer(both, text, timestep=time.expand(len(both))).sample
         if len(both) == len(x):
@@ -90,7 +95,11 @@ class ClipPixArtPipeline(TextPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> TextPipelineOutput | tuple[Any]:
-        """``guidance_scale`` ≤ 1: no guidance. ``height``, ``width`` in pixels. ``generator``: one, or one an image."""
+        """Generate images from prompts.
+
+        ``guidance_scale`` ≤ 1 means no guidance. ``height`` and ``width`` are in pixels. ``generator``: one, or one per
+        image.
+        """
         free = guidance_scale > 1
         text, _ = self.encode_prompt(prompt, self._execution_device, 1, free, negative_prompt)
         size = self.latent_size(height, width)

@@ -1,4 +1,4 @@
-"""Convert an official checkpoint to an ordinary diffusers folder; the only place that reads ``.pt`` files."""
+"""Convert an official checkpoint to an ordinary diffusers folder. Only this module reads ``.pt`` files."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from vqcompress.models.pipeline_parts import PipelineParts
 
-# Trainers save their weights under one of these; the averaged ones are those that the papers sample.
+# Training code saves the weights under one of these keys. The papers sample from the averaged weights (``ema``).
 _WRAPPERS = ("ema", "model", "state_dict")
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors`` or PyTorch file, taken out of the dict that a trainer wrapped it in.
+    """Return the state dict in a ``.safetensors`` or PyTorch file, without the dict that training code wraps around it.
 
     PyTorch files are read with ``weights_only=True``: tensors and plain containers, no code. Raises ArchitectureError
-    for a file that is missing, holds anything else, or is of another kind.
+    for a file that is missing, contains anything else, or has another extension.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,8 +57,9 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def configuration(model: str | Preset, arguments: Mapping[str, object] | None = None) -> Preset:
-    """The network ``model``: a preset or its name, or a family (a key of `models.FAMILIES`) with its official defaults.
+    """Return the family and the constructor arguments of ``model``.
 
+    ``model`` is a preset, the name of a preset, or a family (a key of `models.FAMILIES`) with its official defaults.
     ``arguments`` of the official constructor replace those of the preset. Raises ArchitectureError for an unknown name.
     """
     if isinstance(model, Preset):
@@ -80,7 +81,7 @@ def _weights(chosen: Preset, checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _common_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """What the checkpoint is stored in; float32 when it mixes dtypes."""
+    """Return the checkpoint's floating-point dtype, or float32 if it mixes dtypes."""
     found = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
     return found.pop() if len(found) == 1 else torch.float32
 
@@ -95,10 +96,11 @@ def convert_official(
 ) -> Path:
     """Write ``model`` (a preset, or the name of a preset or a family) with official weights as a diffusers folder.
 
-    ``checkpoint``: a file, or the folder of a sharded checkpoint (see `shards`) or of a LinFusion adapter.
-    ``arguments``: see `configuration`. ``parts``: what the checkpoint does not hold. Weights keep the checkpoint's
-    dtype. Returns the folder, which `vqcompress quantize` and ``DiffusionPipeline.from_pretrained`` open. Raises
-    ArchitectureError for an unknown name, for parts that are missing, and for weights that do not fit.
+    ``checkpoint``: a file, the folder of a sharded checkpoint (see `shards`), or the folder of a LinFusion adapter.
+    ``arguments``: see `configuration`. ``parts``: the parts of the pipeline that are not in the checkpoint. Weights
+    keep the checkpoint's dtype. Returns the folder, which `vqcompress quantize` and
+    ``DiffusionPipeline.from_pretrained`` can open. Raises ArchitectureError for an unknown name, for missing parts,
+    and for weights that do not fit.
     """
     from vqcompress.models.pipeline_parts import PipelineParts, pipeline_around
 

@@ -1,8 +1,9 @@
-"""DiffiT in image space (arXiv 2312.02139, section 3.2): a U of time-dependent window attention.
+"""DiffiT in image space (arXiv 2312.02139, section 3.2): a U-shaped network with time-dependent window attention.
 
-No code or weights were published. The paper fixes the blocks (its equations 1 to 8), the tokenizer, strided
-convolutions down, transposed ones up, four levels at 64 px and three at 32 px. It leaves open how skips are merged
-(here: side by side, then a 1x1 convolution) and the window (here: 8, or the whole grid where that is smaller).
+No code or weights were published. The paper specifies the blocks (its equations 1 to 8), the tokenizer, strided
+convolutions to go down, transposed convolutions to go up, four levels at 64 px and three at 32 px. It does not specify
+how skips are merged (here: concatenated, then a 1x1 convolution) or the window size (here: 8, or the whole grid if
+that is smaller).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def from_windows(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class WindowTimeAttention(nn.Module):
-    """Self-attention in square windows whose queries, keys and values also depend on time (equations 3 to 6)."""
+    """Self-attention in square windows. Queries, keys and values also depend on time (equations 3 to 6)."""
 
     def __init__(self, width: int, time_width: int, heads: int, window: int):
         super().__init__()
@@ -58,10 +59,10 @@ class WindowTimeAttention(nn.Module):
 
 
 class TransposedConvolution(nn.Module):
-    """Transposed convolution of kernel 4, stride 2, padding 1: each pixel times a matrix, overlapping patches added.
+    """Transposed convolution with kernel 4, stride 2, padding 1.
 
-    The matrix is a Linear [out·16, in], which can be packed like any other; ``nn.ConvTranspose2d`` keeps it
-    input-first.
+    Each pixel is multiplied by a matrix, and overlapping patches are added. The matrix is a Linear [out·16, in], which
+    can be packed like any other. ``nn.ConvTranspose2d`` stores it input-first.
     """
 
     def __init__(self, width: int, out: int):
@@ -96,7 +97,7 @@ class DiffiTResBlock(nn.Module):
 
 
 class DiffiTStage(nn.ModuleList):
-    """The blocks of one level, one after another."""
+    """The blocks of one level, applied in order."""
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         for block in self:
@@ -105,10 +106,10 @@ class DiffiTStage(nn.ModuleList):
 
 
 class DiffiTImage(Network):
-    """Image-space DiffiT; ``widths`` and ``blocks`` have one entry a level, each level half the size of the last.
+    """Image-space DiffiT. ``widths`` and ``blocks`` have one entry per level; each level halves the size.
 
-    ``forward(x [n, in_channels, s, s], t [n], y [n] labels or None)`` gives [n, in_channels, s, s]. The models were
-    trained with EDM preconditioning (arXiv 2206.00364), where t is ln(sigma)/4 and x the scaled input.
+    ``forward(x [n, in_channels, s, s], t [n], y [n] labels or None)`` returns [n, in_channels, s, s]. The models were
+    trained with EDM preconditioning (arXiv 2206.00364), where t is ln(sigma)/4 and x is the scaled input.
     """
 
     @register_to_config

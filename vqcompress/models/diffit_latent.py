@@ -23,7 +23,7 @@ _RAMPED_SIZE = 32
 
 
 class TimeSelfAttention(nn.Module):
-    """Queries, keys and values are each a sum of a token's and the condition's projection (equations 3 to 5)."""
+    """Each query, key and value is a projection of the token plus one of the condition (equations 3 to 5)."""
 
     def __init__(self, width: int, heads: int, window: int):
         super().__init__()
@@ -41,7 +41,7 @@ class TimeSelfAttention(nn.Module):
 
 
 class DiffiTBlock(nn.Module):
-    """Attention that knows the time, then an MLP that does not."""
+    """Attention conditioned on the time, then an MLP without a condition."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, window: int):
         super().__init__()
@@ -56,7 +56,7 @@ class DiffiTBlock(nn.Module):
 
 
 class PlainFinalLayer(nn.Module):
-    """linear(SiLU(LN(x))): no condition."""
+    """linear(SiLU(LN(x))), without a condition."""
 
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
@@ -70,9 +70,9 @@ class PlainFinalLayer(nn.Module):
 class DiffiTLatent(Network):
     """Class-conditional DiffiT on latents; attention spans the whole grid (16² tokens at 256 px, 32² at 512).
 
-    The released 256 and 512 models have depth 28; the official class's own default, kept here, is 30.
-    ``forward(x [n, in_channels, s, s], t [n] in [0, 1000), y [n] labels)`` gives [n, C, s, s], where C is twice
-    ``in_channels`` when ``learn_sigma``. Label ``num_classes`` is the null label.
+    The released 256 and 512 models have depth 28. The default here is 30, as in the official class.
+    ``forward(x [n, in_channels, s, s], t [n] in [0, 1000), y [n] labels)`` returns [n, C, s, s], where C is twice
+    ``in_channels`` with ``learn_sigma``. Label ``num_classes`` is the null label.
     """
 
     @register_to_config
@@ -114,14 +114,14 @@ class DiffiTLatent(Network):
         diffusion_steps: int = 1000,
         scale_pow: float = 4.0,
     ) -> Tensor:
-        """Guided output for a batch of [conditional, null] halves; constant guidance for latents above 32."""
+        """Guided output for a batch of [conditional, null] halves; guidance is constant for latents above 32."""
         ramped = self.config["input_size"] <= _RAMPED_SIZE
         scale = power_cosine(t, cfg_scale, diffusion_steps, scale_pow) if ramped else cfg_scale
         return guided(lambda both: self(both, t, y), x, scale)
 
 
 def diffit_latent_from_official(config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> DiffiTLatent:
-    """DiffiT with the weights of an nvidia/DiffiT checkpoint; its stored position indices are checked and dropped."""
+    """DiffiT with the weights of an nvidia/DiffiT checkpoint. Stored position indices are checked and dropped."""
     model = construct(DiffiTLatent, config)
     index = relative_position_index(model.config["input_size"] // model.config["patch_size"])
     places = (n for n, part in model.named_modules() if isinstance(part, TimeSelfAttention))

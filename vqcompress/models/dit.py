@@ -1,7 +1,7 @@
-"""DiT (arXiv 2212.09748) and SiT (arXiv 2401.08740): one network, official names, official forward.
+"""DiT (arXiv 2212.09748) and SiT (arXiv 2401.08740): one network with the official names and forward signature.
 
-diffusers' own DiT class differs from the official model in time frequencies and norm epsilon, by up to half of
-the output's range, so official checkpoints are run here.
+diffusers' own DiT class has other time frequencies and another norm epsilon than the official model. Its output
+differs by up to half of the output's range, so official checkpoints run on this class.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class DiTBlock(nn.Module):
 
 
 class DiT(Network):
-    """Class-conditional diffusion transformer; constructor arguments as in the official class.
+    """Class-conditional diffusion transformer with the constructor arguments of the official class.
 
-    ``forward(x [n, in_channels, s, s], t [n] in [0, 1000), y [n] labels)`` gives [n, C, s, s], where C is twice
-    ``in_channels`` when ``learn_sigma`` (noise, then variance). Label ``num_classes`` is the null label.
+    ``forward(x [n, in_channels, s, s], t [n] in [0, 1000), y [n] labels)`` returns [n, C, s, s], where C is twice
+    ``in_channels`` with ``learn_sigma`` (noise, then variance). Label ``num_classes`` is the null label.
     """
 
     @register_to_config
@@ -80,7 +80,7 @@ class DiT(Network):
 
 
 class SiT(DiT):
-    """DiT's network as an interpolant's velocity: t in [0, 1], and the variance half is never returned."""
+    """DiT's network as the velocity of an interpolant: t is in [0, 1], and the variance half is never returned."""
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         out = super().forward(x, t, y)

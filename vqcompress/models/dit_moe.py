@@ -15,7 +15,7 @@ from vqcompress.models.modulation import FinalLayer, modulate, modulation, plain
 from vqcompress.models.network import Network
 from vqcompress.models.official_weights import construct, load_strictly
 
-# The shared expert's hidden width is that of two experts as wide as the model.
+# The shared expert's hidden width is that of two experts, each with the model's width as hidden width.
 _SHARED_EXPERTS = 2
 
 
@@ -37,14 +37,14 @@ class MoEBlock(nn.Module):
 
 
 class DiTMoE(Network):
-    """Class-conditional mixture-of-experts transformer; constructor arguments as in the official class.
+    """Class-conditional mixture-of-experts transformer with the constructor arguments of the official class.
 
-    ``use_flash_attn`` names the attention layout of the XL and G checkpoints (``Wqkv``, normed heads), not a kernel.
-    ``pretraining_tp`` sliced the experts' weights in training; the plain product here is the same function, so it
-    is only recorded.
+    ``use_flash_attn`` selects the attention layout of the XL and G checkpoints (``Wqkv``, normed heads), not a kernel.
+    ``pretraining_tp`` sliced the experts' weights in training. The unsliced product here computes the same function,
+    so the value is only stored.
 
-    ``forward(x [n, in_channels, s, s], t [n], y [n] labels)`` gives [n, C, s, s], where C is twice ``in_channels``
-    when ``learn_sigma``. S and B take t in [0, 1000); XL and G are rectified flows, t in [0, 1], whose velocity is
+    ``forward(x [n, in_channels, s, s], t [n], y [n] labels)`` returns [n, C, s, s], where C is twice ``in_channels``
+    with ``learn_sigma``. S and B take t in [0, 1000). XL and G are rectified flows with t in [0, 1]; their velocity is
     the first half of C.
     """
 
@@ -101,6 +101,6 @@ class DiTMoE(Network):
 
 
 def dit_moe_from_official(config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> DiTMoE:
-    """DiT-MoE with the weights of a feizc/DiT-MoE checkpoint; the names of the weights tell the attention layout."""
+    """DiT-MoE with the weights of a feizc/DiT-MoE checkpoint. The weights' names determine the attention layout."""
     layout = any(name.endswith(".attn.Wqkv.weight") for name in state_dict)
     return load_strictly(construct(DiTMoE, {**config, "use_flash_attn": layout}), state_dict)

@@ -1,4 +1,4 @@
-"""What goes in: patches, positions, time and labels, as DiT (arXiv 2212.09748) and its descendants embed them."""
+"""Embeddings of patches, positions, time and labels, as in DiT (arXiv 2212.09748) and networks based on it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        # The caller names the dtype: a packed weight's own dtype says nothing about the arithmetic around it.
+        # The caller passes the dtype, because a packed weight's dtype is not the dtype of the computation.
         return self.mlp(time_features(t, self.features).to(dtype))
 
 
 class LabelEmbedder(nn.Module):
-    """Labels [n] -> [n, width]; the last row, label ``classes``, is the null label of guidance."""
+    """Labels [n] -> [n, width]. The last row, label ``classes``, is the null label for guidance."""
 
     def __init__(self, classes: int, width: int, dropout: float):
         super().__init__()

@@ -1,8 +1,9 @@
-"""Flag-DiT (Gao et al. 2024, arXiv 2405.05945): Lumina-T2I with text, Flag-DiT with labels; and Large-DiT.
+"""Flag-DiT (Gao et al. 2024, arXiv 2405.05945): Lumina-T2I for text, Flag-DiT for labels, and Large-DiT.
 
-A picture is one row of tokens with one-dimensional rotary positions. With text, a learned ``eol_token`` closes each of
-its lines and a ``pad_token`` fills shorter rows, so sizes can be mixed; the label networks have neither. Time runs in
-[0, 1] for Flag-DiT and in [0, 1000) for Large-DiT, which is the same network trained as a DDPM.
+An image is one row of tokens with one-dimensional rotary positions. In the text network, a learned ``eol_token`` ends
+each line of the image and a ``pad_token`` fills shorter rows, so a batch can mix image sizes. The label networks have
+neither token. Time is in [0, 1] for Flag-DiT and in [0, 1000) for Large-DiT, which is the same network trained as a
+DDPM.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from vqcompress.models.token_rows import SameImages, TokenRows
 
 
 class FlagBlock(nn.Module):
-    """Shift, scale and gate around attention, then around the feed-forward."""
+    """Attention, then feed-forward, each shifted, scaled and gated by the condition."""
 
     def __init__(self, shape: TrunkShape) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class _FlagNetwork(FlagTrunk):
             self._build_token(name, wanted=shape.cap_feat_dim is not None)
 
     def _joined(self, lines: Tensor) -> Tensor:
-        """The end-of-line token, if there is one, closes each line."""
+        """Append the end-of-line token, if there is one, to each line and flatten the lines to one row."""
         if self.eol_token is not None:
             lines = torch.cat([lines, self.eol_token.to(lines.dtype).expand(len(lines), 1, -1)], dim=1)
         return lines.flatten(0, 1)
@@ -71,7 +72,7 @@ class _FlagNetwork(FlagTrunk):
 
 
 class FlagDiT(_FlagNetwork):
-    """Lumina-T2I's text-to-image Flag-DiT; argument names and parameter names of the official ``DiT_Llama``."""
+    """Lumina-T2I's text-to-image Flag-DiT, with the argument and parameter names of the official ``DiT_Llama``."""
 
     @register_to_config
     def __init__(
@@ -107,12 +108,12 @@ class FlagDiT(_FlagNetwork):
         ntk_factor: float | None = None,
         base_seqlen: int | None = None,
     ) -> SameImages:
-        """Velocity of the flow at time ``t``.
+        """Return the velocity of the flow at time ``t``.
 
-        ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
-        at 0; ``cap_feats`` ``[batch, length, cap_feat_dim]``; ``cap_mask`` ``[batch, length]``, 1 where text.
-        Returns what ``x`` is. The rest adapts to resolutions above the trained one: see RotaryScaling, and
-        proportional_scale for ``base_seqlen``, the trained number of tokens.
+        ``x``: ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t``: ``[batch]`` in [0, 1], noise
+        at 0; ``cap_feats``: ``[batch, length, cap_feat_dim]``; ``cap_mask``: ``[batch, length]``, 1 for text. The
+        result is a tensor or a list, like ``x``. The other arguments adapt to resolutions above the trained one: see
+        RotaryScaling, and proportional_scale for ``base_seqlen``, the trained number of tokens.
         """
         scaling = RotaryScaling(rope_scaling_factor or self.scaling.linear, ntk_factor or self.scaling.ntk)
         return self._read(x, t, cap_feats, cap_mask, scaling, base_seqlen)
@@ -129,16 +130,16 @@ class FlagDiT(_FlagNetwork):
         base_seqlen: int | None = None,
         proportional_attn: bool = False,
     ) -> Tensor:
-        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels.
+        """Like forward, for ``[conditional, unconditional]`` halves of one latent, with guidance on three channels.
 
-        ``base_seqlen`` counts only with ``proportional_attn``.
+        ``base_seqlen`` is used only with ``proportional_attn``.
         """
         adapted = (rope_scaling_factor, ntk_factor, base_seqlen if proportional_attn else None)
         return guided(lambda both: self(both, t, cap_feats, cap_mask, *adapted), x, cfg_scale)
 
 
 class _FlagLabels(LabelledTrunk, _FlagNetwork):
-    """What FlagDiTLabels and LargeDiT share: all but the number of channels that they return."""
+    """Base class of FlagDiTLabels and LargeDiT, which differ only in the number of channels that they return."""
 
     @register_to_config
     def __init__(
@@ -164,11 +165,11 @@ class _FlagLabels(LabelledTrunk, _FlagNetwork):
 
 
 class FlagDiTLabels(_FlagLabels):
-    """Class-conditional Flag-DiT (ImageNet): a flow like FlagDiT, label ``num_classes`` is the null label."""
+    """Class-conditional Flag-DiT (ImageNet), a flow like FlagDiT. Label ``num_classes`` is the null label."""
 
 
 class LargeDiT(_FlagLabels):
-    """Large-DiT: Flag-DiT's network trained as a DDPM, so ``t`` is in [0, 1000) and the variance is returned too."""
+    """Flag-DiT's network trained as a DDPM, so ``t`` is in [0, 1000) and the variance is returned too."""
 
     @property
     def _channels(self) -> int:
@@ -176,17 +177,17 @@ class LargeDiT(_FlagLabels):
 
 
 def flag_dit_network(**arguments: Any) -> FlagDiT | FlagDiTLabels:
-    """The class that has these arguments: FlagDiTLabels where they give ``num_classes``."""
+    """Build FlagDiTLabels if ``num_classes`` is among the arguments, otherwise FlagDiT."""
     return FlagDiTLabels(**arguments) if "num_classes" in arguments else FlagDiT(**arguments)
 
 
 def flag_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> FlagDiT | FlagDiTLabels:
-    """FlagDiT, or FlagDiTLabels for weights with a label table."""
+    """FlagDiT with official weights, or FlagDiTLabels if the weights have a label table."""
     if "y_embedder.embedding_table.weight" in state_dict:
         return load_strictly(construct(FlagDiTLabels, config), state_dict)
     return load_strictly(construct(flag_dit_network, config), state_dict)
 
 
 def large_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> LargeDiT:
-    """LargeDiT."""
+    """LargeDiT with official weights."""
     return load_strictly(construct(LargeDiT, config), state_dict)

@@ -1,4 +1,4 @@
-"""Layers shared by Flag-DiT, Large-DiT and Next-DiT (arXiv 2405.05945, 2406.18583), under their official names."""
+"""Layers shared by Flag-DiT, Large-DiT and Next-DiT (arXiv 2405.05945, 2406.18583), with their official names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hidden_width(width: int, multiple_of: int, multiplier: float | None) -> int:
 
 @dataclass(frozen=True)
 class Text:
-    """``features`` ``[batch, length, text width]``, normalised; ``mask`` bool ``[batch, length]``, True where text."""
+    """``features`` ``[batch, length, text width]``, normalised; ``mask`` bool ``[batch, length]``, True for text."""
 
     features: Tensor
     mask: Tensor
@@ -36,7 +36,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Places:
-    """Where tokens are: rotary ``table``, ``present`` (``[batch, tokens]`` bool or None), softmax ``scale`` or None."""
+    """Token positions: rotary ``table``, ``present`` (``[batch, tokens]`` bool or None), softmax ``scale`` or None."""
 
     table: Table
     present: Tensor | None = None
@@ -44,7 +44,7 @@ class Places:
 
 
 def proportional_scale(tokens: int, base_tokens: int, head_width: int) -> float:
-    """Softmax scale that keeps attention as sharp at ``tokens`` as it was trained at ``base_tokens``."""
+    """Softmax scale that keeps attention over ``tokens`` as sharp as in training, with ``base_tokens``."""
     return math.sqrt(math.log(tokens, base_tokens) / head_width)
 
 
@@ -53,10 +53,10 @@ def _norm(width: int, wanted: bool) -> nn.Module:
 
 
 class FlagAttention(nn.Module):
-    """Rotary self-attention with LayerNorm on whole queries and keys; with text, a second, gated set of keys.
+    """Rotary self-attention with LayerNorm on whole queries and keys, plus gated attention to the text.
 
     ``kv_heads`` divides ``heads``: each key and value head serves ``heads / kv_heads`` neighbouring query heads.
-    ``text_width`` None: no text.
+    ``text_width`` None means no text.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int | None, qk_norm: bool, text_width: int | None) -> None:
@@ -76,7 +76,10 @@ class FlagAttention(nn.Module):
         return flat.unflatten(-1, (self.kv_heads, -1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scale: float | None) -> Tensor:
-        """Queries and keys ``[batch, tokens, heads, head width]``, ``seen`` ``[batch, keys]``; the queries' shape."""
+        """Queries and keys are ``[batch, tokens, heads, head width]``, ``seen`` is ``[batch, keys]``.
+
+        The result has the queries' shape.
+        """
         mask = None if seen is None else seen[:, None, None, :]
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         shared = self.heads != self.kv_heads
@@ -107,12 +110,12 @@ class FlagFeedForward(nn.Module):
 
 
 def flag_modulation(width: int, parts: int) -> nn.Sequential:
-    """Condition ``[batch, min(width, 1024)]`` to ``[batch, parts·width]``."""
+    """Condition ``[batch, min(width, 1024)]`` -> ``[batch, parts·width]``."""
     return nn.Sequential(nn.SiLU(), nn.Linear(condition_width(width), parts * width))
 
 
 class FlagFinalLayer(nn.Module):
-    """Tokens to patches; the condition shifts and scales (Flag, ``parts=2``) or only scales (Next, ``parts=1``)."""
+    """Tokens to patches. The condition shifts and scales (Flag, ``parts=2``) or only scales (Next, ``parts=1``)."""
 
     def __init__(self, width: int, outputs: int, parts: int) -> None:
         super().__init__()

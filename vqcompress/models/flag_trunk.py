@@ -1,4 +1,4 @@
-"""What Flag-DiT, Large-DiT and Next-DiT share: patches in, conditioned blocks, patches out."""
+"""Base of Flag-DiT, Large-DiT and Next-DiT: patch embedding, conditioned blocks, final layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vqcompress.models.token_rows import Images, SameImages, TokenRows, batched,
 
 @dataclass(frozen=True)
 class TrunkShape:
-    """Constructor arguments under their official names, those that every variant has."""
+    """Constructor arguments that every variant has, under their official names."""
 
     patch_size: int
     in_channels: int
@@ -64,7 +64,7 @@ class TrunkShape:
 
 
 class FlagTrunk(Network):
-    """Base of the networks; a subclass says how blocks are made and how images become token rows."""
+    """Base class of the networks. A subclass defines its blocks and how images become token rows."""
 
     def _build(self, shape: TrunkShape, block: Callable[[TrunkShape], nn.Module], final_parts: int) -> None:
         self.shape = shape
@@ -94,17 +94,17 @@ class FlagTrunk(Network):
         return self.cap_embedder((features * weight).sum(1) / weight.sum(1).clamp(min=1))
 
     def _rows(self, x: Images) -> TokenRows:
-        """The patches of each image as one row, shorter rows padded."""
+        """Put the patches of each image into one row and pad shorter rows."""
         cells = self._patches(x)
         grids = [(len(lines), lines.shape[1]) for lines in cells]
         return batched([self._joined(lines) for lines in cells], grids, self.pad_token)
 
     def _joined(self, lines: Tensor) -> Tensor:
-        """``[rows, columns, dim]`` to one row of tokens."""
+        """Flatten ``[rows, columns, dim]`` to one row of tokens."""
         return lines.flatten(0, 1)
 
     def _real(self, row: Tensor, height: int, width: int) -> Tensor:
-        """Output tokens of one image ``[rows·columns, …]``, without what `_joined` and padding have added."""
+        """Output tokens of one image ``[rows·columns, …]``, without the tokens that `_joined` and padding added."""
         return row[: height * width]
 
     def _table(self, rows: TokenRows, scaling: RotaryScaling) -> Table:
@@ -125,7 +125,7 @@ class FlagTrunk(Network):
         scaling: RotaryScaling,
         base_seqlen: int | None,
     ) -> SameImages:
-        """Velocity at time ``t`` under a caption: ``features`` ``[batch, length, width]``, ``mask`` 1 where text."""
+        """Velocity at time ``t`` for a caption: ``features`` ``[batch, length, width]``, ``mask`` 1 for text."""
         rows = self._rows(x)
         condition = self.t_embedder(t, rows.tokens.dtype) + self._caption(features, mask)
         places = self._places(rows, scaling, base_seqlen)
@@ -133,14 +133,14 @@ class FlagTrunk(Network):
         return self._images(tokens, rows, x, self.shape.in_channels)
 
     def _run(self, rows: TokenRows, condition: Tensor, places: Places, text: Text | None) -> Tensor:
-        """All blocks and the final layer: ``[batch, tokens, patch·patch·out_channels]``."""
+        """Run all blocks and the final layer. Returns ``[batch, tokens, patch·patch·out_channels]``."""
         x = rows.tokens
         for layer in self.layers:
             x = layer(x, condition, places, text)
         return self.final_layer(x, condition)
 
     def _images(self, tokens: Tensor, rows: TokenRows, like: SameImages, channels: int) -> SameImages:
-        """The first ``channels`` output channels, stacked if the input was."""
+        """Return the first ``channels`` output channels of each image, stacked if the input ``like`` was a tensor."""
         images = [
             image_of(self._real(row, *grid), grid, self.shape.patch_size)[:channels]
             for row, grid in zip(tokens, rows.grids, strict=True)
@@ -149,21 +149,24 @@ class FlagTrunk(Network):
 
 
 class LabelledTrunk(FlagTrunk):
-    """What the class-conditional networks share."""
+    """Base class of the class-conditional networks."""
 
     @property
     def _channels(self) -> int:
-        """How many output channels are returned: those of the latent, without the variance."""
+        """Number of output channels that are returned: those of the latent, without the variance."""
         return self.shape.in_channels
 
     def forward(self, x: SameImages, t: Tensor, y: Tensor) -> SameImages:
-        """``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]``; labels ``y``
-        ``[batch]``. Returns what ``x`` is."""
+        """Run the network. The result is a tensor or a list, like ``x``.
+
+        ``x``: ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t``: ``[batch]``; labels ``y``:
+        ``[batch]``.
+        """
         rows = self._rows(x)
         condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
         tokens = self._run(rows, condition, self._places(rows, RotaryScaling(), None), None)
         return self._images(tokens, rows, x, self._channels)
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
-        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels."""
+        """Like forward, for ``[conditional, unconditional]`` halves of one latent, with guidance on three channels."""
         return guided(lambda both: self(both, t, y), x, cfg_scale)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance inside the network: a batch of [conditional, unconditional] halves of one latent."""
+"""Classifier-free guidance inside the network, for a batch of [conditional, unconditional] halves of one latent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# The published class-conditional figures were made with guidance on the first three latent channels only.
+# The published class-conditional figures use guidance on the first three latent channels only.
 GUIDED_CHANNELS = 3
 
 
@@ -20,10 +20,10 @@ def power_cosine(t: Tensor, scale: float, steps: int, power: float) -> Tensor:
 def guided(
     network: Callable[[Tensor], Tensor], x: Tensor, scale: float | Tensor, channels: int = GUIDED_CHANNELS
 ) -> Tensor:
-    """Run ``network`` on both halves of a batch and push the first ``channels`` outputs apart.
+    """Run ``network`` on both halves of a batch and apply guidance to the first ``channels`` output channels.
 
-    ``x`` [2n, c, s, s]: only the first half is read, both conditions see the same latent. ``scale``: a number or
-    [2n], one for each image. Returns [2n, C, s, s], its guided channels the same in both halves.
+    ``x`` [2n, c, s, s]: only the first half is read, so both conditions see the same latent. ``scale``: a number, or
+    [2n] with one per image. Returns [2n, C, s, s]; the guided channels are the same in both halves.
     """
     half = x[: len(x) // 2]
     out = network(torch.cat([half, half]))

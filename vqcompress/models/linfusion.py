@@ -1,7 +1,7 @@
 """LinFusion UNets (Liu et al. 2024, arXiv 2409.02097): Stable Diffusion with linear self-attention.
 
-Every ``attn1`` of a diffusers UNet becomes a LinearAttention; the published checkpoints hold these modules alone,
-numbered by the ``modules_list`` of their config, and are mounted on the UNet of the base model.
+Every ``attn1`` of a diffusers UNet becomes a LinearAttention. The published checkpoints contain only these modules,
+numbered by the ``modules_list`` of their config. They are mounted on the UNet of the base model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONFIG_NAME = "config.json"
 
 
 def self_attentions(unet: nn.Module) -> dict[str, Attention]:
-    """The ``attn1`` modules of a diffusers UNet by name, in the order in which it holds them."""
+    """The ``attn1`` modules of a diffusers UNet by name, in the UNet's own order."""
     return {
         name: module
         for name, module in unet.named_modules()
@@ -56,10 +56,10 @@ def _checked(entry: Mapping[str, Any], attentions: Mapping[str, Attention]) -> A
 
 
 class LinFusionUNet2DConditionModel(UNet2DConditionModel):
-    """A diffusers UNet with linear self-attention; arguments of ``UNet2DConditionModel`` and one more.
+    """A diffusers UNet with linear self-attention. It takes the arguments of ``UNet2DConditionModel`` and one more.
 
     ``linfusion_modules``: ``modules_list`` of a LinFusion checkpoint (``module_name``, ``dim_n``, ``heads``,
-    ``projection_mid_dim``); None: every ``attn1``, residual maps as wide as their tokens. The list is in the
+    ``projection_mid_dim``). None means every ``attn1``, with residual maps as wide as their tokens. The list is in the
     config, so a saved model loads with the same modules. Raises ArchitectureError when it does not fit the UNet.
     """
 
@@ -76,7 +76,7 @@ class LinFusionUNet2DConditionModel(UNet2DConditionModel):
             self.set_submodule(entry["module_name"], linear)
         self.register_to_config(linfusion_modules=[dict(entry) for entry in linfusion_modules])
 
-    # diffusers reads the arguments that a config may hold from the signature.
+    # diffusers reads from this signature which arguments a config may have.
     __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *inspect.signature(UNet2DConditionModel.__init__).parameters.values(),
@@ -88,8 +88,9 @@ class LinFusionUNet2DConditionModel(UNet2DConditionModel):
     def from_base(cls, unet: UNet2DConditionModel, folder: str | Path) -> LinFusionUNet2DConditionModel:
         """Mount a LinFusion checkpoint folder on a base UNet.
 
-        Tensors of ``unet`` are shared, not copied, except its self-attention, which the checkpoint replaces; the
-        result has the dtype and device of ``unet`` and is in eval mode. Raises ArchitectureError.
+        Tensors of ``unet`` are shared, not copied, except its self-attention, which the checkpoint replaces. The
+        result has the dtype and device of ``unet`` and is in eval mode. Raises ArchitectureError if the checkpoint is
+        incomplete or does not fit.
         """
         modules, adapter = read_checkpoint(folder)
         replaced = tuple(f"{entry['module_name']}." for entry in modules)
@@ -105,7 +106,7 @@ class LinFusionUNet2DConditionModel(UNet2DConditionModel):
 
 
 def mount(pipeline: DiffusionPipeline, folder: str | Path) -> None:
-    """Give a Stable Diffusion pipeline the linear attention of a LinFusion checkpoint folder; see ``from_base``."""
+    """Mount a LinFusion checkpoint folder on the UNet of a Stable Diffusion pipeline; see ``from_base``."""
     pipeline.register_modules(unet=LinFusionUNet2DConditionModel.from_base(pipeline.unet, folder))
 
 
@@ -119,7 +120,7 @@ def _named(number_and_rest: str, modules: list[dict]) -> str:
 
 
 def read_checkpoint(folder: str | Path) -> tuple[list[dict], dict[str, Tensor]]:
-    """``(modules_list, weights)`` of a LinFusion checkpoint folder; the weights have the UNet's parameter names.
+    """Read ``(modules_list, weights)`` from a LinFusion checkpoint folder. The weights have the UNet's parameter names.
 
     Raises ArchitectureError when a file or the list is missing, or a weight's number is not in the list.
     """
@@ -136,20 +137,20 @@ def read_checkpoint(folder: str | Path) -> tuple[list[dict], dict[str, Tensor]]:
 def linfusion_from_official(
     config: Mapping[str, object], state_dict: Mapping[str, Tensor]
 ) -> LinFusionUNet2DConditionModel:
-    """Arguments of ``UNet2DConditionModel`` (and ``linfusion_modules``), weights of the mounted UNet."""
+    """Build the mounted UNet from its weights and arguments of ``UNet2DConditionModel`` (and ``linfusion_modules``)."""
     return load_strictly(construct(LinFusionUNet2DConditionModel, config), state_dict)
 
 
-# Keeps the quotient finite where a query meets no key; part of the trained function, not a safety margin.
+# Keeps the quotient finite where a query matches no key. It is part of the trained function, not a safety margin.
 DENOMINATOR_FLOOR = 1e-4
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """``φ(q)(φ(k)ᵀv / N) / (φ(q)·mean φ(k) + 1e-4)`` with ``φ = elu + 1``.
 
-    All ``[batch, heads, tokens, head width]``; the sums run over the N key tokens and are divided by N, so that
-    the constant in the denominator means the same at every resolution. Half of 1/N goes to either factor:
-    neither the sum nor its terms then leave the range of float16 at 16384 tokens.
+    All tensors are ``[batch, heads, tokens, head width]``. The sums run over the N key tokens and are divided by N, so
+    that the constant in the denominator has the same effect at every resolution. In the numerator, keys and values are
+    each divided by √N. Then neither the sum nor its terms leave the range of float16 at 16384 tokens.
     """
     query, key = torch.nn.functional.elu(query) + 1, torch.nn.functional.elu(key) + 1
     share = key.shape[-2] ** -0.5
@@ -159,14 +160,14 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def residual_map(width: int, middle: int) -> nn.Sequential:
-    """LinFusion's M: what is added to the tokens before the query or key projection."""
+    """LinFusion's M. Its output is added to the tokens before the query or key projection."""
     return nn.Sequential(nn.Linear(width, middle), nn.LayerNorm(middle), nn.LeakyReLU(), nn.Linear(middle, width))
 
 
 class LinearAttention(nn.Module):
-    """Stands where diffusers has the self-attention ``attn1`` of a transformer block, under its parameter names.
+    """Replaces the self-attention ``attn1`` of a diffusers transformer block, with the same parameter names.
 
-    ``width``: channels of the tokens; ``heads`` divides it; ``middle``: inner width of the two residual maps.
+    ``width``: channels of the tokens, divisible by ``heads``; ``middle``: inner width of the two residual maps.
     """
 
     def __init__(self, width: int, heads: int, middle: int | None = None, qkv_bias: bool = False) -> None:
@@ -182,7 +183,7 @@ class LinearAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """``[batch, tokens, width]`` to the same shape. Raises UnsupportedError for a mask or foreign keys."""
+        """``[batch, tokens, width]`` -> the same shape. Raises UnsupportedError for a mask or for cross-attention."""
         if encoder_hidden_states is not None or attention_mask is not None:
             raise UnsupportedError(
                 "LinFusion's linear attention is unmasked self-attention: call the UNet without attention_mask, and "

@@ -1,4 +1,4 @@
-"""Lumina-T2I and Lumina-Next from prompts: an ODE from noise at time 0 to the image at time 1."""
+"""Text-to-image pipeline for Lumina-T2I and Lumina-Next: an ODE from noise at time 0 to the image at time 1."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vqcompress.models.guidance import guided
 from vqcompress.models.next_dit import NextDiT
 from vqcompress.models.text_pipeline import Generators, TextPipeline, TextPipelineOutput
 
-# Lumina-Next: side of the trained images in pixels, and the time until which larger ones interpolate positions.
+# Lumina-Next: side of the training images in pixels, and the time until which larger images interpolate positions.
 TRAINED_SIDE = 1024
 WATERSHED = 0.3
 
 
 class LuminaTextPipeline(TextPipeline):
-    """Around NextDiT or FlagDiT; the text encoder is a language model, of which the last layer but one is read."""
+    """Pipeline for NextDiT or FlagDiT. The text features are the second-to-last hidden states of a language model."""
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return self.text_encoder(tokens, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
 
     def _adapted(self, rows: int, columns: int) -> dict[str, Any]:
-        """NextDiT's arguments for sizes above the trained one, as in the paper; none for others."""
+        """NextDiT's arguments for sizes above the trained one, as in the paper; empty in all other cases."""
         factor = math.sqrt(rows * columns) * self.vae_scale_factor / TRAINED_SIDE
         if factor <= 1 or not isinstance(self.transformer, NextDiT):
             return {}
@@ -46,9 +46,10 @@ class LuminaTextPipeline(TextPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> TextPipelineOutput | tuple[Any]:
-        """Euler steps of equal length, guidance on three channels; ``guidance_scale`` ≤ 1: no guidance.
+        """Generate images with Euler steps of equal length and guidance on three channels.
 
-        ``height`` and ``width`` in pixels. ``generator``: one, or one for each image.
+        ``guidance_scale`` ≤ 1 means no guidance. ``height`` and ``width`` are in pixels. ``generator``: one, or one per
+        image.
         """
         free = guidance_scale > 1
         text = self.encode_prompt(prompt, self._execution_device, 1, free, negative_prompt)

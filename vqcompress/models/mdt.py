@@ -1,4 +1,4 @@
-"""Masked diffusion transformers, MDT v1 and v2 (arXiv 2303.14389), as they run at inference: without masks."""
+"""Masked diffusion transformers, MDT v1 and v2 (arXiv 2303.14389), for inference, which uses no masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Version = TypeVar("Version", bound="MDT")
 
 
 class RelativePositionBias(nn.Module):
-    """A bias for each head and relative position; three spare rows, for a class token that MDT never has."""
+    """A bias for each head and relative position. Three unused rows are for a class token that MDT does not have."""
 
     def __init__(self, window: int, heads: int):
         super().__init__()
@@ -52,7 +52,7 @@ class BiasedSelfAttention(nn.Module):
 
 
 class MDTBlock(nn.Module):
-    """DiT's block with biased attention and, where ``skips``, an earlier block's tokens merged in first."""
+    """DiT's block with biased attention. With ``skips``, an earlier block's tokens are merged in first."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, window: int, skips: bool = False):
         super().__init__()
@@ -72,9 +72,9 @@ class MDTBlock(nn.Module):
 
 
 class MDT(Network):
-    """What both versions share: embeddings, final layer, forward; a version adds its blocks and ``_blocks``."""
+    """Base class of both versions: embeddings, final layer, forward. A version adds its blocks and ``_blocks``."""
 
-    # Layers are registered in the order in which they run, since that is the order in which they are compressed.
+    # Layers are registered in the order in which they run, because they are compressed in that order.
     def _build_start(self) -> None:
         args = self.config
         grid = args["input_size"] // args["patch_size"]
@@ -88,7 +88,7 @@ class MDT(Network):
         args = self.config
         channels = args["in_channels"] * (2 if args["learn_sigma"] else 1)
         self.final_layer = FinalLayer(args["hidden_size"], args["patch_size"], channels)
-        # Training alone fills masked places with this token and the side blocks; both are kept for strict loading.
+        # Only training uses this token and the side blocks, to fill masked places. Strict loading needs both.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, args["hidden_size"]), requires_grad=False)
         self.sideblocks = self._stack(1)
 
@@ -105,7 +105,7 @@ class MDT(Network):
     def forward(self, x: Tensor, t: Tensor, y: Tensor, enable_mask: bool = False) -> Tensor:
         """``x`` [n, in_channels, s, s], ``t`` [n] in [0, 1000), ``y`` [n] labels -> [n, C, s, s].
 
-        C is twice ``in_channels`` when ``learn_sigma``. ``enable_mask`` is training's and raises UnsupportedError.
+        C is twice ``in_channels`` with ``learn_sigma``. ``enable_mask`` is for training and raises UnsupportedError.
         """
         if enable_mask:
             raise UnsupportedError("MDT runs here without masks (inference); leave enable_mask=False.")
@@ -129,7 +129,7 @@ class MDT(Network):
 
 
 class MDTv1(MDT):
-    """``depth`` blocks in a row; learned positions are added again before the last ``decode_layer`` of them."""
+    """``depth`` blocks in sequence. Learned positions are added before the last ``decode_layer`` blocks."""
 
     @register_to_config
     def __init__(
@@ -161,9 +161,9 @@ class MDTv1(MDT):
 
 
 class MDTv2(MDT):
-    """A U of blocks (in, out with long skips), then ``decode_layer`` blocks whose skip is the patch embedding.
+    """A U of blocks (in, then out with long skips), then ``decode_layer`` blocks whose skip is the patch embedding.
 
-    The U has (depth - decode_layer) // 2 blocks a side; an odd one left over is not built.
+    Each side of the U has (depth - decode_layer) // 2 blocks. If the difference is odd, one block fewer is built.
     """
 
     @register_to_config

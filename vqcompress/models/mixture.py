@@ -1,4 +1,4 @@
-"""A mixture of experts behind a softmax router (arXiv 2407.11633, section 3), every expert a module that is called."""
+"""A mixture of experts with a softmax router (arXiv 2407.11633, section 3). Each expert is called as a module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vqcompress.models.feed_forward import SwiGLU
 
 
 class Routing(NamedTuple):
-    """Where samples go: ``expert`` int64 [samples, k], ``weight`` [samples, k], and the balance loss in training."""
+    """Router output: ``expert`` int64 [samples, k], ``weight`` [samples, k], and the balance loss in training."""
 
     expert: Tensor
     weight: Tensor
@@ -20,16 +20,16 @@ class Routing(NamedTuple):
 
 
 def balance_loss(probabilities: Tensor, index: Tensor) -> Tensor:
-    """Scalar, 1 when samples and probability spread evenly over the experts (arXiv 2101.03961, equation 4)."""
+    """Scalar, 1 when samples and probability are spread evenly over the experts (arXiv 2101.03961, equation 4)."""
     experts = probabilities.shape[1]
     share = one_hot(index, experts).to(probabilities.dtype).mean(dim=(0, 1))
     return experts * (share * probabilities.mean(dim=0)).sum()
 
 
 class Router(nn.Module):
-    """Softmax over all experts, the best ``chosen`` kept, their weights not renormalised.
+    """Softmax over all experts. The best ``chosen`` are kept, and their weights are not renormalised.
 
-    ``weight`` [experts, width] is a raw parameter that stays float: the margins between experts can be 1e-4.
+    ``weight`` [experts, width] is a plain parameter and stays float, because margins between experts can be 1e-4.
     """
 
     def __init__(self, width: int, experts: int, chosen: int):
@@ -46,10 +46,10 @@ class Router(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Routed SwiGLU experts, plus an always-on shared one, added without a weight.
+    """Routed SwiGLU experts, plus a shared expert that always runs and is added without a weight.
 
-    Samples are handed to each expert as one differentiable call, so hooks see exactly the samples of that expert; an
-    expert without samples is not called.
+    Each expert gets its samples in one differentiable call, so hooks see exactly the samples of that expert. An expert
+    without samples is not called.
     """
 
     def __init__(self, width: int, hidden: int, shared_hidden: int, experts: int, chosen: int):

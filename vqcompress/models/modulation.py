@@ -1,4 +1,4 @@
-"""Adaptive LayerNorm: a condition shifts, scales and gates every token alike (DiT section 3.2)."""
+"""Adaptive LayerNorm: a condition shifts, scales and gates all tokens in the same way (DiT section 3.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def modulation(width: int, parts: int) -> nn.Sequential:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Tokens [n, tokens, width] with shift and scale [n, width]."""
+    """Apply shift and scale [n, width] to tokens [n, tokens, width]."""
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
@@ -35,7 +35,7 @@ class FinalLayer(nn.Module):
 
 
 def adaln_zero_(model: nn.Module) -> None:
-    """Start every block as the identity: the initialisation that DiT trains from (adaLN-Zero)."""
+    """Initialise every block as the identity, as in DiT's training (adaLN-Zero)."""
     for name, part in model.named_modules():
         if name.endswith("adaLN_modulation.1") or name == "final_layer.linear":
             nn.init.zeros_(part.weight)

@@ -1,4 +1,4 @@
-"""The base of our networks: modules that diffusers can save, load and compress like its own."""
+"""The base class of our networks. diffusers can save, load and compress them like its own."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from vqcompress.cache_line import on_cache_line
 class Network(ModelMixin, ConfigMixin):
     """An ``nn.Module`` with ``config``, ``save_pretrained`` and ``from_pretrained``."""
 
-    # Both parents define it, with different types; said once here instead of at every network.
+    # Both parents define it, with different types. Declaring it here avoids a declaration in every network.
     config_name: Any = "config.json"
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
-        """As diffusers does it; a small network then computes bit for bit what the one that was saved did."""
+        """Load as diffusers does. Small parameters are aligned, so that a small network computes the same bits as the
+        network that was saved."""
         opened = super().from_pretrained(*arguments, **options)
         for parameter in (opened[0] if isinstance(opened, tuple) else opened).parameters():
-            if parameter.is_floating_point():  # codes of a packed network stay where they are mapped
+            if parameter.is_floating_point():  # codes of a packed network stay memory-mapped
                 parameter.data = on_cache_line(parameter.data)
         return opened
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Let a pipeline's folder load the class: diffusers asks its module, by this name, how that is done."""
+        """Make the class loadable from a pipeline folder: diffusers looks up ``ModelMixin`` in the class's module."""
         super().__init_subclass__(**arguments)
         sys.modules[cls.__module__].__dict__.setdefault("ModelMixin", ModelMixin)

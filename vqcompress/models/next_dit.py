@@ -1,7 +1,7 @@
-"""Next-DiT (Zhuo et al. 2024, arXiv 2406.18583): Lumina-Next with text, Next-DiT with labels.
+"""Next-DiT (Zhuo et al. 2024, arXiv 2406.18583): Lumina-Next for text, Next-DiT for labels.
 
-Flag-DiT with rotary positions on the grid instead of the row, RMSNorm before and after each sub-layer, and gates
-kept in (-1, 1) by tanh. Time runs in [0, 1], noise at 0.
+It is Flag-DiT with rotary positions on the grid instead of the row, RMSNorm before and after each sub-layer, and gates
+limited to (-1, 1) by tanh. Time is in [0, 1], with noise at 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vqcompress.models.token_rows import SameImages, TokenRows
 
 
 class NextBlock(nn.Module):
-    """Scale before, norm and tanh gate after, around attention and then around the feed-forward."""
+    """Attention, then feed-forward, each with a scale before it, and a norm and a tanh gate after it."""
 
     def __init__(self, shape: TrunkShape) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _NextNetwork(FlagTrunk):
 
 
 class NextDiT(_NextNetwork):
-    """Lumina-Next's text-to-image Next-DiT; argument and parameter names of the official ``NextDiT``."""
+    """Lumina-Next's text-to-image Next-DiT, with the argument and parameter names of the official ``NextDiT``."""
 
     @register_to_config
     def __init__(
@@ -86,7 +86,7 @@ class NextDiT(_NextNetwork):
         use_flash_attn: bool = True,
         scale_factor: float = 1.0,
     ) -> None:
-        """``use_flash_attn`` chose a kernel in the official code; the result is the same and it is not read here."""
+        """``use_flash_attn`` selects a kernel in the official code. The result is the same, so it is ignored here."""
         super().__init__()
         trunk = (patch_size, in_channels, dim, n_layers, n_heads, n_kv_heads, multiple_of, ffn_dim_multiplier)
         self._build_next(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm, cap_feat_dim), padded=True)
@@ -103,12 +103,13 @@ class NextDiT(_NextNetwork):
         scale_watershed: float = 1.0,
         base_seqlen: int | None = None,
     ) -> SameImages:
-        """Velocity of the flow at time ``t``.
+        """Return the velocity of the flow at time ``t``.
 
-        ``x`` ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t`` ``[batch]`` in [0, 1], noise
-        at 0; ``cap_feats`` ``[batch, length, cap_feat_dim]``; ``cap_mask`` ``[batch, length]``, 1 where text.
-        Returns what ``x`` is. The rest adapts to resolutions above the trained one: rotary tables are rebuilt at each
-        call from ``t[0]`` (see time_aware_scaling), and attention is kept as sharp as at ``base_seqlen`` tokens.
+        ``x``: ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t``: ``[batch]`` in [0, 1], noise
+        at 0; ``cap_feats``: ``[batch, length, cap_feat_dim]``; ``cap_mask``: ``[batch, length]``, 1 for text. The
+        result is a tensor or a list, like ``x``. The other arguments adapt to resolutions above the trained one:
+        rotary tables are rebuilt at each call from ``t[0]`` (see time_aware_scaling), and attention is kept as sharp
+        as at ``base_seqlen`` tokens.
         """
         scaling = (
             self.scaling if scale_factor is None else time_aware_scaling(scale_factor, scale_watershed, float(t[0]))
@@ -127,16 +128,16 @@ class NextDiT(_NextNetwork):
         base_seqlen: int | None = None,
         proportional_attn: bool = False,
     ) -> Tensor:
-        """As forward for ``[conditional, unconditional]`` halves of one latent, guided on three channels.
+        """Like forward, for ``[conditional, unconditional]`` halves of one latent, with guidance on three channels.
 
-        ``base_seqlen`` counts only with ``proportional_attn``.
+        ``base_seqlen`` is used only with ``proportional_attn``.
         """
         adapted = (scale_factor, scale_watershed, base_seqlen if proportional_attn else None)
         return guided(lambda both: self(both, t, cap_feats, cap_mask, *adapted), x, cfg_scale)
 
 
 class NextDiTLabels(LabelledTrunk, _NextNetwork):
-    """Class-conditional Next-DiT (ImageNet); label ``num_classes`` is the null label."""
+    """Class-conditional Next-DiT (ImageNet). Label ``num_classes`` is the null label."""
 
     @register_to_config
     def __init__(
@@ -156,7 +157,7 @@ class NextDiTLabels(LabelledTrunk, _NextNetwork):
         qk_norm: bool = False,
         has_pad_token: bool = False,
     ) -> None:
-        """``has_pad_token`` (ours): whether the weights hold a ``pad_token``, so that sizes can be mixed."""
+        """``has_pad_token`` (our addition): whether the weights have a ``pad_token``, so that a batch can mix sizes."""
         super().__init__()
         trunk = (patch_size, in_channels, dim, n_layers, n_heads, n_kv_heads, multiple_of, ffn_dim_multiplier)
         self._build_next(TrunkShape(*trunk, norm_eps, learn_sigma, qk_norm), padded=has_pad_token)
@@ -164,12 +165,12 @@ class NextDiTLabels(LabelledTrunk, _NextNetwork):
 
 
 def next_dit_network(**arguments: Any) -> NextDiT | NextDiTLabels:
-    """The class that has these arguments: NextDiTLabels where they give ``num_classes``."""
+    """Build NextDiTLabels if ``num_classes`` is among the arguments, otherwise NextDiT."""
     return NextDiTLabels(**arguments) if "num_classes" in arguments else NextDiT(**arguments)
 
 
 def next_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> NextDiT | NextDiTLabels:
-    """NextDiT, or NextDiTLabels for weights with a label table."""
+    """NextDiT with official weights, or NextDiTLabels if the weights have a label table."""
     if "y_embedder.embedding_table.weight" not in state_dict:
         return load_strictly(construct(next_dit_network, config), state_dict)
     config = {"has_pad_token": "pad_token" in state_dict} | dict(config)

@@ -1,4 +1,4 @@
-"""Loading official state dicts: every name is consumed, or an error says which are not."""
+"""Load official state dicts. Every name must be used; otherwise an error lists the names that are not."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _refuse(model: str, problems: Mapping[str, list[str]]) -> None:
 
 
 def check_names(model: str, needed: Set[str], given: Set[str]) -> None:
-    """Raise ArchitectureError, with both lists, unless ``given`` is exactly ``needed``."""
+    """Raise ArchitectureError with the missing and unexpected names unless ``given`` equals ``needed``."""
     _refuse(model, {"missing": sorted(needed - given), "unexpected": sorted(given - needed)})
 
 
 def construct(cls: Callable[..., Module], config: Mapping[str, object]) -> Module:
-    """``cls(**config)``; an argument that the class does not have raises ArchitectureError."""
+    """Return ``cls(**config)``. An argument that the class does not have raises ArchitectureError."""
     try:
         return cls(**config)
     except TypeError as error:
@@ -55,10 +55,11 @@ def _altered(rebuilt: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list
 def load_strictly(
     module: Module, state_dict: Mapping[str, Tensor], *, rebuilt: Mapping[str, Tensor] | None = None
 ) -> Module:
-    """Load ``state_dict`` into ``module`` and return it; nothing may be left over on either side.
+    """Load ``state_dict`` into ``module`` and return it. Neither side may have a name that the other lacks.
 
-    ``rebuilt``: index buffers that official files store and the module computes instead, by official name; a file
-    may hold them or not, but if it does, their values must be the computed ones. Raises ArchitectureError.
+    ``rebuilt``: buffers that official files store and the module computes instead, by official name. A file need not
+    have them, but if it does, their values must equal the computed ones. Raises ArchitectureError for weights that do
+    not fit.
     """
     rebuilt, own, model = rebuilt or {}, module.state_dict(), type(module).__name__
     stored = {name: tensor for name, tensor in state_dict.items() if name not in rebuilt}

@@ -1,4 +1,4 @@
-"""From an official denoiser to a whole pipeline: which class it is, and the parts that its checkpoint does not hold."""
+"""Build a whole pipeline around an official denoiser: its class, and the parts that the checkpoint does not have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vqcompress.models.pt_dit_pipeline import PTDiTPipeline
 
 
 class TextParts(NamedTuple):
-    """A tokenizer and the text encoder that reads its tokens, as transformers has them."""
+    """A tokenizer and the text encoder that reads its tokens, both from transformers."""
 
     tokenizer: Any
     encoder: Any
@@ -30,10 +30,10 @@ class TextParts(NamedTuple):
 
 @dataclass(frozen=True)
 class PipelineParts:
-    """What a pipeline has besides its denoiser.
+    """The parts of a pipeline other than its denoiser.
 
-    ``vae``: a diffusers AutoencoderKL; without one, a class-conditional model gives latents only. ``text``: what a
-    text-conditional model reads prompts with. ``base``: the pipeline that a LinFusion adapter is mounted on.
+    ``vae``: a diffusers AutoencoderKL; without one, a class-conditional model returns latents only. ``text``: tokenizer
+    and text encoder of a text-conditional model. ``base``: the pipeline that a LinFusion adapter is mounted on.
     ``id2label``: class ids to names.
     """
 
@@ -44,7 +44,10 @@ class PipelineParts:
 
 
 def read_vae(folder: str | Path) -> AutoencoderKL:
-    """The autoencoder in ``folder``, or in the ``vae`` of a pipeline's folder. Raises ArchitectureError."""
+    """Read the autoencoder in ``folder``, or in ``vae`` of a pipeline's folder.
+
+    Raises ArchitectureError if it cannot be read.
+    """
     place = _part(Path(folder), "vae")
     try:
         return AutoencoderKL.from_pretrained(str(place), use_safetensors=True, local_files_only=True).eval()
@@ -53,9 +56,9 @@ def read_vae(folder: str | Path) -> AutoencoderKL:
 
 
 def read_text(folder: str | Path) -> TextParts:
-    """Tokenizer and text encoder in ``folder``, or in ``tokenizer`` and ``text_encoder`` of a pipeline's folder.
+    """Read tokenizer and text encoder in ``folder``, or in ``tokenizer`` and ``text_encoder`` of a pipeline's folder.
 
-    Of a T5 only the encoder is read, as the pipelines need it. Raises ArchitectureError.
+    Only the encoder of a T5 is read; the pipelines need no more. Raises ArchitectureError if they cannot be read.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
 
@@ -71,10 +74,10 @@ def read_text(folder: str | Path) -> TextParts:
 
 
 def pipeline_around(network: nn.Module, parts: PipelineParts) -> DiffusionPipeline:
-    """The pipeline whose denoiser is ``network`` (see `models.from_official`), with the sampler it was trained for.
+    """Build the pipeline with denoiser ``network`` (see `models.from_official`) and the sampler it was trained for.
 
-    Class-conditional networks need nothing more (without a VAE they give latents); those that read text need ``text``
-    and ``vae``. Raises ArchitectureError for what is missing.
+    Class-conditional networks need no other parts (without a VAE they return latents). Text-conditional networks need
+    ``text`` and ``vae``. Raises ArchitectureError if a part is missing.
     """
     if "num_classes" in getattr(network, "config", {}):
         return ClassConditionalPipeline.with_defaults(

@@ -1,4 +1,4 @@
-"""Which class opens a pipeline folder: ours by the name in its index, or diffusers' own."""
+"""Find the class that opens a pipeline folder: ours by the name in its index, or diffusers' own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from vqcompress.models.presets import NETWORKS
 
-# Class name in model_index.json: module.
+# Class name in model_index.json -> module.
 PIPELINES: dict[str, str] = {
     "ClassConditionalPipeline": "vqcompress.models.class_pipeline",
     "ClipPixArtPipeline": "vqcompress.models.clip_pixart_pipeline",
@@ -20,10 +20,10 @@ PIPELINES: dict[str, str] = {
 
 
 def pipeline_class(folder: str | Path) -> type[DiffusionPipeline]:
-    """The class whose ``from_pretrained`` opens ``folder``.
+    """Return the class whose ``from_pretrained`` opens ``folder``.
 
-    Networks of ours that the index names are imported on the way: diffusers takes components only from modules that
-    the process has imported. Raises OSError or ValueError when there is no readable index.
+    Our networks that the index names are imported too, because diffusers takes components only from modules that the
+    process has imported. Raises OSError or ValueError when there is no readable index.
     """
     index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
     named = {part[0] for part in index.values() if isinstance(part, list)}

@@ -1,4 +1,4 @@
-"""PixArt-α (arXiv 2310.00426) with official names and forward, computed by diffusers' PixArtTransformer2DModel.
+"""PixArt-α (arXiv 2310.00426) with official names and forward signature, run by diffusers' PixArtTransformer2DModel.
 
 ``PixArt(...).transformer`` is the diffusers module, ready for a PixArtAlphaPipeline.
 """
@@ -16,7 +16,7 @@ from vqcompress.errors import ArchitectureError
 from vqcompress.models.guidance import guided
 from vqcompress.models.official_weights import check_names, construct, load_strictly
 
-# Official layer -> layers in diffusers; where there are several, they share the official rows equally, in order.
+# Official layer -> layers in diffusers. Several layers split the official rows equally, in order.
 _LAYERS: dict[str, tuple[str, ...]] = {
     "x_embedder.proj": ("pos_embed.proj",),
     "t_embedder.mlp.0": ("adaln_single.emb.timestep_embedder.linear_1",),
@@ -41,14 +41,15 @@ _BLOCK_LAYERS: dict[str, tuple[str, ...]] = {
     "mlp.fc1": ("ff.net.0.proj",),
     "mlp.fc2": ("ff.net.2",),
 }
-# Official arguments without effect on an eval forward.
+# Official arguments that have no effect on a forward pass in eval mode.
 _INERT = {"class_dropout_prob", "drop_path", "window_size", "config"}
 
 
 class PixArt(nn.Module):
-    """Text-conditional diffusion transformer; constructor arguments as in the official classes.
+    """Text-conditional diffusion transformer with the constructor arguments of the official classes.
 
-    ``sizes``: the 1024-MS model, which is told the image's size and aspect ratio (``data_info``) and takes any grid.
+    ``sizes`` selects the 1024-MS model. Its inputs include the image's size and aspect ratio (``data_info``), and it
+    takes any grid.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class PixArt(nn.Module):
         self.register_buffer("null_caption", torch.zeros(model_max_length, caption_channels))
 
     def _resize_mlps(self, width: int, hidden: int) -> None:
-        # diffusers has no argument for it; such a module cannot be saved as a plain diffusers transformer.
+        # diffusers has no argument for the MLP width, so this module cannot be saved as a plain diffusers transformer.
         for block in self.transformer.transformer_blocks:
             block.ff = FeedForward(width, inner_dim=hidden, activation_fn="gelu-approximate")
 
@@ -98,11 +99,11 @@ class PixArt(nn.Module):
         mask: Tensor | None = None,
         data_info: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Noise (and variance, with ``pred_sigma``) [n, C, h, w].
+        """Return noise (and variance, with ``pred_sigma``) [n, C, h, w].
 
-        ``x`` [n, in_channels, h, w]; ``timestep`` [n] in [0, 1000); ``y`` [n, 1, tokens, caption_channels];
-        ``mask`` [n or 1, 1, 1, tokens], zero where a token is padding; ``data_info``: "img_hw" [n, 2] in pixels and
-        "aspect_ratio" [n, 1], read by the 1024-MS model only.
+        ``x``: [n, in_channels, h, w]; ``timestep``: [n] in [0, 1000); ``y``: [n, 1, tokens, caption_channels];
+        ``mask``: [n or 1, 1, 1, tokens], zero for padding tokens; ``data_info``: "img_hw" [n, 2] in pixels and
+        "aspect_ratio" [n, 1], used only by the 1024-MS model.
         """
         if mask is not None:
             mask = mask.reshape(-1, mask.shape[-1]) != 0
@@ -143,13 +144,13 @@ class PixArt(nn.Module):
         mask: Tensor | None = None,
         data_info: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The noise without the variance, as DPM-Solver wants it."""
+        """Return the noise without the variance, as DPM-Solver expects it."""
         out = self(x, timestep, y, mask, data_info)
         return out.chunk(2, dim=1)[0] if self.pred_sigma else out
 
 
 def name_map(depth: int, sizes: bool) -> dict[str, tuple[str, ...]]:
-    """Every official parameter name -> names in ``PixArt``; several names share the official rows equally."""
+    """Map every official parameter name to names in ``PixArt``. Several names split the official rows equally."""
     layers = _LAYERS | (_SIZE_LAYERS if sizes else {})
     for block in range(depth):
         for official, targets in _BLOCK_LAYERS.items():
@@ -181,9 +182,9 @@ def _effective(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def pixart_from_official(config: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> PixArt:
-    """PixArt with the weights of a PixArt-alpha checkpoint; the size embedders tell the 1024-MS model.
+    """PixArt with the weights of a PixArt-alpha checkpoint. Weights with size embedders are the 1024-MS model's.
 
-    The official ``pos_embed`` is a buffer: rebuilt by formula, it may be absent.
+    The official ``pos_embed`` is a buffer. It is computed by formula here, so the weights need not have it.
     """
     sizes = any(name.startswith("csize_embedder.") for name in state_dict)
     model = construct(PixArt, {**_effective(config), "sizes": sizes})

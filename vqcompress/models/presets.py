@@ -1,9 +1,9 @@
 """Every published configuration by name, with official constructor arguments.
 
-Built on the meta device, a network takes no memory.
+A network that is built on the meta device uses no memory.
 
 Sizes: DiT table 1 (arXiv 2212.09748; SiT has the same), MDT (2303.14389), DiffiT's released factory (2312.02139),
-Stable Diffusion 1.5 and 2.1 (2112.10752) and SDXL (2307.01952) as their folders on the Hub have it,
+Stable Diffusion 1.5 and 2.1 (2112.10752) and SDXL (2307.01952) as in their folders on the Hub,
 PixArt-α (2310.00426), DiT-MoE table 1 (2407.11633), Lumina-T2I (2405.05945) and Lumina-Next (2406.18583), Large-DiT's
 model zoo, Qihoo-T2I (2409.04005; its video and multi-view configurations are not published), LinFusion (2409.02097).
 """
@@ -20,7 +20,7 @@ from torch import nn
 
 from vqcompress.errors import ArchitectureError
 
-# Where a family's network is; named, not imported, so that a look at the names costs no imports.
+# Family -> "module:name" of its network. These are strings, so that listing the names needs no imports.
 NETWORKS: dict[str, str] = {
     "dit": "vqcompress.models.dit:DiT",
     "sit": "vqcompress.models.dit:SiT",
@@ -49,7 +49,7 @@ class Preset:
     arguments: Mapping[str, object]
 
     def build(self, device: str | torch.device = "meta") -> nn.Module:
-        """The network in eval mode, with random weights, or with none on the meta device."""
+        """Build the network in eval mode, with random weights, or without weights on the meta device."""
         module, name = NETWORKS[self.family].split(":")
         with torch.device(device):
             return getattr(import_module(module), name)(**self.arguments).eval()
@@ -190,11 +190,12 @@ SYNONYMS: dict[str, str] = {
     "pt-dit": "qihoo-t2i",
     "qihoo-t2i-1b": "qihoo-t2i",
 }
-"""Other names -> the preset's."""
+"""Other names -> the preset's name."""
 
 
 def preset(name: str) -> Preset:
-    """The published configuration of that name (or synonym); ArchitectureError lists the names when there is none."""
+    """Return the published configuration called ``name`` (or a synonym). If there is none, raises ArchitectureError,
+    which lists the names."""
     known = SYNONYMS.get(name, name)
     if known not in PRESETS:
         raise ArchitectureError(f"No published configuration is called {name!r}; there are {', '.join(PRESETS)}.")

@@ -1,6 +1,7 @@
 """PT-DiT / Qihoo-T2X (Wang et al. 2024, arXiv 2409.04005): proxy-tokenized transformer for images, video, views.
 
-Time is a float in [0, 1000], noise at 1000. All samples of a batch must have one timestep: see pt_dit_block.tiled.
+Time is a float in [0, 1000], with noise at 1000. All samples of a batch must have the same timestep: see
+pt_dit_block.tiled.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from vqcompress.models.official_weights import construct, load_strictly
 from vqcompress.models.pt_dit_block import BlockContext, BlockShape, PTDiTBlock
 from vqcompress.models.windows import Box, Windows
 
-# Added to the scores of absent text tokens, as in training; finite, so that an empty caption reads them evenly.
+# Added to the scores of absent text tokens, as in training. It is finite, so that for an empty caption the attention
+# is spread evenly over them.
 ABSENT = -10000.0
 
 
 def _waves(positions: Tensor, width: int) -> Tensor:
-    """``[n]`` to float64 ``[n, width]``: sines, then cosines, of frequencies ``10000^(-i / (width / 2))``."""
+    """``[n]`` -> float64 ``[n, width]``: sines, then cosines, of frequencies ``10000^(-i / (width / 2))``."""
     rates = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64, device=positions.device) / (width / 2))
     angles = torch.outer(positions.double(), rates)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -35,7 +37,7 @@ def _waves(positions: Tensor, width: int) -> Tensor:
 def video_positions(size: Box, width: int, scale: float, device: torch.device) -> Tensor:
     """``[frames, rows, columns, width]`` float32: first quarter from the frame, then column, then row.
 
-    ``scale`` divides rows and columns. Positions at another size than the constructor's continue the same counting.
+    ``scale`` divides row and column numbers. Sizes other than the constructor's use the same numbering.
     """
     (frames, rows, columns), spatial = size, width * 3 // 4
     frame = _waves(torch.arange(frames, device=device), width // 4)[:, None, None]
@@ -45,7 +47,10 @@ def video_positions(size: Box, width: int, scale: float, device: torch.device) -
 
 
 class FramePatches(nn.Module):
-    """Each frame's patches, with positions: ``[batch, channels, F, H, W]`` to ``[batch, F, H/p, W/p, width]``."""
+    """Embeds each frame's patches and adds positions.
+
+    ``[batch, channels, F, H, W]`` -> ``[batch, F, H/p, W/p, width]``.
+    """
 
     def __init__(self, patch: int, channels: int, width: int, scale: float) -> None:
         super().__init__()
@@ -86,13 +91,13 @@ def _refuse_unknown(**given: object) -> None:
 
 
 class PTDiT(Network):
-    """The denoiser; argument and parameter names of the official ``PTDiTDiffuser``.
+    """The denoiser, with the argument and parameter names of the official ``PTDiTDiffuser``.
 
-    ``compress_ratios``: tokens of a window along frames, rows, columns; ``proxy_compress_ratios``: how many tokens one
-    proxy stands for; where that is less than a window, a window has several proxies. ``sample_size`` and ``frame`` are
-    the latent's trained size; other multiples of ``patch_size·compress_ratios`` work too. ``dropout``,
-    ``norm_num_groups``, ``num_embeds_ada_norm`` and ``upcast_attention`` are part of the official signature and have no
-    effect on this network's output. Raises ArchitectureError for arguments that no published model uses.
+    ``compress_ratios``: tokens of a window along frames, rows, columns. ``proxy_compress_ratios``: tokens per proxy; if
+    that is less than a window, a window has several proxies. ``sample_size`` and ``frame`` are the latent's trained
+    size; other multiples of ``patch_size·compress_ratios`` work too. ``dropout``, ``norm_num_groups``,
+    ``num_embeds_ada_norm`` and ``upcast_attention`` are part of the official signature and have no effect on this
+    network's output. Raises ArchitectureError for arguments that no published model uses.
     """
 
     @register_to_config
@@ -150,7 +155,7 @@ class PTDiT(Network):
         return {"pos_embed.pos_embed": table.flatten(1, 2)[None]}
 
     def _context(self, windows: Windows, modulation: Tensor, text: Tensor, mask: Tensor | None) -> BlockContext:
-        """Everything is computed for this call's size: a kept shift mask would be wrong at the next one."""
+        """Compute everything for this call's size, because a cached shift mask would be wrong for another size."""
         if self.config["caption_channels"] is not None:
             text = self.caption_projection(text)
         if mask is not None:
@@ -159,7 +164,7 @@ class PTDiT(Network):
         return BlockContext(windows, modulation.unflatten(1, (6, -1)), text, mask, shift_mask)
 
     def _finish(self, video: Tensor, embedded_time: Tensor) -> Tensor:
-        """``[batch, F, h, w, width]`` to ``[batch, channels, F, H, W]``."""
+        """``[batch, F, h, w, width]`` -> ``[batch, channels, F, H, W]``."""
         parts = self.scale_shift_table.to(video.dtype) + embedded_time[:, None]
         shift, scale = (part[:, :, None, None] for part in parts.split(1, dim=1))
         patch = self.config["patch_size"]
@@ -173,12 +178,11 @@ class PTDiT(Network):
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Velocity (and, if trained, variance) of the flow.
+        """Return the velocity (and, if trained, the variance) of the flow, ``[batch, out_channels, …]``.
 
-        ``hidden_states`` ``[batch, in_channels, frames or views, height, width]``; ``timestep`` ``[batch]`` or a
-        scalar, in [0, 1000], the same for the whole batch; ``encoder_hidden_states`` ``[batch, length,
-        caption_channels]``; ``encoder_attention_mask`` ``[batch, length]``, 1 where text. Returns ``[batch,
-        out_channels, …]``.
+        ``hidden_states``: ``[batch, in_channels, frames or views, height, width]``; ``timestep``: ``[batch]`` or a
+        scalar, in [0, 1000], the same for the whole batch; ``encoder_hidden_states``:
+        ``[batch, length, caption_channels]``; ``encoder_attention_mask``: ``[batch, length]``, 1 for text.
         """
         batch, dtype = len(hidden_states), hidden_states.dtype
         tokens = self.pos_embed(hidden_states)
@@ -192,6 +196,6 @@ class PTDiT(Network):
 
 
 def pt_dit_from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> PTDiT:
-    """PTDiT; the stored position table is checked for its shape and computed instead."""
+    """PTDiT with official weights. A stored position table is compared with the computed one and dropped."""
     network = construct(PTDiT, config)
     return load_strictly(network, state_dict, rebuilt=network.rebuilt_buffers())

@@ -14,7 +14,7 @@ from vqcompress.models.windows import Windows, strided_means
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths and switches of a block; ``text_width``: of the text attention's keys; ``proxies``: in one window."""
+    """Widths and switches of a block. ``text_width``: width of the text features; ``proxies``: number per window."""
 
     width: int
     heads: int
@@ -28,10 +28,10 @@ class BlockShape:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What all blocks of one call see.
+    """Inputs that all blocks of one call share.
 
-    ``modulation`` ``[batch, 6, width]`` shift, scale, gate for attention, then for the feed-forward; ``text``
-    ``[batch, length, text_width]``; ``text_mask`` ``[batch, 1, 1, length]`` added to scores, or None; ``shift_mask``
+    ``modulation``: ``[batch, 6, width]``, shift, scale and gate for attention, then for the feed-forward; ``text``:
+    ``[batch, length, text_width]``; ``text_mask``: ``[batch, 1, 1, length]``, added to scores, or None; ``shift_mask``:
     ``[batch·windows, 1, volume, volume]`` bool.
     """
 
@@ -43,7 +43,7 @@ class BlockContext:
 
 
 class PTAttention(nn.Module):
-    """Softmax attention of ``x`` on ``context``; names as in diffusers."""
+    """Softmax attention from ``x`` to ``context``, with parameter names as in diffusers."""
 
     def __init__(self, width: int, heads: int, context_width: int, bias: bool) -> None:
         super().__init__()
@@ -56,24 +56,24 @@ class PTAttention(nn.Module):
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``[n, tokens, width]`` and ``[n, keys, context_width]`` to ``[n, tokens, width]``."""
+        """``[n, tokens, width]`` and ``[n, keys, context_width]`` -> ``[n, tokens, width]``."""
         query, key, value = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
         out = scaled_dot_product_attention(query, key, value, mask)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
 
 def tiled(parts: Tensor, windows: int) -> tuple[Tensor, ...]:
-    """``[batch, n, width]`` to n tensors ``[batch·windows, 1, width]``, in the order of the official network.
+    """``[batch, n, width]`` -> n tensors ``[batch·windows, 1, width]``, in the order of the official network.
 
-    Window r gets the modulation of sample ``r % batch``, while its tokens are those of sample ``r // windows``. So the
-    samples of a batch must share their timestep: with two timesteps in a batch the published network mixes them,
-    which changes its output by 25–33 %. Reproduced, because the weights were released with this network.
+    Window r gets the modulation of sample ``r % batch``, but its tokens are those of sample ``r // windows``. So all
+    samples of a batch must have the same timestep. With two timesteps in a batch, the published network mixes them,
+    which changes its output by 25–33 %. We reproduce this, because the weights were released with this network.
     """
     return parts.repeat(windows, 1, 1).split(1, dim=1)
 
 
 class PTDiTBlock(nn.Module):
-    """The six steps of a block on the tokens of windows, ``windowed`` ``[batch·windows, volume, width]``."""
+    """The six steps of a block. The tokens are in windows: ``windowed`` is ``[batch·windows, volume, width]``."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class PTDiTBlock(nn.Module):
         self.ff = FeedForward(width, activation_fn=shape.activation)
 
     def _global(self, windowed: Tensor, windows: Windows) -> Tensor:
-        """Steps 1 and 2: proxies attend to each other, then all tokens read the proxies.
+        """Steps 1 and 2: proxies attend to each other, then all tokens attend to the proxies.
 
         Neither step depends on the order of the proxies.
         """
@@ -107,12 +107,12 @@ class PTDiTBlock(nn.Module):
         return windowed + self.linear_1_visual(read).view_as(windowed)
 
     def _windowed(self, windowed: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        """Step 3."""
+        """Step 3: attention inside each window."""
         x = self.norm(windowed) * (1 + scale) + shift
         return windowed + gate * self.attn1(x, x)
 
     def _shifted(self, windowed: Tensor, context: BlockContext) -> Tensor:
-        """Step 4: windows moved by half, so that neighbours in different windows meet."""
+        """Step 4: attention in windows shifted by half, so that neighbours in different windows share a window."""
         windows = context.windows
         parts = self.proxy_scale_shift_table.to(windowed.dtype) + context.modulation[:, :3]
         shift, scale, gate = tiled(parts, windows.count)
@@ -121,7 +121,7 @@ class PTDiTBlock(nn.Module):
         return windowed + self.linear_2(gate * x)
 
     def _text(self, windowed: Tensor, context: BlockContext) -> Tensor:
-        """Step 5: the stream itself, without norm, reads the text."""
+        """Step 5: the tokens attend to the text. There is no norm before this step."""
         tokens = windowed.reshape(len(context.text), -1, windowed.shape[-1])
         return windowed + self.attn2(tokens, context.text, context.text_mask).view_as(windowed)
 

@@ -1,4 +1,4 @@
-"""PT-DiT from prompts: a rectified flow from noise at time 1000 to the image or video at time 0."""
+"""Text-to-image and text-to-video pipeline for PT-DiT: a rectified flow from noise at time 1000 to data at time 0."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from vqcompress.models.text_pipeline import Generators, TextPipeline, TextPipelineOutput
 
 TIMES = 1000.0
-# Pixels of an image whose times are not shifted.
+# Number of pixels at which an image's times are not shifted.
 BASE_PIXELS = 512 * 512
 
 
 def flow_times(steps: int, pixels: int, frames: int) -> list[float]:
-    """``steps`` times from 1000 down, and 0 at the end; more pixels or frames keep to the noisy end for longer.
+    """Return ``steps`` times from 1000 down, and 0 at the end. With more pixels or frames, more times are noisy ones.
 
-    With ``r = √(pixels / 512²) · √frames`` a time u in [0, 1] becomes ``r·u / (1 + (r − 1)·u)``.
+    With ``r = √(pixels / 512²) · √frames``, a time u in [0, 1] becomes ``r·u / (1 + (r − 1)·u)``.
     """
     ratio = math.sqrt(pixels / BASE_PIXELS * frames)
     even = [1 - step / steps for step in range(steps + 1)]
@@ -27,8 +27,11 @@ def flow_times(steps: int, pixels: int, frames: int) -> list[float]:
 
 
 class PTDiTPipeline(TextPipeline):
-    """Around PTDiT and a T5 encoder. Frames are decoded one by one by an image VAE: the causal video VAE of the
-    published models is not part of diffusers; ``output_type="latent"`` gives its input."""
+    """Pipeline for PTDiT and a T5 encoder.
+
+    An image VAE decodes the frames one by one, because diffusers does not have the causal video VAE of the published
+    models. ``output_type="latent"`` returns the input of that video VAE.
+    """
 
     longest_prompt = 200
 
@@ -36,7 +39,10 @@ class PTDiTPipeline(TextPipeline):
         return self.text_encoder(tokens, attention_mask=mask)[0]
 
     def _velocity(self, x: Tensor, time: float, text: tuple[Tensor, Tensor], guidance: float) -> Tensor:
-        """One time for the whole batch, which the network needs; its channels beyond the latent's are a variance."""
+        """Return the velocity at one time for the whole batch, as the network requires.
+
+        The network's channels beyond the latent's are a variance and are dropped.
+        """
         both = x.repeat(len(text[0]) // len(x), 1, 1, 1, 1)
         t = torch.full((len(both),), time, device=x.device)
         predicted = self.transformer(both, t, *text)[:, : x.shape[1]]
@@ -46,7 +52,7 @@ class PTDiTPipeline(TextPipeline):
         return unconditional + guidance * (conditional - unconditional)
 
     def _frames(self, latents: Tensor, output_type: str) -> Any:
-        """Latents ``[n, channels, frames, h, w]``; one frame is an image."""
+        """Decode latents ``[n, channels, frames, h, w]``. A single frame is returned as an image."""
         count, frames = len(latents), latents.shape[2]
         if frames == 1:
             return self.images(latents[:, :, 0], output_type)
@@ -70,9 +76,10 @@ class PTDiTPipeline(TextPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> TextPipelineOutput | tuple[Any]:
-        """``height`` and ``width`` in pixels; ``num_frames`` of the latent, None: as trained.
+        """Generate images or videos from prompts.
 
-        ``guidance_scale`` ≤ 1: no guidance. ``generator``: one, or one for each image or video.
+        ``height`` and ``width`` are in pixels. ``num_frames`` is that of the latent; None means the trained number.
+        ``guidance_scale`` ≤ 1 means no guidance. ``generator``: one, or one per image or video.
         """
         free, config = guidance_scale > 1, self.transformer.config
         text = self.encode_prompt(prompt, self._execution_device, 1, free, negative_prompt)

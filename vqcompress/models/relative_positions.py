@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def table_rows(window: int) -> int:
-    """Relative positions on a window² grid: (2·window-1)²."""
+    """Number of relative positions on a window² grid: (2·window-1)²."""
     return (2 * window - 1) ** 2
 
 
@@ -22,11 +22,11 @@ def relative_position_index(window: int) -> Tensor:
 def relative_bias(table: Tensor, window: int) -> Tensor:
     """Table [≥ (2·window-1)², heads] -> [heads, window², window²], the same as ``table[relative_position_index]``.
 
-    The windows of the table are sliced instead of gathered: at 512 px the stored indices of DiffiT's 28 blocks
-    would be 235 MB. Rows past (2·window-1)² (a class token's, in MDT) are not read.
+    The windows of the table are sliced, not gathered by index. At 512 px the stored indices of DiffiT's 28 blocks
+    would take 235 MB. Rows past (2·window-1)² (for a class token, in MDT) are not read.
     """
     side = 2 * window - 1
     grid = table[: side * side].unflatten(0, (side, side))
-    # windows[a, b, head, p, q] = grid[a + p, b + q]; the key's row and column count down along p and q.
+    # windows[a, b, head, p, q] = grid[a + p, b + q]. The key's row and column decrease along p and q.
     windows = grid.unfold(0, window, 1).unfold(1, window, 1).flip(3, 4)
     return windows.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)

@@ -1,8 +1,8 @@
-"""Checkpoints cut for tensor-parallel training, as Large-DiT and Lumina publish them, put together again.
+"""Join checkpoints that were split for tensor-parallel training, as Large-DiT and Lumina publish them.
 
-A folder holds ``consolidated[_ema].00-of-04.pth`` and so on, each with all names: a matrix that was cut by outputs is
-a block of rows in each file, one that was cut by inputs (and every embedding table) a block of columns, and what was
-not cut is in all files alike. Which of the three follows from the network's own shapes.
+A folder has the files ``consolidated[_ema].00-of-04.pth`` and so on, each with all names. A matrix that was split by
+outputs is a block of rows in each file. A matrix that was split by inputs, and every embedding table, is a block of
+columns. A tensor that was not split is the same in all files. The network's own shapes show which case applies.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NAME = re.compile(r"consolidated(?P<ema>_ema)?\.(?P<rank>\d+)-of-(?P<count>\d+)
 
 
 def shard_files(folder: str | Path) -> list[Path]:
-    """The files of a sharded checkpoint in order; the averaged weights (``_ema``) where there are some.
+    """Return the files of a sharded checkpoint in order, or those of the averaged weights (``_ema``) if there are any.
 
-    Raises ArchitectureError when there are none or one is missing.
+    Raises ArchitectureError when there are no files or one is missing.
     """
     found = [(match, path) for path in sorted(Path(folder).iterdir()) if (match := _NAME.fullmatch(path.name))]
     averaged = [(match, path) for match, path in found if match["ema"]]
@@ -37,10 +37,10 @@ def shard_files(folder: str | Path) -> list[Path]:
 
 
 def join_shards(shards: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """One state dict from those of all ranks, in order.
+    """Join the state dicts of all ranks, in order, into one.
 
-    ``shapes``: of the whole network's tensors by name. Names that it lacks are taken from the first shard, for the
-    strict loading that follows to report. Raises ArchitectureError where pieces do not make up the whole.
+    ``shapes``: shapes of the whole network's tensors by name. Names that are not in it are taken from the first shard,
+    and the strict loading that follows reports them. Raises ArchitectureError if pieces do not make up the whole.
     """
     names = dict.fromkeys(name for shard in shards for name in shard)
     if incomplete := [name for name in names if any(name not in shard for shard in shards)]:
@@ -65,5 +65,5 @@ def _joined(name: str, pieces: list[Tensor], shape: torch.Size | None) -> Tensor
 def read_shards(
     folder: str | Path, shapes: Mapping[str, torch.Size], read: Callable[[Path], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The whole state dict of a folder of shards; ``read`` opens one file (see conversion.read_official)."""
+    """Read the whole state dict from a folder of shards. ``read`` opens one file (see conversion.read_official)."""
     return join_shards([read(path) for path in shard_files(folder)], shapes)

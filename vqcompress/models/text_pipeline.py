@@ -1,4 +1,4 @@
-"""What the text-to-image pipelines of our networks share: text in, one latent for each generator, images out."""
+"""Base class of our text-to-image pipelines: encoding of prompts, initial noise, decoding of images."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 @dataclass
 class TextPipelineOutput(BaseOutput):
-    """``images``: PIL images, or a tensor; of a video, the list of its frames, or one more axis after the batch."""
+    """``images``: PIL images, or a tensor. A video is a list of frames, or has one more axis after the batch."""
 
     images: Any
 
 
 class TextPipeline(DiffusionPipeline):
-    """Base: tokenizer, text encoder, denoiser and image VAE. A subclass has the sampler and reads the text encoder."""
+    """Base class with tokenizer, text encoder, denoiser and image VAE.
+
+    A subclass adds the sampler and the reading of the text encoder's output.
+    """
 
     model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
     longest_prompt = 256
-    padding: bool | str = True  # as the tokenizer takes it: to the longest prompt of the batch
+    padding: bool | str = True  # the tokenizer's argument; True pads to the longest prompt of the batch
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class TextPipeline(DiffusionPipeline):
         return self.transformer.config.get("sample_size", 128)
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """``[batch, length, width]`` of what the denoiser was trained to read."""
+        """Return the text features ``[batch, length, width]`` that the denoiser was trained on."""
         raise NotImplementedError
 
     def encode_prompt(
@@ -62,8 +65,10 @@ class TextPipeline(DiffusionPipeline):
         do_classifier_free_guidance: bool = True,
         negative_prompt: str = "",
     ) -> tuple[Tensor, Tensor]:
-        """Features ``[n, length, width]`` and mask ``[n, length]`` (1 where text) of the prompts; with guidance those
-        of the negative prompt follow, as many again."""
+        """Return features ``[n, length, width]`` and mask ``[n, length]`` (1 for text) of the prompts.
+
+        With guidance, the same number of entries for the negative prompt follows.
+        """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         texts = prompts + [negative_prompt] * len(prompts) * do_classifier_free_guidance
@@ -72,19 +77,19 @@ class TextPipeline(DiffusionPipeline):
         return self.read_tokens(tokens.input_ids.to(device), tokens.attention_mask.to(device))
 
     def read_tokens(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of token ids ``[n, length]``, and which of the features are text."""
+        """Return the features of token ids ``[n, length]``, and a mask that shows which features are text."""
         return self.text_features(tokens, mask).to(self.transformer.dtype), mask
 
     def noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         return randn_tensor(shape, generator, self._execution_device, self.transformer.dtype)
 
     def latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Rows and columns of the latent for a size in pixels; None: the trained size."""
+        """Rows and columns of the latent for a size in pixels. None means the trained size."""
         rows, columns = (side and side // self.vae_scale_factor for side in (height, width))
         return rows or self.default_sample_size, columns or self.default_sample_size
 
     def images(self, latents: Tensor, output_type: str) -> Any:
-        """Latents ``[n, channels, h, w]`` as "latent", "pt" ``[n, 3, height, width]`` in 0..1, "np" or "pil"."""
+        """Return latents ``[n, channels, h, w]`` as "latent", "pt" ``[n, 3, height, width]`` in 0..1, "np" or "pil"."""
         if output_type == "latent":
             return latents
         shift = self.vae.config.get("shift_factor") or 0.0

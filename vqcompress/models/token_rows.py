@@ -1,7 +1,7 @@
-"""Images of one or of several sizes as one batch of token rows, and back.
+"""Convert images of one or several sizes to one batch of token rows, and back.
 
-Used by Flag-DiT and Next-DiT, which take a tensor ``[batch, channels, height, width]`` or a list of
-``[channels, height, width]`` with sizes of their own.
+Flag-DiT and Next-DiT use this. They take a tensor ``[batch, channels, height, width]`` or a list of
+``[channels, height, width]`` with different sizes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.nn.utils.rnn import pad_sequence
 from vqcompress.errors import ArchitectureError
 
 Images: TypeAlias = Tensor | Sequence[Tensor]
-# A network gives back the kind of batch that it was given.
+# A network returns the same kind of batch as its input.
 SameImages = TypeVar("SameImages", bound=Images)
 Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """``tokens`` ``[batch, longest, width]``; ``present`` ``[batch, longest]`` bool, or None when all are real."""
+    """``tokens`` ``[batch, longest, width]``; ``present`` ``[batch, longest]`` bool, or None without padding."""
 
     tokens: Tensor
     grids: tuple[Grid, ...]
@@ -32,7 +32,7 @@ class TokenRows:
 
 
 def patches(image: Tensor, patch: int) -> Tensor:
-    """``[channels, height, width]`` to ``[rows, columns, channels·patch·patch]``, channel first inside a patch."""
+    """``[channels, height, width]`` -> ``[rows, columns, channels·patch·patch]``, channel first inside a patch."""
     if image.shape[-2] % patch or image.shape[-1] % patch:
         raise ArchitectureError(
             f"A latent of {image.shape[-2]}×{image.shape[-1]} cannot be cut into {patch}×{patch} patches; "
@@ -43,7 +43,7 @@ def patches(image: Tensor, patch: int) -> Tensor:
 
 
 def image_of(tokens: Tensor, grid: Grid, patch: int) -> Tensor:
-    """``[rows·columns, patch·patch·channels]``, channel last inside a patch, to ``[channels, height, width]``."""
+    """``[rows·columns, patch·patch·channels]``, channel last inside a patch -> ``[channels, height, width]``."""
     cells = tokens.reshape(*grid, patch, patch, -1)
     return cells.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2)
 
@@ -51,7 +51,8 @@ def image_of(tokens: Tensor, grid: Grid, patch: int) -> Tensor:
 def batched(rows: Sequence[Tensor], grids: Sequence[Grid], padding: Tensor | None) -> TokenRows:
     """Pad rows ``[length, width]`` at the end with the token ``padding`` ``[width]``.
 
-    ``padding`` None: the network was trained without; rows of unequal length then raise ArchitectureError.
+    ``padding`` None means that the network was trained without padding. Rows of unequal length then raise
+    ArchitectureError.
     """
     if len({len(row) for row in rows}) == 1:
         return TokenRows(torch.stack(list(rows)), tuple(grids), None)

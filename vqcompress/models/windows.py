@@ -1,4 +1,4 @@
-"""Boxes of frames × rows × columns cut from a video of tokens; an image is a video of one frame."""
+"""Cut a video of tokens into boxes of frames × rows × columns. An image is a video of one frame."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _regions(length: int, window: int, shift: int) -> list[slice]:
 class Windows:
     """A video of ``size`` tokens (frames, rows, columns) cut into windows of ``window`` tokens.
 
-    Tokens in windows are ``[batch·count, volume, width]``: the windows of a sample one after the other, in each the
-    tokens frame by frame, row by row.
+    Tokens in windows are ``[batch·count, volume, width]``. The windows of a sample follow one another. Inside a window
+    the tokens are in order of frame, then row, then column.
     """
 
     size: Box
@@ -56,7 +56,7 @@ class Windows:
         return frames, rows, columns
 
     def split(self, video: Tensor) -> Tensor:
-        """``[batch, frames, rows, columns, width]`` to ``[batch·count, volume, width]``."""
+        """``[batch, frames, rows, columns, width]`` -> ``[batch·count, volume, width]``."""
         for axis, window in zip((1, 3, 5), self.window, strict=True):
             video = video.unflatten(axis, (-1, window))
         return video.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(0, 3)
@@ -67,7 +67,7 @@ class Windows:
         return boxes.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
     def shifted(self, windowed: Tensor) -> Tensor:
-        """Cut the same video again with all windows moved by ``shift``, cyclically."""
+        """Cut the same video again, with all windows shifted cyclically by ``shift``."""
         return self.split(self.join(windowed).roll([-step for step in self.shift], (1, 2, 3)))
 
     def unshifted(self, windowed: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Windows:
         return self.split(self.join(windowed).roll(self.shift, (1, 2, 3)))
 
     def shift_mask(self, device: torch.device) -> Tensor:
-        """``[count, volume, volume]`` bool: which tokens of a shifted window were neighbours before the shift."""
+        """``[count, volume, volume]`` bool: True for pairs of tokens that were neighbours before the shift."""
         regions = torch.zeros(self.size, dtype=torch.int64, device=device)
         axes = (_regions(*axis) for axis in zip(self.size, self.window, self.shift, strict=True))
         for number, region in enumerate(product(*axes)):
@@ -85,5 +85,5 @@ class Windows:
 
 
 def strided_means(windowed: Tensor, count: int) -> Tensor:
-    """``[n, volume, width]`` to ``[n, count, width]``: mean j is over the tokens j, j + count, j + 2·count, …"""
+    """``[n, volume, width]`` -> ``[n, count, width]``: mean j is over the tokens j, j + count, j + 2·count, …"""
     return windowed.unflatten(1, (-1, count)).mean(dim=1)
