@@ -16,6 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "embedded",
         "matrix_view",
         "methods",
+        "plain_yaml",
         "progress",
         "run_store",
         "sampling_config",

@@ -7,6 +7,7 @@ silently ignoring a misspelt setting would give a wrong result.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
+from vqcompress.plain_yaml import PlainYAMLError, read_plain_yaml
 from vqcompress.sampling_config import SamplingConfig
 
 FORMER_NAMES = {"keep": "ignore"}
@@ -171,11 +173,11 @@ class Recipe(_Section):
 
     @classmethod
     def read(cls, path: str | Path, **changes: Any) -> Recipe:
-        """Read YAML from ``path``; ``changes`` replace top-level keys. Raises `RecipeError`."""
+        """Read YAML (`plain_yaml`) from ``path``; ``changes`` replace top-level keys. Raises `RecipeError`."""
         try:
-            data = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RecipeError(f"cannot read recipe {path}: {str(error).splitlines()[0]}") from None
+            data = read_plain_yaml(Path(path))
+        except PlainYAMLError as error:
+            raise RecipeError(f"cannot read recipe {path}: {error}") from None
         if not isinstance(data, dict):
             raise RecipeError(f"recipe {path} is not a mapping of keys to values")
         return cls.parse({**current_names(data), **current_names(changes)})
@@ -203,4 +205,4 @@ def _problem(item: Any) -> str:
         return str(error)
     if item["type"] == "extra_forbidden":
         return f"unknown recipe key {where!r}"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item.get('input')!r})"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {reprlib.repr(item.get('input'))})"

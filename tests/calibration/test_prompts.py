@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from vqcompress.calibration import diversity
 from vqcompress.calibration.prompts import built_in_sets, choose_diverse, load_prompts
 from vqcompress.errors import CalibrationError
 
@@ -107,3 +108,31 @@ def test_diverse_choice_of_everything() -> None:
     assert len(choose_diverse([f"prompt {index}" for index in range(40)], 39, seed=0)) == 39
     with pytest.raises(CalibrationError, match="at least one"):
         choose_diverse(["a"], 0, seed=0)
+
+
+def test_files_of_strangers(tmp_path: Path) -> None:
+    """Each is refused in one line, in little memory; a BOM and CRLF are read (`test_files`)."""
+    huge = tmp_path / "huge.txt"
+    with huge.open("wb") as file:
+        file.truncate(100_000_000)
+    assert "longer than 64 MiB" in unsupported_reason(huge)
+    assert "line 2: a NUL character" in unsupported_reason(written(tmp_path, "nul.txt", "one\ntw\0o\n"))
+    assert "not UTF-8" in unsupported_reason(written(tmp_path, "latin.txt", "one\nm\xfcde\n".encode("latin-1")))
+    assert "not UTF-8" in unsupported_reason(written(tmp_path, "wide.txt", "one\n".encode("utf-16")))
+    assert "not UTF-8" in unsupported_reason(written(tmp_path, "binary.txt", bytes(range(256)) * 50))
+    assert "line 1: 10001 characters" in unsupported_reason(written(tmp_path, "long.txt", "x" * 10_001))
+    assert "line 1: not JSON" in unsupported_reason(written(tmp_path, "deep.jsonl", "[" * 9_000))
+    assert "line 1: expected an object" in unsupported_reason(written(tmp_path, "a.jsonl", '{"prompt": ["one"]}'))
+    loop = tmp_path / "loop.txt"
+    loop.symlink_to(loop)
+    for name in (loop, "a\0b", "~nobody-of-this-name/prompts.txt", "x" * 5000):
+        assert "no prompt set" in unsupported_reason(name)
+
+
+def test_of_a_long_list_some_are_compared() -> None:
+    prompts = [f"number {index}" for index in range(30_000)]
+    chosen = diversity.drawn(prompts, 100, seed=0)
+    assert len(chosen) == 100
+    assert chosen == sorted(chosen, key=prompts.index)
+    assert chosen == diversity.drawn(prompts, 100, seed=0) != diversity.drawn(prompts, 100, seed=1)
+    assert diversity.drawn(prompts[:100], 100, seed=0) == prompts[:100]

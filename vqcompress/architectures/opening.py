@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,14 +42,14 @@ def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narr
     model or it is not a pipeline.
     """
     name = str(model)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(name))
     if name in EMBEDDED:
         return open_folder(_embedded(name), dtype)
     if name in ALIASES:
         return _open_alias(name, dtype, narrow)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for what can be no name, where a Path raises
         return open_folder(path, dtype, narrow=narrow)
-    if path.is_file():
+    if os.path.isfile(path):
         return _open_file(path, dtype)
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
         return open_folder(cached_or_downloaded(name), dtype, narrow=narrow)

@@ -16,6 +16,8 @@ from vqcompress.errors import CalibrationError
 
 DIMENSIONS = 64
 RESTARTS = 4
+COMPARED = 20_000
+"""Prompts that are compared with each other; of a longer list, so many are drawn."""
 
 
 def choose_diverse(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
@@ -27,12 +29,20 @@ def choose_diverse(prompts: Sequence[str], count: int, seed: int) -> tuple[str, 
     """
     if count < 1:
         raise CalibrationError(f"at least one calibration prompt is needed, got count {count}")
-    distinct = list(dict.fromkeys(prompts))
+    distinct = drawn(list(dict.fromkeys(prompts)), max(count, COMPARED), seed)
     if count >= len(distinct):
         return tuple(distinct)
     with threadpool_limits(1):
         chosen = _medoids(_features(distinct, seed), count, seed)
     return tuple(distinct[index] for index in chosen)
+
+
+def drawn(prompts: list[str], count: int, seed: int) -> list[str]:
+    """``count`` of ``prompts``, in their order."""
+    if len(prompts) <= count:
+        return prompts
+    chosen = np.random.default_rng(seed).choice(len(prompts), count, replace=False)
+    return [prompts[index] for index in sorted(chosen)]
 
 
 def _features(prompts: list[str], seed: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +16,9 @@ from vqcompress.errors import CalibrationError
 BUILT_IN = "vqcompress.calib_prompts"
 HUB = "hf:"
 COLUMNS = ("prompt", "caption", "text")
+MAX_BYTES = 64 * 1024 * 1024
+MAX_LENGTH = 10_000
+"""Characters of one prompt. A text encoder reads the first few hundred."""
 
 __all__ = ["PromptSet", "built_in_sets", "choose_diverse", "load_prompts"]
 
@@ -41,16 +45,27 @@ def load_prompts(source: str | Path) -> PromptSet:
         return _from_hub(name.removeprefix(HUB))
     if name in built_in_sets():
         return _parse(name, ".txt", files(BUILT_IN).joinpath(f"{name}.txt").read_bytes())
-    path = Path(source).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path):  # False for what can be no name, where a Path raises
         raise CalibrationError(
             f"no prompt set {name!r}: it is neither a file nor one of {', '.join(built_in_sets())}; "
             "a Hub dataset is written hf:owner/name[:column]"
         )
     try:
-        return _parse(name, path.suffix.lower(), path.read_bytes())
+        return _parse(name, path.suffix.lower(), _content(path))
     except OSError as error:
         raise CalibrationError(f"the prompt file {path} cannot be read: {error.strerror}") from error
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise CalibrationError(
+            f"the prompt file {path} is longer than {MAX_BYTES // 2**20} MiB; calibration uses a few hundred prompts: "
+            "give a sample of its lines"
+        )
+    return content
 
 
 def built_in_sets() -> list[str]:
@@ -66,6 +81,8 @@ def _parse(name: str, suffix: str, content: bytes) -> PromptSet:
             f"the prompt file {name} is not UTF-8 text ({error.reason} at byte {error.start})"
         ) from None
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, line in filled:
+        _check_line(name, number, line)
     if suffix in (".jsonl", ".ndjson"):
         prompts = [_json_prompt(name, number, line) for number, line in filled]
     elif filled and all("\t" in line for _, line in filled):
@@ -73,6 +90,15 @@ def _parse(name: str, suffix: str, content: bytes) -> PromptSet:
     else:
         prompts = [line.strip() for _, line in filled]
     return _prompt_set(name, prompts, content)
+
+
+def _check_line(name: str, number: int, line: str) -> None:
+    if "\0" in line:
+        raise CalibrationError(f"{name}, line {number}: a NUL character; the file is not text with one prompt a line")
+    if len(line) > MAX_LENGTH:
+        raise CalibrationError(
+            f"{name}, line {number}: {len(line)} characters, at most {MAX_LENGTH} are read; write one prompt a line"
+        )
 
 
 def _prompt_set(name: str, prompts: Iterable[str], content: bytes) -> PromptSet:
@@ -92,7 +118,7 @@ def _caption(name: str, number: int, line: str) -> str:
 def _json_prompt(name: str, number: int, line: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{name}, line {number}: not JSON ({error})") from None
     for column in COLUMNS:
         if isinstance(row, dict) and isinstance(row.get(column), str) and row[column].strip():
