@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vqcompress.errors import ArchitectureError
 from vqcompress.models import from_official
@@ -15,6 +17,12 @@ from vqcompress.models.next_dit import NextDiT, NextDiTLabels
 from vqcompress.models.presets import preset
 
 FIXTURES = {"flag_dit_t2i": "flag_dit", "lumina_next": "next_dit"}
+LABELLED = {
+    "flag_dit_imagenet": "flag_dit",
+    "large_dit_imagenet": "large_dit",
+    "next_dit_imagenet": "next_dit",
+    "next_dit_imagenet_grouped": "next_dit",
+}
 SMALL = {"dim": 48, "n_layers": 2, "n_heads": 4, "multiple_of": 16}
 TEXT_NETWORKS = (FlagDiT, NextDiT)
 LABEL_NETWORKS = (FlagDiTLabels, LargeDiT, NextDiTLabels)
@@ -41,6 +49,57 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def flag_blocks_on_a_grid(config: dict, weights: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """A labelled network of Flag-DiT's blocks with 2-D rotary positions (arXiv 2405.05945, 2406.18583), in float64."""
+    w = {name: tensor.double() for name, tensor in weights.items()}
+    heads, width, half = config["n_heads"], config["dim"], len(x)
+    head = width // heads
+
+    def linear(name: str, z: Tensor) -> Tensor:
+        return functional.linear(z, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def norm(name: str, z: Tensor) -> Tensor:
+        return functional.layer_norm(z, z.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def rms(name: str, z: Tensor) -> Tensor:
+        return z * (z.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * w[f"{name}.weight"]
+
+    rows, columns = x.shape[2] // 2, x.shape[3] // 2
+    angles = torch.zeros(rows * columns, head // 2, dtype=torch.float64)
+    for token, pair in itertools.product(range(rows * columns), range(head // 2)):
+        position = token % columns if pair % 2 else token // columns
+        angles[token, pair] = position / 10000 ** (2 * (pair // 2) * 2 / head)
+    turn = torch.polar(torch.ones_like(angles), angles)[None, :, None]
+
+    def rotated(z: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(z.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
+
+    def attention(name: str, z: Tensor) -> Tensor:
+        q = rotated(norm(f"{name}.q_norm", linear(f"{name}.wq", z)).unflatten(-1, (heads, head)))
+        k = rotated(norm(f"{name}.k_norm", linear(f"{name}.wk", z)).unflatten(-1, (-1, head)))
+        v = linear(f"{name}.wv", z).unflatten(-1, (-1, head))
+        k, v = (part.repeat_interleave(heads // part.shape[2], 2) for part in (k, v))
+        scores = torch.einsum("bqhc,bkhc->bhqk", q, k) / head**0.5
+        return linear(f"{name}.wo", torch.einsum("bhqk,bkhc->bqhc", scores.softmax(-1), v).flatten(2))
+
+    frequencies = 10000 ** (-torch.arange(128, dtype=torch.float64) / 128)
+    time = torch.cat([(t[:, None] * frequencies).cos(), (t[:, None] * frequencies).sin()], 1)
+    condition = linear("t_embedder.mlp.2", functional.silu(linear("t_embedder.mlp.0", time)))
+    condition = functional.silu(condition + w["y_embedder.embedding_table.weight"][y])
+    z = linear("x_embedder", functional.unfold(x.double(), 2, stride=2).transpose(1, 2))
+    for i in range(config["n_layers"]):
+        parts = linear(f"layers.{i}.adaLN_modulation.1", condition)[:, None].chunk(6, -1)
+        given = rms(f"layers.{i}.attention_norm", z) * (1 + parts[1]) + parts[0]
+        z = z + parts[2] * attention(f"layers.{i}.attention", given)
+        given = rms(f"layers.{i}.ffn_norm", z) * (1 + parts[4]) + parts[3]
+        gate, up = (linear(f"layers.{i}.feed_forward.{name}", given) for name in ("w1", "w3"))
+        z = z + parts[5] * linear(f"layers.{i}.feed_forward.w2", functional.silu(gate) * up)
+    shift, scale = linear("final_layer.adaLN_modulation.1", condition)[:, None].chunk(2, -1)
+    z = linear("final_layer.linear", functional.layer_norm(z, z.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+    cells = z.reshape(half, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)
+    return cells.reshape(half, -1, rows * 2, columns * 2)[:, :4].float()
+
+
 def text_inputs(batch: int, width: int) -> dict[str, Tensor]:
     mask = torch.ones(batch, 5, dtype=torch.int32)
     mask[-1, 3:] = 0
@@ -48,10 +107,10 @@ def text_inputs(batch: int, width: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("call", [0, 1, 2])
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", FIXTURES | LABELLED)
 def test_official_outputs(official_run, tolerance: float, name: str, call: int) -> None:
     run = official_run(name)
-    network = from_official(FIXTURES[name], run.config, run.weights)
+    network = from_official((FIXTURES | LABELLED)[name], run.config, run.weights)
     assert not network.training
     assert run.calls[call].deviation(network) <= tolerance
 
@@ -148,6 +207,44 @@ def test_large_dit_is_flag_dit_with_the_variance() -> None:
     x, t, y = normal(2, 4, 8, 8), torch.tensor([17.0, 430.0]), torch.tensor([1, 10])
     with torch.no_grad():
         assert flag(x, t, y).equal(large(x, t, y)[:, :4])
+
+
+@pytest.mark.parametrize("network", LABEL_NETWORKS)
+def test_label_networks_have_the_official_defaults(network: type) -> None:
+    """Those of ``DiT_Llama``, which the constructors of the published sizes leave as they are."""
+    with torch.device("meta"):
+        config = network(n_layers=1).config
+    official = {"input_size": 32, "patch_size": 2, "in_channels": 4, "dim": 4096, "n_heads": 32, "n_kv_heads": None}
+    official |= {"multiple_of": 256, "ffn_dim_multiplier": None, "norm_eps": 1e-5, "class_dropout_prob": 0.1}
+    official |= {"num_classes": 1000, "learn_sigma": True, "qk_norm": False}
+    assert {name: config[name] for name in official} == official
+
+
+def test_next_dit_labels_scale_positions_for_one_call(official_run) -> None:
+    run = official_run("next_dit_imagenet")
+    network = from_official("next_dit", run.config, run.weights)
+    given = {**run.calls[2].inputs}
+    with torch.no_grad():
+        plain = network.forward_with_cfg(**given)
+        scaled = network.forward_with_cfg(**given, rope_scaling_factor=2.0, ntk_factor=1.5)
+        assert network.forward_with_cfg(**given, rope_scaling_factor=1.0, ntk_factor=1.0).equal(plain)
+    assert not torch.allclose(plain, scaled, atol=1e-3)
+    assert run.calls[2].deviation(network) < 2e-5
+    with pytest.raises(ArchitectureError, match="both of"):
+        network.forward_with_cfg(**given, ntk_factor=2.0)
+
+
+@pytest.mark.parametrize("grouped", [None, 2])
+def test_next_dit_labels_with_flag_blocks(grouped: int | None) -> None:
+    """Six modulation vectors a block tell Flag-DiT's blocks; the reference is written from the equations."""
+    config = SMALL | {"num_classes": 10, "qk_norm": True, "n_kv_heads": grouped, "input_size": 8}
+    weights = randomized(NextDiTLabels(**config, sandwich_norm=False)).state_dict()
+    network = from_official("next_dit", config, weights)
+    assert not network.config["sandwich_norm"]
+    x, t, y = normal(2, 4, 8, 12), torch.tensor([0.2, 0.9]), torch.tensor([3, 10])
+    with torch.no_grad():
+        expected = flag_blocks_on_a_grid(config, weights, x, t, y)
+        torch.testing.assert_close(network(x, t, y), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_labels_next_dit_takes_a_pad_token_if_there_is_one() -> None:

@@ -14,6 +14,7 @@ from vqcompress.models.presets import preset
 from vqcompress.models.pt_dit import PTDiT
 
 FIXTURES = ("pt_dit_t2i", "pt_dit_video")
+SEVERAL_PROXIES = ("pt_dit_proxies", "pt_dit_video_proxies")
 SMALL = {
     "num_heads": 2,
     "head_dim": 24,
@@ -61,6 +62,14 @@ def official(official_run, name: str):
 def test_official_outputs(official_run, tolerance: float, name: str, call: int) -> None:
     run, network = official(official_run, name)
     assert not network.training
+    assert run.calls[call].deviation(network) <= tolerance
+
+
+@pytest.mark.parametrize("call", [0, 1])
+@pytest.mark.parametrize("name", SEVERAL_PROXIES)
+def test_official_outputs_with_several_proxies_a_window(official_run, tolerance: float, name: str, call: int) -> None:
+    """Windows of 4 × 4 tokens with 2 × 2 proxies; windows of 2 × 4 × 4 with 4 × 2 proxies over both frames."""
+    run, network = official(official_run, name)
     assert run.calls[call].deviation(network) <= tolerance
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+from math import prod
+
 import pytest
 import torch
 from torch import Tensor
@@ -47,11 +50,21 @@ def test_a_window_without_shift_sees_itself() -> None:
     assert Windows((2, 3, 3), (1, 1, 1)).shift_mask(torch.device("cpu")).all()
 
 
-def test_strided_means() -> None:
-    rows = torch.arange(8.0).reshape(1, 8, 1)
-    assert strided_means(rows, 2).flatten().tolist() == [3.0, 4.0]
-    assert strided_means(rows, 1).flatten().tolist() == [3.5]
-    assert strided_means(rows, 8).equal(rows)
+@pytest.mark.parametrize(
+    ("window", "strides"),
+    [((1, 4, 4), (1, 2, 2)), ((2, 4, 4), (1, 2, 4)), ((3, 2, 6), (1, 1, 3)), ((2, 4, 4), (1, 1, 1))],
+)
+def test_strided_means(window: tuple[int, int, int], strides: tuple[int, int, int]) -> None:
+    """Proxy (x, y, z) is the mean of the tokens whose frame, row and column have these remainders."""
+    rows = torch.randn(2, prod(window), 5, generator=torch.Generator().manual_seed(0))
+    video = rows.reshape(2, *window, 5)
+    for number, remainders in enumerate(product(*(range(stride) for stride in strides))):
+        chosen = [
+            video[:, frame, row, column]
+            for frame, row, column in product(*(range(length) for length in window))
+            if (frame % strides[0], row % strides[1], column % strides[2]) == remainders
+        ]
+        torch.testing.assert_close(strided_means(rows, window, strides)[:, number], torch.stack(chosen).mean(0))
 
 
 def test_wrong_size_is_named() -> None:

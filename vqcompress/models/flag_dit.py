@@ -139,18 +139,23 @@ class FlagDiT(_FlagNetwork):
 
 
 class _FlagLabels(LabelledTrunk, _FlagNetwork):
-    """Base class of FlagDiTLabels and LargeDiT, which differ only in the number of channels that they return."""
+    """Base class of FlagDiTLabels and LargeDiT, which differ only in the number of channels that they return.
+
+    Argument and parameter names and defaults are those of the official ``DiT_Llama`` for ImageNet. ``input_size`` is
+    the side of the trained latent, at which pipelines draw by default; the network takes other sizes too.
+    """
 
     @register_to_config
     def __init__(
         self,
+        input_size: int = 32,
         patch_size: int = 2,
         in_channels: int = 4,
-        dim: int = 512,
-        n_layers: int = 5,
-        n_heads: int = 16,
+        dim: int = 4096,
+        n_layers: int = 32,
+        n_heads: int = 32,
         n_kv_heads: int | None = None,
-        multiple_of: int = 32,
+        multiple_of: int = 256,
         ffn_dim_multiplier: float | None = None,
         norm_eps: float = 1e-5,
         class_dropout_prob: float = 0.1,

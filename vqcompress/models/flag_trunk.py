@@ -162,9 +162,12 @@ class LabelledTrunk(FlagTrunk):
         ``x``: ``[batch, in_channels, h, w]`` or a list of ``[in_channels, h, w]``; ``t``: ``[batch]``; labels ``y``:
         ``[batch]``.
         """
+        return self._labelled(x, t, y, RotaryScaling())
+
+    def _labelled(self, x: SameImages, t: Tensor, y: Tensor, scaling: RotaryScaling) -> SameImages:
         rows = self._rows(x)
         condition = self.t_embedder(t, rows.tokens.dtype) + self.y_embedder(y)
-        tokens = self._run(rows, condition, self._places(rows, RotaryScaling(), None), None)
+        tokens = self._run(rows, condition, self._places(rows, scaling, None), None)
         return self._images(tokens, rows, x, self._channels)
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:

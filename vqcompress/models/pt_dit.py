@@ -7,7 +7,6 @@ pt_dit_block.tiled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -71,13 +70,17 @@ def _box(name: str, ratios: Sequence[int]) -> Box:
     return frames, rows, columns
 
 
-def _proxies(window: Box, proxy: Box) -> int:
-    if prod(window) % prod(proxy):
+def _proxy_strides(window: Box, proxy: Box) -> Box:
+    """How many proxies a window has along each axis, which is the stride of the tokens of one proxy.
+
+    Along frames it is 1 whatever ``proxy`` says: a proxy takes tokens from all frames of its window.
+    """
+    if window[1] % proxy[1] or window[2] % proxy[2]:
         raise ArchitectureError(
-            f"proxy_compress_ratios={list(proxy)} must divide compress_ratios={list(window)}: a window holds a whole "
-            "number of proxies."
+            f"proxy_compress_ratios={list(proxy)} must divide compress_ratios={list(window)}: a window has a whole "
+            "number of proxies along rows and columns."
         )
-    return prod(window) // prod(proxy)
+    return 1, window[1] // proxy[1], window[2] // proxy[2]
 
 
 def _refuse_unknown(**given: object) -> None:
@@ -93,11 +96,11 @@ def _refuse_unknown(**given: object) -> None:
 class PTDiT(Network):
     """The denoiser, with the argument and parameter names of the official ``PTDiTDiffuser``.
 
-    ``compress_ratios``: tokens of a window along frames, rows, columns. ``proxy_compress_ratios``: tokens per proxy; if
-    that is less than a window, a window has several proxies. ``sample_size`` and ``frame`` are the latent's trained
-    size; other multiples of ``patch_size·compress_ratios`` work too. ``dropout``, ``norm_num_groups``,
-    ``num_embeds_ada_norm`` and ``upcast_attention`` are part of the official signature and have no effect on this
-    network's output. Raises ArchitectureError for arguments that no published model uses.
+    ``compress_ratios``: tokens of a window along frames, rows, columns. ``proxy_compress_ratios``: tokens per proxy
+    along rows and columns; if that is less than a window, a window has several proxies. ``sample_size`` and ``frame``
+    are the latent's trained size; other multiples of ``patch_size·compress_ratios`` work too. ``dropout``,
+    ``norm_num_groups``, ``num_embeds_ada_norm`` and ``upcast_attention`` are part of the official signature and have no
+    effect on this network's output. Raises ArchitectureError for arguments that no published model uses.
     """
 
     @register_to_config
@@ -133,11 +136,11 @@ class PTDiT(Network):
         )
         width = num_heads * head_dim
         self.window = _box("compress_ratios", compress_ratios)
-        proxies = _proxies(self.window, _box("proxy_compress_ratios", proxy_compress_ratios))
+        strides = _proxy_strides(self.window, _box("proxy_compress_ratios", proxy_compress_ratios))
         if width % 16:
             raise ArchitectureError(f"num_heads·head_dim={width} must be a multiple of 16 for positions on three axes.")
         text_width = cross_attention_dim or width
-        shape = BlockShape(width, num_heads, text_width, attention_bias, activation_fn, norm_eps, proxies, shift_window)
+        shape = BlockShape(width, num_heads, text_width, attention_bias, activation_fn, norm_eps, strides, shift_window)
         self.pos_embed = FramePatches(patch_size, in_channels, width, max(sample_size // 64, 1))
         self.adaln_single = AdaLayerNormSingle(width)
         if caption_channels is not None:

@@ -9,12 +9,12 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from vqcompress.models.windows import Windows, strided_means
+from vqcompress.models.windows import Box, Windows, strided_means
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths and switches of a block. ``text_width``: width of the text features; ``proxies``: number per window."""
+    """Widths and switches of a block. ``text_width``: of the text features; ``proxy_strides``: see strided_means."""
 
     width: int
     heads: int
@@ -22,7 +22,7 @@ class BlockShape:
     bias: bool
     activation: str
     eps: float
-    proxies: int
+    proxy_strides: Box
     shift_window: bool
 
 
@@ -97,7 +97,7 @@ class PTDiTBlock(nn.Module):
 
         Neither step depends on the order of the proxies.
         """
-        proxies = strided_means(windowed, self.shape.proxies)
+        proxies = strided_means(windowed, windows.window, self.shape.proxy_strides)
         tokens, proxies = (
             part.reshape(-1, windows.count * part.shape[1], part.shape[2]) for part in (windowed, proxies)
         )

@@ -84,6 +84,13 @@ class Windows:
         return regions[:, :, None] == regions[:, None, :]
 
 
-def strided_means(windowed: Tensor, count: int) -> Tensor:
-    """``[n, volume, width]`` -> ``[n, count, width]``: mean j is over the tokens j, j + count, j + 2·count, …"""
-    return windowed.unflatten(1, (-1, count)).mean(dim=1)
+def strided_means(windowed: Tensor, window: Box, strides: Box) -> Tensor:
+    """``[n, volume, width]`` -> ``[n, prod(strides), width]``: means over every ``strides``-th token along each axis.
+
+    Mean (x, y, z) is over the tokens of a window whose frame, row and column leave the remainders x, y and z when
+    divided by the strides. The strides divide the window.
+    """
+    boxes = windowed.unflatten(1, window)
+    for axis, stride in zip((1, 3, 5), strides, strict=True):
+        boxes = boxes.unflatten(axis, (-1, stride))
+    return boxes.mean(dim=(1, 3, 5)).flatten(1, 3)
