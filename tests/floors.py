@@ -14,6 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "bundle",
         "cache_line",
         "embedded",
+        "machine_code",
         "matrix_view",
         "methods",
         "plain_yaml",

@@ -6,31 +6,22 @@ Costs omit the constant ``|x|²``: extending a partial sum with residual ``r`` b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
 
-import numba
 import numpy as np
 
+from vqcompress.machine_code import compiled
+
 CHUNK = 16  # codewords per comparison of their least cost with the worst kept cost: one vector register of float32
-
-
-def _compiled(function: Callable[..., Any], inline: Literal["never", "always"] = "never") -> Callable[..., Any]:
-    fastmath = {"contract", "reassoc", "nsz", "nnan"}
-    compile_ = partial(numba.njit, nogil=True, fastmath=fastmath, error_model="numpy", inline=inline)
-    try:
-        return compile_(cache=True)(function)
-    except RuntimeError:  # no writable folder for the cache
-        return compile_()(function)
-
+FASTMATH = {"contract", "reassoc", "nsz", "nnan"}
+_compiled = partial(compiled, nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 # A callee from numba's cache is linked, not inlined, and may round differently from a newly compiled one. The same
 # command would then not always give the same bytes.
 _inlined = partial(_compiled, inline="always")
 
 
-@_inlined
+@_inlined()
 def _extension_costs(costs, residual, codebook, norms, base):  # type: ignore[no-untyped-def]
     """``costs[k] = base + |c_k|² - 2 residual·c_k``, four dimensions per pass, as many as fit in registers."""
     for k in range(len(costs)):
@@ -43,7 +34,7 @@ def _extension_costs(costs, residual, codebook, norms, base):  # type: ignore[no
             costs[k] += a * p[k] + b * q[k] + c * r[k] + d * s[k]
 
 
-@_inlined
+@_inlined()
 def _worst(kept_costs, width):  # type: ignore[no-untyped-def]
     place = 0
     for q in range(1, width):
@@ -52,7 +43,7 @@ def _worst(kept_costs, width):  # type: ignore[no-untyped-def]
     return place
 
 
-@_inlined
+@_inlined()
 def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  # type: ignore[no-untyped-def]
     """Merge the extensions of one partial sum into the ``width`` best so far. Returns the number kept and the index of
     the worst."""
@@ -74,7 +65,7 @@ def _keep_best(costs, parent, kept, width, place, kept_costs, parents, words):  
     return kept, place
 
 
-@_compiled
+@_compiled()
 def search(vectors, codebooks, norms, beam, codes):  # type: ignore[no-untyped-def]
     """Fill ``codes [n, M]`` (int32) for ``vectors [n, d]``, given ``codebooks [M, d, K]`` and ``norms [M, K]``. K is a
     multiple of `CHUNK`."""

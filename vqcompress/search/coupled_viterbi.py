@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqcompress.search.viterbi import INFINITE, CpuViterbi, compiled, compiled_traceback
+from vqcompress.search.viterbi import INFINITE, CpuViterbi, compiled_traceback, fast
 
 MEMORY = 64  # errors that each path keeps
 CHUNK = 8  # weights searched between two decisions; a decision is therefore at least ``MEMORY - CHUNK`` weights back
@@ -121,14 +121,14 @@ def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
     ``moved`` is ``target`` moved by the errors already decided. ``errors`` holds the later ones; its two halves
     alternate as input and output of a step.
     """
-    return compiled(_forward(1 << rate, 1 << (state_bits - 2 * rate)))
+    return fast(_forward(1 << rate, 1 << (state_bits - 2 * rate)))
 
 
 @lru_cache(maxsize=1)
 def compiled_give_up() -> Callable[..., None]:
     """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: sets the cost of paths whose
     errors from ``place`` on differ from ``decided`` to infinity."""
-    return compiled(_give_up)
+    return fast(_give_up)
 
 
 def _forward(branches: int, stems: int) -> Callable[..., None]:

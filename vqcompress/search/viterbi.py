@@ -13,11 +13,13 @@ is searched exactly for that boundary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vqcompress.machine_code import compiled
 
 SEAM = 32  # weights on either side of the seam in the search for the boundary
 INFINITE = np.float32(1e30)
@@ -104,24 +106,18 @@ def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
     group, before the first weight on entry and after the last on return. ``back`` receives the chosen branches.
     """
     make_forward = _forward_over_stems if _stems_in_lanes(state_bits, rate) else _forward_over_symbols
-    return compiled(make_forward(1 << rate, 1 << (state_bits - 2 * rate)))
+    return fast(make_forward(1 << rate, 1 << (state_bits - 2 * rate)))
 
 
 @lru_cache(maxsize=1)
 def compiled_traceback() -> Callable[..., None]:
     """Signature ``(back [>= n, groups], last group, rate, states [n] int64)``; fills ``states``."""
-    return compiled(_traceback)
+    return fast(_traceback)
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` compiled by numba, once per process, and kept in its cache on disk if a folder is writable."""
-    import numba  # imported here because it takes half a second
-
-    compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy")
-    try:
-        return compile_(cache=True)(function)
-    except RuntimeError:  # no writable folder for the cache
-        return compile_()(function)
+def fast(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` compiled, its sums in any order, so that inner loops are vectorized."""
+    return compiled(nogil=True, fastmath=True, error_model="numpy")(function)
 
 
 # The two forward passes compute the same result and differ in the dimension that is vectorized. Their sizes are closure

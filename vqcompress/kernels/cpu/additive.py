@@ -28,7 +28,7 @@ from vqcompress.kernels.cpu.arguments import (
     run_over_columns,
     stored_order,
 )
-from vqcompress.kernels.cpu.loops import compiled, numbers, raw_pointer, read_bits, shared_loop
+from vqcompress.kernels.cpu.loops import numbers, raw_pointer, read_bits, shared_loop
 from vqcompress.kernels.cpu.operations import Blocks, Operations
 from vqcompress.kernels.cpu.vectors import (
     add,
@@ -42,6 +42,7 @@ from vqcompress.kernels.cpu.vectors import (
     times,
     zeros,
 )
+from vqcompress.machine_code import compiled
 
 BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the first cache beside the codebooks
 LINE = 64  # bytes of a cache line

@@ -1,4 +1,4 @@
-"""What the loops of all formats share: how they are compiled and called, bit fields, rates, and the frame of a product.
+"""What the loops of all formats share: how they are called, bit fields, rates, and the frame of a product.
 
 The loops are C functions of addresses, which any thread can call without the interpreter
 (`vqcompress.kernels.cpu.threads`). No fast-math: products and sums round as in the reference, so the results are equal
@@ -7,45 +7,15 @@ bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from vqcompress.kernels.cpu.vectors import float_at, half_at, pointer, put_float
+from vqcompress.machine_code import compiled, native
 
 HEAD_NUMBERS, BLOCK_NUMBERS = 9, 13  # of a product, and of each of its blocks
-
-
-def compiled(**options: Any) -> Callable[[Callable], Any]:
-    """`numba.njit` with the machine code cached on disk, where a folder for it can be written."""
-
-    def decorate(function: Callable) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # numba's words for "no locator available": neither here nor in the user's cache
-            return numba.njit(**options)(function)
-
-    return decorate
-
-
-def native(signature: str) -> Callable[[Callable], Any]:
-    """The function as a C function: machine code calls its ``address``, Python its ``ctypes``, without the lock.
-
-    Its machine code is cached likewise.
-    """
-
-    def decorate(function: Callable) -> Any:
-        try:
-            return numba.cfunc(signature, cache=True)(function)
-        except RuntimeError:
-            return numba.cfunc(signature)(function)
-
-    return decorate
 
 
 # (first, last, the address of what `vqcompress.kernels.cpu.threads.parallel_for` was given)

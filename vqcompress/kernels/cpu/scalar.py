@@ -18,7 +18,7 @@ from vqcompress.kernels.cpu.arguments import (
     gradient_tensor,
     run_over_columns,
 )
-from vqcompress.kernels.cpu.loops import compiled, numbers, raw_pointer, read_bits, scale_at, shared_loop
+from vqcompress.kernels.cpu.loops import numbers, raw_pointer, read_bits, scale_at, shared_loop
 from vqcompress.kernels.cpu.operations import Blocks, Operations, as_scale
 from vqcompress.kernels.cpu.vectors import (
     add,
@@ -32,6 +32,7 @@ from vqcompress.kernels.cpu.vectors import (
     zeros,
 )
 from vqcompress.kernels.cpu.windows import LANES, differences, window_bytes
+from vqcompress.machine_code import compiled
 
 PART = 4 * LANES  # bytes of sixteen floats
 OUTPUTS = 2 * LANES  # that a product takes at a time

@@ -36,7 +36,6 @@ from vqcompress.kernels.cpu.arguments import (
     stored_order,
 )
 from vqcompress.kernels.cpu.loops import (
-    compiled,
     numbers,
     raw_pointer,
     read_bits,
@@ -57,6 +56,7 @@ from vqcompress.kernels.cpu.vectors import (
     word_at,
 )
 from vqcompress.kernels.cpu.windows import LANES, look_up, window_bytes
+from vqcompress.machine_code import compiled
 
 EDGE = 34  # bytes of the small buffer: more than is ever loaded at once
 OUTPUTS = 8  # that a product takes at a time
