@@ -94,17 +94,22 @@ def random_additive(
     return QuantizedWeight(spec, tuple(shape), tensors, {"codebooks": books} if shared else {})
 
 
-def random_scalar(shape: tuple[int, ...], *, seed: int = 0, bits: int = 4, group_size: int = 8) -> QuantizedWeight:
+def random_scalar(
+    shape: tuple[int, ...], *, seed: int = 0, bits: int = 4, group_size: int = 8, scale_bits: int = 16
+) -> QuantizedWeight:
     """Random scalar codes."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = matrix_shape(shape)
-    spec = ScalarSpec(bits, group_size)
+    spec = ScalarSpec(bits, group_size, scale_bits)
     groups = spec.groups(columns)
     tensors = {
         "weight": pack(_integers(1 << bits, (columns, rows), generator), bits).reshape(1, -1),
         "group_scale": (0.01 + 0.01 * torch.rand(groups, rows, generator=generator)).half(),
         "group_zero": pack(_integers(1 << bits, (groups, rows), generator), bits),
     }
+    if spec.packed_scales:
+        tensors["group_scale"] = pack(_integers(1 << scale_bits, (groups, rows), generator), scale_bits)
+        tensors["scale"] = _scale(rows, True, generator)
     assert tensors["group_zero"].shape == (groups, packed_bytes(rows, bits))
     return QuantizedWeight(spec, tuple(shape), tensors)
 

@@ -65,6 +65,7 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
         "additive_shared": (AdditiveSpec(8, 8, 2, 2, 0, "book", False, 5 * 4), (16, 5), None),
         "additive_gains": (AdditiveSpec(4, 6, 3, 0, 2, None, False, _stream(2, mixed, 6), True), (7, 12), mixed),
         "scalar_linear": (ScalarSpec(3, 4), (7, 10), None),
+        "scalar_packed_scales": (ScalarSpec(3, 4, 6), (7, 10), None),
     }
 
 

@@ -110,9 +110,18 @@ class Page:
                 weight[t, column] = total * self.scale()[t]
         return self.with_outliers(weight * self.gains())
 
+    def group_scale(self) -> np.ndarray:
+        bits = self.spec.get("scale_bits", 16)
+        if bits == 16:
+            return self.half("group_scale")
+        width = math.ceil(self.rows * bits / 8)
+        starts = range(0, len(self.raw["group_scale"]), width)
+        factors = [numbers(self.raw["group_scale"][start : start + width], bits, self.rows) for start in starts]
+        return np.array(factors, np.float32) * self.half("scale")
+
     def scalar(self) -> np.ndarray:
         b, g, weight = self.spec["bits"], self.spec["group_size"], np.zeros((self.rows, self.columns), np.float32)
-        width, scale = math.ceil(self.rows * b / 8), self.half("group_scale")
+        width, scale = math.ceil(self.rows * b / 8), self.group_scale()
         for c in range(self.columns):
             codes = numbers(self.raw["weight"][c * width : (c + 1) * width], b, self.rows)
             zeros = numbers(self.raw["group_zero"][c // g * width : (c // g + 1) * width], b, self.rows)
@@ -139,8 +148,15 @@ def read(path: Path) -> tuple[dict, QuantizedWeight]:
 
 
 def _tensor(name: str, entry: dict) -> torch.Tensor:
-    halves = ("scale", "codebooks", "group_scale", "outlier_values")
-    dtype = torch.float16 if name in halves else torch.int32 if name == "outlier_positions" else torch.int8
+    halves = ("scale", "codebooks", "outlier_values")
+    packed = name == "group_scale" and len(entry["hex"]) < 4 * math.prod(entry["shape"])
+    dtype = (
+        torch.float16
+        if name in halves or (name == "group_scale" and not packed)
+        else torch.int32
+        if name == "outlier_positions"
+        else torch.int8
+    )
     return torch.frombuffer(bytearray.fromhex(entry["hex"]), dtype=dtype).view(entry["shape"])
 
 

@@ -73,3 +73,10 @@ def test_threads_share_a_large_weight(random_weight):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(shared, weight.decode()[:, :4].t())
+
+
+@pytest.mark.parametrize("shape", [(40, 33), (7, 64), (129, 20)])
+def test_packed_scales_of_scalar_codes(shape, random_weight):
+    weight = random_weight("scalar", shape, bits=3, group_size=16, scale_bits=6)
+    x = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(multiply(x, *packed(weight), None), F.linear(x, weight.decode()), rtol=1e-5, atol=1e-5)

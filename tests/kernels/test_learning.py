@@ -19,6 +19,7 @@ CASES = {
     "additive": {"dimension": 4, "code_bits": 3, "min_rate": 0, "rate_bits": 2},
     "additive shared": {"dimension": 8, "code_bits": 8, "shared": "book", "row_scales": False},
     "scalar": {"bits": 3, "group_size": 8},
+    "scalar packed scales": {"bits": 3, "group_size": 8, "scale_bits": 6},
 }
 
 

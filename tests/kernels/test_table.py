@@ -38,6 +38,9 @@ CASES = {
         {"shape": (7, 13), "bits": 3, "group_size": 4},
         {"shape": (9, 4, 3, 3), "bits": 2, "group_size": 64},
         {"shape": (5, 6), "bits": 8},
+        {"shape": (24, 40), "bits": 3, "scale_bits": 6},
+        {"shape": (7, 13), "bits": 2, "group_size": 4, "scale_bits": 3},
+        {"shape": (9, 4, 3, 3), "bits": 8, "scale_bits": 8},
     ],
 }
 FLAT = [(name, case) for name, cases in CASES.items() for case in cases]

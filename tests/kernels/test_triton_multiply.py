@@ -63,6 +63,7 @@ def test_formats_and_dtypes(name, dtype, random_weight, interpreted):
         ("additive", {"code_bits": 6, "dimension": 4, "min_rate": 1}),
         ("additive", {"codebooks": 1, "min_rate": 1, "rate_bits": 0, "shared": "book"}),  # plain k-means
         ("scalar", {"bits": 3, "group_size": 64}),
+        ("scalar", {"bits": 3, "group_size": 16, "scale_bits": 6}),
     ],
 )
 def test_geometries(name, geometry, random_weight, interpreted):

@@ -1,7 +1,8 @@
 """Scalar codes on an affine grid per group of inputs: the format of the RTN and GPTQ baselines.
 
 ``weight[output, column] = scale[group, output] * (code - zero[group, output])`` with ``group = column // group_size``.
-Codes are packed along the outputs of one column, zeros likewise.
+Codes are packed along the outputs of one column, zeros likewise. Scales are float16, or small packed integers times one
+float16 factor an output, as in GGUF's K-quants: groups can then be half as large in as many bytes.
 """
 
 from __future__ import annotations
@@ -15,16 +16,32 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
 
+FLOAT_SCALES = 16  # bits of a scale that is a float16
+
 
 @dataclass(frozen=True)
 class ScalarSpec:
-    """Static geometry of a scalar-coded weight: ``bits`` a code, ``group_size`` inputs a scale and zero."""
+    """Static geometry of a scalar-coded weight.
+
+    ``bits`` a code, ``group_size`` inputs a scale and zero, ``scale_bits`` a scale: `FLOAT_SCALES` for float16, or 2 to
+    8 for an integer that the output's factor multiplies. Raises `ValueError` for other ``scale_bits``.
+    """
 
     format: ClassVar[str] = "scalar"
     codebook: ClassVar[None] = None
     codebook_shape: ClassVar[tuple[int, ...]] = ()
     bits: int
     group_size: int
+    scale_bits: int = FLOAT_SCALES
+
+    def __post_init__(self) -> None:
+        if self.scale_bits != FLOAT_SCALES and not 2 <= self.scale_bits <= 8:
+            raise ValueError(f"scales of {self.scale_bits} bits; they have 2 to 8, or {FLOAT_SCALES}")
+
+    @property
+    def packed_scales(self) -> bool:
+        """Whether scales are integers times a factor of each output."""
+        return self.scale_bits != FLOAT_SCALES
 
     def groups(self, columns: int) -> int:
         """Groups along the inputs; the last may be short."""
@@ -32,20 +49,34 @@ class ScalarSpec:
 
     def tensor_shapes(self, outputs: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of every stored tensor."""
-        width = packed_bytes(outputs, self.bits)
-        return {
+        width, groups = packed_bytes(outputs, self.bits), self.groups(columns)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "weight": ((1, columns * width), torch.int8),
-            "group_scale": ((self.groups(columns), outputs), torch.float16),
-            "group_zero": ((self.groups(columns), width), torch.int8),
+            "group_scale": ((groups, outputs), torch.float16),
+            "group_zero": ((groups, width), torch.int8),
         }
+        if self.packed_scales:
+            shapes["group_scale"] = ((groups, packed_bytes(outputs, self.scale_bits)), torch.int8)
+            shapes["scale"] = ((outputs,), torch.float16)
+        return shapes
+
+    def group_factors(self, outputs: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What multiplies the codes of each group, ``[groups, outputs]``: scales as stored, or the integers of packed
+        ones, int32."""
+        stored = tensors["group_scale"]
+        return unpack(stored, self.scale_bits, outputs) if self.packed_scales else stored
 
     def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
         """Nothing: any codes of the right length are valid."""
         return None
 
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``Wᵀ [columns, outputs]`` in float32; differentiable in ``group_scale``."""
+        """``Wᵀ [columns, outputs]`` in float32; differentiable in ``group_scale``, or in the ``scale`` of
+        packed ones."""
         codes = unpack(tensors["weight"].reshape(columns, -1), self.bits, outputs)
         zeros = unpack(tensors["group_zero"], self.bits, outputs)
         group = torch.arange(columns, device=codes.device) // self.group_size
-        return (codes - zeros[group]).float() * tensors["group_scale"].float()[group]
+        factors = self.group_factors(outputs, tensors).float()
+        if self.packed_scales:
+            factors = factors * tensors["scale"].float()
+        return (codes - zeros[group]).float() * factors[group]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
+from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.kernels import operators
 from vqcompress.kernels.packed_layout import ConvGeometry, layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
@@ -49,6 +49,8 @@ def _only_scale_learns(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) ->
 
 def _scales_outputs(spec: FormatSpec) -> bool:
     """Whether ``scale`` is a factor of the outputs: not with a rotation, with outliers, or in an unknown format."""
+    if isinstance(spec, ScalarSpec):
+        return spec.packed_scales
     return isinstance(spec, AdditiveSpec | TrellisSpec) and not (is_rotated(spec) or spec.outliers)
 
 

@@ -32,6 +32,7 @@ from vqcompress.kernels.cpu.vectors import (
     zeros,
 )
 from vqcompress.kernels.cpu.windows import LANES, differences, window_bytes
+from vqcompress.kernels.tensor_cache import TensorCache
 from vqcompress.machine_code import compiled
 
 PART = 4 * LANES  # bytes of sixteen floats
@@ -41,15 +42,16 @@ OUTPUTS = 2 * LANES  # that a product takes at a time
 def decode(values: Tensor, spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> None:
     """Fill ``values [columns, outputs]``."""
     codes, offsets = byte_array(tensors["weight"]), byte_array(tensors["group_zero"])
-    scales = float_array(tensors["group_scale"])
+    factors = _factors(spec, values.shape[1], tensors)
+    scales = float_array(factors * tensors["scale"].detach().float() if spec.packed_scales else factors)
     run_over_columns(_decoder(spec.bits), values, codes, offsets, scales, spec.group_size)
 
 
 def product_blocks(
     x: int, total: int, spec: ScalarSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int
 ) -> Blocks:
-    """The loop of a product; scales differ along the columns, so it applies them."""
-    codes, offsets, scales = tensors["weight"], tensors["group_zero"], as_scale(tensors["group_scale"])
+    """The loop of a product; scales differ along the columns, so it applies them, except for an output's factor."""
+    codes, offsets, scales = tensors["weight"], tensors["group_zero"], as_scale(_factors(spec, outputs, tensors))
     stored = (total, x, columns, codes.data_ptr(), codes.nbytes, offsets.data_ptr(), offsets.nbytes)
     block = block_arguments(
         _product(spec.bits), *stored, scales.data_ptr(), scales.itemsize, len(scales), outputs, spec.group_size
@@ -58,11 +60,24 @@ def product_blocks(
 
 
 def parameter_gradients(spec: ScalarSpec, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """Gradients of ``group_scale``; ``grad [columns, outputs]``."""
-    group_scale = np.zeros(tuple(tensors["group_scale"].shape))
+    """Gradients of ``group_scale``, or of the ``scale`` of packed ones; ``grad [columns, outputs]``."""
+    columns, outputs = grad.shape
+    group_scale = np.zeros((spec.groups(columns), outputs))
     codes, offsets = byte_array(tensors["weight"]), byte_array(tensors["group_zero"])
     _add_gradients(grad.numpy(), codes, offsets, spec.bits, spec.group_size, group_scale)
-    return {"group_scale": gradient_tensor(group_scale)}
+    if not spec.packed_scales:
+        return {"group_scale": gradient_tensor(group_scale)}
+    return {"scale": gradient_tensor((group_scale * _factors(spec, outputs, tensors).numpy()).sum(0))}
+
+
+_FACTORS: TensorCache[Tensor] = TensorCache()
+
+
+def _factors(spec: ScalarSpec, outputs: int, tensors: Mapping[str, Tensor]) -> Tensor:
+    """`ScalarSpec.group_factors`; integers are unpacked once, into float16, which holds them exactly."""
+    if not spec.packed_scales:
+        return tensors["group_scale"].detach()
+    return _FACTORS(tensors["group_scale"], (spec, outputs), lambda: spec.group_factors(outputs, tensors).half())
 
 
 OPERATIONS = Operations(decode, lambda spec: OUTPUTS, product_blocks, parameter_gradients)

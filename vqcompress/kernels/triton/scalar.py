@@ -15,7 +15,13 @@ from vqcompress.kernels.triton.operations import Launch, Operations
 
 
 def _constants(spec: ScalarSpec, outputs: int) -> dict[str, Any]:
-    return {"BITS": spec.bits, "WHOLE_GROUPS": outputs % 8 == 0}
+    return {"BITS": spec.bits, "SCALE_BITS": spec.scale_bits, "WHOLE_GROUPS": outputs % 8 == 0}
+
+
+def _scales(spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scales as stored, and the factors of the outputs; where there are none, a tensor that is not read."""
+    scales = tensors["group_scale"].detach()
+    return (stored_bytes(scales), tensors["scale"].detach()) if spec.packed_scales else (scales, scales)
 
 
 def decode(out: Tensor, codes: Tensor, spec: ScalarSpec, tensors: Mapping[str, Tensor]) -> None:
@@ -25,7 +31,7 @@ def decode(out: Tensor, codes: Tensor, spec: ScalarSpec, tensors: Mapping[str, T
         out,
         codes,
         stored_bytes(tensors["group_zero"]),
-        tensors["group_scale"].detach(),
+        *_scales(spec, tensors),
         outputs,
         columns,
         spec.group_size,
@@ -38,7 +44,7 @@ def decode(out: Tensor, codes: Tensor, spec: ScalarSpec, tensors: Mapping[str, T
 
 def product(spec: ScalarSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int) -> Launch:
     """What to launch for partial sums."""
-    zeros, scales = stored_bytes(tensors["group_zero"]), tensors["group_scale"].detach()
+    zeros, scales = stored_bytes(tensors["group_zero"]), _scales(spec, tensors)[0]
     return Launch(multiply_scalar, (zeros, scales, outputs, columns, spec.group_size), _constants(spec, outputs))
 
 
@@ -63,15 +69,33 @@ def _read_eight(column, group, inside, width, BITS: tl.constexpr, WHOLE_GROUPS: 
 
 @triton.jit
 def scalar_values(
-    codes, zeros, scales, column, group, inside, outputs, group_size, BITS: tl.constexpr, WHOLE_GROUPS: tl.constexpr
+    codes,
+    zeros,
+    scales,
+    column,
+    group,
+    inside,
+    outputs,
+    group_size,
+    BITS: tl.constexpr,
+    SCALE_BITS: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,
 ):
-    """Weights ``[lanes, 8]`` (float32) of outputs ``8 * group …`` of columns ``column``; zero where not ``inside``."""
+    """Weights ``[lanes, 8]`` (float32) of outputs ``8 * group …`` of columns ``column``; zero where not ``inside``.
+
+    With packed scales (``SCALE_BITS`` below 16) the factors of the outputs are still to be applied.
+    """
     width = (outputs * BITS + 7) >> 3
     block = column // group_size
     code = _read_eight(codes + column * width, group, inside, width, BITS, WHOLE_GROUPS)
     zero = _read_eight(zeros + block * width, group, inside, width, BITS, WHOLE_GROUPS)
-    output = group[:, None] * 8 + tl.arange(0, 8)[None, :]
-    factor = tl.load(scales + block[:, None] * outputs + output, mask=inside[:, None] & (output < outputs), other=0.0)
+    if SCALE_BITS == 16:
+        output = group[:, None] * 8 + tl.arange(0, 8)[None, :]
+        place = scales + block[:, None] * outputs + output
+        factor = tl.load(place, mask=inside[:, None] & (output < outputs), other=0.0).to(tl.float32)
+    else:
+        scale_width = (outputs * SCALE_BITS + 7) >> 3
+        factor = _read_eight(scales + block * scale_width, group, inside, scale_width, SCALE_BITS, WHOLE_GROUPS)
     return (code - zero).to(tl.float32) * factor.to(tl.float32)
 
 
@@ -81,10 +105,12 @@ def decode_scalar(
     codes,
     zeros,
     scales,
+    output_scales,
     outputs,
     columns,
     group_size,
     BITS: tl.constexpr,
+    SCALE_BITS: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -94,8 +120,12 @@ def decode_scalar(
     column = lane // groups
     group = lane - column * groups
     inside = column < columns
-    values = scalar_values(codes, zeros, scales, column, group, inside, outputs, group_size, BITS, WHOLE_GROUPS)
+    values = scalar_values(
+        codes, zeros, scales, column, group, inside, outputs, group_size, BITS, SCALE_BITS, WHOLE_GROUPS
+    )
     output = group[:, None] * 8 + tl.arange(0, 8)[None, :]
+    if SCALE_BITS != 16:
+        values *= tl.load(output_scales + output, mask=output < outputs, other=0.0).to(tl.float32)
     tl.store(
         out + column[:, None] * outputs + output,
         values.to(out.dtype.element_ty),
@@ -118,6 +148,7 @@ def multiply_scalar(
     column_stride,
     columns_per_split,
     BITS: tl.constexpr,
+    SCALE_BITS: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
     BATCH: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -126,7 +157,8 @@ def multiply_scalar(
 ):
     """``partial [splits, batch, outputs]`` (float32): ``x [batch, columns]`` times a part of the columns each.
 
-    The scales differ along the columns, so they go into the weights, as they do in a dense layer.
+    The scales differ along the columns, so they go into the weights, as they do in a dense layer. Factors of the
+    outputs are applied to the sums.
     """
     lane = tl.arange(0, DEPTH * GROUPS)
     group = tl.program_id(0) * GROUPS + lane % GROUPS
@@ -137,7 +169,9 @@ def multiply_scalar(
     for first in range(left, right, DEPTH):
         column = first + lane // GROUPS
         inside = (group * 8 < outputs) & (column < right)
-        values = scalar_values(codes, zeros, scales, column, group, inside, outputs, group_size, BITS, WHOLE_GROUPS)
+        values = scalar_values(
+            codes, zeros, scales, column, group, inside, outputs, group_size, BITS, SCALE_BITS, WHOLE_GROUPS
+        )
         weights = tl.reshape(values, (DEPTH, GROUPS * 8)).to(PRODUCT)
         place = first + tl.arange(0, DEPTH)[None, :]
         wanted = (example < batch) & (place < right)
