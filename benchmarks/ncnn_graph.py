@@ -59,6 +59,25 @@ class NcnnGraph(nn.Module):
             known.update(zip(node.outputs, made * (len(node.outputs) // len(made)), strict=True))
         return known[self.nodes[-1].outputs[0]]
 
+    def prefixes(self) -> dict[str, str]:
+        """Convolution -> the one of the most inputs whose first channels are this one's input, where there is one.
+
+        In a dense block each convolution reads what the one before read, and that one's output.
+        """
+        parts: dict[str, tuple[str, ...]] = {}
+        for node in self.nodes:
+            read = tuple(part for name in node.inputs for part in parts[name])
+            parts |= {name: read if node.kind in ("Split", "Concat") else (name,) for name in node.outputs}
+        reads = {node.name: parts[node.inputs[0]] for node in self.nodes if node.kind == "Convolution"}
+        widest = {
+            reads[name][:end]: name for name in sorted(reads, key=lambda n: len(reads[n])) for end in _ends(reads[name])
+        }
+        return {f"layers.{name}": f"layers.{widest[read]}" for name, read in reads.items() if widest[read] != name}
+
+
+def _ends(parts: tuple[str, ...]) -> range:
+    return range(1, len(parts) + 1)
+
 
 def read_param(path: Path) -> list[Node]:
     """The nodes of a ``.param`` file. Raises `ValueError` for another format and for an unknown type of layer."""

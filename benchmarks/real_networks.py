@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trained_networks import NETWORKS, TrainedNetwork
@@ -25,6 +26,7 @@ from vqcompress.matrix_view import to_matrix, unfold_input
 from vqcompress.quantizers import quantize_weight
 
 METHODS = ("gptq", "trellis")
+SAMPLES = 16384  # of a layer's input: neighbouring positions of a picture are nearly alike
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def main(networks: str, methods: str, bits: str, cache: Path, threads: int, json
     results: list[Result] = []
     for name in networks.split(","):
         network = NETWORKS[name](cache)
-        moments, reference = second_moments(network), outputs(network)
+        moments, reference = recorded_moments(name, network, cache), outputs(network)
         for width in bits.split(","):
             gptq: dict[str, float] = {}
             for method in methods.split(","):
@@ -73,15 +75,34 @@ def main(networks: str, methods: str, bits: str, cache: Path, threads: int, json
     click.echo(markdown(results))
 
 
+def recorded_moments(name: str, network: TrainedNetwork, cache: Path) -> dict[str, Tensor]:
+    """`second_moments`, kept in ``cache``: for a large network they take longer than a method's codes."""
+    path = cache / f"{name}.{SAMPLES}.moments.safetensors"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        save_file(second_moments(network), partial)
+        partial.rename(path)
+    moments = load_file(path)
+    columns = {layer: to_matrix(network.module.get_submodule(layer).weight).shape[1] for layer in network.layers}
+    return {layer: moments[network.prefixes.get(layer, layer)][:n, :n] for layer, n in columns.items()}
+
+
 @torch.no_grad()
 def second_moments(network: TrainedNetwork) -> dict[str, Tensor]:
-    """``E[x xᵀ]`` of every layer's input over the calibration batches, float32 ``[columns, columns]``."""
+    """``E[x xᵀ]`` of every layer's input, float32 ``[columns, columns]``, over at most `SAMPLES` of its samples.
+
+    Each calibration batch gives the same number of samples, picked at random. Layers whose input another's begins with
+    are left to that one.
+    """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
+    most = SAMPLES // len(network.calibration)
+    generator = torch.Generator().manual_seed(0)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = unfold_input(args[0], layer)
+            x = x[torch.randperm(len(x), generator=generator)[:most]].contiguous()
             if name not in sums:
                 sums[name], counts[name] = torch.zeros(x.shape[1], x.shape[1]), 0
             sums[name].addmm_(x.t(), x)
@@ -89,7 +110,11 @@ def second_moments(network: TrainedNetwork) -> dict[str, Tensor]:
 
         return add
 
-    handles = [network.module.get_submodule(n).register_forward_pre_hook(hook(n)) for n in network.layers]
+    handles = [
+        network.module.get_submodule(n).register_forward_pre_hook(hook(n))
+        for n in network.layers
+        if n not in network.prefixes
+    ]
     for batch in network.calibration:
         network.run(batch)
     for handle in handles:

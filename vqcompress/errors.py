@@ -15,6 +15,10 @@ class RecipeError(VQCompressError):
     """A recipe, a command line or a quantizer setting is not usable as given."""
 
 
+class UnfitWeightError(RecipeError):
+    """A weight that a method cannot code within its bits, or whose scale float16 cannot hold; a run keeps it dense."""
+
+
 class ArchitectureError(VQCompressError):
     """A model was not found, is no pipeline, or has a part that vqcompress cannot place."""
 

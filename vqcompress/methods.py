@@ -79,8 +79,16 @@ _ROWS = (  # in the order in which they are listed and shown; the first is the d
     ),
 )
 
+SCALAR_FORMAT = "scalar"
+
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
 DEFAULT_METHOD = _ROWS[0].name
+
+
+def gave_way(method: str, packed_format: str) -> bool:
+    """Whether a layer's vector code gave way to a scalar code, which was better in no more bytes."""
+    return METHODS[method].family == "vector" and packed_format == SCALAR_FORMAT
+
 
 if TYPE_CHECKING:
     MethodName = str

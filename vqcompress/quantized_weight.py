@@ -54,6 +54,11 @@ class QuantizedWeight:
         return 8 * self.nbytes / math.prod(self.shape)
 
     @property
+    def outliers(self) -> int:
+        """How many weights are stored beside the codes."""
+        return getattr(self.spec, "outliers", 0)
+
+    @property
     def uses_shared_codebook(self) -> bool:
         """Whether part of the code lies in the component's shared codebooks."""
         return self.spec.codebook is not None

@@ -24,10 +24,12 @@ def test_error_falls_with_bits_and_codes_take_what_was_asked() -> None:
     errors = []
     for bits in (1, 2, 3, 4):
         quantized = quantize_weight(weight, method="kmeans", bits=bits, settings=SMALL)
-        assert quantized.spec.code_bytes * 8 == bits * weight.numel()
+        assert 0.95 * bits < quantized.bits_per_weight <= bits
         errors.append(relative_error(weight, quantized.decode()))
     assert errors == sorted(errors, reverse=True)
-    assert errors[2] < 0.06  # a scalar Lloyd-Max code reaches .035, a greedy start is worse
+    assert (
+        errors[2] < 0.09
+    )  # its codebooks take a third of a bit; a scalar Lloyd-Max code reaches .035, a greedy start is worse
 
 
 def test_one_codebook_is_plain_k_means() -> None:
@@ -36,7 +38,10 @@ def test_one_codebook_is_plain_k_means() -> None:
     pattern_of = torch.randint(16, (8, 100), generator=torch.Generator().manual_seed(1))
     weight = patterns.half().float()[pattern_of].permute(0, 2, 1).reshape(32, 100)
     settings = KMeansSettings(code_bits=6, dimension=4, row_scales=False)
-    assert relative_error(weight, quantize_weight(weight, method="kmeans", bits=1.5, settings=settings).decode()) < 1e-5
+    bits = 1.5 + (16 * 64 * 4 + 16) / weight.numel()  # a code, its codebook and a scale
+    assert (
+        relative_error(weight, quantize_weight(weight, method="kmeans", bits=bits, settings=settings).decode()) < 1e-5
+    )
 
 
 def test_importance_moves_the_codewords() -> None:
@@ -50,11 +55,12 @@ def test_importance_moves_the_codewords() -> None:
 def test_fractional_bits_go_to_columns_of_more_power() -> None:
     weight = gaussian(64, 64)
     moment = torch.diag(torch.linspace(1, 5, 64))
-    quantized = quantize_weight(weight, moment, method="kmeans", bits=2.5, settings=SMALL)
+    codebooks = 3 * 16 * 16 * 4 / weight.numel()
+    quantized = quantize_weight(weight, moment, method="kmeans", bits=2.5 + codebooks, settings=SMALL)
     rates = quantized.spec.rates(64, quantized.tensors)
     assert set(rates.tolist()) == {2, 3}
     assert rates[40:].float().mean() > rates[:24].float().mean()
-    assert 8 * (quantized.nbytes - quantized.tensors["codebooks"].nbytes - 2) <= 2.5 * weight.numel()
+    assert quantized.bits_per_weight <= 2.5 + codebooks
 
 
 def test_shared_codebooks_are_not_stored_with_the_layer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     ``bits_per_weight`` is everything stored for the packed layers (codes, scales, rates, codebooks; shared codebooks
     once) and for those that a budget left dense, in bits, over the number of weights they stand for; ``None`` where
     nothing is packed. ``kept`` are layers that were not to be quantized, with the reason. ``bytes`` is the whole
-    folder on disk. ``components`` has those with packed layers, one row per layer under ``layers`` and, with their
-    dense tensors included, ``component_bits_per_weight``; ``layers`` has the rows of all; ``dense_components`` the
-    rest. Raises `CheckpointError` when ``folder`` is no pipeline or a file cannot be read.
+    folder on disk. ``components`` has those with packed layers: one row per layer under ``layers``, how many layers
+    have each of the ``formats``, how many ``outliers`` are stored beside codes and, with their dense tensors included,
+    ``component_bits_per_weight``; ``layers`` has the rows of all; ``dense_components`` the rest. Raises
+    `CheckpointError` when ``folder`` is no pipeline or a file cannot be read.
     """
     folder = Path(folder)
     parts = {part.name: _component(part) for part in components(folder)}
@@ -65,6 +67,8 @@ def _component(part: ComponentFiles) -> dict[str, Any]:
         "packed_bytes": packed_bytes,
         "shared_codebook_bytes": shared,
         "packed_layers": len(packed),
+        "outliers": sum(row["outliers"] for row in packed),
+        "formats": dict(Counter(row["format"] for row in rows)),
         "layers": rows,
         "kept": dict((part.description or {}).get("kept", {})),
     }
@@ -81,7 +85,8 @@ def _layer_rows(part: ComponentFiles, tensors: dict[str, StoredTensor]) -> list[
             raise CheckpointError(
                 f"{part.folder}: {missing[0]} is missing from the weight files; run `vqcompress verify`"
             )
-        rows.append(_row(part, name, spec.format, shape, sum(tensors[key].nbytes for key in keys)))
+        nbytes = sum(tensors[key].nbytes for key in keys)
+        rows.append(_row(part, name, spec.format, shape, nbytes, getattr(spec, "outliers", 0)))
     return rows
 
 
@@ -91,7 +96,9 @@ def _dense_rows(part: ComponentFiles, tensors: dict[str, StoredTensor]) -> list[
     return [_row(part, name, "dense", weight.shape, weight.nbytes) for name, weight in stored.items() if weight]
 
 
-def _row(part: ComponentFiles, name: str, form: str, shape: Sequence[int], nbytes: int) -> dict[str, Any]:
+def _row(
+    part: ComponentFiles, name: str, form: str, shape: Sequence[int], nbytes: int, outliers: int = 0
+) -> dict[str, Any]:
     return {
         "component": part.name,
         "name": name,
@@ -99,6 +106,7 @@ def _row(part: ComponentFiles, name: str, form: str, shape: Sequence[int], nbyte
         "shape": list(shape),
         "bits_per_weight": _bits(nbytes, math.prod(shape)),
         "bytes": nbytes,
+        "outliers": outliers,
     }
 
 

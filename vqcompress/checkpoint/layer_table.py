@@ -16,7 +16,8 @@ class LayerRecord:
 
     ``bits`` are those stored with it, a weight; ``error`` the squared error of its outputs relative to the outputs, on
     calibration inputs; ``importance`` how much of that moves the denoiser's output (``None`` where nobody asked);
-    ``rows`` the calibration inputs it was learned from (``None``: none were needed), ``columns`` the inputs' width.
+    ``rows`` the calibration inputs it was learned from (``None``: none were needed), ``columns`` the inputs' width;
+    ``outliers`` how many weights are stored beside its codes.
     """
 
     component: str
@@ -27,6 +28,7 @@ class LayerRecord:
     importance: float | None
     rows: int | None
     columns: int
+    outliers: int = 0
 
     @property
     def is_undersampled(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqcompress.errors import CalibrationError, RecipeError
+from vqcompress.errors import CalibrationError, RecipeError, UnfitWeightError
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import DEFAULT_METHOD, METHODS
 from vqcompress.moments.second_moment import SecondMoment, all_finite
@@ -50,7 +50,7 @@ def quantize_weight(
 
     A vector code gives way to a scalar one that has less error in no more bytes (`quantizers.scalar_fallback`), but for
     baselines, shared codebooks and an output moment. The same arguments give the same bytes on one machine. Raises
-    `RecipeError` and `CalibrationError`.
+    `RecipeError`, `CalibrationError` and, for a weight that should stay dense, `UnfitWeightError`.
     """
     chosen = quantizer_of(method)
     _check_bits(method, bits)
@@ -58,6 +58,7 @@ def quantize_weight(
     if not isinstance(settings, chosen.settings):
         raise RecipeError(f"method {method!r} takes {chosen.settings.__name__}, not {type(settings).__name__}")
     matrix = _checked_matrix(weight)
+    _check_range(matrix, bits)
     moment = None if second_moment is None else _checked_moment(SecondMoment.of(second_moment), matrix.shape[1])
     if output_moment is not None:
         if not METHODS[method].output_feedback:
@@ -111,6 +112,20 @@ def _checked_matrix(weight: Tensor) -> Tensor:
             "values; the checkpoint is damaged or overflowed in float16: load it in float32 or fetch it again"
         )
     return matrix
+
+
+def _check_range(matrix: Tensor, bits: float) -> None:
+    """Raises `UnfitWeightError` where rounding a scale to float16 would cost more than the code's own error.
+
+    Float16's smallest values are ``2**-24`` apart. A scale near the weights' RMS ``s`` is off by up to ``2**-25 / s``
+    of itself, and an ideal code of R bits by ``2**-R``: half of that is allowed.
+    """
+    rms = float(matrix.double().square().mean().sqrt())
+    if 0 < rms < 2.0 ** (bits - 24):
+        raise UnfitWeightError(
+            f"weights of {rms:.2g} in the mean are too small for float16 scales at {bits:g} bits; keep this layer "
+            "dense or rescale it"
+        )
 
 
 def _checked_moment(moment: SecondMoment, columns: int) -> SecondMoment:

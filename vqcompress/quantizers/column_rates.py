@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes
-from vqcompress.errors import RecipeError
+from vqcompress.errors import UnfitWeightError
 from vqcompress.formats.column_scales import column_scales_shape
 from vqcompress.formats.rates import rates_shape
 
@@ -90,8 +90,8 @@ class AdditiveBudget:
         self, outputs: int, sensitivity: Tensor, bits: float, *, row_scales: bool, column_scales: bool = False
     ) -> None:
         self.outputs, self.sensitivity = outputs, sensitivity
-        # A single scale's two bytes are not charged: a weight that fits exactly would lose a rate in one column.
         self.nbytes = int(bits * outputs * len(sensitivity) / 8) - (2 * outputs if row_scales else 0)
+        self._single_scale = 0 if row_scales else 2
         self.nbytes -= column_scales_shape(len(sensitivity))[1] if column_scales else 0
 
     @property
@@ -103,24 +103,28 @@ class AdditiveBudget:
         """Column rates for a code with these `codebooks.prefix_errors`, each codebook in use costing
         ``codebook_bytes``.
 
-        Raises `RecipeError` when not even one code for some columns fits.
+        Raises `UnfitWeightError` when not even one code for some columns fits.
         """
         vectors, best, least = -(-self.outputs // dimension), None, math.inf
+        # Beside shared codebooks a single scale is not charged: a weight that fits exactly would lose a rate in one
+        # column.
+        budget = self.nbytes - (self._single_scale if codebook_bytes else 0)
         for top in range(max(1, min(errors)), max(errors) + 1):
             usable = {rate: error for rate, error in errors.items() if rate <= top}
             plan = plan_rates(
                 self.sensitivity,
                 usable,
                 lambda rate: packed_bytes(vectors * rate, code_bits),
-                self.nbytes - top * codebook_bytes,
+                budget - top * codebook_bytes,
             )
             cost = math.inf if plan is None else self._cost(plan, errors)
             if cost < least:
                 best, least = plan, cost
         if best is None or int(best.rates.max()) == 0:
-            raise RecipeError(
+            raise UnfitWeightError(
                 f"a weight of {self.outputs} x {len(self.sensitivity)} is too small for additive codes of {code_bits} "
-                f"bits within {self.nbytes} bytes; share codebooks between layers, raise bits, or keep it dense"
+                f"bits and their codebooks within {self.nbytes} bytes; share codebooks between layers, raise bits, or "
+                "keep it dense"
             )
         return best
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqcompress.bitpack import pack
-from vqcompress.errors import RecipeError
+from vqcompress.errors import RecipeError, UnfitWeightError
 from vqcompress.formats import ScalarSpec
 
 SCALAR_BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -68,7 +68,7 @@ def check_group_size(group_size: int) -> None:
 def search_grid(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> ScalarGrid:
     """The grid of least squared error for ``weight [columns, out]`` with columns weighted by ``importance [columns]``.
 
-    Raises `RecipeError` when a scale leaves the range of float16.
+    Raises `UnfitWeightError` when a scale leaves the range of float16.
     """
     grouped, mass = _grouped(weight, spec), _grouped(importance[:, None].to(weight), spec)
     low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
@@ -95,7 +95,7 @@ def _shrunken(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale (rounded to float16) and zero of the grid from ``low`` to ``high``."""
     scale = (high - low) / ((1 << bits) - 1)
     if (scale > LARGEST_SCALE).any():
-        raise RecipeError(
+        raise UnfitWeightError(
             f"weights reach {float(torch.maximum(high, -low).max()):.3g}, whose grid step leaves the range of float16; "
             "keep this layer dense or rescale it"
         )

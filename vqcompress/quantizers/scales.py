@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vqcompress.errors import RecipeError
+from vqcompress.errors import UnfitWeightError
 from vqcompress.formats.column_scales import COLUMN_SCALE_BITS, column_scale_factors, nearest_column_scale
 from vqcompress.quantizers.outliers import without_outliers
 
@@ -33,12 +33,12 @@ def rms_scale(weight: Tensor, per_output: bool) -> Tensor:
     """RMS of each output of ``weight [out, columns]``, or of all together, as stored: float32 ``[out]``, rounded to
     float16.
 
-    Squares are summed in float64. Raises `RecipeError` where float16 cannot hold the RMS.
+    Squares are summed in float64. Raises `UnfitWeightError` where float16 cannot hold the RMS.
     """
     power = _output_power(weight)
     scale = (power if per_output else power.mean().expand(len(weight))).sqrt().half().float()
     if not torch.isfinite(scale).all():
-        raise RecipeError(
+        raise UnfitWeightError(
             f"weights as large as {float(weight.abs().max()):.3g} leave the range of float16 scales; keep this layer "
             "dense or rescale it"
         )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes
-from vqcompress.errors import RecipeError
+from vqcompress.errors import RecipeError, UnfitWeightError
 from vqcompress.formats.column_scales import column_scale_factors, column_scales_shape
 from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
@@ -84,7 +84,7 @@ def quantize_trellis(
     ``second_moment`` is H and ``output_moment [out, out]`` is G; ``None`` stands for the identity. ``seed`` picks the
     columns for model selection and the output where the circular streams are cut. A second moment on an accelerator is
     factored there. The rest runs on the CPU, but for the search where ``settings`` ask for a GPU; the stored tensors
-    lie where ``weight`` was. Raises `RecipeError` when no trellis fits the budget: the layer is too small.
+    lie where ``weight`` was. Raises `UnfitWeightError` when no trellis fits the budget: the layer is too small.
     """
     on_gpu = search_device(weight.device) if settings.search == "gpu" and output_moment is None else None
     feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
@@ -212,7 +212,7 @@ def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, b
         cost = costs.at(level)
         plan = plan_rates(cost, distortion, lambda rate: packed_bytes(outputs, rate), budget) if distortion else None
         if plan is None or not plan.rates.any():
-            raise RecipeError(
+            raise UnfitWeightError(
                 f"a weight of {outputs} x {columns} is too small for a trellis code within {bits} bits a weight; keep "
                 "it dense, or use method='rtn'"
             )

@@ -3,6 +3,7 @@ of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -20,6 +21,7 @@ MAX_CODEBOOKS = 32
 COMPONENT_CODEBOOK = "codebooks"  # the name, in layers' specs, of the codebooks that a component shares
 # Share of a sample for the vectors of largest norm: 3 % less error on Gaussian weights, a quarter less on heavy tails.
 EXTREMES = 1 / 16
+CODE_LOSS = {8: 0.0, 6: 0.05, 4: 0.12}  # bits a weight at the same error: Gaussian weights, vectors of 8
 LAYER_SAMPLE = 4096  # vectors that one of many layers gives at most
 SHARED_SAMPLE = 65536
 
@@ -39,6 +41,20 @@ def check_setting(method: str, name: str, value: object, fine: bool, allowed: st
     """Raises `RecipeError` that names the setting and what it takes, unless ``fine``."""
     if not fine:
         raise RecipeError(f"{method} setting {name}={value!r} is out of range; it takes {allowed}")
+
+
+def own_code_bits(weights: int, dimension: int, bits: float, flat: bool, counted: bool) -> int:
+    """Bits a code for a layer of ``weights`` weights with codebooks of its own, of which ``bits`` pays if ``counted``.
+
+    Larger codebooks code better, but cost more to store and make column rates coarser, which matters where columns are
+    not alike (``flat``).
+    """
+    largest = 0.085 if flat else 0.03  # of a bit a weight, for one codebook
+    usable = [size for size in CODE_LOSS if (16 * dimension << size) <= largest * weights] or [min(CODE_LOSS)]
+    if not counted:
+        return max(usable)
+    stored = {size: math.ceil(bits * dimension / size) * (16 * dimension << size) / weights for size in usable}
+    return min(usable, key=lambda size: CODE_LOSS[size] + stored[size])
 
 
 def sample_vectors(weight: Tensor, scale: Tensor, dimension: int, count: int, seed: int) -> tuple[Tensor, Tensor]:

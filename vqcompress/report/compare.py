@@ -19,6 +19,7 @@ from vqcompress.architectures import Architecture
 from vqcompress.checkpoint import inspect, load, read_layer_table
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.errors import VQCompressError
+from vqcompress.methods import gave_way
 from vqcompress.metrics import (
     caption_accuracy,
     denoiser_error,
@@ -136,6 +137,8 @@ class _Bench:
             scheme=candidate.scheme,
             dense_layers=tuple(record.layer for record in records if record.format == "dense"),
             undersampled_layers=tuple(record.layer for record in records if record.is_undersampled),
+            scalar_layers=tuple(record.layer for record in records if gave_way(candidate.method, record.format)),
+            outliers=sum(record.outliers for record in records),
             experts=expert_uses(records),
             bits_per_weight=sizes["bits_per_weight"],
             denoiser_bits=8 * nbytes / self._denoiser_weights(),

@@ -88,9 +88,10 @@ class Variant:
     the whole denoiser file by all its weights, dense layers included. Errors are relative (0 is lossless, 1 as bad as
     no output). ``image_metrics`` has `metrics.IMAGE_METRICS` by name. ``error_by_timestep`` runs from noise to image.
     ``time_ratio`` is the sampling time divided by the original's in the same run. ``dense_layers`` were left dense by
-    the bit allocation. ``undersampled_layers`` saw fewer samples in calibration than they have columns. ``scheme`` is
-    "mixed" or "uniform" where bits were not allocated by the method's default, else empty. ``components`` has entries
-    for variants that compressed several.
+    the bit allocation, or fit no code. ``undersampled_layers`` saw fewer samples in calibration than they have columns.
+    ``scalar_layers`` have a scalar code where a vector code was asked for, and ``outliers`` weights are stored beside
+    the codes of all layers. ``scheme`` is "mixed" or "uniform" where bits were not allocated by the method's default,
+    else empty. ``components`` has entries for variants that compressed several.
     """
 
     label: str
@@ -109,6 +110,8 @@ class Variant:
     scheme: str = ""
     dense_layers: tuple[str, ...] = ()
     undersampled_layers: tuple[str, ...] = ()
+    scalar_layers: tuple[str, ...] = ()
+    outliers: int = 0
     experts: tuple[ExpertUse, ...] = ()
 
     @property
@@ -273,7 +276,7 @@ def _variant(data: Mapping[str, Any]) -> Variant:
     fields["image_metrics"] = {each.name: fields.pop(each.name) for each in IMAGE_METRICS if each.name in fields}
     fields["alignment"] = _shares(data["alignment"])
     fields["error_by_timestep"] = {float(t): float(error) for t, error in data["error_by_timestep"].items()}
-    fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers")}
+    fields |= {key: tuple(data.get(key, ())) for key in ("dense_layers", "starved_layers", "scalar_layers")}
     fields["experts"] = tuple(ExpertUse(**_renamed(_numbers(each), FROM_JSON)) for each in data.get("experts", ()))
     fields["layer_errors"] = tuple(LayerError(**_numbers(each)) for each in data["layer_errors"])
     fields["components"] = tuple(ComponentCost(**_numbers(each)) for each in data.get("components", ()))

@@ -17,7 +17,7 @@ from vqcompress.calibration.record import RecordingLimits, record_moments
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.layers import vq_layers
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers.layer_error import output_power
+from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.report.comparison import LayerError
 
 Packed = Mapping[str, Mapping[str, QuantizedWeight]]
@@ -56,10 +56,9 @@ def layer_errors(
         for layer, moment in _moments(pipeline, architecture, component, layers, run, progress):
             dense = architecture.module(pipeline, component).get_parameter(f"{layer}.weight").detach().float().cpu()
             name = _full_name(architecture, component, layer)
-            power = output_power(dense, moment)
             for label, packed in variants.items():
                 if (weight := packed.get(component, {}).get(layer)) is not None:
-                    error = output_power(dense - weight.decode().cpu(), moment) / power
+                    error = relative_error(dense, weight.decode().cpu(), moment)
                     errors[label][name] = LayerError(name, error, weight.bits_per_weight)
     return {label: tuple(found[name] for name in order if name in found) for label, found in errors.items()}
 

@@ -105,7 +105,7 @@ SHOWN_LAYERS = 4
 
 
 def layer_notes(comparison: Comparison) -> list[str]:
-    """Layers that the bit allocation left dense, and layers that saw too few samples."""
+    """Layers that were left dense, saw too few samples or have a scalar code; how many outliers there are."""
     notes = []
     for variant in comparison.variants:
         if dense := variant.dense_layers:
@@ -119,6 +119,14 @@ def layer_notes(comparison: Comparison) -> list[str]:
                 f"({_some(few)}). They borrowed their second moment from the same layer of other experts or from white "
                 "noise. More calibration prompts would help."
             )
+        if scalar := variant.scalar_layers:
+            notes.append(
+                f"{variant.label}: {_count(scalar)} with a scalar code ({_some(scalar)}), which had less error than "
+                "the vector code in no more bytes."
+            )
+        if variant.outliers:
+            beyond = f"{variant.outliers} weights beyond the codes' range"
+            notes.append(f"{variant.label}: {beyond} are stored beside them in 16 bits.")
     return notes
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vqcompress.errors import UnfitWeightError
 from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.matrix_view import matrix_shape
+from vqcompress.methods import gave_way
 from vqcompress.moments.second_moment import keeps_samples
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantize_weight, quantizer_of, settings_for
@@ -35,11 +37,12 @@ def encode_all(
 ) -> dict[str, QuantizedWeight]:
     """Encode all layers, one a core: the searches release the interpreter lock, and layers are independent.
 
+    Layers whose weights no code fits are not among the result; `why_unfit` says why.
     Where several processes work together, each encodes its share and then finds the others' in the run folder.
     """
     room = WorkingMemory(int(run.recipe.calibration.memory_budget_gb * 1e9))
 
-    def encode(layer: str) -> tuple[QuantizedWeight, float]:
+    def encode(layer: str) -> tuple[QuantizedWeight | None, float]:
         outputs, columns, side = _sides(run, component, layer, groups.get(layer))
         needed = 9 * columns * side + 32 * outputs * columns  # the moment, its factor, copies of the weight
         needed += 32 * outputs**2 if run.recipe.output_feedback else 0  # the output moment and its factors
@@ -59,7 +62,7 @@ def encode_all(
 
 
 def _encode_each(
-    run: Run, component: str, layers: list[str], encode: Callable[[str], tuple[QuantizedWeight, float]]
+    run: Run, component: str, layers: list[str], encode: Callable[[str], tuple[QuantizedWeight | None, float]]
 ) -> dict[str, QuantizedWeight]:
     quantized = {}
     at_once = max(1, usable_cores() // workers_here())
@@ -67,11 +70,19 @@ def _encode_each(
         at_once = max(at_once, SEARCHES_ON_GPU)
     with one_thread_each(), ThreadPoolExecutor(at_once) as pool:
         for index, (layer, (weight, seconds)) in enumerate(zip(layers, pool.map(encode, layers), strict=True)):
-            quantized[layer] = weight
-            error = encoded_error(run, component, layer)
-            detail = f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}, {seconds:.1f} s"
-            run.progress(f"encode {component}", index + 1, len(layers), detail)
+            if weight is not None:
+                quantized[layer] = weight
+            run.progress(f"encode {component}", index + 1, len(layers), _detail(run, component, layer, weight, seconds))
     return quantized
+
+
+def _detail(run: Run, component: str, layer: str, weight: QuantizedWeight | None, seconds: float) -> str:
+    if weight is None:
+        return f"{layer}: stays dense: {why_unfit(run, component, layer)}"
+    outliers = f", {weight.outliers} outliers" if weight.outliers else ""
+    scalar = ", scalar code" if gave_way(run.recipe.method, weight.spec.format) else ""
+    error = encoded_error(run, component, layer)
+    return f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}{outliers}{scalar}, {seconds:.1f} s"
 
 
 def _cost(run: Run, component: str, layer: str, group: str | None) -> float:
@@ -106,8 +117,16 @@ def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | No
 
 
 def encoded_layers(run: Run, component: str) -> set[str]:
-    """Layers whose codes and description are both in the run folder."""
-    return run.store.done(_codes(component)) & run.store.done(_specs(component))
+    """Layers whose codes and description are both in the run folder, or why they have none."""
+    coded, described = run.store.done(_codes(component)), run.store.done(_specs(component))
+    return {layer for layer in described if layer in coded or why_unfit(run, component, layer)}
+
+
+def why_unfit(run: Run, component: str, layer: str) -> str | None:
+    """Why a layer's weight could not be coded, ``None`` where it was, or was not tried."""
+    if layer not in run.store.done(_specs(component)):
+        return None
+    return run.store.load_json(_specs(component), layer).get("unfit")
 
 
 def encoded_error(run: Run, component: str, layer: str) -> float:
@@ -125,8 +144,10 @@ def _specs(component: str) -> str:
 
 def _encode(
     run: Run, component: str, layer: str, bits: float, group: str | None, codebooks: Tensor | None
-) -> QuantizedWeight:
-    """Quantize one layer, or take it from the run folder where an earlier try left it."""
+) -> QuantizedWeight | None:
+    """Quantize one layer, or take it from the run folder where an earlier try left it; ``None`` where no code fits."""
+    if why_unfit(run, component, layer):
+        return None
     weight = run.weight(component, layer)
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -144,6 +165,10 @@ def _encode(
         error = relative_error(weight, fresh.decode(), moment)
         return dict(fresh.tensors), {"spec": spec_to_dict(fresh.spec), "error": error}
 
-    tensors, description = run.store.load_or_make_pair(_codes(component), _specs(component), layer, make)
+    try:
+        tensors, description = run.store.load_or_make_pair(_codes(component), _specs(component), layer, make)
+    except UnfitWeightError as error:
+        run.store.put_json(_specs(component), layer, {"unfit": str(error)})
+        return None
     shared = {} if codebooks is None else {"codebooks": codebooks}
     return QuantizedWeight(spec_from_dict(description["spec"]), tuple(weight.shape), tensors, shared)
