@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from vqcompress.architectures import ALIASES, open_pipeline
-from vqcompress.architectures.single_file import SINGLE_FILE_FAMILIES, family_of
+from vqcompress.architectures.file_header import FileHeader
+from vqcompress.architectures.single_file import LAYOUTS, TEXT_ENCODERS, layout_of
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
 
@@ -88,19 +89,29 @@ def test_truncated_weights(folder: Path) -> None:
     assert "could not be opened" in line(folder)
 
 
-def test_half_precision_folder(sdxl: DiffusionPipeline, tmp_path: Path) -> None:
-    sdxl.save_pretrained(tmp_path / "half", variant="fp16")
-    assert open_pipeline(tmp_path / "half").unet is not None
-
-
-def test_single_files_are_told_by_their_keys(tmp_path: Path) -> None:
-    for index, family in enumerate(SINGLE_FILE_FAMILIES):
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_single_files_are_told_by_their_names(tmp_path: Path, prefix: str) -> None:
+    for index, layout in enumerate(LAYOUTS):
         path = tmp_path / f"{index}.safetensors"
-        save_file({family.key: torch.zeros(1), "model.diffusion_model.x": torch.zeros(1)}, path)
-        assert family_of(path) == family
-        text = line(path)
-        assert family.pipeline in text
-        assert f"hf download {family.config}" in text
+        shape = [1] * (layout.dimensions or 1)
+        before = prefix if layout.component else ""
+        save_file({f"{before}{key}": torch.zeros(shape) for key in layout.keys}, path)
+        assert layout_of(FileHeader.read(path)) == layout
+
+
+def test_a_single_file_says_where_the_rest_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    whole, alone = [layout for layout in LAYOUTS if not layout.component], LAYOUTS[3]
+    for layout in whole:
+        names = (*layout.keys, "model.diffusion_model.x", "first_stage_model.x", *TEXT_ENCODERS[layout.pipeline])
+        tensors = {f"{name}y": torch.zeros(1) for name in names} | {key: torch.zeros(1) for key in layout.keys}
+        save_file(tensors, tmp_path / "whole.safetensors")
+        text = line(tmp_path / "whole.safetensors")
+        assert layout.pipeline in text
+        assert f"hf download {layout.config}" in text
+    save_file({key: torch.zeros(1) for key in alone.keys}, tmp_path / "unet.safetensors")
+    assert f"hf download {alone.config}" in line(tmp_path / "unet.safetensors")
 
 
 def test_single_files_that_are_no_pipeline(tmp_path: Path) -> None:

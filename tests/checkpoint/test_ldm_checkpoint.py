@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.architectures import open_pipeline, single_file
+from vqcompress.architectures.file_header import FileHeader
 from vqcompress.bundle import read_bundle
 from vqcompress.checkpoint import dequantize, inspect, save_pipeline
 from vqcompress.checkpoint.ldm_checkpoint import UNetNames, ldm_tensors
@@ -46,8 +47,8 @@ def sdxl_file(sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """The same as one LDM file, with its configuration where the Hub's would be."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, use_safetensors=True)
     save_file(ldm_tensors(pipeline), tmp_path / "my_model.safetensors")
-    families = tuple(family._replace(config=str(sdxl)) for family in single_file.SINGLE_FILE_FAMILIES)
-    monkeypatch.setattr(single_file, "SINGLE_FILE_FAMILIES", families)
+    layouts = tuple(layout._replace(config=str(sdxl)) for layout in single_file.LAYOUTS)
+    monkeypatch.setattr(single_file, "LAYOUTS", layouts)
     return tmp_path / "my_model.safetensors"
 
 
@@ -61,7 +62,8 @@ def test_stable_diffusion_1_goes_out_and_comes_back(tmp_path: Path) -> None:
     dense = _tiny.sd15()
     dense.save_pretrained(tmp_path / "sd15")
     save_file(ldm_tensors(dense), tmp_path / "one.safetensors")
-    assert single_file.family_of(tmp_path / "one.safetensors").pipeline == "StableDiffusionPipeline"
+    header = FileHeader.read(tmp_path / "one.safetensors")
+    assert single_file.layout_of(header).pipeline == "StableDiffusionPipeline"
     same(
         StableDiffusionPipeline.from_single_file(str(tmp_path / "one.safetensors"), config=str(tmp_path / "sd15")),
         dense,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Container, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,22 +22,31 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 HALF = "fp16"
+WEIGHT_FILE = re.compile(
+    r"(diffusion_pytorch_model|model|pytorch_model)"
+    r"((\.(?P<variant>[^.]+?))?(-\d{5}-of-\d{5})?|-\d{5}-of-\d{5}\.(?P<older>[^.]+))\.safetensors"
+)
 DTYPE_SINCE = Version("0.42")  # older diffusers ignores `dtype` silently; since this version `torch_dtype` warns
 
 
-def open_folder(folder: Path, dtype: torch.dtype, *, narrow: bool = False) -> DiffusionPipeline:
+def open_folder(
+    folder: Path, dtype: torch.dtype, *, narrow: bool = False, given: Mapping[str, Any] | None = None
+) -> DiffusionPipeline:
     """The pipeline in ``folder``, weights cast to ``dtype``. With ``narrow``, a denoiser stored in 16 bits stays so.
 
-    Raises `ArchitectureError` if ``folder`` is not a pipeline or is incomplete.
+    ``given`` are components to take instead of the folder's. Raises `ArchitectureError` if ``folder`` is not a pipeline
+    or is incomplete.
     """
     from vqcompress.models.pipelines import pipeline_class
 
-    if problem := problem_of(folder):
+    given = given or {}
+    if problem := problem_of(folder, without=given):
         raise ArchitectureError(problem)
+    options: dict[str, Any] = {"variant": variant_of(folder, without=given), "use_safetensors": True}
     dtypes = {**narrow_dtypes(folder), "default": dtype} if narrow else dtype
     try:
         return pipeline_class(folder).from_pretrained(
-            str(folder), **dtype_option(dtypes), variant=_variant(folder), use_safetensors=True, local_files_only=True
+            str(folder), **dtype_option(dtypes), **options, **given, local_files_only=True
         )
     except VQCompressError:
         raise
@@ -54,8 +65,11 @@ def open_folder(folder: Path, dtype: torch.dtype, *, narrow: bool = False) -> Di
         ) from error
 
 
-def problem_of(folder: Path) -> str | None:
-    """Why ``folder`` is not a complete diffusers pipeline, in one line. None if nothing seems to be missing."""
+def problem_of(folder: Path, *, without: Container[str] = ()) -> str | None:
+    """Why ``folder`` is not a complete diffusers pipeline, in one line. None if nothing seems to be missing.
+
+    The components ``without`` may be missing.
+    """
     if not (folder / INDEX).is_file():
         return f"{folder} is not a diffusers pipeline: it has no {INDEX}; give the folder that `save_pretrained` wrote"
     try:
@@ -63,14 +77,19 @@ def problem_of(folder: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f"{folder / INDEX} cannot be read: {_first_line(error)}"
     for component in components:
-        if problem := _component_problem(folder / component):
+        if component not in without and (problem := _component_problem(folder / component)):
             return problem
     return None
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """The folder's ``model_index.json``."""
+    return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+
+
 def _components(folder: Path) -> list[str]:
     """Names of the components listed in the folder's index."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = read_index(folder)
     return [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_") and value[0]]
 
 
@@ -87,13 +106,31 @@ def _component_problem(component: Path) -> str | None:
     return f"{component} has no .safetensors weights; copy or download it again"
 
 
-def _variant(folder: Path) -> str | None:
-    """``fp16`` if some component of the folder has only half-precision files."""
-    for component in _components(folder):
-        weights = [path.name for path in (folder / component).glob("*.safetensors")]
-        if weights and all(f".{HALF}." in name or f".{HALF}-" in name for name in weights):
-            return HALF
-    return None
+def variant_of(folder: Path, *, without: Container[str] = ()) -> str | None:
+    """The variant to open (``fp16``, ``bf16``, …), or None if every component, save ``without``, has files without one.
+
+    ``diffusion_pytorch_model.fp16.safetensors`` is of variant fp16, as is the shard
+    ``model.fp16-00001-of-00002.safetensors``. diffusers opens files without a variant where a component lacks the
+    asked one, so one variant serves components of both kinds. Raises `ArchitectureError` if no variant does.
+    """
+    found = {name: _variants(folder / name) for name in _components(folder) if name not in without}
+    only = {name: variants for name, variants in found.items() if variants and None not in variants}
+    if not only:
+        return None
+    common = set.intersection(*only.values())
+    if not common:
+        kinds = "; ".join(f"{name} only as {', '.join(sorted(map(str, found)))}" for name, found in only.items())
+        raise ArchitectureError(
+            f"{folder} has no variant that all its components have ({kinds}): copy the missing files, or give the "
+            "files without a variant"
+        )
+    return HALF if HALF in common else min(map(str, common))
+
+
+def _variants(component: Path) -> set[str | None]:
+    """The variants of a component's weight files, None among them for files without one."""
+    matches = (WEIGHT_FILE.fullmatch(path.name) for path in component.glob("*.safetensors"))
+    return {match["variant"] or match["older"] for match in matches if match}
 
 
 def _first_line(error: BaseException) -> str:

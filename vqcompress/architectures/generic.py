@@ -17,6 +17,7 @@ from vqcompress.architectures.architecture import (
     latent_factor,
     present_text_encoders,
 )
+from vqcompress.architectures.few_step import few_step_sampling
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
 from vqcompress.sampling_config import ResolvedSampling
 
@@ -101,9 +102,9 @@ def _defaults(pipeline: Pipeline, denoiser: str) -> ResolvedSampling:
         return otherwise if value is None or value is inspect.Parameter.empty else value
 
     side = _latent_side(pipeline, getattr(pipeline, denoiser)) * latent_factor(pipeline)
+    usual = int(default("num_inference_steps", 50)), float(default("guidance_scale", 1.0))
     return ResolvedSampling(
-        int(default("num_inference_steps", 50)),
-        float(default("guidance_scale", 1.0)),
+        *(few_step_sampling(pipeline) or usual),
         int(default("height", side)),
         int(default("width", side)),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from vqcompress.architectures.folder import problem_of
 from vqcompress.errors import ArchitectureError
@@ -11,26 +13,30 @@ TIMEOUT = 5.0
 """Seconds until the Hub is considered unreachable."""
 
 
-def cached_or_downloaded(repo: str) -> Path:
+def cached_or_downloaded(repo: str, *, without: str = "") -> Path:
     """Folder of the Hub model ``repo`` in the local cache. Downloads the model if it is not complete there.
 
-    Raises `ArchitectureError`, which says how to get the model, if neither the cache nor the Hub has it.
+    ``without`` names a component that is not needed. ``repo`` may also be a local folder. Raises `ArchitectureError`,
+    which says how to get the model, if neither the cache nor the Hub has it.
     """
-    folder = _cached(repo)
+    if os.path.isdir(repo):
+        return Path(repo)
+    folder = _cached(repo, without)
     if folder is None:
         _ask_hub(repo)
-        folder = _download(repo)
+        folder = _download(repo, without)
     return folder
 
 
-def _cached(repo: str) -> Path | None:
+def _cached(repo: str, without: str) -> Path | None:
     from diffusers import DiffusionPipeline
 
+    left_out: dict[str, Any] = {without: None} if without else {}
     try:
-        folder = Path(DiffusionPipeline.download(repo, use_safetensors=True, local_files_only=True))
+        folder = Path(DiffusionPipeline.download(repo, use_safetensors=True, local_files_only=True, **left_out))
     except OSError:
         return None
-    return None if problem_of(folder) else folder
+    return None if problem_of(folder, without=left_out) else folder
 
 
 def _ask_hub(repo: str) -> None:
@@ -53,13 +59,20 @@ def _ask_hub(repo: str) -> None:
         raise _unreachable(repo, error) from error
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, without: str) -> Path:
     from diffusers import DiffusionPipeline
 
+    left_out: dict[str, Any] = {without: None} if without else {}
+    folder = None
     try:
-        return Path(DiffusionPipeline.download(repo, use_safetensors=True))
+        for variant in (None, "fp16", "bf16"):  # some models have weights of one variant only
+            folder = Path(DiffusionPipeline.download(repo, use_safetensors=True, variant=variant, **left_out))
+            if problem_of(folder, without=left_out) is None:
+                break
     except Exception as error:
-        raise _unreachable(repo, error) from error
+        if folder is None:
+            raise _unreachable(repo, error) from error
+    return folder  # type: ignore[return-value]
 
 
 def _unreachable(repo: str, error: Exception) -> ArchitectureError:

@@ -33,13 +33,16 @@ ALIASES: dict[str, str] = {
 """Alias -> Hub id (for LinFusion, that of the base model). The embedded models need no Hub."""
 
 
-def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narrow: bool = False) -> DiffusionPipeline:
+def open_pipeline(
+    model: str | Path, *, dtype: torch.dtype = torch.float32, narrow: bool = False, base: str | Path | None = None
+) -> DiffusionPipeline:
     """Open ``model`` for compression, with weights cast to ``dtype``.
 
-    ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` checkpoint, or a Hub id. Hub
-    models are read from the local cache if they are complete there. With ``narrow``, a denoiser stored in 16 bits stays
-    so. Only safetensors are read, never pickles. Raises `ArchitectureError`, which says what to do, if there is no such
-    model or it is not a pipeline.
+    ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` file (a whole checkpoint or a
+    denoiser), or a Hub id. Hub models are read from the local cache if they are complete there. With ``narrow``, a
+    denoiser stored in 16 bits stays so. ``base`` (alias, folder or Hub id) is the pipeline from which a single file
+    takes what it lacks, instead of its family's published one. Only safetensors are read, never pickles. Raises
+    `ArchitectureError`, which says what to do, if there is no such model or it is not a pipeline.
     """
     name = str(model)
     path = Path(os.path.expanduser(name))
@@ -50,7 +53,7 @@ def open_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32, narr
     if os.path.isdir(path):  # False for what can be no name, where a Path raises
         return open_folder(path, dtype, narrow=narrow)
     if os.path.isfile(path):
-        return _open_file(path, dtype)
+        return _open_file(path, dtype, narrow, base)
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
         return open_folder(cached_or_downloaded(name), dtype, narrow=narrow)
     raise _unknown(name)
@@ -72,13 +75,14 @@ def _embedded(name: str) -> Path:
     return folder
 
 
-def _open_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+def _open_file(path: Path, dtype: torch.dtype, narrow: bool, base: str | Path | None) -> DiffusionPipeline:
     if path.suffix != ".safetensors":
         raise ArchitectureError(
             f"{path} is a single file but not a .safetensors file; other kinds can hold code and are not read: "
             "convert it first"
         )
-    return open_single_file(path, dtype)
+    named = None if base is None else ALIASES.get(str(base), os.path.expanduser(base))
+    return open_single_file(path, dtype, base=named, narrow=narrow)
 
 
 def _unknown(name: str) -> ArchitectureError:

@@ -11,11 +11,11 @@ from vqcompress.architectures.architecture import (
     image_size,
     present_text_encoders,
 )
+from vqcompress.architectures.few_step import few_step_sampling
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules, LayerPlan
 from vqcompress.embedded import EMBEDDED, has_embedded_latents
 from vqcompress.sampling_config import ResolvedSampling
 
-FEW_STEP_NAMES = ("turbo", "lightning", "lcm")
 TOP_ORDER = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
 LAST = 1 << 20
 
@@ -54,27 +54,18 @@ class UNetArchitecture(Architecture):
 def _name(pipeline: Pipeline) -> str:
     config = pipeline.unet.config
     if config.addition_embed_type != "text_time":
-        return "sd21" if pipeline.text_encoder.config.hidden_size == 1024 else "sd15"
+        return "sd21" if config.cross_attention_dim == 1024 else "sd15"
     if has_embedded_latents(config):
         return "shapes"
-    return "sdxl-turbo" if _is_few_step(pipeline) else "sdxl"
-
-
-def _is_few_step(pipeline: Pipeline) -> bool:
-    """Whether the model is few-step, by its name or by SDXL-Turbo's sampler (ancestral, trailing timesteps)."""
-    scheduler = pipeline.scheduler
-    called = str(pipeline.config.get("_name_or_path", "")).lower()
-    ancestral = type(scheduler).__name__ in ("EulerAncestralDiscreteScheduler", "LCMScheduler")
-    trailing = scheduler.config.get("timestep_spacing") == "trailing"
-    return any(name in called for name in FEW_STEP_NAMES) or (ancestral and trailing)
+    return "sdxl-turbo" if few_step_sampling(pipeline) else "sdxl"
 
 
 def _defaults(name: str, pipeline: Pipeline) -> ResolvedSampling:
     height, width = image_size(pipeline, pipeline.unet)
     if model := EMBEDDED.get(name):
         return ResolvedSampling(model.steps, model.guidance, height, width)
-    steps, guidance = {"sdxl-turbo": (4, 0.0), "sdxl": (50, 5.0)}.get(name, (50, 7.5))
-    return ResolvedSampling(steps, guidance, height, width)
+    usual = (50, 5.0) if name == "sdxl" else (50, 7.5)
+    return ResolvedSampling(*(few_step_sampling(pipeline) or usual), height, width)
 
 
 def _rank(name: str) -> tuple[int, int, int, int]:

@@ -1,6 +1,6 @@
 """A dense Stable Diffusion pipeline as one file in the original (LDM) layout.
 
-Names are those that diffusers reads. Source: ``convert_ldm_unet_checkpoint``, ``convert_ldm_vae_checkpoint``,
+Names are those that diffusers reads. Source: ``convert_ldm_vae_checkpoint``,
 ``convert_ldm_clip_checkpoint`` and ``convert_open_clip_checkpoint`` in ``diffusers/loaders/single_file_utils.py``,
 inverted.
 """
@@ -15,32 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqcompress.architectures.ldm_names import UNET_PREFIX, UNetNames
+from vqcompress.architectures.prediction import Prediction
 from vqcompress.errors import UnsupportedError
 
 TextNames = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 OPEN_CLIP_WIDTH = 1024  # Stable Diffusion 2 has OpenCLIP ViT-H, 1 has OpenAI's ViT-L
-
-UNET_PREFIX = "model.diffusion_model."
-UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-UNET_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-UNET_MIDDLE = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}
-UNET_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-UNET_MIDDLE_BLOCK = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 VAE_PREFIX = "first_stage_model."
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
@@ -69,23 +49,38 @@ CLIP_PROJECTIONS = ("q", "k", "v")
 
 def has_ldm_layout(pipeline: Any) -> bool:
     """Whether the original layout has names for this pipeline's parts: SD 1.x, 2.x and SDXL, text to image."""
-    return type(pipeline).__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    return _ldm_problem(pipeline) is None
+
+
+def _ldm_problem(pipeline: Any) -> str | None:
+    kind = type(pipeline).__name__
+    if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        return f"a {kind} has no original (LDM) layout; that is for SD 1.x, 2.x and SDXL"
+    parts = ("unet", "vae", "text_encoder", *(["text_encoder_2"] if kind == "StableDiffusionXLPipeline" else []))
+    if missing := [name for name in parts if getattr(pipeline, name, None) is None]:
+        return f"the original (LDM) layout is of whole pipelines, and this one has no {', '.join(missing)}"
+    widths = [getattr(pipeline, name).config.hidden_size for name in parts if name.startswith("text")]
+    if len(widths) > 1 and len(set(widths)) == 1:
+        return (
+            f"both text encoders of this pipeline are {widths[0]} wide, and readers of the original (LDM) layout tell "
+            "SDXL's by their widths"
+        )
+    return None
 
 
 def ldm_tensors(pipeline: Any) -> dict[str, Tensor]:
-    """All weights of a dense ``pipeline`` under their original names, each with its own memory.
+    """All weights of a dense ``pipeline`` under their original names, each with its own memory, and the marks that say
+    what its network predicts (`architectures.prediction`).
 
     Raises `UnsupportedError` for a pipeline that has no such layout.
     """
-    if not has_ldm_layout(pipeline):
-        raise UnsupportedError(
-            f"a {type(pipeline).__name__} has no original (LDM) layout; that is for SD 1.x, 2.x and SDXL: use the "
-            "diffusers layout"
-        )
+    if problem := _ldm_problem(pipeline):
+        raise UnsupportedError(f"{problem}: use the diffusers layout")
     tensors = ldm_unet(pipeline.unet.state_dict(), pipeline.unet.config)
     tensors |= ldm_vae(pipeline.vae.state_dict(), pipeline.vae.config)
     for name, rename in _text_names(pipeline).items():
         tensors |= rename(getattr(pipeline, name).state_dict())
+    tensors |= Prediction.of_pipeline(pipeline).markers()
     return {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
 
 
@@ -102,7 +97,8 @@ def _text_names(pipeline: Any) -> dict[str, TextNames]:
 
 def checkpoint_metadata(pipeline: Any, dtype: torch.dtype) -> dict[str, str]:
     """What the file's header says of it."""
-    return {"format": "pt", "pipeline": type(pipeline).__name__, "dtype": str(dtype).removeprefix("torch.")}
+    said = {"format": "pt", "pipeline": type(pipeline).__name__, "dtype": str(dtype).removeprefix("torch.")}
+    return said | Prediction.of_pipeline(pipeline).metadata()
 
 
 def ldm_unet(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -114,46 +110,6 @@ def ldm_unet(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str
         raise UnsupportedError("the original layout has no names for a UNet whose blocks differ in depth")
     names = UNetNames(config["layers_per_block"], frozenset(state))
     return {UNET_PREFIX + names.of(key): tensor for key, tensor in state.items()}
-
-
-class UNetNames:
-    """Original names for a UNet of ``depth`` layers a block with the tensors ``keys``."""
-
-    def __init__(self, depth: int, keys: frozenset[str]) -> None:
-        self.depth, self.keys = depth, keys
-
-    def of(self, key: str) -> str:
-        """The original name of the tensor that diffusers calls ``key``."""
-        layer, _, leaf = key.rpartition(".")
-        if layer in UNET_ENDS:
-            return f"{UNET_ENDS[layer]}.{leaf}"
-        if found := UNET_BLOCK.fullmatch(key):
-            return self._block(found[1], int(found[2]), found[3], int(found[4]), found[5])
-        found = UNET_MIDDLE_BLOCK.fullmatch(key)
-        if found and (found[1], found[2]) in UNET_MIDDLE:
-            return f"middle_block.{UNET_MIDDLE[found[1], found[2]]}.{_inner(found[1], found[3])}"
-        raise UnsupportedError(
-            f"the UNet's tensor {key!r} has no name in the original layout; write a diffusers folder instead"
-        )
-
-    def _block(self, side: str, block: int, kind: str, layer: int, rest: str) -> str:
-        if kind == "downsamplers":
-            return f"input_blocks.{(block + 1) * (self.depth + 1)}.0.op.{rest.removeprefix('conv.')}"
-        if kind == "upsamplers":
-            place = 2 if self._has_attention(block) else 1
-            return f"output_blocks.{block * (self.depth + 1) + self.depth}.{place}.{rest}"
-        number = block * (self.depth + 1) + layer + (1 if side == "down" else 0)
-        place = 0 if kind == "resnets" else 1
-        return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{place}.{_inner(kind, rest)}"
-
-    def _has_attention(self, block: int) -> bool:
-        return any(key.startswith(f"up_blocks.{block}.attentions.{self.depth}.") for key in self.keys)
-
-
-def _inner(kind: str, rest: str) -> str:
-    """A name inside a ResNet block; attention blocks have the same names in both layouts."""
-    layer, _, leaf = rest.rpartition(".")
-    return f"{UNET_RESNET[layer]}.{leaf}" if kind == "resnets" and layer in UNET_RESNET else rest
 
 
 def ldm_vae(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:

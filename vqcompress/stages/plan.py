@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from vqcompress.architectures import Architecture
+from vqcompress.architectures.plain_pipeline import refuse_changed
 from vqcompress.calibration.prompts import PromptSet
 from vqcompress.errors import ArchitectureError
 from vqcompress.layers import vq_layers
@@ -44,6 +45,7 @@ def plan_components(
     recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architecture
 ) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
     """Component -> layers to quantize, in execution order; and component -> layer that stays dense -> reason."""
+    refuse_changed(pipeline, recipe.components or (architecture.denoiser,))
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
     layers, ignored = {}, {}
     for component in recipe.components or (architecture.denoiser,):
