@@ -125,3 +125,63 @@ def test_factor_of_a_large_moment():
     damped = ordered + 1e-2 * moment.diagonal().mean() * torch.eye(700)
     torch.testing.assert_close(factor.t() @ factor @ damped, torch.eye(700).double(), atol=1e-4, rtol=0)
     assert torch.equal(factor, factor.triu())
+
+
+def optimal_targets(weight, moment, order, distortion, encode) -> torch.Tensor:
+    """By definition: before each column, the cost of what is left of the weight if all later columns take up ``1 - D``
+    of their optimal targets; the column's target is where this cost is least."""
+    costs, left = [], moment.double()
+    for j in reversed(order.tolist()):
+        costs.append(left)
+        left = left - (1 - distortion[j]) * torch.outer(left[j], left[j]) / left[j, j]
+    rest, targets = weight.double().clone(), torch.zeros_like(weight).double()
+    for j, cost in zip(order.tolist(), reversed(costs), strict=True):
+        targets[j] = cost[j] @ rest / cost[j, j]
+        rest[j] -= encode(j, targets[j].float()).double()
+    return targets
+
+
+@pytest.mark.parametrize("samples", [0, 9])
+def test_targets_are_the_best_given_later_columns_noise(samples):
+    """Columns of little and of no rate among them; few samples and a ridge alike."""
+    columns = BLOCK + 30
+    distortion = torch.rand(columns, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    distortion[::7] = 1.0
+    moment = SecondMoment(moment_of(columns))
+    if samples:
+        moment = SecondMoment(samples=gaussian(samples, columns), ridge=0.5)
+    feedback = prepare_feedback(moment, 0.0, distortion=distortion)
+    weight, targets = gaussian(columns, 4), torch.zeros(columns, 4).double()
+
+    def coarse(column: int, target: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(target) if distortion[column] == 1 else (target * 0.8 + 0.05)
+
+    def noting(column: int, target: torch.Tensor) -> torch.Tensor:
+        targets[column] = target
+        return coarse(column, target)
+
+    feedback.sweep(weight, noting)
+    expected = optimal_targets(weight, moment.dense(), feedback.order, distortion.clamp_max(0.9999), coarse)
+    coded = distortion < 1
+    torch.testing.assert_close(targets[coded], expected[coded], rtol=1e-3, atol=1e-3)
+
+
+def test_feedback_that_knows_the_codes_noise_reaches_its_own_forecast():
+    """Ideal codes for Gaussian targets: the objective is the trace of what dynamic programming leaves, and below that
+    of feedback that takes codes for exact."""
+    moment, outputs = moment_of(12, samples=14), 50_000
+    distortion = torch.linspace(0.05, 0.6, 12, dtype=torch.float64)
+    noise = gaussian(12, outputs, seed=3)
+
+    def ideal(column: int, target: torch.Tensor) -> torch.Tensor:
+        lost = float(distortion[column])
+        return (1 - lost) * target + (lost * (1 - lost) * target.square().mean()).sqrt() * noise[column]
+
+    weight = gaussian(12, outputs)
+    known, exact = (prepare_feedback(SecondMoment(moment), 0.0, distortion=d) for d in (distortion, None))
+    left = moment.double()
+    for j in reversed(known.order.tolist()):
+        left = left - (1 - distortion[j]) * torch.outer(left[j], left[j]) / left[j, j]
+    reached = objective(weight, known.sweep(weight, ideal), moment) / outputs
+    assert reached == pytest.approx(float(left.trace()), rel=0.02)
+    assert reached < 0.8 * objective(weight, exact.sweep(weight, ideal), moment) / outputs

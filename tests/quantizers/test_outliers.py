@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqcompress.quantizers import AdditiveSettings, TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
-from vqcompress.quantizers.outliers import find_outliers, outliers_worth_storing, water_level
+from vqcompress.quantizers.outliers import find_outliers, outliers_worth_storing
 
 OUTPUTS, COLUMNS = 192, 256
 
@@ -26,15 +26,6 @@ def moment() -> Tensor:
     x = torch.randn(2048, COLUMNS, generator=generator) * torch.logspace(0, -1.5, COLUMNS)
     x = x @ torch.linalg.qr(torch.randn(COLUMNS, COLUMNS, generator=generator))[0]
     return x.t() @ x / len(x)
-
-
-def test_the_water_level_spends_the_bits():
-    costs = torch.tensor([64.0, 4.0, 4.0, 1e-9], dtype=torch.float64)
-    level = water_level(costs, 1.5)
-    rates = (costs / level).log2().clamp_min(0) / 2
-    assert float(rates.sum()) == pytest.approx(6.0)
-    assert float(rates[3]) == 0
-    assert water_level(torch.zeros(3, dtype=torch.float64), 2.0) == 0
 
 
 def test_one_huge_weight_is_found_and_little_else():

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from vqcompress.errors import ArchitectureError, CalibrationError, RecipeError
 from vqcompress.formats.trellis_table import gaussian_error
+from vqcompress.moments.rate_distortion import distortion_bound, spectrum
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 
@@ -135,13 +137,26 @@ def test_column_scales_are_chosen_where_columns_differ(check_spec):
     assert error < 1.4 * gaussian_error(12, 3)
 
 
-def test_column_scales_are_chosen_where_targets_leave_the_codes_range(check_spec):
-    """A faint copy of an input is asked to mend, tenfold, what its original's column got wrong."""
+def faint_copies(copied: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight, and the second moment of 48 inputs and faint copies, which are asked to mend, tenfold, what the columns
+    of their originals got wrong."""
     draw = torch.Generator().manual_seed(0)
     loud = torch.randn(1024, 48, generator=draw)
-    faint = 0.1 * loud + 1e-3 * torch.randn(1024, 48, generator=draw)
-    inputs, weight = torch.cat([loud, faint], 1), torch.randn(192, 96, generator=draw)
-    moment = inputs.t() @ inputs / len(inputs)
+    inputs = torch.cat([loud, 0.1 * loud[:, :copied] + 1e-3 * torch.randn(1024, copied, generator=draw)], 1)
+    return torch.randn(192, 48 + copied, generator=draw), inputs.t() @ inputs / len(inputs)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_feedback_asks_columns_for_no_more_than_they_can_give(bits):
+    """Feedback that takes later columns for exact asks them for many times their range: 21 to 355 bounds."""
+    weight, moment = faint_copies(48)
+    settings = TrellisSettings(column_scales=False, damping=1e-6)
+    error = relative_error(weight, quantize_weight(weight, moment, bits=bits, settings=settings).decode(), moment)
+    assert 1.0 < error / distortion_bound(spectrum(SecondMoment(moment)), bits) < 2.0
+
+
+def test_column_scales_are_chosen_where_targets_leave_the_codes_range(check_spec):
+    weight, moment = faint_copies(16)
     found, without = (
         quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(column_scales=column_scales, damping=1e-6))
         for column_scales in ("auto", False)

@@ -1,13 +1,24 @@
 """Error feedback between columns: the second-moment machinery that all calibrated quantizers share.
 
 Objective, for ``W [out, columns]`` and ``H = E[x xᵀ] [columns, columns]``: minimise ``tr((W - Ŵ) H (W - Ŵ)ᵀ)``. Columns
-are quantized one after another; what a column got wrong is pushed into the columns still to come, where it costs least
-(GPTQ, Frantar et al. 2023, arXiv 2210.17323, equation 3, with the Cholesky factor of the inverse as in its section
-3.3). Because H is the same for every output, this stays exact when a whole column is coded as one vector or sequence.
+are quantized one after another; what a column got wrong is made up for by the columns still to come. Because H is the
+same for every output, this stays exact when a whole column is coded as one vector or sequence.
 
-With ``H⁻¹ = Uᵀ U`` (U upper triangular, processing order) the objective becomes ``sum_j |e_j|² / U_jj²``, where ``e_j``
-is the error made on column j after feedback. ``1 / U_jj²`` is therefore what a unit of squared error in column j costs:
-its sensitivity, by which `vqcompress.quantizers.column_rates` allocates bits.
+A column still to come is coded, too: a code that leaves the share ``D_j`` of a target's energy as error takes up only
+``1 - D_j`` of what it is asked for, and the rest is noise. With a cost ``xᵀ P x`` of what is left, ``x``, before the
+last column is coded, the best target is ``P_j x / P_jj``, and before that choice the cost is that of ``P - (1 - D_j)
+P_j P_jᵀ / P_jj``. From the last column to the first this is dynamic programming for a linear system with noise in
+proportion to its controls. It is also the elimination of a Cholesky factorization whose pivots are raised to ``P_jj /
+(1 - D_j)``, hence that of ``M = H + Λ`` with a diagonal Λ: feedback runs on M, and codes the weight ``m = M⁻¹ H w``.
+
+With ``D = 0``, columns that answer in full, this is GPTQ (Frantar et al. 2023, arXiv 2210.17323, equation 3 and section
+3.3), a zero-forcing decision feedback: an error of one column returns in the targets of others, which must be coded at
+the same rate. With the D of the codes it is the minimum-mean-squared-error feedback that reaches the rate-distortion
+function of Gaussian sources (Zamir, Kochman, Erez 2008, Achieving the Gaussian rate-distortion function by prediction,
+arXiv cs/0611082).
+
+With ``M⁻¹ = Uᵀ U`` (U upper triangular, processing order), ``P_jj = (1 - D_j) / U_jj²`` is what a unit of squared error
+costs in column j: its sensitivity, by which `vqcompress.quantizers.column_rates` allocates bits.
 
 Where H is known by ``s`` samples and a ridge, U is never made: everything costs ``s n`` operations an output instead of
 ``n²``.
@@ -23,17 +34,19 @@ import torch
 from torch import Tensor
 
 from vqcompress.errors import CalibrationError
+from vqcompress.moments.rate_distortion import water_level
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.quantizers.inverse_factor import inverse_upper_factor
+from vqcompress.quantizers.inverse_factor import inverse_upper_factor, raised_cholesky
 
 BLOCK = 128  # columns whose feedback is applied lazily to all later ones in one matrix product
 LEAST_DAMPING = 1e-8  # where the search for a damping that works starts, if it was none
+LARGEST_DISTORTION = 1 - 1e-4  # a column of rate 0 has 1, which would be an infinite pivot
 
 EncodeColumn = Callable[[int, Tensor], Tensor]
 """``(column, target [out])`` -> decoded column ``[out]``; keeps its codes to itself."""
 
-Factorize = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor] | None]
-"""``(H, order, damping)`` -> U and its diagonal, as `inverse_upper_factor` returns them."""
+Factorize = Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor] | None]
+"""``(H, order, damping, D in this order)`` -> U and its diagonal, as `inverse_upper_factor` returns them."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,13 @@ class Feedback(ABC):
     """A factored second moment.
 
     ``order [columns]`` is the processing order (falling H_jj), ``sensitivity [columns]`` the cost of squared error in
-    each column, in natural order (float64).
+    each column, in natural order (float64). ``distortion [columns]``, float64 in ``[0, 1)``, is the share of a target's
+    energy that each column's code is expected to leave as error.
     """
 
     order: Tensor
     sensitivity: Tensor
+    distortion: Tensor
 
     @abstractmethod
     def sweep(self, weight: Tensor, encode: EncodeColumn) -> Tensor:
@@ -63,31 +78,71 @@ class Feedback(ABC):
         """
         return None
 
+    def pivots(self) -> Tensor:
+        """Those of M, float64 ``[columns]``: ``1 / U_jj²``."""
+        return self.sensitivity / (1 - self.distortion)
+
 
 def prepare_feedback(
-    second_moment: SecondMoment, damping: float = 1e-3, factorize: Factorize = inverse_upper_factor
+    second_moment: SecondMoment,
+    damping: float = 1e-3,
+    factorize: Factorize = inverse_upper_factor,
+    distortion: Tensor | None = None,
 ) -> Feedback:
     """Factor ``second_moment`` in float64 with ``damping`` times its mean diagonal added.
 
-    Rank-deficient moments (fewer samples than columns, dead inputs) are fine: damping is raised tenfold until
-    ``factorize`` succeeds. Raises `CalibrationError` when values are not finite or the diagonal is negative.
+    ``distortion [columns]`` in ``[0, 1]`` is that of the columns' codes on a source of unit variance; ``None`` for
+    columns that answer in full. Rank-deficient moments (fewer samples than columns, dead inputs) are fine: damping is
+    raised tenfold until ``factorize`` succeeds. Raises `CalibrationError` when values are not finite or the diagonal is
+    negative.
     """
     if not second_moment.is_finite() or (second_moment.diagonal() < 0).any():
         raise CalibrationError(
             "a second moment holds NaN, infinite or negative diagonal values; the activations it was recorded from "
             "overflowed: record again in float32 or bfloat16"
         )
+    if distortion is not None:
+        distortion = distortion.double().clamp_max(LARGEST_DISTORTION).to(second_moment.device)
     if second_moment.samples is not None:
-        return _sample_feedback(second_moment, max(damping, 0.0 if second_moment.ridge else LEAST_DAMPING))
+        return _sample_feedback(second_moment, max(damping, 0.0 if second_moment.ridge else LEAST_DAMPING), distortion)
     square, diagonal = second_moment.dense(), second_moment.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True)
     unit = float(diagonal.double().mean()) or 1.0
-    while (found := factorize(square, order, damping * unit)) is None:
+    ordered = None if distortion is None else distortion[order]
+    while (found := factorize(square, order, damping * unit, ordered)) is None:
         damping = max(10 * damping, LEAST_DAMPING)
     factor, on_diagonal = found
-    sensitivity = torch.empty(len(order), dtype=on_diagonal.dtype, device=factor.device)
-    sensitivity[order] = on_diagonal.square().reciprocal()
-    return SquareFeedback(order, sensitivity, factor)
+    expected = torch.zeros(len(order), dtype=torch.float64, device=factor.device) if distortion is None else distortion
+    pivots = torch.empty_like(expected)
+    pivots[order] = on_diagonal.square().reciprocal()
+    return SquareFeedback(order, pivots * (1 - expected), expected, factor)
+
+
+@dataclass(frozen=True)
+class FeedbackPlanner:
+    """Feedback from ``second_moment`` under ``damping``, before and after the columns' rates are known.
+
+    The moment may be on an accelerator, and is factored there; results are on the CPU.
+    """
+
+    second_moment: SecondMoment
+    damping: float
+
+    def costs(self, sizes: Tensor, bits: float, *, scaled: bool = False) -> Tensor:
+        """What columns of ``sizes [columns]`` (RMS of their weights, to a common factor) cost as sources.
+
+        Float64 ``[columns]``, from the feedback of columns that all have ``bits`` bits. Rates that follow from these
+        costs change them again, but where columns can stand in for each other that goes back and forth. A column that
+        is ``scaled`` to its targets may decode to more than its weights' energy: to the noise of the columns before it.
+        """
+        energy = sizes.double().cpu().square()
+        found = self.feedback(torch.full_like(energy, 4.0**-bits))
+        costs, noise = found.pivots() * energy, found.propagated_error() if scaled else None
+        return costs if noise is None else torch.maximum(costs, (1 + noise) * water_level(costs, bits))
+
+    def feedback(self, distortion: Tensor) -> Feedback:
+        """`prepare_feedback` for codes of ``distortion [columns]``."""
+        return prepare_feedback(self.second_moment, self.damping, distortion=distortion).to("cpu")
 
 
 @dataclass(frozen=True)
@@ -97,14 +152,20 @@ class SquareFeedback(Feedback):
     factor: Tensor
 
     def sweep(self, weight: Tensor, encode: EncodeColumn) -> Tensor:
-        """Errors of a block are pushed into the targets of all later columns."""
+        """Errors of a block are pushed into the targets of all later columns.
+
+        ``m = w - M⁻¹ Λ w``: as if each column had made the error ``U Λ w``, too, before the first is coded.
+        """
         order, factor = self.order.tolist(), self.factor
         target = weight[self.order].float()
-        decoded = torch.empty_like(target)
+        decoded, taken = torch.empty_like(target), (1 - self.distortion)[self.order].float()
+        held_back = self._held_back()[:, None] * target
         for start in range(0, len(order), BLOCK):
             stop = min(start + BLOCK, len(order))
             block = slice(start, stop)
-            errors = _sweep_block(target[block], decoded[block], factor[block, block], order[block], encode)
+            lead = factor[block, start:] @ held_back[start:]
+            part = _Block(factor[block, block], taken[block], lead)
+            errors = part.sweep(target[block], decoded[block], order[block], encode)
             target[stop:] -= factor[start:stop, stop:].t() @ errors
         result = torch.empty_like(decoded)
         result[self.order] = decoded
@@ -118,11 +179,16 @@ class SquareFeedback(Feedback):
         """
         gained = torch.empty_like(self.sensitivity)
         gained[self.order] = self.factor.double().square().sum(0)
-        return (gained * self.sensitivity - 1).clamp_min(0)
+        return (gained * self.pivots() - 1).clamp_min(0)
 
     def to(self, device: torch.device | str) -> SquareFeedback:
         """The same on another device."""
-        return SquareFeedback(self.order.to(device), self.sensitivity.to(device), self.factor.to(device))
+        moved = (self.order, self.sensitivity, self.distortion, self.factor)
+        return SquareFeedback(*(tensor.to(device) for tensor in moved))
+
+    def _held_back(self) -> Tensor:
+        """Λ in processing order, float32 ``[columns]``."""
+        return (self.pivots() * self.distortion)[self.order].float()
 
 
 @dataclass(frozen=True)
@@ -130,74 +196,103 @@ class SampleFeedback(Feedback):
     """Feedback from ``X [s, columns]`` and a ridge, block by block in processing order.
 
     ``samples[b] [s, block]`` are X's columns; ``factors[b] [block, block]`` is the upper factor of the inverse of what
-    H leaves of the block when all later columns are free to answer; ``answers[b] [s, block]`` say how errors already
-    made, ``X d [s, out]``, move the block's targets.
+    M leaves of the block when all later columns are free to answer; ``answers[b] [s, block]`` say how errors already
+    made, ``X d [s, out]``, move the block's targets. ``held_back[b] [block]`` is Λ by the whole ridge of M, and
+    ``shared[b] [s, block]`` how the samples ``X`` of what all columns hold back comes back to them.
     """
 
     samples: list[Tensor]
     factors: list[Tensor]
     answers: list[Tensor]
+    held_back: list[Tensor]
+    shared: list[Tensor]
 
     def sweep(self, weight: Tensor, encode: EncodeColumn) -> Tensor:
         """Instead of pushing errors on, keeps what they do to the samples, ``X d [s, out]``."""
-        decoded = torch.empty_like(weight)
-        effect = torch.zeros(len(self.samples[0]), weight.shape[1], device=weight.device)
-        blocks = zip(self.order.split(BLOCK), self.samples, self.factors, self.answers, strict=True)
-        for columns, samples, factor, answer in blocks:
-            original = weight[columns].float()
+        decoded, columns = torch.empty_like(weight), self.order.split(BLOCK)
+        taken = (1 - self.distortion).float()
+        withheld = torch.zeros(len(self.samples[0]), weight.shape[1], device=weight.device)
+        for wanted, samples, share in zip(columns, self.samples, self.held_back, strict=True):
+            withheld.addmm_(samples, share[:, None] * weight[wanted].float())
+        effect = torch.zeros_like(withheld)
+        blocks = zip(columns, self.samples, self.factors, self.answers, self.held_back, self.shared, strict=True)
+        for wanted, samples, factor, answer, share, shared in blocks:
+            original = weight[wanted].float()
+            original = original - share[:, None] * original + shared.t() @ withheld
             target, coded = original - answer.t() @ effect, torch.empty_like(original)
-            _sweep_block(target, coded, factor, columns.tolist(), encode)
-            decoded[columns] = coded
+            _Block(factor, taken[wanted]).sweep(target, coded, wanted.tolist(), encode)
+            decoded[wanted] = coded
             effect.addmm_(samples, coded - original)
         return decoded
 
     def to(self, device: torch.device | str) -> SampleFeedback:
         """The same on another device."""
-        lists = ([block.to(device) for block in blocks] for blocks in (self.samples, self.factors, self.answers))
-        return SampleFeedback(self.order.to(device), self.sensitivity.to(device), *lists)
+        blockwise = (self.samples, self.factors, self.answers, self.held_back, self.shared)
+        lists = ([block.to(device) for block in blocks] for blocks in blockwise)
+        return SampleFeedback(
+            *(tensor.to(device) for tensor in (self.order, self.sensitivity, self.distortion)), *lists
+        )
 
 
-def _sweep_block(target: Tensor, decoded: Tensor, factor: Tensor, order: list[int], encode: EncodeColumn) -> Tensor:
-    """Encode the columns of one block with feedback among them, into ``decoded``; returns errors over U's diagonal."""
-    errors = torch.zeros_like(target)
-    for j, column in enumerate(order):
-        if j > 0:
-            target[j] -= factor[:j, j] @ errors[:j]
-        decoded[j] = encode(column, target[j])
-        errors[j] = (target[j] - decoded[j]) / factor[j, j]
-    return errors
+@dataclass(frozen=True)
+class _Block:
+    """Columns with feedback among them: the upper ``factor [n, n]``, the share ``taken [n]`` that each takes up of what
+    it is asked for, and the errors over U's diagonal, ``lead [n, out]``, that they start with."""
+
+    factor: Tensor
+    taken: Tensor
+    lead: Tensor | None = None
+
+    def sweep(self, target: Tensor, decoded: Tensor, order: list[int], encode: EncodeColumn) -> Tensor:
+        """Encode the columns into ``decoded``; returns errors over U's diagonal."""
+        factor, taken = self.factor, self.taken
+        errors = torch.zeros_like(target) if self.lead is None else self.lead
+        for j, column in enumerate(order):
+            target[j] -= factor[: j + 1, j] @ errors[: j + 1]
+            decoded[j] = encode(column, target[j] / taken[j])
+            errors[j] += (target[j] - decoded[j]) / factor[j, j]
+        return errors
 
 
-def _sample_feedback(moment: SecondMoment, damping: float) -> SampleFeedback:
+def _sample_feedback(moment: SecondMoment, damping: float, distortion: Tensor | None) -> SampleFeedback:
     """Factor samples with ``damping`` times the mean diagonal added to the ridge; both must not be 0.
 
-    Let T be the columns after a block B, and d the errors, ``c = X d`` over what is coded. The later columns' best
-    answer leaves the cost ``ridge (c + X_B d_B)ᵀ G (c + X_B d_B) + ridge |d_B|²`` with ``G = (X_T X_Tᵀ + ridge)⁻¹``: a
-    quadratic form in the block's ``K = I + X_Bᵀ G X_B``, least at ``d_B = -K⁻¹ X_Bᵀ G c``. Float64; G goes from the
-    last block to the first.
+    Let T be the columns after a block B, R the diagonal of ridge and Λ, and d the errors, ``c = X d`` over what is
+    coded. The later columns' best answer leaves the cost ``(c + X_B d_B)ᵀ G (c + X_B d_B) + d_Bᵀ R_B d_B`` with ``G =
+    (X_T R_T⁻¹ X_Tᵀ + 1)⁻¹``: a quadratic form in the block's ``K = R_B + X_Bᵀ G X_B``, least at ``-K⁻¹ X_Bᵀ G c``. The
+    pivots of K are raised as those of M are. Float64; G goes from the last block to the first.
     """
     samples, diagonal = moment.values, moment.diagonal()
     ridge = moment.ridge + damping * float(diagonal.double().mean())
     order = torch.argsort(diagonal, descending=True, stable=True)
+    expected = torch.zeros(len(order), dtype=torch.float64, device=moment.device) if distortion is None else distortion
     blocks = [samples[:, wanted] for wanted in order.split(BLOCK)]
-    gram = ridge * torch.eye(len(samples), dtype=torch.float64, device=moment.device)
-    factors, answers, costs = [], [], []
-    for block in reversed(blocks):
+    gram = torch.eye(len(samples), dtype=torch.float64, device=moment.device)
+    factors, answers, held_back, ridges, costs = [], [], [], [], []
+    for block, kept in zip(reversed(blocks), reversed(expected[order].split(BLOCK)), strict=True):
         wide = block.double()
         response = torch.cholesky_solve(wide, torch.linalg.cholesky(gram))
-        eye = torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device)
-        factor = _inverse_factor(eye + wide.t() @ response)
-        costs.append(ridge / factor.diagonal().square())
+        form = wide.t() @ response
+        form.diagonal().add_(ridge)
+        factor = _inverse_factor(form, kept)
+        pivots = factor.diagonal().square().reciprocal()
+        ridges.append(ridge + kept * pivots)
+        held_back.append((kept * pivots / ridges[-1]).float())
+        costs.append((1 - kept) * pivots)
         factors.append(factor.float())
         answers.append((response @ factor.t() @ factor).float())
-        gram.addmm_(wide, wide.t())
-    sensitivity = torch.empty(len(order), dtype=torch.float64, device=moment.device)
+        gram.addmm_(wide / ridges[-1], wide.t())
+    sensitivity = torch.empty_like(expected)
     sensitivity[order] = torch.cat(costs[::-1])
-    return SampleFeedback(order, sensitivity, blocks, factors[::-1], answers[::-1])
+    lower = torch.linalg.cholesky(gram)
+    shared = [torch.cholesky_solve(block / own, lower).float() for block, own in zip(blocks, ridges[::-1], strict=True)]
+    lists = (blocks, factors[::-1], answers[::-1], held_back[::-1], shared)
+    return SampleFeedback(order, sensitivity, expected, *lists)
 
 
-def _inverse_factor(matrix: Tensor) -> Tensor:
-    """Upper U with ``matrix⁻¹ = Uᵀ U``."""
-    lower = torch.linalg.cholesky(matrix.flip(0, 1))
+def _inverse_factor(matrix: Tensor, distortion: Tensor) -> Tensor:
+    """Upper U with ``(matrix + Λ)⁻¹ = Uᵀ U``; Λ as in `raised_cholesky`."""
+    lower = raised_cholesky(matrix.flip(0, 1), distortion.flip(0))
+    assert lower is not None  # the ridge is above 0
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)

@@ -8,12 +8,14 @@ written.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 LARGEST_WHOLE = 2048  # columns up to which a moment is factored in one piece; beyond, blocks take less memory and time
 BLOCK = 1024  # columns of a block: products of this size run at full speed
 SOLVED_WHOLE = 256  # columns of a triangle that is inverted by substitution
+ELIMINATED_SINGLY = 32  # columns of a corner whose pivots are raised one after another
 
 BlockLines = list[Tensor]
 """A lower triangular matrix, float64: the i-th tensor is ``[lines of block i, all columns up to its diagonal
@@ -21,31 +23,79 @@ block]``."""
 
 
 def inverse_upper_factor(
-    moment: Tensor, order: Tensor, damping: float, *, largest_whole: int = LARGEST_WHOLE, block: int = BLOCK
+    moment: Tensor,
+    order: Tensor,
+    damping: float,
+    distortion: Tensor | None = None,
+    *,
+    largest_whole: int = LARGEST_WHOLE,
+    block: int = BLOCK,
 ) -> tuple[Tensor, Tensor] | None:
-    """``U`` upper with ``(H + damping)⁻¹ = Uᵀ U``, float32 ``[n, n]``, and its diagonal in float64; ``None`` where H is
-    not definite.
+    """``U`` upper with ``(H + damping + Λ)⁻¹ = Uᵀ U``, float32 ``[n, n]``, and its diagonal in float64; ``None`` where
+    H is not definite.
 
     H is ``moment [n, n]`` with both axes in ``order [n]``. Reversing both axes turns the lower factor of H into the
     upper factor of its inverse: ``H = R Rᵀ`` with R upper, hence ``H⁻¹ = R⁻ᵀ R⁻¹`` and ``U = R⁻¹`` needs one triangular
     inverse, no explicit H⁻¹. Beyond ``largest_whole`` columns it goes by blocks of ``block``.
+
+    The diagonal Λ follows from ``distortion D [n]`` in ``[0, 1)``, in processing order (`raised_cholesky`); it is
+    ``D_j / U_jj²``, and 0 without ``distortion``.
     """
     backward = order.flip(0)
+    kept = None if distortion is None else distortion.double().flip(0).to(moment.device)
     if len(order) <= largest_whole:
-        return _factor_whole(moment, backward, damping)
-    lower = _cholesky(moment, backward, damping, block)
+        return _factor_whole(moment, backward, damping, kept)
+    lower = _cholesky(moment, backward, damping, kept, block)
     if lower is None:
         return None
     _invert(lower, block)
     return _reversed(lower)
 
 
-def _factor_whole(moment: Tensor, backward: Tensor, damping: float) -> tuple[Tensor, Tensor] | None:
+def raised_cholesky(matrix: Tensor, distortion: Tensor | None) -> Tensor | None:
+    """Lower L with ``L Lᵀ = matrix + Λ``: the diagonal Λ raises every pivot from ``P_jj`` to ``P_jj / (1 - D_j)``.
+
+    ``matrix [n, n]`` float64 is used up; ``distortion D [n]`` in ``[0, 1)``, ``None`` for zeros: then Λ = 0. Column j
+    is eliminated as one that takes up only ``1 - D_j`` of what it is asked for, which leaves ``P - (1 - D_j) P_j P_jᵀ /
+    P_jj`` for the columns after it. ``None`` where a pivot is not positive.
+    """
+    if distortion is None:
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        return None if failed else lower
+    if len(matrix) <= ELIMINATED_SINGLY:
+        return _raised_singly(matrix, (1 - distortion).sqrt())
+    half = len(matrix) // 2
+    first = raised_cholesky(matrix[:half, :half], distortion[:half])
+    if first is None:
+        return None
+    below = torch.linalg.solve_triangular(first, matrix[half:, :half].t(), upper=False).t()
+    last = raised_cholesky(matrix[half:, half:].addmm_(below, below.t(), alpha=-1), distortion[half:])
+    if last is None:
+        return None
+    return torch.cat([torch.cat([first, first.new_zeros(half, len(last))], 1), torch.cat([below, last], 1)])
+
+
+def _raised_singly(matrix: Tensor, taken: Tensor) -> Tensor | None:
+    home, matrix, taken = matrix.device, matrix.cpu().numpy().copy(), taken.cpu().numpy()
+    lower = np.zeros_like(matrix)
+    for j in range(len(matrix)):
+        pivot = matrix[j, j]
+        if not pivot > 0:
+            return None
+        lower[j:, j] = column = matrix[j:, j] * (taken[j] / pivot**0.5)
+        matrix[j:, j:] -= np.outer(column, column)
+        lower[j, j] /= taken[j] ** 2
+    return torch.from_numpy(lower).to(home)
+
+
+def _factor_whole(
+    moment: Tensor, backward: Tensor, damping: float, distortion: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
     """In one piece; holds two float64 squares at a time."""
     reverse = moment[backward][:, backward].double()
     reverse.diagonal().add_(damping)
-    lower, failed = torch.linalg.cholesky_ex(reverse)
-    if failed:
+    lower = raised_cholesky(reverse, distortion)
+    if lower is None:
         return None
     del reverse
     factor = _invert_upper(lower.flip(0, 1))
@@ -63,9 +113,11 @@ def _invert_upper(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def _cholesky(moment: Tensor, order: Tensor, damping: float, block: int) -> BlockLines | None:
-    """L with ``L Lᵀ = H + damping``, its diagonal blocks already inverted; one line of blocks after another, from the
-    left."""
+def _cholesky(
+    moment: Tensor, order: Tensor, damping: float, distortion: Tensor | None, block: int
+) -> BlockLines | None:
+    """L with ``L Lᵀ = H + damping + Λ``, its diagonal blocks already inverted; one line of blocks after another, from
+    the left."""
     lines: BlockLines = []
     for wanted in order.split(block):
         start = lines[-1].shape[1] if lines else 0
@@ -75,10 +127,9 @@ def _cholesky(moment: Tensor, order: Tensor, damping: float, block: int) -> Bloc
             columns = slice(block * before, block * before + len(other))
             left = line[:, columns].addmm_(line[:, : columns.start], other[:, : columns.start].t(), alpha=-1)
             left.copy_(left @ other[:, columns.start :].t())
-        corner, failed = torch.linalg.cholesky_ex(
-            line[:, start:].addmm_(line[:, :start], line[:, :start].t(), alpha=-1)
-        )
-        if failed:
+        kept = None if distortion is None else distortion[start : line.shape[1]]
+        corner = raised_cholesky(line[:, start:].addmm_(line[:, :start], line[:, :start].t(), alpha=-1), kept)
+        if corner is None:
             return None
         eye = torch.eye(len(line), dtype=line.dtype, device=line.device)
         line[:, start:] = torch.linalg.solve_triangular(corner, eye, upper=False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats.outliers import BITS_EACH, POSITIONS, VALUES
+from vqcompress.moments.rate_distortion import water_level
 from vqcompress.moments.second_moment import SecondMoment
 
 REACHES = (3.5, 6.0, 12.0, 24.0, 48.0)  # standard deviations: of a code for Gaussian weights, and of heavier tails
@@ -103,22 +104,6 @@ def find_outliers(weight: Tensor, sensitivity: Tensor, bits: float, reach: float
     positions = chosen.t().reshape(-1).nonzero()[:, 0]
     values = weight.t().reshape(-1)[positions].clamp(-LARGEST, LARGEST)
     return Outliers(positions, values.half())
-
-
-def water_level(costs: Tensor, bits: float) -> float:
-    """The cost of error that reverse water-filling leaves in each column: ``θ`` with ``Σ max(0, log2(c_j / θ) / 2) = n
-    bits``.
-
-    ``costs c [n]``, float64, are those of leaving a column at zero (Cover & Thomas, Elements of Information Theory,
-    section 10.3.3).
-    """
-    falling = costs[costs > 0].sort(descending=True).values.log2()
-    if not len(falling):
-        return 0.0
-    count = torch.arange(1, len(falling) + 1, dtype=falling.dtype)
-    levels = (falling.cumsum(0) - 2 * bits * len(costs)) / count
-    active = int((falling > levels).sum())
-    return float(2 ** levels[max(active, 1) - 1])
 
 
 def _mean(values: Tensor, kept: Tensor, axis: int) -> Tensor:

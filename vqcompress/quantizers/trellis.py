@@ -28,15 +28,13 @@ from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rat
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.column_rates import RatePlan, plan_rates
 from vqcompress.quantizers.coordinate_descent import damped
-from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
+from vqcompress.quantizers.error_feedback import FeedbackPlanner
 from vqcompress.quantizers.outliers import NO_OUTLIERS, outliers_worth_storing
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_column_scales, coded_energy, column_scale_codes
 from vqcompress.quantizers.source_model import SampleCode, SourceModel, SourceOptions, select_source_model
 from vqcompress.quantizers.trellis_columns import TrellisCode, TrellisColumns
 from vqcompress.search.gpu_viterbi import search_device
-
-PLAN_ROUNDS = 3  # rates follow from what errors cost, and errors from rates
 
 
 @dataclass(frozen=True)
@@ -87,19 +85,20 @@ def quantize_trellis(
     lie where ``weight`` was. Raises `UnfitWeightError` when no trellis fits the budget: the layer is too small.
     """
     on_gpu = search_device(weight.device) if settings.search == "gpu" and output_moment is None else None
-    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
     home, weight = weight.device, weight.cpu()
+    inputs = None if second_moment is None else FeedbackPlanner(second_moment, settings.damping)
     second_moment = None if second_moment is None else second_moment.to("cpu")
     outputs = None if output_moment is None else damped(output_moment.cpu(), settings.output_damping)
     outliers = NO_OUTLIERS
     if settings.outliers:
-        sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
+        sensitivity = torch.ones(weight.shape[1]) if inputs is None else inputs.costs(torch.ones(weight.shape[1]), bits)
         outliers = outliers_worth_storing(weight, sensitivity, bits)
         weight, bits = outliers.removed_from(weight), bits - outliers.bits_per_weight(weight)
-    task = _Task(weight, feedback, outputs, settings, bits, seed, on_gpu)
+    task = _Task(weight, inputs, outputs, settings, bits, seed, on_gpu)
     columns = task.swept(choose_column_scales(weight, settings.column_scales))
     if settings.column_scales == "auto" and columns.out_of_range():
-        columns = min(columns, task.swept(column_scale_codes(weight)), key=_cost)
+        scaled = task.swept(column_scale_codes(weight))
+        columns = min(columns, scaled, key=lambda swept: swept.error(second_moment))
     if second_moment is not None:
         for _ in range(settings.coordinate_descent):
             columns.refit_scale(second_moment)
@@ -116,17 +115,13 @@ def check_search(settings: TrellisSettings) -> None:
         search_device(torch.device("cpu"))
 
 
-def _cost(columns: TrellisColumns) -> float:
-    return float(columns.costs.sum())
-
-
 @dataclass(frozen=True)
 class _Task:
-    """What is to be encoded: ``weight [out, columns]`` under ``feedback`` and ``output_moment [out, out]`` (None:
-    identities)."""
+    """What is to be encoded: ``weight [out, columns]`` under the moments of ``inputs`` and ``output_moment [out, out]``
+    (None: identities)."""
 
     weight: Tensor
-    feedback: Feedback | None
+    inputs: FeedbackPlanner | None
     output_moment: Tensor | None
     settings: TrellisSettings
     bits: float
@@ -140,7 +135,8 @@ class _Task:
         weight, outputs, scaled = self.weight, self.output_moment, column_scales is not None
         state_bits = usable_state_bits(len(weight), self.settings.state_bits, self.bits)
         sizes = torch.ones(weight.shape[1]) if column_scales is None else column_scale_factors(column_scales)
-        costs = self._costs(sizes, scaled)
+        energy = sizes.double().square()
+        costs = _Costs(energy if self.inputs is None else self.inputs.costs(sizes, self.bits, scaled=scaled), scaled)
         source = self._source(weight / sizes, state_bits, costs, generator)
         weight = rotate(weight.t(), source.rotation).t()
         if outputs is not None:
@@ -149,13 +145,8 @@ class _Task:
         phase = int(torch.randint(len(weight), (), generator=generator))
         code = TrellisCode(state_bits, source, plan, phase)
         columns = TrellisColumns(weight, code, sizes if scaled else None, outputs, self.on_gpu)
-        columns.sweep(self.feedback)
+        columns.sweep(None if self.inputs is None else self.inputs.feedback(columns.distortions))
         return columns
-
-    def _costs(self, sizes: Tensor, scaled: bool) -> _Costs:
-        sensitivity = torch.ones(self.weight.shape[1]) if self.feedback is None else self.feedback.sensitivity
-        propagated = self.feedback.propagated_error() if scaled and self.feedback is not None else None
-        return _Costs(sensitivity * sizes.to(sensitivity).square(), propagated, scaled)
 
     def _source(self, weight: Tensor, state_bits: int, costs: _Costs, generator: torch.Generator) -> SourceModel:
         settings = self.settings
@@ -186,18 +177,10 @@ def _shares(rates: Tensor) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What error costs in each column: ``own [columns]`` for its weights, and what ``propagated`` error adds to that.
+    """What columns cost as sources, ``at_rate_0 [columns]``; whether they have scales, which the budget pays for."""
 
-    ``scaled``: whether columns have scales of their own, which the budget pays for.
-    """
-
-    own: Tensor
-    propagated: Tensor | None
+    at_rate_0: Tensor
     scaled: bool
-
-    def at(self, level: float) -> Tensor:
-        """Costs when encoded columns are left with error of cost ``level`` each."""
-        return self.own if self.propagated is None else self.own + level * self.propagated
 
 
 def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, bits: float) -> RatePlan:
@@ -207,17 +190,16 @@ def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, b
     distortion = {rate: gaussian_error(state_bits, rate) for rate in usable}
     budget = int(bits * outputs * columns / 8) - 2 * (outputs if source.row_scales else 1)
     budget -= column_scales_shape(columns)[1] if costs.scaled else 0
-    plan, level = None, 0.0
-    for _ in range(1 if costs.propagated is None else PLAN_ROUNDS):
-        cost = costs.at(level)
-        plan = plan_rates(cost, distortion, lambda rate: packed_bytes(outputs, rate), budget) if distortion else None
-        if plan is None or not plan.rates.any():
-            raise UnfitWeightError(
-                f"a weight of {outputs} x {columns} is too small for a trellis code within {bits} bits a weight; keep "
-                "it dense, or use method='rtn'"
-            )
-        level = float((cost * torch.tensor([distortion[rate] for rate in plan.rates.tolist()]).to(cost)).mean())
-    assert plan is not None
+    plan = (
+        plan_rates(costs.at_rate_0, distortion, lambda rate: packed_bytes(outputs, rate), budget)
+        if distortion
+        else None
+    )
+    if plan is None or not plan.rates.any():
+        raise UnfitWeightError(
+            f"a weight of {outputs} x {columns} is too small for a trellis code within {bits} bits a weight; keep it "
+            "dense, or use method='rtn'"
+        )
     return plan
 
 

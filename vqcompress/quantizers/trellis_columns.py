@@ -48,8 +48,9 @@ class TrellisColumns:
     column.
 
     ``output_moment [out, out]`` is what errors of a column cost together, ``None`` for the sum of their squares.
-    ``on_gpu`` is where columns are searched, ``None`` for the CPU. After `sweep`, ``costs [columns]`` is what errors
-    cost, and ``costs_in_range`` what a code would have left that has the size of each target.
+    ``on_gpu`` is where columns are searched, ``None`` for the CPU. ``distortions [columns]`` are those of the columns'
+    codes on a source of unit variance. After `sweep`, ``costs [columns]`` is what errors cost, and ``costs_in_range``
+    what a code would have left that has the size of each target.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class TrellisColumns:
         leveled = weight if sizes is None else weight / sizes
         self.scale = rms_scale(leveled, self.source.row_scales)
         self.size = divide_by_scale(leveled, self.scale).abs().mean()
-        self.distortion = {rate: gaussian_error(self.state_bits, rate) for rate in set(self.rates)}
+        self.distortions = torch.tensor([gaussian_error(self.state_bits, rate) for rate in self.rates])
         self.costs = torch.zeros(len(self.target), dtype=torch.float64)
         self.costs_in_range = torch.zeros(len(self.target), dtype=torch.float64)
         self.symbols = torch.zeros(self.target.shape, dtype=torch.uint8)
@@ -83,7 +84,7 @@ class TrellisColumns:
             decoded = self._encode(column, target)
             self.costs[column] = sensitivity[column] * squared_error(target - decoded, self.outputs)
             self.costs_in_range[column] = (
-                sensitivity[column] * squared_error(target, self.outputs) * self.distortion[self.rates[column]]
+                sensitivity[column] * squared_error(target, self.outputs) * self.distortions[column]
             )
             return decoded
 
@@ -92,6 +93,13 @@ class TrellisColumns:
                 encode(column, target)
         else:
             feedback.sweep(self.target, encode)
+
+    def error(self, second_moment: SecondMoment | None) -> float:
+        """``tr(G E H Eᵀ)`` of the weight as it would be decoded, with the identity in place of moments that are
+        ``None``."""
+        error = self.target - self._unscaled() * self.scale
+        filtered = error if second_moment is None else second_moment @ error
+        return float((filtered * (error if self.outputs is None else error @ self.outputs)).sum(dtype=torch.float64))
 
     def out_of_range(self) -> bool:
         """Whether targets exceed the code's range so far that column scales would pay.

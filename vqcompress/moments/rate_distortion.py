@@ -1,0 +1,58 @@
+"""The least error that any code of so many bits can leave: reverse water-filling over a second moment's eigenvalues.
+
+For Gaussian weights of variance 1, the components of an output channel along H's eigenvectors are independent sources,
+of cost ``h_i`` at rate 0. At ``R`` bits a weight no code leaves less than ``Σ min(h_i, θ)``, with the water level θ at
+which ``mean(max(0, log2(h_i / θ) / 2)) = R`` (Cover & Thomas, Elements of Information Theory, theorem 10.3.3). Weights
+with heavier tails or structure have a lower bound; for these this one is a ruler only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vqcompress.moments.second_moment import SecondMoment
+
+
+def water_level(costs: Tensor, bits: float) -> float:
+    """The cost of error that reverse water-filling leaves in each column: ``θ`` with ``Σ max(0, log2(c_j / θ) / 2) = n
+    bits``.
+
+    ``costs c [n]``, float64, are those of leaving a column at zero (Cover & Thomas, Elements of Information Theory,
+    section 10.3.3).
+    """
+    falling = costs[costs > 0].sort(descending=True).values.log2()
+    if not len(falling):
+        return 0.0
+    count = torch.arange(1, len(falling) + 1, dtype=falling.dtype, device=falling.device)
+    levels = (falling.cumsum(0) - 2 * bits * len(costs)) / count
+    active = int((falling > levels).sum())
+    return float(2 ** levels[max(active, 1) - 1])
+
+
+def spectrum(second_moment: SecondMoment) -> Tensor:
+    """Eigenvalues of H, float64 ``[columns]``, of any order and none below 0; from few samples by their Gram matrix."""
+    if second_moment.samples is None:
+        return torch.linalg.eigvalsh(second_moment.dense().double()).clamp_min(0)
+    samples = second_moment.values.double()
+    found = torch.linalg.eigvalsh(samples @ samples.t()).clamp_min(0)
+    return torch.cat([found, found.new_zeros(second_moment.columns - len(found))]) + second_moment.ridge
+
+
+def distortion_bound(eigenvalues: Tensor, bits: float) -> float:
+    """The least ``tr(E H Eᵀ) / tr(W H Wᵀ)`` of Gaussian weights at ``bits`` bits a weight; H has these ``eigenvalues
+    [n]``."""
+    total = float(eigenvalues.sum())
+    return float(eigenvalues.clamp_max(water_level(eigenvalues, bits)).sum()) / total if total > 0 else 0.0
+
+
+def gap_in_bits(eigenvalues: Tensor, bits: float, error: float) -> float:
+    """How many bits a weight a code of ``bits`` bits spends above the bound for its relative ``error``.
+
+    The slope of the bound at these bits where all eigenvalues are above the water level: half the binary logarithm of
+    ``error / distortion_bound``. ``nan`` where either is 0.
+    """
+    bound = distortion_bound(eigenvalues, bits)
+    return math.log2(error / bound) / 2 if error > 0 and bound > 0 else math.nan
