@@ -4,7 +4,8 @@
 from a safetensors file; without it, three such layers are made from a seed: a, Gaussian weights and independent inputs;
 b, the same weights with correlated inputs (singular values 1/i); c, heavy-tailed weights (Student, 4 degrees of
 freedom) with correlated inputs. Each method runs on one thread. "held-out" learns from the even samples of X and is
-scored on the odd ones. A Markdown table goes to standard output, and the numbers to ``--json``.
+scored on the odd ones. "gap" is what a method spends in bits a weight above the rate-distortion bound of Gaussian
+weights (`vqcompress.moments.rate_distortion`). A Markdown table goes to standard output, and the numbers to ``--json``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import click
@@ -21,8 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqcompress.formats.trellis_table import STATE_BITS, max_rate
+from vqcompress.moments.rate_distortion import gap_in_bits, spectrum
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import GPTQSettings, RTNSettings, TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
+from water_sic import water_sic
 
 BLIND = ("rtn", "faiss")  # these never look at inputs: what they learn is the same
 Quantize = Callable[[Tensor, Tensor | None], tuple[Tensor, float]]
@@ -36,6 +41,11 @@ class Layer:
     name: str
     weight: Tensor
     inputs: Tensor
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Eigenvalues of the second moment of the inputs, float64 ``[columns]``."""
+        return spectrum(SecondMoment(second_moment(self.inputs)))
 
     @property
     def can_hold_out(self) -> bool:
@@ -51,6 +61,7 @@ class Result:
     layer: str
     bits: float
     error: float
+    gap: float
     held_out: float | None
     seconds: float
 
@@ -83,8 +94,9 @@ def methods(budgets: list[float], seed: int) -> dict[str, Quantize]:
     """Everything that is compared, by the name it has in the table."""
     table: dict[str, Quantize] = {}
     for bits in budgets:
-        if bits == int(bits):  # only the trellis has rates in between
+        if bits == int(bits):  # only these two have rates in between
             table |= whole_bits(int(bits), seed)
+        table[f"WaterSIC {bits:g}, entropy"] = partial(water_sic, bits=bits)
         table[f"trellis {bits:g}, fast"] = ours(
             "trellis", bits, seed, TrellisSettings(state_bits=10, coordinate_descent=0)
         )
@@ -178,7 +190,8 @@ def measure(name: str, quantize: Quantize, layer: Layer) -> Result:
         if not name.startswith(BLIND):
             learned, _ = quantize(layer.weight, second_moment(layer.inputs[::2]))
         held_out = relative_error(layer.weight, learned, second_moment(layer.inputs[1::2]))
-    return Result(name, layer.name, bits, relative_error(layer.weight, decoded, moment), held_out, seconds)
+    error = relative_error(layer.weight, decoded, moment)
+    return Result(name, layer.name, bits, error, gap_in_bits(layer.spectrum, bits, error), held_out, seconds)
 
 
 def warm_up(quantize: Quantize) -> None:
@@ -223,11 +236,12 @@ def correlated_inputs(samples: int, columns: int, generator: torch.Generator) ->
 
 
 def markdown(results: list[Result], layers: list[str]) -> str:
-    """One row per method; errors, then held-out errors, then seconds, layer by layer."""
+    """One row per method; errors, gaps, held-out errors and seconds, layer by layer."""
     head = [
         "method",
         "bits " + " / ".join(layers),
         *layers,
+        "gap " + " / ".join(layers),
         *(f"{x} held-out" for x in layers),
         "CPU s " + " / ".join(layers),
     ]
@@ -235,7 +249,8 @@ def markdown(results: list[Result], layers: list[str]) -> str:
     for method in dict.fromkeys(result.method for result in results):
         row = [result for result in results if result.method == method]
         held_out = ["–" if r.held_out is None else f"{r.held_out:.3g}" for r in row]
-        cells = [method, " / ".join(f"{r.bits:.3f}" for r in row), *(f"{r.error:.3g}" for r in row), *held_out]
+        cells = [method, " / ".join(f"{r.bits:.3f}" for r in row), *(f"{r.error:.3g}" for r in row)]
+        cells += [" / ".join(f"{r.gap:.3f}" for r in row), *held_out]
         lines.append("| " + " | ".join([*cells, " / ".join(f"{r.seconds:.2f}" for r in row)]) + " |")
     return "\n".join(lines)
 
