@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from vqcompress.moments.rate_distortion import gap_in_bits, spectrum
 from vqcompress.moments.second_moment import SecondMoment
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from water_sic import entropy, water_sic  # noqa: E402
+from water_sic import entropy, water_sic
 
 
 def test_entropy_of_known_shares():
