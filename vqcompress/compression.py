@@ -29,8 +29,9 @@ from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Recipe, current_names
-from vqcompress.stages.budget import allocate, importance_of_layers
+from vqcompress.stages.budget import allocate
 from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks, why_unfit
+from vqcompress.stages.importance import importance_of_layers
 from vqcompress.stages.output_recording import record_outputs
 from vqcompress.stages.plan import plan_components, recording_signature
 from vqcompress.stages.recording import record_component, recorded_group
@@ -142,7 +143,7 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     else:
         encoded, quantized = run, encode_all(run, component, coded, bits, groups, codebooks)
     samples = {layer: recorded_group(encoded, component, key)["used_rows"] for layer, key in groups.items()}
-    importance = importance_of_layers(run, component, layers) if run.recipe.shares_budget else {}
+    importance = importance_of_layers(run, component, layers, groups) if run.recipe.shares_budget else {}
     records = [
         _record_of(run, component, layer, quantized.get(layer), importance.get(layer), samples.get(layer))
         for layer in layers

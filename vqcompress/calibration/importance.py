@@ -61,7 +61,7 @@ def backward_projections(
     watches: dict[str, Watch] = {name: lambda layer, arguments, name=name: partial(use, name) for name in layers}  # type: ignore[misc]
 
     def project(call: dict[str, Any]) -> Tensor:
-        out = first_output(denoiser(**_with_gradients(call)))
+        out = first_output(denoiser(**with_gradients(call)))
         direction = torch.randn(out.shape, generator=generator).to(out)
         return (out * direction).sum().div(out.detach().norm())
 
@@ -72,10 +72,10 @@ def backward_projections(
                 progress(index + 1, len(calls), "")
 
 
-def _with_gradients(value: Any) -> Any:
+def with_gradients(value: Any) -> Any:
     """The call with every floating tensor made a fresh leaf that requires gradients."""
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_() if value.is_floating_point() and value.ndim > 1 else value
     if isinstance(value, dict):
-        return {key: _with_gradients(item) for key, item in value.items()}
+        return {key: with_gradients(item) for key, item in value.items()}
     return value

@@ -48,7 +48,7 @@ def record_teacher(
     chosen = choose_calls(run.batches, calls, count, run.seed)
     kept: list[TeacherCall] = []
     for done, (batch, positions) in enumerate(sorted(chosen.items())):
-        with _listening(_denoiser(run), _keep_at(positions, kept)):
+        with listening(_denoiser(run), _keep_at(positions, kept)):
             run.batch(batch)
         if progress:
             progress(done + 1, len(chosen), "denoiser calls")
@@ -63,7 +63,7 @@ def trajectory_length(run: SamplingRun) -> int:
         nonlocal calls
         calls += 1
 
-    with _listening(_denoiser(run), count):
+    with listening(_denoiser(run), count):
         run.first_prompt()
     return calls
 
@@ -107,7 +107,9 @@ def _keep_at(positions: set[int], kept: list[TeacherCall]) -> Listener:
 
 
 @contextmanager
-def _listening(denoiser: nn.Module, listener: Listener) -> Iterator[None]:
+def listening(denoiser: nn.Module, listener: Listener) -> Iterator[None]:
+    """Show ``listener`` the arguments by name and the output of every call of ``denoiser`` inside the block."""
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         listener(call_arguments(module, args, kwargs), first_output(output))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.errors import CalibrationError
@@ -43,10 +44,10 @@ class SamplingRun:
         """Denoising steps of every prompt."""
         return self.sampling.resolve(self.architecture.defaults).steps
 
-    def batch(self, index: int) -> None:
-        """Sample batch ``index`` to its final latents."""
+    def batch(self, index: int) -> Any:
+        """Sample batch ``index``; returns its final latents, ``[n, channels, …]``, or None with ``encode_only``."""
         first = index * self.batch_size
-        self._sample(first, self.prompts[first : first + self.batch_size], self.sampling)
+        return self._sample(first, self.prompts[first : first + self.batch_size], self.sampling)
 
     def probe(self) -> None:
         """Sample the first prompt alone with few steps."""
@@ -61,10 +62,10 @@ class SamplingRun:
         """Sample the first prompt alone with all steps."""
         self._sample(0, self.prompts[:1], self.sampling)
 
-    def _sample(self, first: int, prompts: tuple[str, ...], sampling: SamplingConfig) -> None:
+    def _sample(self, first: int, prompts: tuple[str, ...], sampling: SamplingConfig) -> Any:
         if self.encode_only:
             guidance = sampling.resolve(self.architecture.defaults).guidance
             self.architecture.encode(self.pipeline, prompts, guidance=guidance)
-            return
+            return None
         seeds = range(self.seed + first, self.seed + first + len(prompts))
-        self.architecture.sample(self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent")
+        return self.architecture.sample(self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent")

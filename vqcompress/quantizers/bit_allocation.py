@@ -21,7 +21,7 @@ quantizers). These are small layers next to the output; in a small model they de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import log
@@ -67,15 +67,37 @@ class LayerCost:
         return np.maximum(cost, np.finfo(np.float64).tiny)
 
 
-def allocate_bits(layers: Mapping[str, LayerCost], bits: float) -> dict[str, float]:
+def allocate_bits(layers: Mapping[str, LayerCost], bits: float, least_share: float = LEAST_SHARE) -> dict[str, float]:
     """Bits a weight for each layer, over all weights at most ``bits`` (and within 1e-3 of it where rates allow).
 
-    A layer that is granted its ``dense_bits`` is to be left dense; all others get `LEAST_SHARE` of the mean, and
+    A layer that is granted its ``dense_bits`` is to be left dense; all others get ``least_share`` of the mean, and
     `MIN_RATE`, to `MAX_RATE`.
     """
-    lagrangian = _Lagrangian(layers, least=max(MIN_RATE, LEAST_SHARE * bits))
+    lagrangian = _Lagrangian(layers, least=max(MIN_RATE, least_share * bits))
     dense = lagrangian.dense_at(lagrangian.least_multiplier(bits, dense=None))
     return lagrangian.bits_at(lagrangian.least_multiplier(bits, dense), dense)
+
+
+def joint_importance(
+    output: Mapping[str, float], images: Sequence[Mapping[str, float]], left: Mapping[str, float]
+) -> dict[str, float]:
+    """The importance of each layer for both the denoiser's output and the images, half and half.
+
+    ``output[layer]``: squared relative error of the denoiser's output per squared output error of the layer.
+    ``images``: for each of a few prompts, by how much every layer moves the final sample, squared, when it has the
+    error ``left[layer]``. A prompt counts by the layers' shares in what all layers do to it: what adds up over layers
+    is then the mean of the logarithm of the images' errors, in decibels the mean PSNR, and prompts whose trajectories
+    are unstable do not outweigh the rest. Without ``images`` the result is ``output``.
+    """
+    total = sum(output[name] * left[name] for name in output)
+    moved = [(each, sum(each.values())) for each in images]
+    shares = [{name: each[name] / whole for name in output} for each, whole in moved if whole > 0]
+    if not shares or not total:
+        return dict(output)
+    share = {name: sum(each[name] for each in shares) / len(shares) for name in output}
+    return {
+        name: (output[name] + total * share[name] / left[name]) / 2 if left[name] else output[name] for name in output
+    }
 
 
 class _Lagrangian:

@@ -1,0 +1,139 @@
+"""Measure allocations of bits before anything is encoded, on prompts that calibration has not seen.
+
+Noise takes the place of codes (`vqcompress.quantizers.coded_noise`): each layer gets an error of the size that its bits
+will leave. All allocations get the same noise, only its sizes differ, so a few prompts tell them apart. What is
+measured is what a report shows: how far final samples are from the original's, and the denoiser's error in single
+calls. Unlike the importance of layers this is not of first order, and sees what guidance and trajectories make of
+errors as large as these.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vqcompress.calibration.weight_errors import weight_errors
+from vqcompress.denoiser_calls.call import first_output
+from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
+from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.metrics.denoiser_error import denoiser_error, energies_by_timestep
+from vqcompress.quantizers.coded_noise import coded_noise, column_errors
+from vqcompress.quantizers.scales import mean_energy
+from vqcompress.stages.importance import REFERENCE_BITS
+from vqcompress.stages.layer_costs import costed_layers
+from vqcompress.stages.run import Run
+from vqcompress.tensor_tree import to_device
+
+PROMPTS, CALLS = 8, 8
+SEEDS_FROM = 100_000  # initial noise that calibration does not start from
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """``bits`` of each layer, and what they are expected to leave of it: ``left`` is ``tr(E H Eᵀ)``."""
+
+    name: str
+    bits: dict[str, float]
+    left: Mapping[str, float]
+
+
+def best_allocation(run: Run, component: str, groups: dict[str, str], candidates: Sequence[Allocation]) -> Allocation:
+    """The first of ``candidates`` that is no worse than the last, in images and in the denoiser's error.
+
+    Only the denoiser is measured; of other components the first is taken.
+    """
+    *preferred, last = candidates
+    if component != run.architecture.denoiser:
+        return candidates[0]
+    bench = _Bench(run, component, groups, list(last.left))
+    limit = bench.measured(last)
+    for candidate in preferred:
+        found = bench.measured(candidate)
+        if found["distance"] <= limit["distance"] and found["error"] <= limit["error"]:
+            return candidate
+    return last
+
+
+@dataclass
+class _Bench:
+    """The original's images and calls, and the noise, made when the first allocation is measured."""
+
+    run: Run
+    component: str
+    groups: dict[str, str]
+    layers: list[str]
+
+    def measured(self, allocation: Allocation) -> dict[str, float]:
+        """``distance``: mean over prompts of the logarithm of the final sample's mean squared error, to base 10;
+        ``error``: the denoiser's, relative. Kept in the run's folder."""
+        found = self.run.store.load_or_make_json(
+            f"{self.component}.allocations", allocation.name, lambda: self._measure(allocation)
+        )
+        shown = f"{allocation.name}: images {-10 * found['distance']:.1f} dB, error {found['error']:.2g}"
+        self.run.progress(f"check allocation of {self.component}", 1, 1, shown)
+        return found
+
+    def _measure(self, allocation: Allocation) -> dict[str, float]:
+        module, calls, originals = self.run.component(self.component), self._calls, self._originals
+        with weight_errors(module, self._noise, self._factors(allocation)):
+            lost = (self._finals() - originals).square().flatten(1).mean(1)
+            energies = energies_by_timestep(
+                (float(call["timestep"].flatten()[0]), self._output(call), call["output"]) for call in calls
+            )
+        distance = float(lost.clamp_min(1e-20).log10().mean())
+        return {"distance": distance, "error": denoiser_error(energies)}
+
+    @torch.no_grad()
+    def _output(self, call: TeacherCall) -> Tensor:
+        module = self.run.component(self.component)
+        return first_output(module(**to_device(call["kwargs"], next(module.parameters()).device))).cpu()
+
+    def _finals(self) -> Tensor:
+        return torch.cat(
+            [torch.as_tensor(self._sampling.batch(i)).double().cpu() for i in range(self._sampling.batches)]
+        )
+
+    def _factors(self, allocation: Allocation) -> dict[str, float]:
+        return {
+            layer: (allocation.left[layer] / left) ** 0.5 if left else 0.0 for layer, left in self._noise_cost.items()
+        }
+
+    @cached_property
+    def _sampling(self) -> SamplingRun:
+        prompts, seen = self.run.prompts.prompts, set(self.run.chosen_prompts(self.run.recipe.calibration.count))
+        fresh = tuple(prompt for prompt in dict.fromkeys(prompts) if prompt not in seen)[:PROMPTS]
+        seed = self.run.recipe.seed + SEEDS_FROM
+        return replace(self.run.calibration_run(), prompts=fresh or prompts[:PROMPTS], seed=seed)
+
+    @cached_property
+    def _originals(self) -> Tensor:
+        return self._finals()
+
+    @cached_property
+    def _calls(self) -> list[TeacherCall]:
+        return record_teacher(self._sampling, count=CALLS)
+
+    @cached_property
+    def _noise(self) -> dict[str, Tensor]:
+        return self._drawn[0]
+
+    @cached_property
+    def _noise_cost(self) -> dict[str, float]:
+        return self._drawn[1]
+
+    @cached_property
+    def _drawn(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Errors of all layers at the reference's bits, in the dtype of the weights, and their costs."""
+        noise, cost = {}, {}
+        for layer in costed_layers(self.run, self.component, self.layers, self.groups, mean_energy):
+            errors, weight = column_errors(layer.cost, REFERENCE_BITS), self.run.weight(self.component, layer.name)
+            generator = torch.Generator().manual_seed((self.run.recipe.seed << 32) | zlib.crc32(layer.name.encode()))
+            drawn = coded_noise(layer.feedback, errors, layer.cost.outputs, generator)
+            noise[layer.name] = drawn.reshape(weight.shape).to(weight)
+            cost[layer.name] = layer.cost.outputs * float(errors.sum())
+        return noise, cost

@@ -1,0 +1,94 @@
+"""What each layer's error costs: the denoiser's output in single calls, and the images at the ends of trajectories."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vqcompress.calibration.importance import layer_importance
+from vqcompress.calibration.trajectory_importance import trajectory_costs
+from vqcompress.denoiser_calls.sampler_steps import record_trajectory
+from vqcompress.quantizers.bit_allocation import joint_importance
+from vqcompress.quantizers.coded_noise import coded_noise, column_errors
+from vqcompress.quantizers.scales import mean_energy
+from vqcompress.stages.layer_costs import costed_layers
+from vqcompress.stages.output_recording import teacher_calls
+from vqcompress.stages.run import Run
+
+PROMPTS = 8  # trajectories that are followed back
+DRAWS = 32  # errors of one output
+REFERENCE_BITS = 3.0  # at which errors are drawn: recordings serve runs of other widths too
+
+
+def importance_of_layers(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
+    """Layer -> what its error costs. ``layers`` are all of the component's: they are estimated together.
+
+    Equal for parts that are not the denoiser. ``groups`` are those of `stages.recording.record_component`.
+    """
+    if component != run.architecture.denoiser:
+        return dict.fromkeys(layers, 1.0)
+    return run.main_process_first(lambda: _importance(run, component, layers, groups))
+
+
+def _importance(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
+    output = run.recordings.load_or_make_json(
+        f"{component}.importance", "all", lambda: _output_importance(run, component, layers)
+    )
+    drawn: dict[str, Tensor] = {}
+    left = run.recordings.load_or_make_json(
+        _stage(component), "errors", lambda: _draw(run, component, layers, groups, drawn)
+    )
+    prompts = run.chosen_prompts(PROMPTS)
+    found = []
+    for index in range(len(prompts)):
+        along = partial(_along, run, component, layers, groups, drawn, index)
+        cost = run.recordings.load_or_make_json(_stage(component), str(index), along)
+        run.progress(f"trajectories {component}", index + 1, len(prompts), "" if cost else "sampler not read")
+        found.append(cost)
+    return joint_importance(output, [cost for cost in found if cost], left)
+
+
+def _stage(component: str) -> str:
+    return f"{component}.trajectories"
+
+
+def _output_importance(run: Run, component: str, layers: list[str]) -> dict[str, float]:
+    return layer_importance(
+        run.component(component),
+        layers,
+        teacher_calls(run),
+        seed=run.recipe.seed,
+        progress=lambda done, total, what: run.progress(f"importance {component}", done, total, what),
+    )
+
+
+def _along(
+    run: Run, component: str, layers: list[str], groups: dict[str, str], drawn: dict[str, Tensor], index: int
+) -> dict[str, float]:
+    """What each layer's error costs the image of prompt ``index``; empty where the sampler cannot be read."""
+    if not drawn:
+        _draw(run, component, layers, groups, drawn)
+    sampling = replace(run.calibration_run(PROMPTS), batch_size=1)
+    trajectory = record_trajectory(sampling, index)
+    if trajectory is None:
+        return {}
+    return trajectory_costs(run.component(component), trajectory, drawn, run.recipe.seed + index)
+
+
+def _draw(
+    run: Run, component: str, layers: list[str], groups: dict[str, str], drawn: dict[str, Tensor]
+) -> dict[str, float]:
+    """Fill ``drawn`` with errors ``[draws, …]`` of each layer; returns their expected cost ``tr(E H Eᵀ)`` over all
+    outputs."""
+    left = {}
+    for layer in costed_layers(run, component, layers, groups, mean_energy):
+        errors = column_errors(layer.cost, REFERENCE_BITS)
+        generator = torch.Generator().manual_seed((run.recipe.seed << 32) | zlib.crc32(layer.name.encode()))
+        shape = run.weight(component, layer.name).shape[1:]
+        drawn[layer.name] = coded_noise(layer.feedback, errors, DRAWS, generator).reshape(DRAWS, *shape)
+        left[layer.name] = layer.cost.outputs * float(errors.sum())
+    return left
