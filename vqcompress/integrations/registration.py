@@ -17,10 +17,11 @@ from vqcompress.errors import UnsupportedError
 ATTACHMENTS = {
     "diffusers.quantizers.auto": "vqcompress.integrations.diffusers_quantizer",
     "diffusers.pipelines.pipeline_utils": "vqcompress.integrations.diffusers_pipelines",
+    "diffusers.loaders.lora_pipeline": "vqcompress.integrations.lora_shapes",
     "diffusers.loaders.single_file": "vqcompress.integrations.single_file",
     "diffusers.loaders.single_file_model": "vqcompress.integrations.single_file",
     "transformers.quantizers.auto": "vqcompress.integrations.transformers_quantizer",
-    "peft.tuners.lora.layer": "vqcompress.integrations.peft_merge",
+    "peft.tuners.tuners_utils": "vqcompress.integrations.peft_tuners",
 }
 
 

@@ -10,8 +10,9 @@ from torch import nn
 from vqcompress.errors import UnsupportedError
 
 MERGE_REFUSED = (
-    "a LoRA cannot be fused into packed weights: they hold codes, not numbers to add to. Keep the adapter active (it "
-    "costs little), or make a dense pipeline first with `vqcompress dequantize DIR -o DIR2` and fuse there"
+    "an adapter cannot be fused into packed weights: they hold codes, not numbers to add to. Keep it active (it costs "
+    "little), quantize a model that has a LoRA in its weights (`vqcompress bake-lora`), or make a dense pipeline first "
+    "with `vqcompress dequantize DIR -o DIR2` and fuse there"
 )
 PROJECTIONS_REFUSED = (
     "query, key and value projections with packed weights cannot be fused into one matrix. Leave them as they are, or "

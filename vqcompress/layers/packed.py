@@ -76,7 +76,7 @@ class PackedLayer(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Codes ``[1, bytes]`` and all quantization parameters, including a shared codebook, as ``codebooks``."""
-        codes = self.weight
+        codes = self._parameters["weight"]
         named = {"weight": codes if codes.dim() == 2 else codes.reshape(1, -1)}
         named |= {name: as_float16(getattr(self, name)) for name in self.quantization_parameter_names}
         if (shared := self.__dict__["shared_codebooks"]) is not None:
