@@ -16,7 +16,7 @@ def kernel_use(folder: Path) -> tuple[str, dict[str, dict[str, Use]]]:
     """The device, and component -> layer -> `Use`. Half precision is assumed on a GPU, float32 elsewhere."""
     import torch
 
-    from vqcompress.checkpoint.component_files import components
+    from vqcompress.component_files import components
     from vqcompress.layers.description import layer_specs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

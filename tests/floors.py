@@ -9,14 +9,17 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("folder_files",),
     (
         "bitpack",
         "bundle",
         "cache_line",
+        "component_files",
         "embedded",
         "machine_code",
         "matrix_view",
         "methods",
+        "network_size",
         "plain_yaml",
         "progress",
         "run_store",

@@ -68,7 +68,10 @@ class SignSpec:
     def decode_transposed(self, outputs, columns, tensors):
         return tensors["weight"].reshape(columns, outputs).float() * self.magnitude
 
-    def code_problem(self, outputs, columns, tensors):
+    def shape_problem(self, outputs, columns):
+        return None
+
+    def content_problem(self, name, tensor, outputs, columns):
         return None
 '''
 FORMAT_LINE = "from vqcompress.formats.sign import SignSpec\n"

@@ -7,16 +7,18 @@ is read into memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from vqcompress.errors import CheckpointError
+from vqcompress.folder_files import is_regular, json_object, name_problem, open_regular, read_bytes, regular_size, walk
 
 MARK = "vqcompress_bundle"
 VERSION = 1
@@ -50,7 +52,12 @@ class Bundle:
     @property
     def index(self) -> dict[str, Any]:
         """The pipeline's ``model_index.json``."""
-        return json.loads(self.texts["model_index.json"])
+        return json_object(self.texts["model_index.json"], f"model_index.json in {self.path}")
+
+    @property
+    def names(self) -> list[str]:
+        """Relative paths of all its files."""
+        return [*self.texts, *(weight.name for weight in self.weights)]
 
 
 def write_bundle(folder: str | Path, path: str | Path) -> Path:
@@ -80,35 +87,128 @@ def write_bundle(folder: str | Path, path: str | Path) -> Path:
 def read_bundle(path: str | Path) -> Bundle | None:
     """The table of contents of ``path``, or None if it is not a bundle. ``path`` can be any file.
 
-    Raises `CheckpointError` for a bundle of a newer version or a truncated one.
+    Raises `CheckpointError` for a bundle of a newer version, a truncated one, and one whose table of contents is not
+    as `write_bundle` makes it: files that share bytes, lie outside of the bundle or have names that lead elsewhere.
+    Nothing is written.
     """
     path = Path(path)
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors" or (size := regular_size(path)) is None:
         return None
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         header = _header(file)
-    marked = _plain(header).get("__metadata__", {}).get(MARK)
-    if header is None or marked is None:
+    if header is None or MARK.encode() not in header:
         return None
-    found = json.loads(marked)
-    if found["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} is a bundle of version {found['version']}, this vqcompress reads {VERSION}; update it"
-        )
-    bundle = Bundle(path, LENGTH_BYTES + len(header), found["texts"], tuple(WeightFile(**w) for w in found["weights"]))
+    metadata = _plain(header).get("__metadata__")
+    if not isinstance(metadata, dict) or MARK not in metadata:
+        return None
+    bundle = _from_contents(path, LENGTH_BYTES + len(header), metadata[MARK])
     end = bundle.data_start + max((w.start + w.length for w in bundle.weights), default=0)
-    if path.stat().st_size < end:
-        raise CheckpointError(f"{path} is cut off: {path.stat().st_size} bytes of {end}; copy or download it again")
+    if size < end:
+        raise CheckpointError(f"{path} is cut off: {size} bytes of {end}; copy or download it again")
     return bundle
 
 
+def bundle_digest(bundle: Bundle, name: str) -> tuple[int, str]:
+    """Length and SHA-256 of the file ``name`` in ``bundle``, as `extract_bundle` would write it."""
+    if name in bundle.texts:
+        data = bundle.texts[name].encode()
+        return len(data), hashlib.sha256(data).hexdigest()
+    weight = next(weight for weight in bundle.weights if weight.name == name)
+    head, digest = _head(weight), hashlib.sha256()
+    digest.update(head)
+    with open_regular(bundle.path) as file:
+        file.seek(bundle.data_start + weight.start)
+        for block in _read_blocks(file, weight.length):
+            digest.update(block)
+    return len(head) + weight.length, digest.hexdigest()
+
+
+def _from_contents(path: Path, data_start: int, marked: object) -> Bundle:
+    """The bundle that its metadata describe. Raises `CheckpointError` where `write_bundle` would not write them."""
+    contents = json_object(marked if isinstance(marked, str) else "", f"the table of contents of {path}")
+    version, texts, weights = (contents.get(key) for key in ("version", "texts", "weights"))
+    if type(version) is not int or version < 1:
+        raise _wrong(path, "it has no version")
+    if version > VERSION:
+        raise CheckpointError(f"{path} is a bundle of version {version}, this vqcompress reads {VERSION}; update it")
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise _wrong(path, "its texts are no texts")
+    if not isinstance(weights, list) or not all(map(_is_weight_file, weights)):
+        raise _wrong(path, "its weight files have no name, header, start and length")
+    bundle = Bundle(path, data_start, texts, tuple(WeightFile(**weight) for weight in weights))
+    if problem := _names_problem(bundle.names) or _layout_problem(bundle.weights) or _texts_problem(texts):
+        raise _wrong(path, problem)
+    return bundle
+
+
+def _wrong(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not opened: {problem}; it is not as vqcompress wrote it, download it again")
+
+
+def _is_weight_file(entry: object) -> bool:
+    kinds = {"name": str, "header": str, "start": int, "length": int}
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == kinds.keys()
+        and all(type(entry[key]) is kind for key, kind in kinds.items())
+    )
+
+
+def _names_problem(names: list[str]) -> str | None:
+    """Files that could not lie beside each other in one folder."""
+    if problem := next((problem for name in names if (problem := name_problem(name))), None):
+        return f"a file of it, {problem}"
+    if len(set(names)) < len(names):
+        return "two files of it have one name"
+    folders = {name[:index] for name in names for index, letter in enumerate(name) if letter == "/"}
+    if both := folders & set(names):
+        return f"{min(both)!r} is a file and a folder in it"
+    return None
+
+
+def _layout_problem(weights: tuple[WeightFile, ...]) -> str | None:
+    """Weight files that share bytes, or whose header says another length than the table of contents."""
+    end = 0
+    for weight in weights:
+        if not weight.name.endswith(".safetensors"):
+            return f"{weight.name!r} is no weight file"
+        if weight.start < end or weight.length < 0:
+            return f"the data of {weight.name!r} lie within another file's"
+        end = weight.start + weight.length
+        if _data_length(weight.header) != weight.length:
+            return f"the header of {weight.name!r} is not that of {weight.length} bytes"
+    return None
+
+
+def _data_length(header: str) -> int | None:
+    """Bytes that the tensors of a safetensors header take, ``None`` for a text that is no such header."""
+    try:
+        entries = _plain(header.encode())
+        offsets = [entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"]
+        return max((end for _, end in offsets), default=0) if entries else None
+    except (UnicodeEncodeError, TypeError, KeyError, ValueError):
+        return None
+
+
+def _texts_problem(texts: Mapping[str, str]) -> str | None:
+    for name, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"{name!r} is no text"
+    return None
+
+
 def extract_bundle(bundle: Bundle, folder: Path, component: str | None = None) -> Path:
-    """Write the files of ``bundle``, or of one ``component`` only, to ``folder``. Returns the folder."""
+    """Write the files of ``bundle``, or of one ``component`` only, to ``folder``. Returns the folder.
+
+    Their names stay inside, and together they are no longer than the bundle: `read_bundle` has checked that.
+    """
     wanted = "" if component is None else f"{component}/"
     for name, text in bundle.texts.items():
         if name.startswith(wanted):
             _inside(folder, name).write_bytes(text.encode())
-    with bundle.path.open("rb") as file:
+    with open_regular(bundle.path) as file:
         for weight in bundle.weights:
             if weight.name.startswith(wanted):
                 _extract_weights(file, bundle, weight, _inside(folder, weight.name))
@@ -128,15 +228,20 @@ def keep_for(owner: object, directory: TemporaryDirectory) -> None:
 
 
 def _extract_weights(file: BinaryIO, bundle: Bundle, weight: WeightFile, path: Path) -> None:
-    header = weight.header.encode()
     file.seek(bundle.data_start + weight.start)
     with path.open("wb") as out:
-        out.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
+        out.write(_head(weight))
         _copy(file, out, weight.length)
 
 
+def _head(weight: WeightFile) -> bytes:
+    """What precedes a weight file's data: the length of its header, and the header."""
+    header = weight.header.encode()
+    return len(header).to_bytes(LENGTH_BYTES, "little") + header
+
+
 def _inside(folder: Path, name: str) -> Path:
-    """The path of a bundle's file inside ``folder``. Raises `CheckpointError` for names that lead outside of it."""
+    """The path of a bundle's file inside ``folder``. Raises `CheckpointError` where a link there leads elsewhere."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"a bundle names the file {name!r}, which lies outside of its folder; it is not opened")
@@ -145,22 +250,33 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _contents(folder: Path) -> tuple[dict[str, str], list[WeightFile]]:
-    texts, weights, start = {}, [], 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
+    texts: dict[str, str] = {}
+    weights: list[WeightFile] = []
+    start, room = 0, HEADER_LIMIT
+    for name, entry in sorted(walk(folder), key=lambda item: item[0].split("/")):
+        path = folder / name
+        if not is_regular(entry):
+            raise CheckpointError(f"{path} is no regular file, so it cannot go into a bundle; remove it")
         if path.suffix == ".safetensors":
             header = _header_of(path)
-            length = path.stat().st_size - LENGTH_BYTES - len(header)
-            weights.append(WeightFile(name, header.decode(), start, length))
+            length = path.stat().st_size - LENGTH_BYTES - len(header.encode())
+            if _data_length(header) != length:
+                raise CheckpointError(f"{path} is cut off or damaged; copy or download it again")
+            weights.append(WeightFile(name, header, start, length))
             start += length + -length % ALIGNMENT
         else:
+            room -= path.stat().st_size
+            if room < 0:
+                raise CheckpointError(
+                    f"{folder} holds more than {HEADER_LIMIT} bytes of texts; safetensors allows no longer header"
+                )
             texts[name] = _text(path)
     return texts, weights
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_bytes(path, HEADER_LIMIT).decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError(
             f"{path} is neither text nor safetensors, so it cannot go into one file; save the pipeline again with "
@@ -181,7 +297,7 @@ def _write(out: BinaryIO, folder: Path, texts: dict[str, str], weights: list[Wei
         )
     out.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
     for weight in weights:
-        with (folder / weight.name).open("rb") as file:
+        with open_regular(folder / weight.name) as file:
             file.seek(LENGTH_BYTES + len(weight.header.encode()))
             _copy(file, out, weight.length)
         out.write(bytes(-weight.length % ALIGNMENT))
@@ -201,18 +317,22 @@ def _entries(weight: WeightFile) -> dict[str, Any]:
     return entries
 
 
-def _header_of(path: Path) -> bytes:
-    with path.open("rb") as file:
+def _header_of(path: Path) -> str:
+    with open_regular(path) as file:
         header = _header(file)
-    if header is None or not _plain(header):
+    try:
+        text = (header or b"").decode()
+    except UnicodeDecodeError:
+        text = ""
+    if not _plain(text.encode()):
         raise CheckpointError(f"{path} cannot be read as safetensors; copy or download it again")
-    return header
+    return text
 
 
 def _header(file: BinaryIO) -> bytes | None:
     """The header of a safetensors file, or None if the file cannot be one."""
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-    if not 0 < length <= HEADER_LIMIT:
+    if not 0 < length <= min(HEADER_LIMIT, os.fstat(file.fileno()).st_size):
         return None
     header = file.read(length)
     return header if len(header) == length and header.startswith(b"{") else None
@@ -221,16 +341,16 @@ def _header(file: BinaryIO) -> bytes | None:
 def _plain(header: bytes | None) -> dict[str, Any]:
     try:
         found = json.loads(header or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _copy(source: BinaryIO, target: BinaryIO, length: int, block: int = 1 << 24) -> None:
-    for size in _blocks(length, block):
-        target.write(source.read(size))
+    for data in _read_blocks(source, length, block):
+        target.write(data)
 
 
-def _blocks(length: int, block: int) -> Iterator[int]:
+def _read_blocks(source: BinaryIO, length: int, block: int = 1 << 24) -> Iterator[bytes]:
     for start in range(0, length, block):
-        yield min(block, length - start)
+        yield source.read(min(block, length - start))

@@ -42,7 +42,10 @@ class SignSpec:
         positive = unpack(tensors["weight"].reshape(columns, -1), 1, outputs).bool()
         return torch.where(positive, 1.0, self.negative) * tensors["scale"].float()[:, None]
 
-    def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
+    def shape_problem(self, outputs: int, columns: int) -> str | None:
+        return None
+
+    def content_problem(self, name: str, tensor: Tensor, outputs: int, columns: int) -> str | None:
         return None
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components, read_json
+from vqcompress.component_files import ComponentFiles, StoredTensor, bytes_below, components
 from vqcompress.errors import CheckpointError
+from vqcompress.folder_files import read_json
 from vqcompress.layers import SHARED_NAME, check_description
 from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape
@@ -33,7 +34,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "folder": str(folder),
         "pipeline": read_json(folder / "model_index.json").get("_class_name"),
         "bits_per_weight": _bits(_total(packed, "packed_bytes"), _total(packed, "packed_weights")),
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "bytes": bytes_below(folder),
         "components": packed,
         "dense_components": {name: _dense(part) for name, part in parts.items() if name not in packed},
         "layers": [row for part in packed.values() for row in part["layers"]],

@@ -9,25 +9,26 @@ from diffusers import DiffusionPipeline
 
 from vqcompress.architectures.folder import dtype_option
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
-from vqcompress.checkpoint.verification import verify
-from vqcompress.errors import CheckpointError
+from vqcompress.checkpoint.manifest import bundle_problems
+from vqcompress.checkpoint.verification import refuse, verify
 
 
-def load(folder: str | Path, **options: Any) -> DiffusionPipeline:
+def load(folder: str | Path, *, checked: bool = True, **options: Any) -> DiffusionPipeline:
     """``DiffusionPipeline.from_pretrained(folder, **options)`` after `verify`; never reads pickled weights.
 
     ``folder`` may also be a bundle, one .safetensors file. Raises `CheckpointError` that names the first problems of a
-    folder that is not sound.
+    folder that is not sound. Without ``checked``, the files are not compared with the manifest: packed layers are still
+    checked as they are read.
     """
     if (bundle := read_bundle(folder)) is not None:
+        if checked:
+            refuse(folder, bundle_problems(bundle))
         directory = temporary_folder(bundle)
-        pipeline = load(directory.name, **options)
+        pipeline = load(directory.name, checked=checked, **options)
         keep_for(pipeline, directory)
         return pipeline
-    if problems := verify(folder):
-        raise CheckpointError(
-            f"{folder} is not sound: " + "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "")
-        )
+    if checked:
+        refuse(folder, verify(folder))
     for name in ("torch_dtype", "dtype"):
         if name in options:
             options |= dtype_option(options.pop(name))

@@ -7,104 +7,154 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import init_empty_weights
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vqcompress.checkpoint.component_files import ComponentFiles, StoredTensor, components
-from vqcompress.checkpoint.manifest import manifest_problems
+from vqcompress.bundle import read_bundle, temporary_folder
+from vqcompress.checkpoint.manifest import MANIFEST_NAME, bundle_problems, manifest_problems
+from vqcompress.component_files import ComponentFiles, StoredTensor, components, tensor_headers
 from vqcompress.errors import ArchitectureError, CheckpointError
-from vqcompress.formats import CHECKED_TENSORS
-from vqcompress.layers import SHARED_NAME, check_description, empty_layers
-from vqcompress.layers.description import layer_specs
-from vqcompress.matrix_view import matrix_shape, stored_shape
+from vqcompress.folder_files import check_regular, regular_size
+from vqcompress.formats import UNCHECKED_CONTENTS
+from vqcompress.formats.finite import is_finite
+from vqcompress.formats.gate import tensor_problem
+from vqcompress.layers import check_description, empty_layers
+from vqcompress.layers.description import LayerSpecs, layer_specs
+from vqcompress.layers.stored_component import header_problems, network_size
+from vqcompress.network_size import NetworkSize, build_without_memory
 
-DTYPES = {torch.int8: "I8", torch.float16: "F16", torch.int32: "I32"}
+BLOCK = 1 << 22
+"""Numbers of a tensor that are looked at together."""
 
 
-def verify(folder: str | Path) -> list[str]:
-    """Everything wrong with a compressed folder, one line each; an empty list means it is sound.
+def verify(path: str | Path) -> list[str]:
+    """Everything wrong with a compressed folder, a bundle or another safetensors file, one line each.
 
-    Checked: every file against the manifest; format version; every tensor of every packed layer against the config
-    (name, shape, dtype); column rates against the formats and the length of the codes; every floating-point number
-    finite.
+    An empty list means that it is sound. Checked: every file against the manifest; format version; every tensor of
+    every packed layer against the config (name, shape, dtype); column rates and outliers against the formats and the
+    length of the codes; every floating-point number finite; the network that each packed component's config describes
+    against its weight files. Of a safetensors file that is no bundle, the header and the numbers.
+
+    What comes later is not looked at where something before it is wrong: no network is built from a config that the
+    manifest does not vouch for. The time goes with the bytes on disk, which are read twice, and the memory with those
+    of the JSON files.
     """
-    folder = Path(folder)
+    path = Path(path)
     try:
-        problems = manifest_problems(folder)
-        parts = components(folder)
+        if path.is_dir():
+            return _folder_problems(path)
+        if (bundle := read_bundle(path)) is not None:
+            if problems := bundle_problems(bundle):
+                return problems
+            with temporary_folder(bundle) as folder:
+                return _folder_problems(Path(folder))
+        if regular_size(path) is None:
+            return [f"{path} is neither a folder nor a file"]
+        headers = tensor_headers([path])
+        return [f"{path.name}/{key}: holds values that are not finite" for key in _not_finite(headers)]
     except CheckpointError as error:
         return [str(error)]
+
+
+def hash_problems(path: str | Path) -> list[str]:
+    """What differs from the manifest of a folder or bundle, one line each: nothing where there is no manifest."""
+    path = Path(path)
+    if path.is_dir():
+        return manifest_problems(path) if (path / MANIFEST_NAME).exists() else []
+    bundle = read_bundle(path)
+    return bundle_problems(bundle) if bundle is not None and MANIFEST_NAME in bundle.texts else []
+
+
+def check_hashes(path: str | Path) -> None:
+    """Raise `CheckpointError` that names the first differences from the manifest, see `hash_problems`."""
+    refuse(path, hash_problems(path))
+
+
+def refuse(path: str | Path, problems: list[str]) -> None:
+    """Raise `CheckpointError` that names the first of ``problems``, if there are any."""
+    if problems:
+        raise CheckpointError(f"{path} is not sound: " + "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else ""))
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    check_regular(folder)
+    problems = manifest_problems(folder)
+    parts = components(folder)
+    trusted = not problems
     for part in parts:
-        problems += _component_problems(part)
+        problems += _component_problems(part, trusted)
     if not any(part.description for part in parts):
         problems.append(f"{folder}: no component is packed by vqcompress")
     return problems
 
 
-def _component_problems(part: ComponentFiles) -> list[str]:
+def _component_problems(part: ComponentFiles, trusted: bool) -> list[str]:
+    """Of one that is not ``trusted`` the headers alone: its contents differ from what was written anyway."""
     try:
-        tensors = part.tensors()
-        problems = list(_packed_problems(part, tensors)) if part.description else []
-        packed_skeleton(part)
+        headers, specs = part.tensors(), dict[str, Any]()
+        if part.description is not None:
+            check_description(part.description, str(part.folder))
+            specs = layer_specs(part.description)
+        size = network_size(specs, headers, str(part.folder / "config.json"))
+        problems = [f"{part.name}/{key}: {problem}" for key, problem in _differences(part, specs, headers)]
+        if problems or not trusted:
+            return problems
+        packed_skeleton(part, size)
+        problems = [f"{part.name}/{key}: {problem}" for key, problem in _content_problems(specs, headers)]
     except (ArchitectureError, CheckpointError) as error:
         return [f"{part.name}: {error}"]
-    return problems + [f"{part.name}/{key}: holds values that are not finite" for key in _not_finite(part)]
+    named = {problem.partition(":")[0] for problem in problems}
+    keys = (f"{part.name}/{key}" for key in _not_finite(headers))
+    return problems + [f"{key}: holds values that are not finite" for key in keys if key not in named]
 
 
-def _packed_problems(part: ComponentFiles, tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
-    description: dict[str, Any] = part.description or {}
-    check_description(description, str(part.folder))
-    for name, shape in description["shared"].items():
-        yield from _tensor_problems(part, tensors, f"{SHARED_NAME}.{name}", tuple(shape), torch.float16)
-    for layer, (spec, shape) in layer_specs(description).items():
-        found = list(_layer_problems(part, tensors, layer, spec, shape))
-        yield from found
-        if not found and (problem := spec.code_problem(*matrix_shape(shape), _read(tensors, layer, spec, shape))):
-            yield f"{part.name}/{layer}: {problem}"
+def _differences(
+    part: ComponentFiles, specs: LayerSpecs, headers: Mapping[str, StoredTensor]
+) -> Iterator[tuple[str, str]]:
+    return header_problems(part.description, specs, headers) if part.description is not None else iter(())
 
 
-def _layer_problems(
-    part: ComponentFiles, tensors: Mapping[str, StoredTensor], layer: str, spec: Any, shape: Any
-) -> Iterator[str]:
-    for name, (size, dtype) in spec.tensor_shapes(*matrix_shape(shape)).items():
-        size = stored_shape(len(shape), size) if name == "weight" else size
-        yield from _tensor_problems(part, tensors, f"{layer}.{name}", size, dtype)
+def _content_problems(specs: LayerSpecs, headers: Mapping[str, StoredTensor]) -> Iterator[tuple[str, str]]:
+    """``(key, problem)`` of tensors of packed layers, of the right shape, whose contents do not fit."""
+    by_file: dict[Path, list[tuple[str, str]]] = {}
+    for layer, (spec, shape) in specs.items():
+        for name in spec.tensor_shapes(shape[0], 1):
+            if name not in UNCHECKED_CONTENTS:
+                by_file.setdefault(headers[f"{layer}.{name}"].file, []).append((layer, name))
+    for path, checked in by_file.items():
+        for (layer, name), tensor in _opened(path, checked):
+            if problem := tensor_problem(*specs[layer], name, tensor):
+                yield f"{layer}.{name}", problem
 
 
-def _tensor_problems(
-    part: ComponentFiles, tensors: Mapping[str, StoredTensor], key: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> Iterator[str]:
-    tensor = tensors.get(key)
-    if tensor is None:
-        yield f"{part.name}/{key}: is missing"
-    elif (tensor.shape, tensor.dtype) != (shape, DTYPES[dtype]):
-        yield f"{part.name}/{key}: is {tensor.dtype} {tensor.shape}, the config says {DTYPES[dtype]} {shape}"
+def _opened(path: Path, wanted: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for layer, name in wanted:
+            yield (layer, name), file.get_tensor(f"{layer}.{name}")
 
 
-def _read(tensors: Mapping[str, StoredTensor], layer: str, spec: Any, shape: Any) -> dict[str, Tensor]:
-    names = [name for name in spec.tensor_shapes(*matrix_shape(shape)) if name in CHECKED_TENSORS]
-    found = {}
-    for name in names:
-        with safe_open(tensors[f"{layer}.{name}"].file, framework="pt") as file:
-            found[name] = file.get_tensor(f"{layer}.{name}")
-    return found
+def _not_finite(headers: Mapping[str, StoredTensor]) -> Iterator[str]:
+    """Keys of tensors with infinities or NaN, a block at a time: no tensor is in memory whole."""
+    for path in sorted({tensor.file for tensor in headers.values()}):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    if not all(map(is_finite, _blocks(file.get_tensor(key)))):
+                        yield key
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; copy or download it again") from None
 
 
-def _not_finite(part: ComponentFiles) -> Iterator[str]:
-    for path in part.weight_files():
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                tensor = file.get_tensor(key)
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    yield key
+def _blocks(tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.reshape(-1)
+    return (flat[start : start + BLOCK] for start in range(0, len(flat) if flat.is_floating_point() else 0, BLOCK))
 
 
-def packed_skeleton(part: ComponentFiles) -> nn.Module | None:
+def packed_skeleton(part: ComponentFiles, size: NetworkSize) -> nn.Module | None:
     """The component on the meta device with empty packed layers; ``None`` for a library that is not diffusers.
 
-    Raises `ArchitectureError` when a packed layer is not in the model that the config describes, or of another shape.
+    Raises `ArchitectureError` when a packed layer is not in the model that the config describes, or of another shape,
+    and `CheckpointError` when that model is larger than ``size``, that of its files.
     """
     if part.library != "diffusers" or part.description is None:
         return None
@@ -112,7 +162,7 @@ def packed_skeleton(part: ComponentFiles) -> nn.Module | None:
     if kind is None:
         return None
     config = {key: value for key, value in part.config.items() if key != "quantization_config"}
-    with init_empty_weights():
-        model = kind.from_config(config)
-    empty_layers(model, part.description)
+    model = build_without_memory(lambda: kind.from_config(config), size, str(part.folder / "config.json"))
+    if model is not None:
+        empty_layers(model, part.description)
     return model

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import lru_cache
+from reprlib import repr as short_repr
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from vqcompress.errors import CheckpointError
 from vqcompress.formats.additive import AdditiveSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK
-from vqcompress.formats.outliers import POSITIONS, VALUES
+from vqcompress.formats.gate import check
 from vqcompress.formats.scalar import ScalarSpec
 from vqcompress.formats.trellis import TrellisSpec
 
@@ -47,13 +48,15 @@ class FormatSpec(Protocol):
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """``Wᵀ [columns, outputs]`` in float32, differentiable in every floating-point tensor."""
 
-    def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with what is stored, or ``None``, without decoding; ``tensors`` need hold only those of
-        `CHECKED_TENSORS` that it has."""
+    def shape_problem(self, outputs: int, columns: int) -> str | None:
+        """Why a matrix of these sizes cannot be stored with these fields, or ``None``."""
+
+    def content_problem(self, name: str, tensor: Tensor, outputs: int, columns: int) -> str | None:
+        """What is wrong with the contents of a stored tensor of the right shape and dtype, or ``None``."""
 
 
-CHECKED_TENSORS = ("rates", POSITIONS, VALUES)
-"""What `FormatSpec.code_problem` looks at."""
+UNCHECKED_CONTENTS = ("weight", "group_zero", COLUMN_SCALES_ON_DISK)
+"""Tensors of which any contents are valid."""
 
 FORMATS: dict[str, type[FormatSpec]] = {spec.format: spec for spec in (ScalarSpec, AdditiveSpec, TrellisSpec)}
 
@@ -73,18 +76,21 @@ def spec_to_dict(spec: FormatSpec) -> dict[str, Any]:
 
 def spec_from_dict(data: Mapping[str, Any]) -> FormatSpec:
     """The inverse of `spec_to_dict`. Raises `CheckpointError` for a format, field or value that this version lacks."""
-    values = {NAMES_IN_PYTHON.get(key, key): value for key, value in data.items()}
-    name = values.pop("format", None)
-    if name not in FORMATS:
+    name = data.get("format")
+    if not isinstance(name, str) or name not in FORMATS:
         raise CheckpointError(
-            f"unknown weight format {name!r}; this version reads {', '.join(FORMATS)}; update vqcompress"
+            f"unknown weight format {short_repr(name)}; this version reads {', '.join(FORMATS)}; update vqcompress"
         )
-    if unknown := NAMES_ON_DISK.keys() & data.keys():
-        raise CheckpointError(f"a {name} weight is described with fields this version does not know: {sorted(unknown)}")
+    values = {NAMES_IN_PYTHON.get(key, key): value for key, value in data.items() if key != "format"}
+    known = {field for field, _ in _defaults(FORMATS[name])}
+    if unknown := (data.keys() & NAMES_ON_DISK.keys()) | (values.keys() - known):
+        raise CheckpointError(
+            f"a {name} weight is described with fields this version does not know: {short_repr(sorted(unknown))}"
+        )
+    if missing := [field for field, default in _defaults(FORMATS[name]) if default is MISSING and field not in values]:
+        raise CheckpointError(f"the description of a {name} weight lacks {', '.join(missing)}")
     try:
         return FORMATS[name](**values)
-    except TypeError as error:
-        raise CheckpointError(f"a {name} weight is described with fields this version does not know: {error}") from None
     except ValueError as error:
         raise CheckpointError(f"a {name} weight is described with values this version does not know: {error}") from None
 
@@ -95,13 +101,14 @@ def _defaults(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
 
 
 __all__ = [
-    "CHECKED_TENSORS",
     "FORMATS",
+    "UNCHECKED_CONTENTS",
     "AdditiveSpec",
     "FormatSpec",
     "ScalarSpec",
     "TensorShapes",
     "TrellisSpec",
+    "check",
     "spec_from_dict",
     "spec_to_dict",
 ]

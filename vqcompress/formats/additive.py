@@ -17,8 +17,19 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scales_shape, unpack_column_scales
-from vqcompress.formats.outliers import add_outliers, outlier_problem, outlier_shapes
-from vqcompress.formats.rates import code_problem, rate_range, rates_shape, split_blocks, unpack_rates
+from vqcompress.formats.field_bounds import check_integer
+from vqcompress.formats.outliers import add_outliers, outlier_shapes
+from vqcompress.formats.rates import (
+    check_rate_fields,
+    rate_range,
+    rated_content_problem,
+    rated_shape_problem,
+    rates_shape,
+    split_blocks,
+    unpack_rates,
+)
+
+MAX_DIMENSION, MAX_CODE_BITS, MAX_CODEBOOKS = 64, 16, 64
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class AdditiveSpec:
     ``codebook`` names the component's shared codebook, or is ``None`` when the layer stores its own; ``min_rate`` and
     ``rate_bits`` say how column rates (codes per vector) are stored; with ``column_scales`` every column has a factor
     of its own (`vqcompress.formats.column_scales`); ``outliers`` weights are added last
-    (`vqcompress.formats.outliers`); the rest are sizes.
+    (`vqcompress.formats.outliers`); the rest are sizes. Raises `ValueError` for fields of another type or out of range.
     """
 
     format: ClassVar[str] = "additive"
@@ -42,6 +53,12 @@ class AdditiveSpec:
     code_bytes: int
     column_scales: bool = False
     outliers: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("dimension", self.dimension, 1, MAX_DIMENSION)
+        check_integer("code_bits", self.code_bits, 1, MAX_CODE_BITS)
+        check_integer("codebooks", self.codebooks, 1, MAX_CODEBOOKS)
+        check_rate_fields(self)
 
     def tensor_shapes(self, outputs: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of every tensor stored with the layer (a shared codebook is not)."""
@@ -71,21 +88,26 @@ class AdditiveSpec:
         return unpack_rates(tensors.get("rates"), columns, self.min_rate, self.rate_bits)
 
     @property
+    def largest_rate(self) -> int:
+        """The largest rate that the format has."""
+        return self.codebooks
+
+    @property
     def rate_range(self) -> range:
         """The rates that columns can have."""
-        return rate_range(self.min_rate, self.rate_bits, self.codebooks)
+        return rate_range(self.min_rate, self.rate_bits, self.largest_rate)
 
     def bits_per_rate(self, outputs: int) -> int:
         """Bits that a column takes for each unit of its rate."""
         return self.vectors(outputs) * self.code_bits
 
-    def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with rates, length of the codes or outliers, or ``None``; ``tensors`` need hold only these."""
-        count, rates = self.vectors(outputs), self.rates(columns, tensors)
-        problem = code_problem(
-            rates, self.codebooks, lambda rate: packed_bytes(count * rate, self.code_bits), self.code_bytes
-        )
-        return problem or (outlier_problem(outputs, columns, tensors) if self.outliers else None)
+    def shape_problem(self, outputs: int, columns: int) -> str | None:
+        """Why a matrix of these sizes cannot be stored with these fields, or ``None``."""
+        return rated_shape_problem(self, outputs, columns)
+
+    def content_problem(self, name: str, tensor: Tensor, outputs: int, columns: int) -> str | None:
+        """What is wrong with the contents of a stored tensor of the right shape and dtype, or ``None``."""
+        return rated_content_problem(self, name, tensor, outputs, columns)
 
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """``Wᵀ [columns, outputs]`` in float32; differentiable in ``codebooks`` and ``scale``."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vqcompress.formats.finite import not_finite
+
 VALUES, POSITIONS = "outlier_values", "outlier_positions"
 BITS_EACH = 16 + 32
 
@@ -33,11 +35,14 @@ def add_outliers(transposed: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     return transposed.flatten().index_add(0, tensors[POSITIONS].long(), values).view_as(transposed)
 
 
-def outlier_problem(outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with stored outliers, or ``None``: positions must rise and lie in the weight, values be finite."""
-    positions = tensors[POSITIONS].long()
-    if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= outputs * columns):
-        return f"outlier positions outside of the {outputs * columns} weights"
-    if bool((positions[1:] <= positions[:-1]).any()):
-        return "outlier positions that do not rise"
-    return None if bool(torch.isfinite(tensors[VALUES]).all()) else "outlier values that are not finite"
+def outlier_problem(name: str, tensor: Tensor, outputs: int, columns: int) -> str | None:
+    """What is wrong with stored values or positions, or ``None``.
+
+    Positions must rise and lie in the weight, values be finite.
+    """
+    if name == VALUES:
+        return not_finite(tensor)
+    positions = tensor.cpu().numpy()
+    if len(positions) and (int(positions[0]) < 0 or int(positions[-1]) >= outputs * columns):
+        return f"holds positions outside of the {outputs * columns} weights"
+    return None if bool((positions[1:] > positions[:-1]).all()) else "holds positions that do not rise"

@@ -10,11 +10,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vqcompress.bitpack import pack, packed_bytes, unpack
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK
+from vqcompress.formats.field_bounds import check_codebook, check_flag, check_integer
+from vqcompress.formats.finite import not_finite
+from vqcompress.formats.outliers import POSITIONS, VALUES, outlier_problem
+
+MAX_RATE_BITS = 8
+MAX_OUTLIERS = (1 << 31) - 1  # positions are int32
+
+
+class RatedSpec(Protocol):
+    """Fields and sizes of a format whose columns have rates."""
+
+    @property
+    def min_rate(self) -> int: ...
+
+    @property
+    def rate_bits(self) -> int: ...
+
+    @property
+    def code_bytes(self) -> int: ...
+
+    @property
+    def row_scales(self) -> bool: ...
+
+    @property
+    def column_scales(self) -> bool: ...
+
+    @property
+    def outliers(self) -> int: ...
+
+    @property
+    def codebook(self) -> str | None: ...
+
+    @property
+    def largest_rate(self) -> int:
+        """The largest rate that the format has."""
+
+    @property
+    def rate_range(self) -> range:
+        """The rates that columns can have."""
+
+    def bits_per_rate(self, outputs: int) -> int:
+        """Bits that a column takes for each unit of its rate."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +88,58 @@ def rates_shape(columns: int, rate_bits: int) -> tuple[int, int]:
     return 1, packed_bytes(columns, rate_bits)
 
 
-def code_problem(rates: Tensor, largest: int, column_bytes: Callable[[int], int], code_bytes: int) -> str | None:
-    """Why columns of these rates, of at most ``largest``, cannot be a stream of ``code_bytes``, or ``None``."""
-    if int(rates.max()) > largest:
-        return f"a column has rate {int(rates.max())}, the format ends at {largest}"
-    needed = sum(column_bytes(rate) * int((rates == rate).sum()) for rate in rates.unique().tolist())
-    return None if needed == code_bytes else f"its rates need {needed} bytes of codes, {code_bytes} are stored"
+def rates_problem(packed: Tensor, columns: int, spec: RatedSpec, outputs: int) -> str | None:
+    """Why these stored rates do not go with the weight, or ``None``: none above the largest, and as many codes as there
+    are."""
+    counts = stored_counts(packed, columns, spec.rate_bits)
+    highest = spec.min_rate + max(number for number, count in enumerate(counts) if count)
+    if highest > spec.largest_rate:
+        return f"holds the rate {highest}, the format ends at {spec.largest_rate}"
+    needed = sum(count * column_bytes(spec, outputs, spec.min_rate + number) for number, count in enumerate(counts))
+    return None if needed == spec.code_bytes else f"needs {needed} bytes of codes, {spec.code_bytes} are stored"
+
+
+def stored_counts(packed: Tensor, columns: int, rate_bits: int) -> list[int]:
+    """How many columns have each of the ``2**rate_bits`` numbers that can be stored."""
+    bits = np.unpackbits(packed.detach().cpu().reshape(-1).view(torch.uint8).numpy(), count=columns * rate_bits)
+    numbers = bits.reshape(columns, rate_bits) @ (1 << np.arange(rate_bits - 1, -1, -1))
+    return np.bincount(numbers, minlength=1 << rate_bits).tolist()
+
+
+def column_bytes(spec: RatedSpec, outputs: int, rate: int) -> int:
+    """Bytes of a column of this rate."""
+    return packed_bytes(spec.bits_per_rate(outputs), rate)
+
+
+def check_rate_fields(spec: RatedSpec) -> None:
+    """Raise `ValueError` for fields of `RatedSpec`, column scales or outliers of another type or out of range."""
+    check_integer("min_rate", spec.min_rate, 0, spec.largest_rate)
+    check_integer("rate_bits", spec.rate_bits, 0, MAX_RATE_BITS)
+    check_integer("code_bytes", spec.code_bytes, 0)
+    check_integer("outliers", spec.outliers, 0, MAX_OUTLIERS)
+    check_flag("row_scales", spec.row_scales)
+    check_flag(COLUMN_SCALES_ON_DISK, spec.column_scales)
+    check_codebook(spec.codebook)
+
+
+def rated_shape_problem(spec: RatedSpec, outputs: int, columns: int) -> str | None:
+    """Why a matrix of these sizes cannot be stored with these fields, or ``None``."""
+    least, most = (columns * column_bytes(spec, outputs, rate) for rate in (spec.min_rate, spec.rate_range[-1]))
+    if not least <= spec.code_bytes <= most:
+        need = f"{least}" if least == most else f"{least} to {most}"
+        return f"code_bytes is {spec.code_bytes}, {outputs}x{columns} weights of these rates take {need}"
+    if spec.outliers > outputs * columns:
+        return f"outliers is {spec.outliers}, the weight has {outputs * columns} elements"
+    return None
+
+
+def rated_content_problem(spec: RatedSpec, name: str, tensor: Tensor, outputs: int, columns: int) -> str | None:
+    """What is wrong with the contents of a stored tensor, or ``None``; its shape and dtype are right already."""
+    if name == "rates":
+        return rates_problem(tensor, columns, spec, outputs)
+    if name in (POSITIONS, VALUES):
+        return outlier_problem(name, tensor, outputs, columns)
+    return not_finite(tensor)
 
 
 def rate_range(min_rate: int, rate_bits: int, largest: int) -> range:

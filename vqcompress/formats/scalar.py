@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as short_repr
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
+from vqcompress.formats.field_bounds import check_integer
+from vqcompress.formats.finite import not_finite
 
+MAX_BITS = 8
 FLOAT_SCALES = 16  # bits of a scale that is a float16
 
 
@@ -24,7 +28,8 @@ class ScalarSpec:
     """Static geometry of a scalar-coded weight.
 
     ``bits`` a code, ``group_size`` inputs a scale and zero, ``scale_bits`` a scale: `FLOAT_SCALES` for float16, or 2 to
-    8 for an integer that the output's factor multiplies. Raises `ValueError` for other ``scale_bits``.
+    8 for an integer that the output's factor multiplies. Raises `ValueError` for fields of another type or out of
+    range.
     """
 
     format: ClassVar[str] = "scalar"
@@ -35,8 +40,10 @@ class ScalarSpec:
     scale_bits: int = FLOAT_SCALES
 
     def __post_init__(self) -> None:
-        if self.scale_bits != FLOAT_SCALES and not 2 <= self.scale_bits <= 8:
-            raise ValueError(f"scales of {self.scale_bits} bits; they have 2 to 8, or {FLOAT_SCALES}")
+        check_integer("bits", self.bits, 1, MAX_BITS)
+        check_integer("group_size", self.group_size, 1)
+        if type(self.scale_bits) is not int or (self.scale_bits != FLOAT_SCALES and not 2 <= self.scale_bits <= 8):
+            raise ValueError(f"scales of {short_repr(self.scale_bits)} bits; they have 2 to 8, or {FLOAT_SCALES}")
 
     @property
     def packed_scales(self) -> bool:
@@ -66,9 +73,13 @@ class ScalarSpec:
         stored = tensors["group_scale"]
         return unpack(stored, self.scale_bits, outputs) if self.packed_scales else stored
 
-    def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """Nothing: any codes of the right length are valid."""
+    def shape_problem(self, outputs: int, columns: int) -> str | None:
+        """Nothing: any matrix can be stored."""
         return None
+
+    def content_problem(self, name: str, tensor: Tensor, outputs: int, columns: int) -> str | None:
+        """Scales must be finite; any codes and zeros are valid."""
+        return not_finite(tensor)
 
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """``Wᵀ [columns, outputs]`` in float32; differentiable in ``group_scale``, or in the ``scale`` of

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as short_repr
 from typing import ClassVar
 
 import torch
@@ -19,10 +20,22 @@ from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes, unpack
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scales_shape, unpack_column_scales
-from vqcompress.formats.outliers import add_outliers, outlier_problem, outlier_shapes
-from vqcompress.formats.rates import code_problem, rate_range, rates_shape, split_blocks, unpack_rates
+from vqcompress.formats.field_bounds import check_integer, check_number
+from vqcompress.formats.outliers import add_outliers, outlier_shapes
+from vqcompress.formats.rates import (
+    check_rate_fields,
+    rate_range,
+    rated_content_problem,
+    rated_shape_problem,
+    rates_shape,
+    split_blocks,
+    unpack_rates,
+)
 from vqcompress.formats.rotation import unrotate
-from vqcompress.formats.trellis_table import max_rate, value_table
+from vqcompress.formats.trellis_table import STATE_BITS, max_rate, value_table
+
+MAX_TAIL = 4.0
+MAX_ROTATION = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,8 @@ class TrellisSpec:
     each rate in ``codebook_rates``; other rates, and all of them by default, have the formula's. ``rotation`` is the
     block of the output rotation (`vqcompress.formats.rotation`) that is undone after the scales, 0 for none. With
     ``column_scales`` every column has a factor of its own (`vqcompress.formats.column_scales`), applied after that;
-    ``outliers`` weights are added last (`vqcompress.formats.outliers`). Raises `ValueError` for learned tables of rates
-    that the code lacks.
+    ``outliers`` weights are added last (`vqcompress.formats.outliers`). Raises `ValueError` for fields of another type
+    or out of range, and for learned tables of rates that the code lacks.
     """
 
     format: ClassVar[str] = "trellis"
@@ -53,9 +66,25 @@ class TrellisSpec:
     outliers: int = 0
 
     def __post_init__(self) -> None:
+        if type(self.state_bits) is not int or self.state_bits not in STATE_BITS:
+            raise ValueError(f"state_bits is {short_repr(self.state_bits)}, none of {', '.join(map(str, STATE_BITS))}")
+        check_rate_fields(self)
+        check_number("tail", self.tail, -MAX_TAIL, MAX_TAIL)
+        check_integer("rotation", self.rotation, 0, MAX_ROTATION)
+        if self.rotation & (self.rotation - 1):
+            raise ValueError(f"rotation is {self.rotation}, no power of two")
+        self._check_codebook_rates()
+
+    def _check_codebook_rates(self) -> None:
+        if not isinstance(self.codebook_rates, list | tuple):
+            raise ValueError(f"codebook_rates is {short_repr(self.codebook_rates)}, no list of rates")
+        if any(type(rate) is not int or not 1 <= rate <= self.largest_rate for rate in self.codebook_rates):
+            raise ValueError(f"learned tables for rates {short_repr(tuple(self.codebook_rates))}, which the code lacks")
+        if len(set(self.codebook_rates)) < len(self.codebook_rates):
+            raise ValueError(f"two learned tables for one rate in {short_repr(self.codebook_rates)}")
+        if bool(self.codebook_rates) != (self.codebook is not None):
+            raise ValueError("codebook and codebook_rates, of which a code has both or neither")
         object.__setattr__(self, "codebook_rates", tuple(self.codebook_rates))  # JSON has lists
-        if any(not 1 <= rate <= max_rate(self.state_bits) for rate in self.codebook_rates):
-            raise ValueError(f"learned tables for rates {self.codebook_rates}, which the code lacks")
 
     def tensor_shapes(self, outputs: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name -> (shape, dtype) of every stored tensor; ``weight`` is the packed stream."""
@@ -85,19 +114,28 @@ class TrellisSpec:
         return unpack_rates(tensors.get("rates"), columns, self.min_rate, self.rate_bits)
 
     @property
+    def largest_rate(self) -> int:
+        """The largest rate that the format has."""
+        return max_rate(self.state_bits)
+
+    @property
     def rate_range(self) -> range:
         """The rates that columns can have."""
-        return rate_range(self.min_rate, self.rate_bits, max_rate(self.state_bits))
+        return rate_range(self.min_rate, self.rate_bits, self.largest_rate)
 
     def bits_per_rate(self, outputs: int) -> int:
         """Bits that a column takes for each unit of its rate."""
         return outputs
 
-    def code_problem(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with rates, length of the codes or outliers, or ``None``; ``tensors`` need hold only these."""
-        rates, longest = self.rates(columns, tensors), max_rate(self.state_bits)
-        problem = code_problem(rates, longest, lambda rate: packed_bytes(outputs, rate), self.code_bytes)
-        return problem or (outlier_problem(outputs, columns, tensors) if self.outliers else None)
+    def shape_problem(self, outputs: int, columns: int) -> str | None:
+        """Why a matrix of these sizes cannot be stored with these fields, or ``None``."""
+        if self.rotation and outputs % self.rotation:
+            return f"rotation is {self.rotation}, which does not divide {outputs} outputs"
+        return rated_shape_problem(self, outputs, columns)
+
+    def content_problem(self, name: str, tensor: Tensor, outputs: int, columns: int) -> str | None:
+        """What is wrong with the contents of a stored tensor of the right shape and dtype, or ``None``."""
+        return rated_content_problem(self, name, tensor, outputs, columns)
 
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """``Wᵀ [columns, outputs]`` in float32; differentiable in ``scale`` and learned tables."""

@@ -54,6 +54,7 @@ GAUSSIAN_CODES: dict[tuple[int, int], tuple[int, float, float]] = {
 STATE_BITS = (8, 10, 12, 14, 16)
 
 
+@lru_cache(maxsize=16)
 def max_rate(state_bits: int) -> int:
     """The largest number of new bits a weight for which a code of this state size is defined."""
     return max(rate for bits, rate in GAUSSIAN_CODES if bits == state_bits)

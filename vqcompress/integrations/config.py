@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from reprlib import repr as short_repr
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -47,6 +48,7 @@ class VQCompressConfig(QuantizationConfigMixin):
                 "vqcompress"
             )
         del quant_method
+        _check_types({"layers": layers, "shared": shared, "dense": dense, "kept": kept}, modules_to_not_convert)
         self.quant_method = VQMethod.VQCOMPRESS
         self.format_version = format_version
         self.layers = dict(layers or {})
@@ -81,6 +83,23 @@ class VQCompressConfig(QuantizationConfigMixin):
     def __repr__(self) -> str:
         # diffusers and transformers format configs for their debug log; with thousands of layers that is slow.
         return f"{type(self).__name__}({len(self.layers)} layers, format_version={self.format_version})"
+
+
+def _check_types(mappings: Mapping[str, Any], names: Any) -> None:
+    """Raise `CheckpointError` unless these arguments are mappings, and names a sequence of texts, or absent."""
+    for key, value in mappings.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise CheckpointError(f"{key} in a quantization_config is {short_repr(value)}, which is no mapping")
+    for key in ("layers", "shared"):
+        for name, entry in (mappings[key] or {}).items():
+            if not isinstance(entry, Mapping if key == "layers" else list | tuple):
+                raise CheckpointError(f"{name!r} in {key} of a quantization_config is {short_repr(entry)}")
+    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in _listed(names))):
+        raise CheckpointError(f"modules_to_not_convert is {short_repr(names)}, not a list of names")
+
+
+def _listed(names: Any) -> Sequence[Any]:
+    return names if isinstance(names, Sequence) else (None,)
 
 
 def _copied(entry: Mapping[str, Any]) -> dict[str, Any]:

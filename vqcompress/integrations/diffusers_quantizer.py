@@ -19,13 +19,13 @@ from vqcompress.integrations.data_free import quantize_data_free
 from vqcompress.integrations.quantization_parameters import (
     finalize,
     from_bits,
-    packed_dtypes,
     packed_keys,
     refuse_missing,
     restored,
     to_bits,
 )
 from vqcompress.integrations.registration import table
+from vqcompress.integrations.stored_tensors import StoredTensors
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense
 from vqcompress.layers.description import layer_specs
 
@@ -51,7 +51,8 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.description = quantization_config.description
         self.specs = layer_specs(self.description)
-        self.dtypes = packed_dtypes(self.specs, self.description["shared"])
+        self.stored = StoredTensors(self.specs, self.description["shared"])
+        self.dtypes = self.stored.dtypes
         self.float16_keys = {key for key, dtype in self.dtypes.items() if dtype == torch.float16}
         self.unplaced = set(self.dtypes)
         self.layers_are_placed = False
@@ -84,11 +85,13 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
             refuse_missing(packed_keys(model) - set(state), type(model).__name__)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert quantization parameters to int16 bits before diffusers casts them.
+        """Check packed tensors, and convert quantization parameters to int16 bits before diffusers casts them.
 
         from_single_file calls this before the model exists, and would mistake keys that a dense model lacks for those
         of another layout. These keys are set aside until the packed layers are in place.
         """
+        for key, tensor in state_dict.items():
+            self.stored.check(key, tensor)
         state = to_bits(state_dict, self.float16_keys)
         if self.layers_are_placed and self.stays_on_cpu:
             with gc_disabled():

@@ -1,28 +1,15 @@
-"""The dtypes of a packed component's tensors, and how float16 ones pass through a loader that casts."""
+"""The packed tensors of a component in memory, and how float16 ones pass through a loader that casts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import CheckpointError
 from vqcompress.layers import SHARED_NAME, SharedCodebooks, vq_layers
-from vqcompress.layers.description import LayerSpecs
 from vqcompress.matrix_view import matrix_shape
-
-
-def packed_dtypes(specs: LayerSpecs, shared: Iterable[str]) -> dict[str, torch.dtype]:
-    """State-dict key of each packed tensor (biases excluded) -> the dtype in which the format stores it.
-
-    ``shared`` names the shared codebooks.
-    """
-    found = {f"{SHARED_NAME}.{name}": torch.float16 for name in shared}
-    for layer, (spec, shape) in specs.items():
-        for name, (_, dtype) in spec.tensor_shapes(*matrix_shape(shape)).items():
-            found[f"{layer}.{name}"] = dtype
-    return found
 
 
 def packed_keys(component: nn.Module) -> set[str]:
@@ -34,19 +21,8 @@ def packed_keys(component: nn.Module) -> set[str]:
 
 
 def to_bits(state: dict[str, Tensor], float16_keys: set[str]) -> dict[str, Tensor]:
-    """``state`` with the tensors ``float16_keys`` as int16 bits.
-
-    Raises `CheckpointError` if one of them is not float16.
-    """
-    return {key: _bits(key, tensor) if key in float16_keys else tensor for key, tensor in state.items()}
-
-
-def _bits(key: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype != torch.float16:
-        raise CheckpointError(
-            f"{key} is stored as {tensor.dtype}, the format says float16; the file was changed by another program"
-        )
-    return tensor.view(torch.int16)
+    """``state`` with the tensors ``float16_keys``, all float16, as int16 bits."""
+    return {key: tensor.view(torch.int16) if key in float16_keys else tensor for key, tensor in state.items()}
 
 
 def from_bits(state: dict[str, Tensor], float16_keys: set[str]) -> dict[str, Tensor]:

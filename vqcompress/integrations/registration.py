@@ -16,6 +16,8 @@ from vqcompress.errors import UnsupportedError
 # Upstream module that we extend -> our module whose `attach(upstream)` extends it.
 ATTACHMENTS = {
     "diffusers.quantizers.auto": "vqcompress.integrations.diffusers_quantizer",
+    "diffusers.models.modeling_utils": "vqcompress.integrations.component_loading",
+    "transformers.modeling_utils": "vqcompress.integrations.component_loading",
     "diffusers.pipelines.pipeline_utils": "vqcompress.integrations.diffusers_pipelines",
     "diffusers.loaders.lora_pipeline": "vqcompress.integrations.lora_shapes",
     "diffusers.loaders.single_file": "vqcompress.integrations.single_file",

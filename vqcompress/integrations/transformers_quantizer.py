@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +15,10 @@ from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.integrations.data_free import quantize_data_free
 from vqcompress.integrations.quantization_parameters import finalize, packed_keys, refuse_missing
 from vqcompress.integrations.registration import table
+from vqcompress.integrations.stored_tensors import StoredTensors
 from vqcompress.layers import QUANT_METHOD, empty_layers, make_dense, vq_layers
+from vqcompress.layers.description import layer_specs
+from vqcompress.layers.module_names import fit_names
 
 
 def attach(auto: ModuleType) -> None:
@@ -32,7 +35,10 @@ class VQTransformersQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if not self.pre_quantized:
             return model
-        empty_layers(model, fit_names(model, self.quantization_config.description))
+        description = fit_names(model, self.quantization_config.description)
+        stored = StoredTensors(specs := layer_specs(description), description["shared"])
+        stored.check_files(kwargs.get("checkpoint_files") or ())
+        empty_layers(model, description, specs=specs)
         refuse_missing(_absent(packed_keys(model), kwargs.get("checkpoint_files")), type(model).__name__)
         for layer in vq_layers(model).values():
             # transformers initialises tensors that it has not read, including codes that go to an offload folder.
@@ -84,19 +90,3 @@ def _absent(expected: set[str], files: Sequence[str] | None) -> set[str]:
             stored |= set(opened.keys())
     tails = stored | {key.partition(".")[2] for key in stored}
     return {key for key in expected if key not in tails and key.partition(".")[2] not in stored} if stored else set()
-
-
-def fit_names(model: nn.Module, description: Mapping[str, Any]) -> dict[str, Any]:
-    """``description`` with the layer names of the installed version of transformers.
-
-    transformers 5 removed the ``text_model.`` level of CLIP's text model. It renames weights on loading; the layer
-    names in the description must be renamed too.
-    """
-    names = dict(model.named_modules())
-    layers = {_fit(name, names): entry for name, entry in description["layers"].items()}
-    return {**description, "layers": layers}
-
-
-def _fit(name: str, names: Mapping[str, nn.Module]) -> str:
-    candidates = (name, name.removeprefix("text_model."), f"text_model.{name}")
-    return next((candidate for candidate in candidates if candidate in names), name)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels.kernel import Case
+from vqcompress.kernels.lengths import check_lengths
 from vqcompress.matrix_view import Shape, matrix_shape
 
 
@@ -21,6 +22,7 @@ def decode_transposed(
     spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """``Wᵀ [columns, outputs]``, computed in float32 and cast to ``dtype``."""
+    check_lengths(spec, shape, tensors)
     outputs, columns = matrix_shape(shape)
     return spec.decode_transposed(outputs, columns, tensors).to(dtype)
 

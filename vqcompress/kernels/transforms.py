@@ -15,9 +15,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
-from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, unpack_column_scales
-from vqcompress.formats.outliers import POSITIONS, VALUES, add_outliers, outlier_places
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scales_shape, unpack_column_scales
+from vqcompress.formats.outliers import POSITIONS, VALUES, add_outliers, outlier_places, outlier_problem
 from vqcompress.formats.rotation import rotate, unrotate
 from vqcompress.kernels.kernel import Kernel
 from vqcompress.kernels.tensor_cache import TensorCache
@@ -72,6 +73,8 @@ def _without_rotation(spec: FormatSpec) -> FormatSpec:
 def _column_scales(shape: Shape, tensors: Mapping[str, Tensor]) -> Tensor:
     """The factors, float32 ``[columns]``."""
     packed, columns = tensors[COLUMN_SCALES_ON_DISK], matrix_shape(shape)[1]
+    if packed.numel() != column_scales_shape(columns)[1]:
+        raise CheckpointError(f"{packed.numel()} bytes of column scales do not go with {columns} columns")
     return _COLUMN_SCALES(packed, columns, lambda: unpack_column_scales(packed, columns))
 
 
@@ -138,6 +141,7 @@ def _with_outliers(kernel: Kernel) -> Kernel:
     def decode_transposed(
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
     ) -> Tensor:
+        _outlier_places(shape, tensors)  # which checks them
         values = kernel.decode_transposed(_without_outliers(spec), shape, tensors, torch.float32)
         return add_outliers(values, tensors).to(dtype)
 
@@ -167,8 +171,16 @@ def _with_outliers(kernel: Kernel) -> Kernel:
 
 def _outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Columns and outputs of the outliers, int64 ``[n]`` each."""
-    positions, outputs = tensors[POSITIONS], matrix_shape(shape)[0]
-    return _PLACES(positions, outputs, lambda: outlier_places(positions, outputs))
+    positions, (outputs, columns) = tensors[POSITIONS], matrix_shape(shape)
+    if tensors[VALUES].numel() != positions.numel():
+        raise CheckpointError(f"{tensors[VALUES].numel()} outliers have {positions.numel()} positions")
+
+    def places() -> tuple[Tensor, Tensor]:
+        if problem := outlier_problem(POSITIONS, positions, outputs, columns):
+            raise CheckpointError(f"a packed weight of shape {tuple(shape)} {problem}, as its outliers'")
+        return outlier_places(positions, outputs)
+
+    return _PLACES(positions, (outputs, columns), places)
 
 
 def _block(spec: FormatSpec) -> int:

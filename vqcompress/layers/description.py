@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
+from reprlib import repr as short_repr
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import FormatSpec, spec_from_dict, spec_to_dict
+from vqcompress.formats.field_bounds import is_name
+from vqcompress.formats.gate import check_layer, check_shape
 from vqcompress.layers.guards import refuse_fusing
 from vqcompress.layers.packed import PackedLayer
 from vqcompress.layers.replace import pack_in_place
@@ -19,6 +23,7 @@ from vqcompress.matrix_view import matrix_shape
 
 QUANT_METHOD = "vqcompress"
 FORMAT_VERSION = 1
+MAX_CODEBOOK = 1 << 26  # numbers: the largest codebooks and learned tables that a spec can name
 
 
 def describe(
@@ -63,10 +68,12 @@ def write_description(component: nn.Module, description: Mapping[str, Any] | Non
 
 
 def check_description(description: Mapping[str, Any], where: str = "this model") -> None:
-    """Raise `CheckpointError` if ``description`` has a newer format version or is incomplete."""
+    """Raise `CheckpointError` if ``description`` has a newer format version, is incomplete or of the wrong types."""
     version = description.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise CheckpointError(f"the quantization_config of {where} has no usable format_version (found {version!r})")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(
+            f"the quantization_config of {where} has no usable format_version (found {short_repr(version)})"
+        )
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{where} is stored in format version {version}, this vqcompress reads up to {FORMAT_VERSION}; update "
@@ -77,6 +84,26 @@ def check_description(description: Mapping[str, Any], where: str = "this model")
             raise CheckpointError(
                 f"the quantization_config of {where} lacks {key!r}; its config.json is not as it was written"
             )
+    for key in ("dense", "kept"):
+        reasons = description.get(key, {})
+        if not isinstance(reasons, Mapping) or not all(isinstance(reason, str) for reason in reasons.values()):
+            raise CheckpointError(
+                f"{key!r} in the quantization_config of {where} gives no reasons; its config.json is not as it was "
+                "written"
+            )
+    for name, shape in description["shared"].items():
+        _check_shared(name, shape, where)
+
+
+def _check_shared(name: object, shape: object, where: str) -> None:
+    """Raise `CheckpointError` unless these are the name and the shape of a shared codebook."""
+    sizes = shape if isinstance(shape, list | tuple) else ()
+    fits = len(sizes) in (2, 3) and all(type(size) is int and size > 0 for size in sizes)
+    if not is_name(name) or hasattr(nn.Module, str(name)) or not fits or math.prod(sizes) > MAX_CODEBOOK:
+        raise CheckpointError(
+            f"the quantization_config of {where} lists a shared codebook {short_repr(name)} of shape "
+            f"{short_repr(shape)}, which is none; its config.json is not as it was written"
+        )
 
 
 LayerSpecs = dict[str, tuple[FormatSpec, tuple[int, ...]]]
@@ -84,13 +111,20 @@ LayerSpecs = dict[str, tuple[FormatSpec, tuple[int, ...]]]
 
 
 def layer_specs(description: Mapping[str, Any]) -> LayerSpecs:
-    """Layer name -> (spec, dense shape). Raises `CheckpointError` for entries that this version cannot read."""
+    """Layer name -> (spec, dense shape).
+
+    Raises `CheckpointError` for entries that this version cannot read, and for those whose numbers contradict each
+    other.
+    """
     specs = {}
     for name, entry in description["layers"].items():
+        if not isinstance(entry, Mapping):
+            raise CheckpointError(f"layer {name!r}: is described as {short_repr(entry)}, which is no layer")
         fields = dict(entry)
-        shape = tuple(fields.pop("shape", ()))
         try:
+            shape = check_shape(fields.pop("shape", ()))
             spec = spec_from_dict(fields)
+            check_layer(spec, shape)
         except CheckpointError as error:
             raise CheckpointError(f"layer {name!r}: {error}") from None
         _check_codebook(name, spec, description["shared"])

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, TrellisSpec
 from vqcompress.kernels.cpu.loops import BLOCK_NUMBERS, column_starts, take, unpack_rates
 from vqcompress.kernels.cpu.operations import as_floats
@@ -92,7 +91,7 @@ _ORDERS: TensorCache[StoredOrder] = TensorCache()
 
 
 def stored_order(spec: RatedSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int) -> StoredOrder:
-    """Made once for a weight. Raises `CheckpointError` where the codes end before the last column does."""
+    """Made once for a weight."""
     codes, bits = tensors["weight"], spec.bits_per_rate(outputs)
 
     def make() -> StoredOrder:
@@ -104,11 +103,6 @@ def stored_order(spec: RatedSpec, tensors: Mapping[str, Tensor], outputs: int, c
             if rate:
                 blocks.append(RateBlock(rate, first, first + count, start))
             first, start = first + count, start + count * ((bits * rate + 7) // 8)
-        if start > codes.numel():
-            raise CheckpointError(
-                f"a packed weight of {outputs}x{columns} needs {start} bytes of codes by its rates and has "
-                f"{codes.numel()}; its file is not as it was written, run `vqcompress verify` on its folder"
-            )
         return StoredOrder(order, tuple(blocks))
 
     return _ORDERS(tensors.get("rates", codes), (spec, outputs, columns), make)

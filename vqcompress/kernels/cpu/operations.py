@@ -20,6 +20,7 @@ from torch import Tensor
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.kernels.cpu.threads import parallel_for
 from vqcompress.kernels.kernel import Case
+from vqcompress.kernels.lengths import check_gradient, check_input, check_lengths
 from vqcompress.matrix_view import Shape, matrix_shape
 
 MOST_SAMPLES = 2  # of a product straight from the codes: each costs as much as decoding
@@ -82,6 +83,7 @@ def decode_transposed(
     spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """``Wᵀ [columns, outputs]``, computed in float32, in ``dtype``."""
+    check_lengths(spec, shape, tensors)
     outputs, columns = matrix_shape(shape)
     values = torch.empty(columns, outputs)
     operations(type(spec)).decode(values, spec, tensors)
@@ -92,11 +94,15 @@ def parameter_gradients(
     spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
 ) -> dict[str, Tensor]:
     """As `vqcompress.kernels.kernel.ParameterGradients`, from the packed bytes."""
+    check_lengths(spec, shape, tensors)
+    check_gradient(grad, shape)
     return operations(type(spec)).parameter_gradients(spec, tensors, grad.float().contiguous())
 
 
 def multiply(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """``x [..., columns] -> [..., outputs]`` in the dtype of ``x``; sums and scale in float32."""
+    check_lengths(spec, shape, tensors)
+    check_input(x, shape, bias)
     outputs, columns = shape
     own = operations(type(spec))
     inputs, offset, scale = as_floats(x), None if bias is None else as_floats(bias), tensors.get("scale")

@@ -33,9 +33,14 @@ def device_unsupported_reason(device: torch.device, interpreted: bool) -> str:
     return ""
 
 
-def size_unsupported_reason(shape: tuple[int, ...]) -> str:
-    """Why a weight of this shape is beyond the kernels' arithmetic, or an empty string."""
-    return "" if math.prod(shape) < LARGEST_OFFSET else "2**31 weights or more"
+def size_unsupported_reason(shape: tuple[int, ...], most_bits: int) -> str:
+    """Why a weight of this shape, of at most ``most_bits`` each, is beyond the kernels' arithmetic, or an empty string.
+
+    They count the bits of a column too.
+    """
+    if math.prod(shape) * max(1, most_bits / 8) >= LARGEST_OFFSET:
+        return "2**31 weights or bytes or more"
+    return "" if shape[0] * most_bits < LARGEST_OFFSET else "columns of 2**31 bits or more"
 
 
 def stored_bytes(tensor: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
 from vqcompress.kernels.kernel import Case, is_interpreted
+from vqcompress.kernels.lengths import check_input, check_lengths
 from vqcompress.kernels.triton.device import (
     OPTIONS,
     device_unsupported_reason,
@@ -80,13 +81,24 @@ def operations(kind: type) -> Operations:
 
 def unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> str:
     """Why decoding cannot serve the case, or an empty string."""
-    if reason := device_unsupported_reason(case.device, case.interpreted) or size_unsupported_reason(shape):
+    if reason := device_unsupported_reason(case.device, case.interpreted) or _size_unsupported_reason(spec, shape):
         return reason
     if type(spec) not in OPERATIONS:
         return f"no Triton kernel for the {spec.format} format"
     if isinstance(spec, TrellisSpec) and matrix_shape(shape)[0] < SHORTEST_CIRCLE:
         return f"fewer than {SHORTEST_CIRCLE} outputs"
     return ""
+
+
+def _size_unsupported_reason(spec: FormatSpec, shape: Shape) -> str:
+    match spec:
+        case TrellisSpec():
+            return size_unsupported_reason(shape, spec.largest_rate)
+        case AdditiveSpec():
+            return size_unsupported_reason(shape, -(-spec.codebooks * spec.code_bits // spec.dimension))
+        case ScalarSpec():
+            return size_unsupported_reason(shape, spec.bits)
+    return size_unsupported_reason(shape, 1)
 
 
 def product_unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> str:
@@ -106,6 +118,7 @@ def decode_transposed(
     spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """``Wᵀ [columns, outputs]`` in ``dtype``: the reference's float32 rounded once."""
+    check_lengths(spec, shape, tensors)
     outputs, columns = matrix_shape(shape)
     codes = stored_bytes(tensors["weight"])
     out = torch.empty(columns, outputs, dtype=dtype, device=codes.device)
@@ -116,6 +129,8 @@ def decode_transposed(
 
 def multiply(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
     """``x [..., columns] -> [..., outputs]`` in the dtype of ``x``."""
+    check_lengths(spec, shape, tensors)
+    check_input(x, shape, bias)
     outputs, columns = matrix_shape(shape)
     flat = x.detach().reshape(-1, columns)
     y = x.new_empty(*x.shape[:-1], outputs)

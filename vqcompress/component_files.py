@@ -1,0 +1,152 @@
+"""The components of a pipeline folder: their configs and the headers of their weight files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vqcompress.errors import CheckpointError
+from vqcompress.folder_files import name_problem, open_regular, read_json, regular_size, walk
+
+ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+PACKED_DTYPES = {"I8": torch.int8, "F16": torch.float16, "I32": torch.int32}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies and what it is, without its contents; ``dtype`` in safetensors' words, like ``"F16"``."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def packed_dtype(self) -> torch.dtype | str:
+        """Torch's dtype where packed layers have tensors of it, else safetensors' word."""
+        return PACKED_DTYPES.get(self.dtype, self.dtype)
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its contents."""
+        return self.elements * ELEMENT_BYTES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class ComponentFiles:
+    """One component of a pipeline folder; ``library`` and ``class_name`` as ``model_index.json`` names them."""
+
+    name: str
+    folder: Path
+    library: str
+    class_name: str
+    config: dict[str, Any]
+
+    @property
+    def description(self) -> dict[str, Any] | None:
+        """Its ``quantization_config``, if it is packed by vqcompress."""
+        return packed_description(self.config)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files on disk."""
+        return bytes_below(self.folder)
+
+    def weight_files(self) -> list[Path]:
+        """Its safetensors files: the shards that the index names, or the one file without a variant.
+
+        Raises `CheckpointError` for an index that cannot be read or names files elsewhere.
+        """
+        return weight_files(self.folder)
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Headers of all its tensors. Raises `CheckpointError` for a file that is missing or truncated."""
+        return tensor_headers(self.weight_files())
+
+
+def packed_description(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``quantization_config`` in a component's config, if it is packed by vqcompress."""
+    found = config.get("quantization_config")
+    return found if isinstance(found, dict) and found.get("quant_method") == "vqcompress" else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component's folder, see `ComponentFiles.weight_files`."""
+    standard = [folder / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
+    indices = [path.with_suffix(".safetensors.index.json") for path in standard]
+    candidates = [path for path in indices + standard if path.exists()]
+    candidates = candidates or sorted(folder.glob("*.safetensors.index.json"))
+    if candidates and candidates[0].suffix == ".json":
+        return sorted(folder / name for name in _shards(candidates[0]))
+    return candidates or sorted(folder.glob("*.safetensors"))
+
+
+def bytes_below(folder: Path) -> int:
+    """Bytes of all regular files below ``folder``."""
+    return sum(regular_size(folder / name) or 0 for name, _ in walk(folder))
+
+
+def components(folder: Path) -> list[ComponentFiles]:
+    """The components of ``folder`` that have a config. Raises `CheckpointError` when it is no pipeline folder."""
+    index = folder / "model_index.json"
+    if regular_size(index) is None:
+        raise CheckpointError(f"{folder} is no pipeline folder: it has no model_index.json")
+    found = []
+    for name, entry in read_json(index).items():
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            continue
+        if problem := name_problem(name):
+            raise CheckpointError(f"{index} names a component that is none: {problem}")
+        path = folder / name / "config.json"
+        if path.exists():
+            found.append(ComponentFiles(name, folder / name, entry[0], entry[1], read_json(path)))
+    return found
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise CheckpointError(f"{index} has no weight_map; copy or download it again")
+    names = set(map(str, shards.values()))
+    for name in sorted(names):
+        if problem := name_problem(name) or ("it lies in another folder" if "/" in name else None):
+            raise CheckpointError(f"{index} names the file {name[:100]!r}: {problem}")
+    return sorted(names)
+
+
+def tensor_headers(files: list[Path]) -> dict[str, StoredTensor]:
+    """Headers of all tensors in safetensors ``files``.
+
+    Raises `CheckpointError` for a file that is missing or truncated, and for a tensor that is in two.
+    """
+    found: dict[str, StoredTensor] = {}
+    for path in files:
+        for key, tensor in _headers(path):
+            if key in found:
+                raise CheckpointError(f"{path}: {key} is in {found[key].file.name} too; copy or download both again")
+            found[key] = tensor
+    return found
+
+
+def _headers(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    open_regular(path).close()
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                part = file.get_slice(key)
+                yield key, StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy or download it again") from None
