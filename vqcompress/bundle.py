@@ -103,8 +103,10 @@ def read_bundle(path: str | Path) -> Bundle | None:
         return None
     bundle = _from_contents(path, LENGTH_BYTES + len(header), metadata[MARK])
     end = bundle.data_start + max((w.start + w.length for w in bundle.weights), default=0)
-    if size < end:
-        raise CheckpointError(f"{path} is cut off: {size} bytes of {end}; copy or download it again")
+    end += -(end - bundle.data_start) % ALIGNMENT
+    if size != end:
+        wrong = "is cut off" if size < end else "goes on after its end"
+        raise CheckpointError(f"{path} {wrong}: {size} bytes of {end}; copy or download it again")
     return bundle
 
 

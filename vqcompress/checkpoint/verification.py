@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqcompress.bundle import read_bundle, temporary_folder
 from vqcompress.checkpoint.manifest import MANIFEST_NAME, bundle_problems, manifest_problems
+from vqcompress.checkpoint.skeleton import network_problems, packed_skeleton
 from vqcompress.component_files import ComponentFiles, StoredTensor, components, tensor_headers
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.folder_files import check_regular, regular_size
 from vqcompress.formats import UNCHECKED_CONTENTS
 from vqcompress.formats.finite import is_finite
 from vqcompress.formats.gate import tensor_problem
-from vqcompress.layers import check_description, empty_layers
+from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
-from vqcompress.network_size import NetworkSize, build_without_memory
 
 BLOCK = 1 << 22
 """Numbers of a tensor that are looked at together."""
@@ -99,8 +98,9 @@ def _component_problems(part: ComponentFiles, trusted: bool) -> list[str]:
         problems = [f"{part.name}/{key}: {problem}" for key, problem in _differences(part, specs, headers)]
         if problems or not trusted:
             return problems
-        packed_skeleton(part, size)
-        problems = [f"{part.name}/{key}: {problem}" for key, problem in _content_problems(specs, headers)]
+        if (model := packed_skeleton(part, size)) is not None:
+            problems = [f"{part.name}/{key}: {problem}" for key, problem in network_problems(model, headers)]
+        problems += [f"{part.name}/{key}: {problem}" for key, problem in _content_problems(specs, headers)]
     except (ArchitectureError, CheckpointError) as error:
         return [f"{part.name}: {error}"]
     named = {problem.partition(":")[0] for problem in problems}
@@ -148,21 +148,3 @@ def _not_finite(headers: Mapping[str, StoredTensor]) -> Iterator[str]:
 def _blocks(tensor: Tensor) -> Iterator[Tensor]:
     flat = tensor.reshape(-1)
     return (flat[start : start + BLOCK] for start in range(0, len(flat) if flat.is_floating_point() else 0, BLOCK))
-
-
-def packed_skeleton(part: ComponentFiles, size: NetworkSize) -> nn.Module | None:
-    """The component on the meta device with empty packed layers; ``None`` for a library that is not diffusers.
-
-    Raises `ArchitectureError` when a packed layer is not in the model that the config describes, or of another shape,
-    and `CheckpointError` when that model is larger than ``size``, that of its files.
-    """
-    if part.library != "diffusers" or part.description is None:
-        return None
-    kind: Any = getattr(import_module("diffusers"), part.class_name, None)
-    if kind is None:
-        return None
-    config = {key: value for key, value in part.config.items() if key != "quantization_config"}
-    model = build_without_memory(lambda: kind.from_config(config), size, str(part.folder / "config.json"))
-    if model is not None:
-        empty_layers(model, part.description)
-    return model

@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from vqcompress.errors import UnsupportedError
+from vqcompress.folder_files import check_regular
+from vqcompress.integrations.folder_checks import check_first, local_folder
 
 _CHOICE = "_get_pipeline_class"
 
@@ -22,6 +24,15 @@ def attach(pipeline_utils: ModuleType) -> None:
         )
     if not isinstance(upstream, OursFirst):
         setattr(pipeline_utils, _CHOICE, OursFirst(upstream))
+    check_first(pipeline_utils.DiffusionPipeline, refuse_pipes)
+
+
+def refuse_pipes(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """``from_pretrained``, which would wait for a pipe or read a device to its end, after a look at the folder."""
+    folder = local_folder(source, options)
+    if folder is not None:
+        check_regular(folder)
+    return upstream(cls, *source, **options)
 
 
 class OursFirst:

@@ -1,0 +1,102 @@
+"""A case: which honest folder, what is changed, and whether the manifest agrees with it afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fuzz.mutations import BUNDLE_MUTATIONS, FOLDER_MUTATIONS, MANIFEST, files
+from vqcompress.bundle import MARK
+
+
+@dataclass(frozen=True)
+class Case:
+    """``index`` of a run with ``seed``; everything else follows from them."""
+
+    seed: int
+    index: int
+
+    @property
+    def rng(self) -> random.Random:
+        """Its own, from the beginning."""
+        return random.Random(f"{self.seed}:{self.index}")
+
+
+@dataclass(frozen=True)
+class Made:
+    """The folder or bundle of a case; ``stale``: a file differs from the manifest that came with the honest folder."""
+
+    path: Path
+    changes: tuple[str, ...]
+    stale: bool
+
+
+def make(case: Case, honest: Mapping[str, Path], home: Path) -> Made:
+    """Copy an honest folder to ``home`` and change it."""
+    rng = case.rng
+    name = rng.choices(sorted(honest), weights=[2 if name == "bundle" else 5 for name in sorted(honest)])[0]
+    source, path = honest[name], home / honest[name].name
+    if source.is_file():
+        shutil.copyfile(source, path)
+        changes = [rng.choice(BUNDLE_MUTATIONS)(rng, path) for _ in range(rng.choice((1, 1, 2)))]
+        return Made(path, (name, *changes), _bundled(source) != _bundled(path))
+    shutil.copytree(source, path)
+    changes = [_mutated(rng, path) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+    if rng.random() < 0.6 and refresh_manifest(path):
+        return Made(path, (name, *changes, "manifest renewed"), False)
+    return Made(path, (name, *changes), _is_stale(source, path))
+
+
+def _mutated(rng: random.Random, path: Path) -> str:
+    mutation = rng.choice(FOLDER_MUTATIONS)
+    try:
+        return mutation(rng, path)
+    except (OSError, IndexError, ValueError) as error:  # an earlier change took away what this one wanted
+        return f"{mutation.__name__}: nothing left to change ({type(error).__name__})"
+
+
+def refresh_manifest(folder: Path) -> bool:
+    """Make the manifest agree with the files, without the package's help; false where it is no file any more."""
+    if not (folder / MANIFEST).is_file() or (folder / MANIFEST).is_symlink():
+        return False
+    entries = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+        }
+        for path in files(folder)
+        if path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps(entries))
+    return True
+
+
+def _bundled(path: Path) -> dict[str, bytes] | None:
+    """Name -> contents of the files in a bundle, read without the package's help; ``None`` where that fails."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    try:
+        contents = json.loads(json.loads(data[8:start])["__metadata__"][MARK])
+        found = {name: text.encode() for name, text in contents["texts"].items()}
+        for weight in contents["weights"]:
+            first = start + weight["start"]
+            found[weight["name"]] = weight["header"].encode() + data[first : first + weight["length"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found
+
+
+def _is_stale(source: Path, path: Path) -> bool:
+    """Whether a file that the honest manifest lists has other bytes, while the manifest is the honest one."""
+    manifest = path / MANIFEST
+    if not manifest.is_file() or manifest.read_bytes() != (source / MANIFEST).read_bytes():
+        return False
+    return any(
+        not (path / name).is_file() or (path / name).read_bytes() != (source / name).read_bytes()
+        for name in json.loads(manifest.read_bytes())
+    )
