@@ -18,7 +18,7 @@ from vqcompress.integrations.folder_checks import check_first, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
 from vqcompress.layers import check_description
 from vqcompress.layers.description import layer_specs
-from vqcompress.layers.stored_component import network_size
+from vqcompress.layers.stored_component import header_problems, network_size
 from vqcompress.network_size import NetworkSize, at_most, build_without_memory, may_exceed
 
 CLASSES = {"diffusers.models.modeling_utils": "ModelMixin", "transformers.modeling_utils": "PreTrainedModel"}
@@ -66,8 +66,11 @@ def _checked(folder: Path, config: dict[str, Any]) -> tuple[NetworkSize, dict[st
     where, description = str(folder / "config.json"), packed_description(config) or {}
     check_regular(folder)
     check_description(description, where)
-    headers = tensor_headers(weight_files(folder))
-    return network_size(layer_specs(description), headers, where), headers, where
+    headers, specs = tensor_headers(weight_files(folder)), layer_specs(description)
+    size = network_size(specs, headers, where)
+    for key, problem in header_problems(description, specs, headers):
+        raise PackedTensorError(key, problem, headers[key].file if key in headers else folder)
+    return size, headers, where
 
 
 def _builder(cls: Any, config: dict[str, Any]) -> Any:

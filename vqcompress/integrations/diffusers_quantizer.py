@@ -55,6 +55,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         self.dtypes = self.stored.dtypes
         self.float16_keys = {key for key, dtype in self.dtypes.items() if dtype == torch.float16}
         self.unplaced = set(self.dtypes)
+        self.unread = set(self.dtypes)
         self.layers_are_placed = False
         self.load_dtype: torch.dtype | None = None
         self.one_dtype = False  # whether all floating-point tensors are cast to load_dtype
@@ -92,6 +93,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         """
         for key, tensor in state_dict.items():
             self.stored.check(key, tensor)
+        self.unread -= state_dict.keys()
         state = to_bits(state_dict, self.float16_keys)
         if self.layers_are_placed and self.stays_on_cpu:
             with gc_disabled():
@@ -167,7 +169,9 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
             quantize_data_free(model, self.quantization_config)
-        elif self.unplaced:  # tensors that were written to an offload folder
+        else:
+            refuse_missing(self.unread, type(model).__name__)  # an index can list what no file has
+        if self.pre_quantized and self.unplaced:  # tensors that were written to an offload folder
             finalize(model)
         self.modules = {}  # the model references this quantizer: avoid a reference cycle
         # Casting works on packed layers, but diffusers refuses it for models with is_quantized set.

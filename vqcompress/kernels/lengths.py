@@ -25,17 +25,17 @@ _RATES: TensorCache[None] = TensorCache()
 
 
 def check_lengths(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless each tensor that the format reads is there with its number of elements.
+    """Raise `CheckpointError` unless each tensor that the format reads is there in its shape.
 
-    Bytes must lie in sequence, as loops read them from their address; of parameters, which may be in training, only
-    the number counts. Column rates must ask for no more codes than there are.
+    Bytes must lie in sequence, as loops read them from their address; parameters, which may be in training, can have
+    any dtype. Column rates must ask for no more codes than there are.
     """
-    for name, count, is_packed in _counts(spec, shape):
+    for name, size, is_packed in _sizes(spec, shape):
         tensor = tensors.get(name)
         if tensor is None:
             raise _wrong(spec, shape, f"has no {name}")
-        if tensor.numel() != count:
-            raise _wrong(spec, shape, f"has {tensor.numel()} elements of {name}, not {count}")
+        if tensor.shape != size and not (is_packed and tensor.numel() == math.prod(size)):
+            raise _wrong(spec, shape, f"has {name} of shape {tuple(tensor.shape)}, not {size}")
         if is_packed and (tensor.element_size() != 1 or not tensor.is_contiguous()):
             raise _wrong(spec, shape, f"has {name} in {tensor.dtype}, not bytes in sequence")
     if isinstance(spec, AdditiveSpec | TrellisSpec) and "rates" in tensors:
@@ -60,14 +60,14 @@ def check_gradient(grad: Tensor, shape: Shape) -> None:
 
 
 @lru_cache(maxsize=8192)
-def _counts(spec: FormatSpec, shape: Shape) -> tuple[tuple[str, int, bool], ...]:
-    """``(name, elements, whether it is packed bytes)`` of each tensor that the format reads."""
+def _sizes(spec: FormatSpec, shape: Shape) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
+    """``(name, shape, whether it is packed bytes)`` of each tensor that the format reads."""
     check_layer(spec, check_shape(tuple(shape)))
     sizes = spec.tensor_shapes(*matrix_shape(shape))
-    counts = [(name, math.prod(size), dtype == torch.int8) for name, (size, dtype) in sizes.items()]
+    found = [(name, size, dtype == torch.int8) for name, (size, dtype) in sizes.items()]
     if spec.codebook is not None:
-        counts.append(("codebooks", math.prod(spec.codebook_shape), False))
-    return tuple(counts)
+        found.append(("codebooks", spec.codebook_shape, False))
+    return tuple(found)
 
 
 def _check_rates(spec: AdditiveSpec | TrellisSpec, shape: Shape, rates: Tensor) -> None:

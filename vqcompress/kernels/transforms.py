@@ -73,8 +73,8 @@ def _without_rotation(spec: FormatSpec) -> FormatSpec:
 def _column_scales(shape: Shape, tensors: Mapping[str, Tensor]) -> Tensor:
     """The factors, float32 ``[columns]``."""
     packed, columns = tensors[COLUMN_SCALES_ON_DISK], matrix_shape(shape)[1]
-    if packed.numel() != column_scales_shape(columns)[1]:
-        raise CheckpointError(f"{packed.numel()} bytes of column scales do not go with {columns} columns")
+    if packed.shape != column_scales_shape(columns) or packed.element_size() != 1:
+        raise CheckpointError(f"column scales {tuple(packed.shape)} do not go with {columns} columns")
     return _COLUMN_SCALES(packed, columns, lambda: unpack_column_scales(packed, columns))
 
 
@@ -172,8 +172,8 @@ def _with_outliers(kernel: Kernel) -> Kernel:
 def _outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Columns and outputs of the outliers, int64 ``[n]`` each."""
     positions, (outputs, columns) = tensors[POSITIONS], matrix_shape(shape)
-    if tensors[VALUES].numel() != positions.numel():
-        raise CheckpointError(f"{tensors[VALUES].numel()} outliers have {positions.numel()} positions")
+    if positions.dim() != 1 or tensors[VALUES].shape != positions.shape:
+        raise CheckpointError(f"outliers {tuple(tensors[VALUES].shape)} have positions {tuple(positions.shape)}")
 
     def places() -> tuple[Tensor, Tensor]:
         if problem := outlier_problem(POSITIONS, positions, outputs, columns):
