@@ -10,18 +10,23 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
-def bundle(folder: Path, output: Path) -> None:
+@click.option("--no-verify", is_flag=True, help="Open FOLDER without comparing it with its manifest.")
+def bundle(folder: Path, output: Path, no_verify: bool) -> None:
     """Write the compressed pipeline in FOLDER as one .safetensors file, byte for byte.
 
     After `import vqcompress`, diffusers opens it with from_single_file, as in
     `StableDiffusionXLPipeline.from_single_file(FILE)`. `vqcompress generate` and `vqcompress dequantize` open it too.
+    The folder's files are compared with its manifest first (SHA-256).
     """
     from vqcompress.bundle import write_bundle
+    from vqcompress.checkpoint import check_hashes
     from vqcompress.errors import RecipeError
 
     if output.suffix != ".safetensors":
         raise RecipeError(
             f"a bundle is one .safetensors file; name it {output.with_suffix('.safetensors')}, not {output}"
         )
+    if not no_verify:
+        check_hashes(folder)
     written = write_bundle(folder, output)
     click.echo(f"{written}: {written.stat().st_size / 1e6:.2f} MB, for from_single_file")

@@ -34,8 +34,17 @@ from vqcompress.cli.quantize import parse_setting
 )
 @click.option("--dry-run", is_flag=True, help="Print the memory, time and disk space that it needs; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option("--no-verify", is_flag=True, help="Open FOLDER without comparing it with its manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
-def finetune(folder: Path, output: Path | None, as_json: bool, dry_run: bool, overwrite: bool, **options: Any) -> None:
+def finetune(
+    folder: Path,
+    output: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    overwrite: bool,
+    no_verify: bool,
+    **options: Any,
+) -> None:
     """Fine-tune scales, codebooks, biases and norms of FOLDER's denoiser against the original, and requantize the worst
     layers.
 
@@ -55,7 +64,13 @@ def finetune(folder: Path, output: Path | None, as_json: bool, dry_run: bool, ov
 
     with StageProgress(quiet=as_json) as progress:
         written, outcome = tune(
-            folder, output, model=options["model"], overwrite=overwrite, progress=progress, **changes
+            folder,
+            output,
+            model=options["model"],
+            overwrite=overwrite,
+            progress=progress,
+            verified=not no_verify,
+            **changes,
         )
     change = outcome.after / outcome.before - 1 if outcome.before else 0.0
     if as_json:

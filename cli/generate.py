@@ -29,6 +29,7 @@ from vqcompress.errors import RecipeError
     show_default=True,
     help="Data type of the computation.",
 )
+@click.option("--no-verify", is_flag=True, help="Open MODEL without comparing it with its manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print prompts and seeds as JSON, without progress.")
 def generate(
     model: str,
@@ -39,11 +40,13 @@ def generate(
     steps: int | None,
     guidance: float | None,
     dtype: str,
+    no_verify: bool,
     as_json: bool,
 ) -> None:
     """Generate images with MODEL and write them as one PNG grid; of a video, the frames side by side.
 
-    MODEL is a compressed folder, or any MODEL that `vqcompress quantize` takes.
+    MODEL is a compressed folder, or any MODEL that `vqcompress quantize` takes. Files that have a manifest are compared
+    with it first (SHA-256).
 
     \b
     vqcompress generate out/shapes-vq3 "three red squares on a gray background" -o grid.png
@@ -53,12 +56,15 @@ def generate(
     import torch
 
     from vqcompress.architectures import architecture_of, open_pipeline
+    from vqcompress.checkpoint import check_hashes
     from vqcompress.report.pictures import tile
     from vqcompress.sampling_config import SamplingConfig
 
     asked = SamplingConfig(steps, guidance)
     repeated = [prompt for prompt in prompts for _ in range(images)]
     seeds = list(range(seed, seed + len(repeated)))
+    if not no_verify:
+        check_hashes(model)
     with StageProgress(quiet=as_json) as progress:
         pipeline, made = open_pipeline(model, dtype=getattr(torch, dtype)), []
         for index, (prompt, one) in enumerate(zip(repeated, seeds, strict=True)):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
 @click.option("--seed", default=1000, show_default=True, help="Seed of the first image.")
+@click.option("--no-verify", is_flag=True, help="Open FOLDERS without comparing them with their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, without progress.")
 def report(
     original: str,
@@ -35,6 +36,7 @@ def report(
     steps: int | None,
     guidance: float | None,
     seed: int,
+    no_verify: bool,
     as_json: bool,
 ) -> None:
     """Compare compressed FOLDERS with their ORIGINAL: sizes, errors and images.
@@ -48,7 +50,7 @@ def report(
     from vqcompress.report import EvaluationConfig
     from vqcompress.sampling_config import SamplingConfig
 
-    config = EvaluationConfig(count, seed, SamplingConfig(steps, guidance))
+    config = EvaluationConfig(count, seed, SamplingConfig(steps, guidance), verified=not no_verify)
     write_comparison(original, list(folders), output, prompts=prompts, config=config, quiet=as_json)
 
 

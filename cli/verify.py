@@ -14,7 +14,7 @@ from vqcompress.errors import CheckpointError
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 def verify(folder: Path, as_json: bool) -> None:
-    """Check a compressed FOLDER: the SHA-256 of every file, and the shape and values of every tensor.
+    """Check a compressed FOLDER or bundle: the SHA-256 of every file, and the shape and values of every tensor.
 
     The exit code is 0 without problems and 2 with any.
     """
@@ -27,4 +27,8 @@ def verify(folder: Path, as_json: bool) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more problems, see --json)" if len(problems) > 1 else ""
         raise CheckpointError(f"{folder}: {problems[0]}{more}")
-    click.echo(f"{folder}: all files and tensors match the manifest")
+    from vqcompress.bundle import read_bundle
+
+    alone = folder.is_file() and read_bundle(folder) is None
+    sound = "header and numbers are sound (no bundle, so there is no manifest)" if alone else None
+    click.echo(f"{folder}: {sound or 'all files and tensors match the manifest'}")

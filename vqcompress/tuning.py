@@ -12,7 +12,7 @@ from torch import nn
 
 from vqcompress.architectures import Pipeline, architecture_of, open_pipeline
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
-from vqcompress.checkpoint import load, save_pipeline
+from vqcompress.checkpoint import check_hashes, load, save_pipeline
 from vqcompress.checkpoint.layer_table import read_layer_table
 from vqcompress.checkpoint.manifest import read_manifest
 from vqcompress.checkpoint.publication import check_target
@@ -44,6 +44,7 @@ def finetune(
     model: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    verified: bool = True,
     **changes: Any,
 ) -> tuple[Path, Outcome]:
     """Fine-tune the denoiser in ``folder`` on outputs of the original model; write ``output`` (None: ``folder``
@@ -51,19 +52,21 @@ def finetune(
 
     ``model`` is that original, by default the one that the folder's recipe names; ``changes`` are keys of `Training`.
     Prompts are those of the recipe's set that calibration did not use. A run that was stopped goes on with the same
-    call. Returns the folder written, and held-out losses before and after. Raises a `VQCompressError` for whatever a
-    user can fix.
+    call. Without ``verified``, the folder is not compared with its manifest. Returns the folder written, and held-out
+    losses before and after. Raises a `VQCompressError` for whatever a user can fix.
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
     check_target(output, overwrite or output == folder)
     recipe = tuning_recipe(folder, model, changes)
+    if verified:
+        check_hashes(folder)  # before anything is recorded, which can take hours
     work = output.with_name(output.name + ".finetune.partial")
     with joined_workers() as workers:
         tell = progress if progress and workers.is_main_process else silent
         with open_store(work, _signature(folder, recipe), workers) as store:
             distillation = _distillation(recipe, store, workers, tell)
-            pipeline = load(folder)
+            pipeline = load(folder, checked=verified)
             architecture = architecture_of(pipeline)
             denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
             context = TuningContext.of(

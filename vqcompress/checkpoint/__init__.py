@@ -6,12 +6,13 @@ from vqcompress.checkpoint.layer_table import LayerRecord, read_layer_table
 from vqcompress.checkpoint.loading import load
 from vqcompress.checkpoint.manifest import MANIFEST_NAME
 from vqcompress.checkpoint.saving import RECIPE_NAME, save_pipeline
-from vqcompress.checkpoint.verification import verify
+from vqcompress.checkpoint.verification import check_hashes, verify
 
 __all__ = [
     "MANIFEST_NAME",
     "RECIPE_NAME",
     "LayerRecord",
+    "check_hashes",
     "dequantize",
     "inspect",
     "load",

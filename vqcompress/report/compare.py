@@ -192,7 +192,7 @@ class _Bench:
 
     def _open(self, folder: Path) -> DiffusionPipeline:
         module = self._module(self.original)
-        pipeline: Any = load(folder, dtype=module.dtype)
+        pipeline: Any = load(folder, checked=self.config.verified, dtype=module.dtype)
         return pipeline.to(module.device)
 
     def _module(self, pipeline: DiffusionPipeline):

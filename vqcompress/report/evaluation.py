@@ -27,7 +27,7 @@ class EvaluationConfig:
 
     Images are of the first ``count`` prompts; image ``i`` starts from ``seed + i``. The denoiser's calls are recorded
     on the first ``trajectory_prompts``, second moments for layer errors on the first ``layer_prompts`` (0: all inputs
-    count alike). Raises `VQCompressError` without images.
+    count alike). With ``verified``, folders are compared with their manifests before they are opened. Raises `VQCompressError` without images.
     """
 
     count: int = 48
@@ -35,6 +35,7 @@ class EvaluationConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     trajectory_prompts: int = 8
     layer_prompts: int = 4
+    verified: bool = True
 
     def __post_init__(self) -> None:
         if self.count < 1:
