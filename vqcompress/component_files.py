@@ -73,7 +73,7 @@ class ComponentFiles:
 
     def tensors(self) -> dict[str, StoredTensor]:
         """Headers of all its tensors. Raises `CheckpointError` for a file that is missing or truncated."""
-        return tensor_headers(self.weight_files())
+        return component_headers(self.folder)
 
 
 def packed_description(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -84,13 +84,37 @@ def packed_description(config: dict[str, Any]) -> dict[str, Any] | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a component's folder, see `ComponentFiles.weight_files`."""
+    if (index := _index(folder)) is not None:
+        return sorted(folder / name for name in _shards(index))
+    standard = [folder / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
+    return [path for path in standard if path.exists()] or sorted(folder.glob("*.safetensors"))
+
+
+def component_headers(folder: Path) -> dict[str, StoredTensor]:
+    """Headers of all tensors in a component's weight files.
+
+    Raises `CheckpointError` for a file that is missing or truncated, and for an index that says something else.
+    """
+    headers = tensor_headers(weight_files(folder))
+    if (index := _index(folder)) is not None:
+        listed = read_json(index)["weight_map"]
+        wrong = sorted(key for key in listed.keys() ^ headers.keys())
+        wrong += sorted(key for key in listed.keys() & headers.keys() if listed[key] != headers[key].file.name)
+        if wrong:
+            raise CheckpointError(
+                f"{index} does not list the tensors of its files ({wrong[0][:100]}); download it again"
+            )
+    return headers
+
+
+def _index(folder: Path) -> Path | None:
+    """The index by which a component's shards are found, ``None`` where it has no shards."""
     standard = [folder / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
     indices = [path.with_suffix(".safetensors.index.json") for path in standard]
-    candidates = [path for path in indices + standard if path.exists()]
-    candidates = candidates or sorted(folder.glob("*.safetensors.index.json"))
-    if candidates and candidates[0].suffix == ".json":
-        return sorted(folder / name for name in _shards(candidates[0]))
-    return candidates or sorted(folder.glob("*.safetensors"))
+    if found := [path for path in indices if path.exists()]:
+        return found[0]
+    others = [] if any(path.exists() for path in standard) else sorted(folder.glob("*.safetensors.index.json"))
+    return others[0] if others else None
 
 
 def bytes_below(folder: Path) -> int:

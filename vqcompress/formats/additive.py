@@ -113,7 +113,7 @@ class AdditiveSpec:
         """``Wᵀ [columns, outputs]`` in float32; differentiable in ``codebooks`` and ``scale``."""
         codes, codebooks = tensors["weight"], tensors["codebooks"].float()
         count = self.vectors(outputs)
-        values = torch.zeros(columns, outputs, device=codes.device)
+        values = torch.zeros(columns, outputs, dtype=torch.float32, device=codes.device)
         rates = self.rates(columns, tensors)
         for block in split_blocks(codes, rates, lambda rate: packed_bytes(count * rate, self.code_bits)):
             if block.rate:

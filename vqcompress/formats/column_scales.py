@@ -55,4 +55,5 @@ def column_scales_shape(columns: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def _factors() -> Tensor:
-    return torch.tensor([2.0 ** ((LARGEST - code) / 2) for code in range(1 << COLUMN_SCALE_BITS)])
+    factors = [2.0 ** ((LARGEST - code) / 2) for code in range(1 << COLUMN_SCALE_BITS)]
+    return torch.tensor(factors, dtype=torch.float32)

@@ -140,7 +140,7 @@ class TrellisSpec:
     def decode_transposed(self, outputs: int, columns: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """``Wᵀ [columns, outputs]`` in float32; differentiable in ``scale`` and learned tables."""
         codes = tensors["weight"]
-        values = torch.zeros(columns, outputs, device=codes.device)
+        values = torch.zeros(columns, outputs, dtype=torch.float32, device=codes.device)
         rates = self.rates(columns, tensors)
         for block in split_blocks(codes, rates, lambda rate: packed_bytes(outputs, rate)):
             if block.rate:

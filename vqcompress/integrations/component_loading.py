@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from vqcompress.component_files import StoredTensor, packed_description, tensor_headers, weight_files
+from vqcompress.component_files import StoredTensor, component_headers, packed_description
 from vqcompress.folder_files import check_regular, read_json
 from vqcompress.integrations.folder_checks import check_first, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
@@ -26,7 +26,7 @@ CLASSES = {"diffusers.models.modeling_utils": "ModelMixin", "transformers.modeli
 
 def attach(module: ModuleType) -> None:
     """Make ``from_pretrained`` of ``module``'s model class check local folders. Calling it again changes nothing."""
-    check_first(getattr(module, CLASSES[module.__name__], None), check_packed)
+    check_first(module, CLASSES[module.__name__], check_packed)
 
 
 def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -66,7 +66,7 @@ def _checked(folder: Path, config: dict[str, Any]) -> tuple[NetworkSize, dict[st
     where, description = str(folder / "config.json"), packed_description(config) or {}
     check_regular(folder)
     check_description(description, where)
-    headers, specs = tensor_headers(weight_files(folder)), layer_specs(description)
+    headers, specs = component_headers(folder), layer_specs(description)
     size = network_size(specs, headers, where)
     for key, problem in header_problems(description, specs, headers):
         raise PackedTensorError(key, problem, headers[key].file if key in headers else folder)

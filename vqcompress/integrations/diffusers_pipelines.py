@@ -24,7 +24,7 @@ def attach(pipeline_utils: ModuleType) -> None:
         )
     if not isinstance(upstream, OursFirst):
         setattr(pipeline_utils, _CHOICE, OursFirst(upstream))
-    check_first(pipeline_utils.DiffusionPipeline, refuse_pipes)
+    check_first(pipeline_utils, "DiffusionPipeline", refuse_pipes)
 
 
 def refuse_pipes(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[str, Any]) -> Any:

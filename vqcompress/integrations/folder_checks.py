@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from os import PathLike, fspath
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vqcompress.errors import UnsupportedError
@@ -16,16 +17,17 @@ Opening = Callable[[Any, type, tuple[Any, ...], dict[str, Any]], Any]
 """``(upstream, class, source, options)`` -> what ``upstream(class, *source, **options)`` opens."""
 
 
-def check_first(kind: Any, opening: Opening) -> None:
-    """Make ``kind.from_pretrained`` go through ``opening``. Calling it again changes nothing.
+def check_first(home: ModuleType, name: str, opening: Opening) -> None:
+    """Make ``from_pretrained`` of ``home``'s class ``name`` go through ``opening``. Calling it again changes nothing.
 
     Raises `UnsupportedError` if this version of the library has no such method.
     """
+    kind: Any = getattr(home, name, None)
     method = vars(kind).get("from_pretrained") if kind is not None else None
     if not isinstance(method, classmethod):
         raise UnsupportedError(
-            f"{kind}.from_pretrained is gone, so vqcompress cannot look at folders before they are opened; install a "
-            "version in the range that pyproject.toml declares"
+            f"{home.__name__}.{name}.from_pretrained is gone, so vqcompress cannot look at folders before they are "
+            "opened; install a version in the range that pyproject.toml declares"
         )
     if not getattr(method.__func__, "looks_first", False):
         kind.from_pretrained = classmethod(_with(opening, method.__func__))

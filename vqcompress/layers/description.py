@@ -23,6 +23,7 @@ from vqcompress.matrix_view import matrix_shape
 
 QUANT_METHOD = "vqcompress"
 FORMAT_VERSION = 1
+KNOWN_KEYS = {"quant_method", "format_version", "layers", "shared", "dense", "kept"}
 MAX_CODEBOOK = 1 << 26  # numbers: the largest codebooks and learned tables that a spec can name
 
 
@@ -78,6 +79,11 @@ def check_description(description: Mapping[str, Any], where: str = "this model")
         raise CheckpointError(
             f"{where} is stored in format version {version}, this vqcompress reads up to {FORMAT_VERSION}; update "
             "vqcompress"
+        )
+    if unknown := description.keys() - KNOWN_KEYS:
+        raise CheckpointError(
+            f"the quantization_config of {where} has no key {short_repr(sorted(unknown, key=str))} that this version "
+            "knows; update vqcompress"
         )
     for key in ("layers", "shared"):
         if not isinstance(description.get(key), Mapping):

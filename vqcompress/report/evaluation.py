@@ -27,7 +27,8 @@ class EvaluationConfig:
 
     Images are of the first ``count`` prompts; image ``i`` starts from ``seed + i``. The denoiser's calls are recorded
     on the first ``trajectory_prompts``, second moments for layer errors on the first ``layer_prompts`` (0: all inputs
-    count alike). With ``verified``, folders are compared with their manifests before they are opened. Raises `VQCompressError` without images.
+    count alike). With ``verified``, folders are compared with their manifests before they are opened. Raises
+    `VQCompressError` without images.
     """
 
     count: int = 48

@@ -82,7 +82,7 @@ class StoredOrder:
 
     def inputs(self, x: int) -> Tensor:
         """The inputs at the address ``x`` in stored order."""
-        values = torch.empty(len(self.order))
+        values = torch.empty(len(self.order), dtype=torch.float32)
         take.ctypes(x, self.order.data_ptr(), values.data_ptr(), len(values))
         return values
 

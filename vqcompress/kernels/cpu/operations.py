@@ -85,7 +85,7 @@ def decode_transposed(
     """``Wᵀ [columns, outputs]``, computed in float32, in ``dtype``."""
     check_lengths(spec, shape, tensors)
     outputs, columns = matrix_shape(shape)
-    values = torch.empty(columns, outputs)
+    values = torch.empty(columns, outputs, dtype=torch.float32)
     operations(type(spec)).decode(values, spec, tensors)
     return values.to(dtype)
 
@@ -108,7 +108,7 @@ def multiply(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Te
     inputs, offset, scale = as_floats(x), None if bias is None else as_floats(bias), tensors.get("scale")
     y, unit = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32), own.outputs_at_a_time(spec)
     parts = -(-outputs // unit)
-    total = torch.empty(parts * unit)
+    total = torch.empty(parts * unit, dtype=torch.float32)
     if scale is not None:
         scale = as_scale(scale)
     last = (0, 0, 0) if scale is None else (scale.data_ptr(), scale.numel(), scale.itemsize)

@@ -146,7 +146,7 @@ def _partial_sums(x: Tensor, spec: FormatSpec, outputs: int, tensors: Mapping[st
     tiles = -(-outputs // OUTPUTS)
     per_split = columns_per_split(columns, tiles, processors(x.device))
     splits = -(-columns // per_split)
-    partial = torch.empty(splits, samples, outputs, device=x.device)
+    partial = torch.empty(splits, samples, outputs, dtype=torch.float32, device=x.device)
     own = operations(type(spec))
     launch = own.product(spec, tensors, outputs, columns)
     launch.kernel[(tiles, splits)](
