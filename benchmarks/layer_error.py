@@ -137,7 +137,9 @@ def whole_bits(bits: int, seed: int) -> dict[str, Quantize]:
     """Methods with ``bits`` a code (or as many codebooks of 8 bits for 8 weights), scales and codebooks on top."""
     return {
         f"rtn {bits}-bit g64": ours("rtn", bits, seed, RTNSettings(group_size=64)),
-        f"gptq {bits}-bit g64": ours("gptq", bits, seed, GPTQSettings(group_size=64)),
+        f"gptq {bits}-bit g64, float16 scales": ours("gptq", bits, seed, GPTQSettings(64, scale_bits=16)),
+        f"gptq {bits}-bit g32, 6-bit scales": ours("gptq", bits, seed, GPTQSettings(32, scale_bits=6)),
+        f"gptq {bits}-bit g16, 6-bit scales": ours("gptq", bits, seed, GPTQSettings(16, scale_bits=6)),
         f"faiss residual {bits}x8": faiss_residual(bits),
         **{f"{name} {bits}": ours(name, bits, seed) for name in ("kmeans", "additive")},
     }

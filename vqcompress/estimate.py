@@ -10,6 +10,7 @@ import torch
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.published import published, skeleton
+from vqcompress.formats.scalar import FLOAT_SCALES
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.methods import METHODS
 from vqcompress.quantizers import quantize_weight, settings_for
@@ -83,8 +84,8 @@ def _stored_bits(recipe: Recipe, bits: float) -> float:
     """Bits per weight on disk. For scalar codes, scale and zero are added to the width."""
     if not METHODS[recipe.method].whole_bits:
         return bits
-    group = int(recipe.settings.get("group_size") or 64)
-    return bits + (16 + bits) / group
+    settings = settings_for(recipe.method, recipe.settings)
+    return bits + (getattr(settings, "scale_bits", FLOAT_SCALES) + bits) / getattr(settings, "group_size", 64)
 
 
 def _largest(plans: list[Any]) -> int:

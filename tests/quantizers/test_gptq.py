@@ -27,7 +27,8 @@ def problem(outputs: int, columns: int, samples: int, seed: int = 0) -> tuple[to
 def textbook(weight: torch.Tensor, moment: torch.Tensor, bits: int, settings: GPTQSettings) -> torch.Tensor:
     """Optimal Brain Quantization as first stated: explicit inverse, one column eliminated at a time, float64."""
     feedback = prepare_feedback(SecondMoment(moment), settings.damping)
-    grid = search_grid(weight.t(), scalar_spec(bits, settings.group_size), feedback.sensitivity)
+    spec = scalar_spec(bits, settings.group_size, settings.scale_bits)
+    grid = search_grid(weight.t(), spec, feedback.sensitivity)
     damped = moment.double() + settings.damping * moment.double().diagonal().mean() * torch.eye(len(moment))
     inverse, target, decoded = torch.linalg.inv(damped), weight.double().clone(), torch.zeros_like(weight)
     for j in feedback.order.tolist():
@@ -49,16 +50,17 @@ def test_feedback_pays_on_correlated_inputs() -> None:
     assert fed_back < 0.1 * plain
 
 
-def test_equals_the_textbook_sweep() -> None:
+@pytest.mark.parametrize("scale_bits", [6, 16])
+def test_equals_the_textbook_sweep(scale_bits: int) -> None:
     weight, moment = problem(8, 24, 200)
-    settings = GPTQSettings(group_size=8, damping=1e-2)
+    settings = GPTQSettings(group_size=8, scale_bits=scale_bits, damping=1e-2)
     decoded = quantize_weight(weight, moment, method="gptq", bits=3, settings=settings).decode()
     torch.testing.assert_close(decoded, textbook(weight, moment, 3, settings), rtol=1e-5, atol=1e-5)
 
 
 def test_identity_is_round_to_nearest() -> None:
     weight, _ = problem(16, 130, 4)
-    quantized = quantize_weight(weight, None, method="gptq", bits=3, settings=GPTQSettings())
+    quantized = quantize_weight(weight, None, method="gptq", bits=3, settings=GPTQSettings(64, scale_bits=16))
     assert torch.equal(
         quantized.decode(), quantize_weight(weight, None, method="rtn", bits=3, settings=RTNSettings()).decode()
     )
@@ -100,3 +102,52 @@ def test_damping_is_checked(damping: float) -> None:
 def test_fractional_bits_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"whole number|out of range|whole bits"):
         quantize_weight(*problem(4, 4, 8), method="gptq", bits=2.5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_half_the_group_with_packed_scales_beats_float16_scales_in_as_many_bits(bits: int) -> None:
+    weight, moment = problem(64, 1024, 2048)
+    plain, packed = (
+        quantize_weight(weight, moment, method="gptq", bits=bits, settings=settings)
+        for settings in (GPTQSettings(64, scale_bits=16, damping=1e-3), GPTQSettings(damping=1e-3))
+    )
+    assert packed.bits_per_weight == pytest.approx(bits + (6 + bits) / 32 + 16 / 1024)
+    assert packed.bits_per_weight < plain.bits_per_weight + 0.02
+    assert relative_error(weight, packed.decode(), moment) < 0.95 * relative_error(weight, plain.decode(), moment)
+
+
+def test_weights_too_small_for_packed_scales_keep_float16_scales() -> None:
+    weight, moment = problem(16, 128, 256)
+    quantized = quantize_weight(weight * 1e-4, moment, method="gptq", bits=4)
+    assert not quantized.spec.packed_scales
+    assert relative_error(weight * 1e-4, quantized.decode(), moment) < 0.01
+
+
+def one_direction() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs that are nearly one direction: with little damping, feedback drives targets out of their grids."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(4096, 1, generator=generator) + 0.01 * torch.randn(4096, 96, generator=generator)
+    return torch.randn(64, 96, generator=generator), inputs.t() @ inputs / 4096
+
+
+def steep() -> tuple[torch.Tensor, torch.Tensor]:
+    """A spectrum that falls as 1/i³, most of which much damping would drown."""
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.linalg.qr(torch.randn(192, 192, generator=generator)).Q
+    inputs = torch.randn(4096, 192, generator=generator) / torch.arange(1, 193) ** 3 @ mixing
+    return torch.randn(64, 192, generator=generator), inputs.t() @ inputs / 4096
+
+
+@pytest.mark.parametrize(("case", "bits", "best"), [(one_direction, 2, 1e-2), (steep, 3, 1e-4)])
+def test_damping_is_the_best_of_each_planted_case(case, bits: int, best: float) -> None:
+    weight, moment = case()
+
+    def error(damping: float | str) -> float:
+        settings = GPTQSettings(damping=damping)  # type: ignore[arg-type]
+        return relative_error(
+            weight, quantize_weight(weight, moment, method="gptq", bits=bits, settings=settings).decode(), moment
+        )
+
+    errors = {damping: error(damping) for damping in (1e-2, 1e-3, 1e-4)}
+    assert min(errors, key=errors.__getitem__) == best
+    assert error("auto") == errors[best]

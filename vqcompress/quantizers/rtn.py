@@ -8,19 +8,23 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import ScalarSpec
+from vqcompress.formats.scalar import FLOAT_SCALES
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.quantizer import Quantizer
-from vqcompress.quantizers.scalar_grid import check_group_size, scalar_spec, search_grid
+from vqcompress.quantizers.scalar_grid import check_group_size, check_scale_bits, scalar_spec, search_grid
 
 
 @dataclass(frozen=True)
 class RTNSettings:
-    """``group_size``: inputs that share one scale (16 bits) and zero (one code) in each output."""
+    """``group_size``: inputs that share one scale and zero (one code) in each output; ``scale_bits``: of a scale
+    (`vqcompress.formats.scalar`)."""
 
     group_size: int = 64
+    scale_bits: int = FLOAT_SCALES
 
     def __post_init__(self) -> None:
         check_group_size(self.group_size)
+        check_scale_bits(self.scale_bits)
 
 
 def quantize_rtn(
@@ -31,11 +35,11 @@ def quantize_rtn(
     Neither ``second_moment`` nor ``seed`` has any influence: this is the baseline without data. Raises `RecipeError`
     for other ``bits`` and for weights beyond the range of float16 scales.
     """
-    spec = scalar_spec(bits, settings.group_size)
+    spec = scalar_spec(bits, settings.group_size, settings.scale_bits)
     columns = weight.t().float()
     grid = search_grid(columns, spec, columns.new_ones(len(columns)))
     codes = torch.stack([grid.encode(j, column) for j, column in enumerate(columns)])
-    return spec, grid.tensors(codes)
+    return grid.spec, grid.tensors(codes)
 
 
 RTN = Quantizer(quantize_rtn, RTNSettings)

@@ -41,7 +41,9 @@ def better_of(vector: Packed, weight: Tensor, second_moment: SecondMoment | None
     hopeless = (weight - rounded).square().sum() > NO_CHANCE * 4.0**-bits * weight.square().sum()
     if hopeless and lost < output_power(weight - rounded, second_moment):
         return vector
-    scalar = quantize_gptq(weight, second_moment, GPTQSettings(group_size=spec.group_size), spec.bits, seed=0)
+    scalar = quantize_gptq(
+        weight, second_moment, GPTQSettings(spec.group_size, spec.scale_bits, 1e-3), spec.bits, seed=0
+    )
     return scalar if _error(scalar, weight, second_moment) < lost else vector
 
 

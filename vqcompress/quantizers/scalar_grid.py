@@ -16,19 +16,27 @@ from torch import Tensor
 from vqcompress.bitpack import pack
 from vqcompress.errors import RecipeError, UnfitWeightError
 from vqcompress.formats import ScalarSpec
+from vqcompress.formats.scalar import FLOAT_SCALES
 
 SCALAR_BITS = (2, 3, 4, 5, 6, 7, 8)
 SHRINKS = torch.linspace(1.0, 0.4, 51).tolist()  # below 0.4 nothing ever won, not even at 2 bits on heavy tails
 LARGEST_SCALE = 65504.0  # of float16, the type that scales are stored in
+SMALLEST_SCALE = 2.0**-14  # below it float16 loses digits
 
 
 @dataclass(frozen=True)
 class ScalarGrid:
-    """``scale [groups, out]`` (float16) and ``zero [groups, out]`` (int32, ``0 .. 2**bits - 1``) of a weight."""
+    """Scales and ``zero [groups, out]`` (int32, ``0 .. 2**bits - 1``) of a weight.
+
+    ``scale [groups, out]`` is what codes are multiplied with: float16, or, of packed scales, the products in float32 of
+    ``factors [groups, out]`` (int32) and ``output_scale [out]`` (float16).
+    """
 
     spec: ScalarSpec
     scale: Tensor
     zero: Tensor
+    factors: Tensor | None = None
+    output_scale: Tensor | None = None
 
     def encode(self, column: int, target: Tensor) -> Tensor:
         """Codes ``[out]`` (int32) nearest to ``target [out]`` in the grids of ``column``."""
@@ -42,21 +50,24 @@ class ScalarGrid:
 
     def tensors(self, codes: Tensor) -> dict[str, Tensor]:
         """The stored tensors for ``codes [columns, out]``."""
-        return {
+        stored = {
             "weight": pack(codes, self.spec.bits).reshape(1, -1),
             "group_scale": self.scale,
             "group_zero": pack(self.zero, self.spec.bits),
         }
+        if self.factors is not None and self.output_scale is not None:
+            stored |= {"group_scale": pack(self.factors, self.spec.scale_bits), "scale": self.output_scale}
+        return stored
 
 
-def scalar_spec(bits: float, group_size: int) -> ScalarSpec:
+def scalar_spec(bits: float, group_size: int, scale_bits: int = FLOAT_SCALES) -> ScalarSpec:
     """The spec for ``bits`` a code. Raises `RecipeError` unless ``bits`` is an integer from 2 to 8."""
     if bits not in SCALAR_BITS:
         raise RecipeError(
             f"a scalar grid has {SCALAR_BITS[0]} to {SCALAR_BITS[-1]} whole bits a code, got bits={bits:g}; "
             "methods 'trellis' and 'additive' take fractions"
         )
-    return ScalarSpec(int(bits), group_size)
+    return ScalarSpec(int(bits), group_size, scale_bits)
 
 
 def check_group_size(group_size: int) -> None:
@@ -65,11 +76,37 @@ def check_group_size(group_size: int) -> None:
         raise RecipeError(f"group_size is a number of inputs, 1 or more, got {group_size!r}; 64 and 128 are usual")
 
 
+def check_scale_bits(scale_bits: int) -> None:
+    """Raises `RecipeError` unless scales can have ``scale_bits``."""
+    if scale_bits != FLOAT_SCALES and scale_bits not in range(2, 9):
+        raise RecipeError(f"scale_bits is 2 to 8 for packed scales, or {FLOAT_SCALES} for float16, got {scale_bits!r}")
+
+
 def search_grid(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> ScalarGrid:
     """The grid of least squared error for ``weight [columns, out]`` with columns weighted by ``importance [columns]``.
 
-    Raises `UnfitWeightError` when a scale leaves the range of float16.
+    Scales are packed where ``spec`` says so, but not those of weights so small that float16 loses the outputs' factors:
+    the grid's own spec then has float16 scales, for groups of twice the size. Raises `UnfitWeightError` when a scale
+    leaves the range of float16.
     """
+    grid = _float_grid(weight, spec, importance)
+    if not spec.packed_scales:
+        return grid
+    top = grid.scale.float().amax(0) / ((1 << spec.scale_bits) - 1)
+    if ((top > 0) & (top < SMALLEST_SCALE)).any():
+        return _float_grid(weight, ScalarSpec(spec.bits, 2 * spec.group_size), importance)
+    return _packed(grid, top.half())
+
+
+def _packed(grid: ScalarGrid, output_scale: Tensor) -> ScalarGrid:
+    """``grid`` with its scales rounded to multiples of ``output_scale [out]``; none but zeros become zero."""
+    unit, scale = output_scale.float(), grid.scale.float()
+    factors = torch.where(unit > 0, scale / unit, 0).round().clamp(0, (1 << grid.spec.scale_bits) - 1)
+    factors = torch.where(scale > 0, factors.clamp_min(1), factors)
+    return ScalarGrid(grid.spec, factors * unit, grid.zero, factors.int(), output_scale)
+
+
+def _float_grid(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> ScalarGrid:
     grouped, mass = _grouped(weight, spec), _grouped(importance[:, None].to(weight), spec)
     low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
     best = torch.full_like(low, torch.inf)
