@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trained_networks import NETWORKS, TrainedNetwork
 from vqcompress.matrix_view import to_matrix, unfold_input
+from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import quantize_weight
 
 METHODS = ("gptq", "trellis")
@@ -142,7 +143,8 @@ def measure(
     kept = {layer: network.module.get_submodule(layer).weight.data for layer in network.layers}
 
     def quantize(layer: str) -> tuple[Tensor, int, float, float]:
-        packed = quantize_weight(kept[layer], moments[layer], method=method, bits=bits)
+        moment = SecondMoment(moments[layer], seen=SAMPLES, used=SAMPLES)  # an estimate, of at most so many
+        packed = quantize_weight(kept[layer], moment, method=method, bits=bits)
         decoded = packed.decode().to(kept[layer])
         matrix, lost = to_matrix(kept[layer]), to_matrix(kept[layer] - decoded)
         power = ((matrix @ moments[layer]) * matrix).sum(1)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
+from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback, usual_damping
 
 STEP_BITS = 16
 ROUNDS = 12  # of bisection
 
 
-def water_sic(weight: Tensor, moment: Tensor | None, bits: float, damping: float = 1e-4) -> tuple[Tensor, float]:
+def water_sic(weight: Tensor, moment: Tensor | SecondMoment | None, bits: float) -> tuple[Tensor, float]:
     """Decoded ``weight [out, columns]`` and its bits a weight, at most ``bits``; ``moment``, the identity if None."""
-    square = torch.eye(weight.shape[1]) if moment is None else moment
-    feedback = prepare_feedback(SecondMoment(square), damping)
+    found = SecondMoment.of(torch.eye(weight.shape[1]) if moment is None else moment)
+    feedback = prepare_feedback(found, usual_damping(found))
     low, high = -bits - 4, 4.0  # log2 of the step of a column that is a source by itself, in standard deviations
     for _ in range(ROUNDS):
         middle = (low + high) / 2

@@ -7,7 +7,7 @@ import torch
 
 from vqcompress.errors import CalibrationError
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.quantizers.error_feedback import BLOCK, prepare_feedback
+from vqcompress.quantizers.error_feedback import BLOCK, ESTIMATE_DAMPING, prepare_feedback, usual_damping
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -185,3 +185,24 @@ def test_feedback_that_knows_the_codes_noise_reaches_its_own_forecast():
     reached = objective(weight, known.sweep(weight, ideal), moment) / outputs
     assert reached == pytest.approx(float(left.trace()), rel=0.02)
     assert reached < 0.8 * objective(weight, exact.sweep(weight, ideal), moment) / outputs
+
+
+def test_moments_of_counted_samples_are_estimates():
+    moment = moment_of(6)
+    assert usual_damping(SecondMoment(moment, seen=400, used=400)) == ESTIMATE_DAMPING
+    assert usual_damping(SecondMoment(moment)) < 1e-6
+
+
+def test_damping_pays_on_samples_that_nobody_saw():
+    """Learned from one and a half samples a column, and measured with the true moment."""
+    spectrum = 1.0 / torch.arange(1, 65)
+    turn, _ = torch.linalg.qr(gaussian(64, 64, seed=4))
+    inputs = gaussian(96, 64, seed=6) * spectrum @ turn
+    true, weight = turn.t() * spectrum.square() @ turn, gaussian(64, 40)
+    square = inputs.t() @ inputs / len(inputs)
+
+    def error(moment: SecondMoment) -> float:
+        feedback = prepare_feedback(moment, usual_damping(moment))
+        return objective(weight, feedback.sweep(weight, lambda column, target: (4 * target).round() / 4), true)
+
+    assert error(SecondMoment(square, seen=96, used=96)) < 0.95 * error(SecondMoment(square))

@@ -175,11 +175,11 @@ def test_column_scales_follow_what_feedback_makes_of_a_column():
     moment = x.t() @ x / 400
     plain, scaled = (
         quantize_weight(
-            weight, moment, bits=2.0, settings=dataclasses.replace(FAST, column_scales=column_scales, state_bits=12)
+            weight, moment, bits=3.0, settings=dataclasses.replace(FAST, column_scales=column_scales, state_bits=12)
         )
         for column_scales in (False, True)
     )
-    assert relative_error(weight, scaled.decode(), moment) < relative_error(weight, plain.decode(), moment)
+    assert relative_error(weight, scaled.decode(), moment) < 0.5 * relative_error(weight, plain.decode(), moment)
 
 
 @pytest.mark.parametrize("passes", [0, 2])

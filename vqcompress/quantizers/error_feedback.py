@@ -29,6 +29,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.inverse_factor import inverse_upper_factor, raised_cholesky
 
 BLOCK = 128  # columns whose feedback is applied lazily to all later ones in one matrix product
+# Measured on held-out samples of layer b (2048 for 640 columns) and of all-MiniLM-L6-v2: a tenth and ten times as much
+# are up to 5 % worse on one of them.
+ESTIMATE_DAMPING = 1e-3
 LEAST_DAMPING = 1e-8  # where the search for a damping that works starts, if it was none
 LARGEST_DISTORTION = 1 - 1e-4  # a column of rate 0 has 1, which would be an infinite pivot
 
@@ -81,6 +85,15 @@ class Feedback(ABC):
     def pivots(self) -> Tensor:
         """Those of M, float64 ``[columns]``: ``1 / U_jj²``."""
         return self.sensitivity / (1 - self.distortion)
+
+
+def usual_damping(second_moment: SecondMoment) -> float:
+    """`ESTIMATE_DAMPING` for the moment of counted samples, else next to none.
+
+    The small eigenvalues of an estimate are too small, and codes rely on those most. A moment of which nobody has
+    counted the samples is taken for the true one.
+    """
+    return ESTIMATE_DAMPING if second_moment.used else LEAST_DAMPING
 
 
 def prepare_feedback(
@@ -127,6 +140,11 @@ class FeedbackPlanner:
 
     second_moment: SecondMoment
     damping: float
+
+    @classmethod
+    def for_setting(cls, second_moment: SecondMoment, damping: float | Literal["auto"]) -> FeedbackPlanner:
+        """With ``damping``, or `usual_damping`."""
+        return cls(second_moment, usual_damping(second_moment) if damping == "auto" else damping)
 
     def costs(self, sizes: Tensor, bits: float, *, scaled: bool = False) -> Tensor:
         """What columns of ``sizes [columns]`` (RMS of their weights, to a common factor) cost as sources.

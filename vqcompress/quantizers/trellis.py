@@ -47,19 +47,20 @@ class TrellisSettings:
     (`vqcompress.formats.rotation`), in place of both where that codes heavy-tailed weights better. ``column_scales``: a
     factor for each column; ``"auto"`` where columns differ enough in size to pay for them, or leave the code's range as
     errors are fed back. ``outliers``: whether few weights beyond the code's range are stored beside it.
-    ``damping``: share of its mean diagonal added to the second moment; ``output_damping``: to the output moment.
+    ``damping``: share of its mean diagonal added to the second moment, ``"auto"`` as `error_feedback.usual_damping`;
+    ``output_damping``: to the output moment.
     ``search``: where columns are searched, ``"cpu"`` or ``"gpu"`` (Triton, states of at most 14 bits; with an output
     moment on the CPU all the same).
     """
 
     state_bits: int = 12
-    coordinate_descent: int = 1
+    coordinate_descent: int = 0
     tail: float | Auto = "auto"
     row_scales: bool | Auto = "auto"
     rotation: bool | Auto = "auto"
     column_scales: bool | Auto = "auto"
     outliers: bool = True
-    damping: float = 1e-3
+    damping: float | Auto = "auto"
     output_damping: float = 0.1
     search: Literal["cpu", "gpu"] = "cpu"
 
@@ -86,7 +87,7 @@ def quantize_trellis(
     """
     on_gpu = search_device(weight.device) if settings.search == "gpu" and output_moment is None else None
     home, weight = weight.device, weight.cpu()
-    inputs = None if second_moment is None else FeedbackPlanner(second_moment, settings.damping)
+    inputs = None if second_moment is None else FeedbackPlanner.for_setting(second_moment, settings.damping)
     second_moment = None if second_moment is None else second_moment.to("cpu")
     outputs = None if output_moment is None else damped(output_moment.cpu(), settings.output_damping)
     outliers = NO_OUTLIERS
