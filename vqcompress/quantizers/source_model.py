@@ -7,10 +7,7 @@ instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, replace
-from math import log
 
 import torch
 from torch import Tensor
@@ -22,11 +19,10 @@ from vqcompress.search.viterbi import CpuViterbi
 
 TAILS = (0.0, 0.1, 0.2, 0.3)
 TAIL_STEP = 0.05  # the second look, on either side of the best
-SAMPLE_COLUMNS, SAMPLE_OUTPUTS = 16, 2048
+SAMPLE_COLUMNS, SAMPLE_OUTPUTS = 24, 2048
+REACH = 3.5  # standard deviations
 LEAST_BLOCK = 16  # smaller blocks do not mix enough
 ROTATION_MUST_LEAVE = 0.97  # of the error, at most: undoing a rotation takes time at every use
-COMPARED_RATES = 4  # at most
-LEAST_ERROR = 1e-30  # a weight of zeros has none, and no logarithm
 LARGEST_STATE_BITS = 12  # larger states prefer the same tables, and take longer to say so
 
 
@@ -51,101 +47,110 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class SampleCode:
-    """The code to compare models with: state size, ``rate`` in bits a weight, and the share of columns that get each
-    rate."""
+    """The code to compare models with: state size, ``rates [columns]`` (int64), and ``costs [columns]`` of squared
+    error."""
 
     state_bits: int
-    rate: int
-    shares: Mapping[int, float]
+    rates: Tensor
+    costs: Tensor
 
 
 def select_source_model(
     weight: Tensor, options: SourceOptions, code: SampleCode, generator: torch.Generator
 ) -> SourceModel:
-    """The model that encodes a few columns of ``weight [out, columns]`` best, within ``options``.
+    """The model that encodes a few columns of ``weight [out, columns]`` at the least cost, within ``options``.
 
     Row scales count as what they cost: 16 bits an output would otherwise buy every weight of the output ``16 /
-    columns`` bits, and a bit reduces the error by a factor of four. A rotation is compared at all common rates of
-    ``code``, since heavy tails cost most where the rate is high.
+    columns`` bits, and a bit reduces the error by a factor of four.
     """
     block = rotation_block(len(weight)) if len(weight) > 1 else 0
-    sample = _Sample(weight, code, generator)
-    if options.rotation is True:
-        sample = sample.rotated(block)
+    sample = _Sample.of(weight, code, generator)
     scalings = (False, True) if options.row_scales == "auto" else (options.row_scales,)
-    tails = TAILS if options.tail == "auto" else (float(options.tail),)
-    best = sample.best([SourceModel(h, scaled) for scaled in scalings for h in tails])
-    if options.tail == "auto":
-        nearby = [best.tail - TAIL_STEP, best.tail, best.tail + TAIL_STEP]
-        best = sample.best([SourceModel(round(h, 3), best.row_scales) for h in nearby if h >= 0])
     if options.rotation is True:
-        return replace(best, rotation=block)
-    # A rotation makes tails Gaussian and outputs alike, so that is the model to compare it with.
+        return replace(_best_tail(sample.rotated(block), scalings, options), rotation=block)
+    best = _best_tail(sample, scalings, options)
+    # A rotation makes outputs alike and tails nearly Gaussian, so that is the model to compare it with.
     if options.rotation == "auto" and block >= LEAST_BLOCK and (best.tail > 0 or best.row_scales):
-        plain = SourceModel(0.0, False)
-        if sample.rotated(block).log_cost(plain) < log(ROTATION_MUST_LEAVE) + sample.log_cost(best):
-            return replace(plain, rotation=block)
+        rotated = sample.rotated(block)
+        if rotated.cost(SourceModel(0.0, False)) < ROTATION_MUST_LEAVE * sample.cost(best):
+            return replace(_best_tail(rotated, (False,), options), rotation=block)
     return best
 
 
-class _Sample:
-    """A sample of columns, encoded under one model after another."""
+def _best_tail(sample: _Sample, scalings: tuple[bool, ...], options: SourceOptions) -> SourceModel:
+    """The best of `TAILS`, then of its neighbours, under each of ``scalings``."""
+    if options.tail != "auto":
+        return sample.best([SourceModel(float(options.tail), scaled) for scaled in scalings])
+    best = sample.best([SourceModel(h, scaled) for scaled in scalings for h in TAILS])
+    nearby = [best.tail - TAIL_STEP, best.tail, best.tail + TAIL_STEP]
+    return sample.best([SourceModel(round(h, 3), best.row_scales) for h in nearby if h >= 0])
 
-    def __init__(self, weight: Tensor, code: SampleCode, generator: torch.Generator) -> None:
+
+class _Sample:
+    """A sample of columns with ``shares [n]``, what each stands for, encoded under one model after another.
+
+    Columns are drawn in proportion to what they are expected to cost: to the code's error at their rate, and to what
+    their weights reach beyond the range of a code for Gaussian weights. One weight far outside, in a column of high
+    rate, can cost more than all other errors together, and a draw that treats columns alike misses it.
+    """
+
+    def __init__(self, weight: Tensor, columns: Tensor, shares: Tensor, code: SampleCode) -> None:
+        self.weight, self.columns, self.shares = weight, columns, shares
+        self.state_bits = min(code.state_bits, LARGEST_STATE_BITS)
+        self.targets = weight[:SAMPLE_OUTPUTS, columns].t().contiguous()
+        self.rates = [self._usable(rate) for rate in code.rates[columns].tolist()]
+        self._code = code
+        self._scales: dict[bool, Tensor] = {}
+        self._costs: dict[SourceModel, float] = {}
+
+    @classmethod
+    def of(cls, weight: Tensor, code: SampleCode, generator: torch.Generator) -> _Sample:
+        """Columns of ``weight [out, columns]``, by systematic sampling in the order of what is out of range."""
         count = min(SAMPLE_COLUMNS, max(4, weight.shape[1] // 16))
-        self.columns = torch.randperm(weight.shape[1], generator=generator)[:count]
-        self.shares, self.state_bits = code.shares, min(code.state_bits, LARGEST_STATE_BITS)
-        self._set_weight(weight)
-        self.rate = self._usable(code.rate)
+        part = weight[:SAMPLE_OUTPUTS]
+        deviation = weight.square().mean().sqrt()
+        beyond = (part.abs() - REACH * deviation).clamp_min(0).square().sum(0).double()
+        within = part.square().sum(0).double() * 4.0 ** -code.rates.double()
+        expected = code.costs.double().cpu() * (within + beyond) * (code.rates > 0)
+        if not expected.sum() > 0:
+            expected = torch.ones_like(expected)
+        chance = expected / expected.sum()
+        order = torch.argsort(beyond * code.costs.double().cpu(), stable=True)
+        points = (torch.arange(count) + torch.rand((), generator=generator)).double() / count
+        drawn = torch.searchsorted(chance[order].cumsum(0), points).clamp_max(len(order) - 1)
+        columns, times = torch.unique(order[drawn], return_counts=True)
+        return cls(weight, columns, times * code.costs.double().cpu()[columns] / chance[columns], code)
 
     def best(self, models: list[SourceModel]) -> SourceModel:
         """The cheapest of ``models``, the first of them in a tie."""
         return models[0] if len(models) == 1 else min(models, key=self.cost)
 
     def cost(self, model: SourceModel) -> float:
-        """Error times the factor that the bits for row scales would have saved elsewhere."""
+        """Cost of the error, times the factor that the bits for row scales would have saved elsewhere."""
         if model not in self._costs:
             bits = SCALE_BITS / self.weight.shape[1] if model.row_scales else 0.0
             self._costs[model] = self._error(model) * 4.0**bits
         return self._costs[model]
 
-    def log_cost(self, model: SourceModel) -> float:
-        """Mean of the cost's logarithm over the commonest rates."""
-        common = sorted(self.shares, key=self.shares.__getitem__)[-COMPARED_RATES:]
-        total = sum(self.shares[rate] for rate in common)
-        return sum(self.shares[rate] / total * log(max(self._at(rate).cost(model), LEAST_ERROR)) for rate in common)
-
     def rotated(self, block: int) -> _Sample:
         """The same columns of the rotated weight."""
-        other = copy(self)
-        other._set_weight(rotate(self.weight.t(), block).t())
-        return other
-
-    def _at(self, rate: int) -> _Sample:
-        """The same columns at another rate."""
-        other = copy(self)
-        other._costs = {}
-        other.rate = self._usable(rate)
-        return other
-
-    def _set_weight(self, weight: Tensor) -> None:
-        self.weight = weight
-        self.targets = weight[:SAMPLE_OUTPUTS, self.columns].t().contiguous()
-        self.scales: dict[bool, Tensor] = {}
-        self._costs: dict[SourceModel, float] = {}
+        return _Sample(rotate(self.weight.t(), block).t(), self.columns, self.shares, self._code)
 
     def _usable(self, rate: int) -> int:
         """The nearest rate at which a column holds a state."""
         return min(max(rate, -(-self.state_bits // self.targets.shape[1])), max_rate(self.state_bits))
 
     def _error(self, model: SourceModel) -> float:
-        """Squared error of the sample, at the best common factor."""
+        """Cost of the sample's squared error, at the best common factor."""
         outputs = self.targets.shape[1]
-        if model.row_scales not in self.scales:
-            self.scales[model.row_scales] = rms_scale(self.weight, model.row_scales)
-        scale = self.scales[model.row_scales][:outputs]
-        search = CpuViterbi(outputs, self.state_bits, {self.rate: value_table(self.state_bits, self.rate, model.tail)})
-        decoded = torch.stack([search(target, scale, self.rate)[1] for target in self.targets]) * scale
-        power = decoded.square().sum()
-        factor = (self.targets * decoded).sum() / power if power > 0 else torch.zeros(())
-        return float((self.targets - factor * decoded).square().sum())
+        if model.row_scales not in self._scales:
+            self._scales[model.row_scales] = rms_scale(self.weight, model.row_scales)
+        scale = self._scales[model.row_scales][:outputs]
+        tables = {rate: value_table(self.state_bits, rate, model.tail) for rate in set(self.rates)}
+        search = CpuViterbi(outputs, self.state_bits, tables)
+        found = [search(target, scale, rate)[1] for target, rate in zip(self.targets, self.rates, strict=True)]
+        decoded = (torch.stack(found) * scale).double()
+        targets, shares = self.targets.double(), self.shares[:, None]
+        power = (shares * decoded.square()).sum()
+        factor = (shares * targets * decoded).sum() / power if power > 0 else 0.0
+        return float((shares * (targets - factor * decoded).square()).sum())

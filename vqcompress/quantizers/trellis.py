@@ -153,7 +153,7 @@ class _Task:
         settings = self.settings
         options = SourceOptions(settings.tail, settings.row_scales, settings.rotation)
         plan = _plan(self.weight, costs, state_bits, SourceModel(0.0, False), self.bits)
-        code = SampleCode(state_bits, round(self.bits), _shares(plan.rates))
+        code = SampleCode(state_bits, plan.rates, costs.own)
         return select_source_model(weight, options, code, generator)
 
 
@@ -168,12 +168,6 @@ def usable_state_bits(outputs: int, wanted: int, bits: float) -> int:
     while max_rate(wanted) < bits + 0.25 and wanted < STATE_BITS[-1]:
         wanted += 2
     return max([size for size in STATE_BITS if size <= min(outputs, wanted)], default=STATE_BITS[0])
-
-
-def _shares(rates: Tensor) -> dict[int, float]:
-    """Share of columns that have each rate above 0."""
-    found, counts = torch.unique(rates[rates > 0], return_counts=True)
-    return {rate: count / len(rates) for rate, count in zip(found.tolist(), counts.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
