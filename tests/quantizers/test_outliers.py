@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqcompress.quantizers import AdditiveSettings, TrellisSettings, quantize_weight
+from vqcompress.quantizers import TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.quantizers.outliers import find_outliers, outliers_worth_storing
 
@@ -100,23 +100,53 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("method", ["trellis", "additive"])
+# Residual k-means has no error feedback, so its rival has none either, and its worst output may be near that one's.
+RIVALS = {"trellis": ("gptq", 1.0), "additive": ("gptq", 1.0), "kmeans": ("rtn", 1.1)}
+
+
+def channel_errors(weight: Tensor, decoded: Tensor, moment: Tensor) -> Tensor:
+    """Relative error of each output that has any."""
+    lost = ((weight - decoded) @ moment * (weight - decoded)).sum(1)
+    power = (weight @ moment * weight).sum(1)
+    live = power > 1e-12 * power.mean()
+    return lost[live] / power[live]
+
+
+@pytest.mark.parametrize("method", RIVALS)
 @pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
-def test_no_planted_fault_makes_a_vector_code_worse_than_gptq(planted, method, moment):
+def test_no_planted_fault_makes_a_vector_code_worse_than_a_scalar_one(planted, method, moment):
+    """In all and in the worst output."""
     weight = planted(gaussian(), int(moment.diagonal().argmax()))
-    settings = AdditiveSettings(count_codebooks=True) if method == "additive" else TrellisSettings()
-    packed = quantize_weight(weight, moment, method=method, bits=3.0, settings=settings)
-    rival = quantize_weight(weight, moment, method="gptq", bits=2)
+    packed = quantize_weight(weight, moment, method=method, bits=3.0)
+    scalar, near = RIVALS[method]
+    rival = quantize_weight(weight, moment, method=scalar, bits=2)
+    assert rival.bits_per_weight < 3.0
     assert packed.bits_per_weight <= 3.0
-    decoded = packed.decode()
-    assert math.isfinite(float(decoded.abs().max()))
-    assert relative_error(weight, decoded, moment) <= relative_error(weight, rival.decode(), moment)
+    ours, theirs = packed.decode(), rival.decode()
+    assert math.isfinite(float(ours.abs().max()))
+    assert relative_error(weight, ours, moment) <= relative_error(weight, theirs, moment)
+    if packed.spec.format != "scalar":
+        worst = channel_errors(weight, ours, moment).max()
+        assert worst <= near * channel_errors(weight, theirs, moment).max() + 1e-6
+    dead = (weight == 0).all(1)
+    assert not ours[dead].any()
 
 
-@pytest.mark.parametrize("method", ["trellis", "additive"])
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
+def test_no_planted_fault_breaks_a_scalar_code(planted, method, moment):
+    weight = planted(gaussian(), int(moment.diagonal().argmax()))
+    packed = quantize_weight(weight, moment, method=method, bits=3)
+    plain = quantize_weight(gaussian(), moment, method=method, bits=3)
+    assert packed.nbytes == plain.nbytes
+    assert packed.decode().isfinite().all()
+    assert relative_error(weight, packed.decode(), moment) < 0.1
+
+
+@pytest.mark.parametrize("method", [*RIVALS, "gptq", "rtn"])
 def test_a_weight_of_zeros_stays_zero(method, moment):
     weight = torch.zeros(OUTPUTS, COLUMNS)
-    packed = quantize_weight(weight, moment, method=method, bits=3.0)
+    packed = quantize_weight(weight, moment, method=method, bits=3)
     assert not packed.decode().any()
     assert relative_error(weight, packed.decode(), moment) == 0.0
     assert relative_error(weight, weight + 1, moment) == math.inf
@@ -131,6 +161,6 @@ def test_outliers_save_a_layer_and_can_be_left_out(moment):
     assert "outlier_values" not in plain.tensors
     assert kept_aside.spec.outliers == len(kept_aside.tensors["outlier_values"]) > 0
     assert kept_aside.bits_per_weight <= 3.0
-    assert relative_error(weight, kept_aside.decode(), moment) < 0.5 * relative_error(weight, plain.decode(), moment)
+    assert relative_error(weight, kept_aside.decode(), moment) < 0.7 * relative_error(weight, plain.decode(), moment)
     output_error = (kept_aside.decode() - weight)[17] @ moment @ (kept_aside.decode() - weight)[17]
     assert float(output_error / (weight[17] @ moment @ weight[17])) < 0.01

@@ -32,22 +32,28 @@ def channel_errors(weight: Tensor, decoded: Tensor, moment: Tensor) -> Tensor:
     return ((lost @ moment) * lost).sum(1) / ((weight @ moment) * weight).sum(1)
 
 
-@pytest.mark.parametrize(("method", "bits"), [("trellis", 2.0), ("trellis", 3.0), ("trellis", 4.0), ("additive", 3.0)])
-def test_a_vector_code_is_ahead_of_gptq_in_the_sum_and_in_the_worst_output(layer, method, bits):
+# The codebooks of the additive code take a tenth of its bits here.
+@pytest.mark.parametrize(
+    ("method", "bits", "left"),
+    [("trellis", 2.0, 0.75), ("trellis", 3.0, 0.75), ("trellis", 4.0, 0.75), ("additive", 3.0, 0.85)],
+)
+def test_a_vector_code_is_ahead_of_gptq_in_the_sum_and_in_the_worst_output(layer, method, bits, left):
     weight, moment = layer
     packed = quantize_weight(weight, moment, method=method, bits=bits)
     gptq = quantize_weight(weight, moment, method="gptq", bits=bits)
     assert packed.bits_per_weight < gptq.bits_per_weight
     ours, theirs = packed.decode(), gptq.decode()
-    assert relative_error(weight, ours, moment) < 0.75 * relative_error(weight, theirs, moment)
+    assert relative_error(weight, ours, moment) < left * relative_error(weight, theirs, moment)
     assert channel_errors(weight, ours, moment).max() < channel_errors(weight, theirs, moment).max()
 
 
-def test_without_outliers_a_scalar_code_has_to_save_the_layer(layer):
+def test_without_outliers_a_scalar_code_or_a_heavy_tail_has_to_save_the_layer(layer):
     weight, moment = layer
-    settings = TrellisSettings(outliers=False, coordinate_descent=0)
-    saved = quantize_weight(weight, moment, bits=3.0, settings=settings)
     kept = quantize_weight(weight, moment, bits=3.0)
-    assert isinstance(saved.spec, ScalarSpec)
-    assert 0 < kept.spec.outliers < 100
-    assert relative_error(weight, kept.decode(), moment) < 0.2 * relative_error(weight, saved.decode(), moment)
+    assert 0 < kept.outliers < 100
+    error = relative_error(weight, kept.decode(), moment)
+    for tail, least in (("auto", 1.3), (0.0, 5.0)):
+        settings = TrellisSettings(outliers=False, coordinate_descent=0, tail=tail, rotation=False)
+        saved = quantize_weight(weight, moment, bits=3.0, settings=settings)
+        assert isinstance(saved.spec, ScalarSpec) == (tail == 0.0)
+        assert relative_error(weight, saved.decode(), moment) > least * error

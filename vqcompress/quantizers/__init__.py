@@ -48,8 +48,8 @@ def quantize_weight(
     - ``output_moment [out, out]``: ``E[g gᵀ]`` of a loss's gradients in the outputs, which says what their errors cost
       together. The objective is then ``tr(G E H Eᵀ)``; refused by methods without ``output_feedback``.
 
-    A vector code gives way to a scalar one that has less error in no more bytes (`quantizers.scalar_fallback`), but for
-    baselines, shared codebooks and an output moment. The same arguments give the same bytes on one machine. Raises
+    A vector code gives way to a scalar one that has less error in no more bytes (`quantizers.scalar_fallback`), but not
+    with shared codebooks or an output moment. The same arguments give the same bytes on one machine. Raises
     `RecipeError`, `CalibrationError` and, for a weight that should stay dense, `UnfitWeightError`.
     """
     chosen = quantizer_of(method)
@@ -68,7 +68,7 @@ def quantize_weight(
         return QuantizedWeight(spec, tuple(weight.shape), tensors)
     if shared_codebooks is None:
         packed = chosen.quantize(matrix, moment, settings, float(bits), seed)
-        if METHODS[method].family == "vector" and not METHODS[method].baseline:
+        if METHODS[method].family == "vector":
             packed = better_of(packed, matrix, moment, float(bits))
         return QuantizedWeight(packed[0], tuple(weight.shape), packed[1])
     if chosen.learn_codebooks is None:

@@ -22,6 +22,8 @@ TAIL_STEP = 0.05  # the second look, on either side of the best
 SAMPLE_COLUMNS, SAMPLE_OUTPUTS = 24, 2048
 REACH = 3.5  # standard deviations
 LEAST_BLOCK = 16  # smaller blocks do not mix enough
+WEAK = 1 / 64  # of the mean power
+LITTLE = 0.25  # of a bit a weight
 ROTATION_MUST_LEAVE = 0.97  # of the error, at most: undoing a rotation takes time at every use
 LARGEST_STATE_BITS = 12  # larger states prefer the same tables, and take longer to say so
 
@@ -61,20 +63,33 @@ def select_source_model(
     """The model that encodes a few columns of ``weight [out, columns]`` at the least cost, within ``options``.
 
     Row scales count as what they cost: 16 bits an output would otherwise buy every weight of the output ``16 /
-    columns`` bits, and a bit reduces the error by a factor of four.
+    columns`` bits, and a bit reduces the error by a factor of four. Where outputs would drown in the error of
+    others, they get a scale each.
     """
     block = rotation_block(len(weight)) if len(weight) > 1 else 0
     sample = _Sample.of(weight, code, generator)
-    scalings = (False, True) if options.row_scales == "auto" else (options.row_scales,)
+    drowned = drowns_outputs(weight)
+    scalings = (drowned, True) if options.row_scales == "auto" else (options.row_scales,)
     if options.rotation is True:
         return replace(_best_tail(sample.rotated(block), scalings, options), rotation=block)
     best = _best_tail(sample, scalings, options)
     # A rotation makes outputs alike and tails nearly Gaussian, so that is the model to compare it with.
-    if options.rotation == "auto" and block >= LEAST_BLOCK and (best.tail > 0 or best.row_scales):
+    if options.rotation == "auto" and not drowned and block >= LEAST_BLOCK and (best.tail > 0 or best.row_scales):
         rotated = sample.rotated(block)
         if rotated.cost(SourceModel(0.0, False)) < ROTATION_MUST_LEAVE * sample.cost(best):
             return replace(_best_tail(rotated, (False,), options), rotation=block)
     return best
+
+
+def drowns_outputs(weight: Tensor) -> bool:
+    """Whether outputs of ``weight [out, columns]`` are so weak that errors as large as those of others would drown
+    them, and scales of their own cost little.
+
+    One scale for all, or a rotation, leaves the same error in every output: in one of a 64th of the mean power, more
+    than all of it at 3 bits. An output of zeros stays zero only under a scale of its own.
+    """
+    power = weight.square().mean(1)
+    return SCALE_BITS / weight.shape[1] <= LITTLE and bool((power < WEAK * power.mean()).any())
 
 
 def _best_tail(sample: _Sample, scalings: tuple[bool, ...], options: SourceOptions) -> SourceModel:

@@ -32,6 +32,7 @@ from vqcompress.quantizers.error_feedback import FeedbackPlanner
 from vqcompress.quantizers.outliers import NO_OUTLIERS, outliers_worth_storing
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_column_scales, coded_energy, column_scale_codes
+from vqcompress.quantizers.source_check import other_models
 from vqcompress.quantizers.source_model import SampleCode, SourceModel, SourceOptions, select_source_model
 from vqcompress.quantizers.trellis_columns import TrellisCode, TrellisColumns
 from vqcompress.search.gpu_viterbi import search_device
@@ -96,10 +97,12 @@ def quantize_trellis(
         outliers = outliers_worth_storing(weight, sensitivity, bits)
         weight, bits = outliers.removed_from(weight), bits - outliers.bits_per_weight(weight)
     task = _Task(weight, inputs, outputs, settings, bits, seed, on_gpu)
-    columns = task.swept(choose_column_scales(weight, settings.column_scales))
+    column_scales = choose_column_scales(weight, settings.column_scales)
+    columns = task.swept(column_scales)
     if settings.column_scales == "auto" and columns.out_of_range():
-        scaled = task.swept(column_scale_codes(weight))
-        columns = min(columns, scaled, key=lambda swept: swept.error(second_moment))
+        column_scales = column_scale_codes(weight)
+        columns = min(columns, task.swept(column_scales), key=lambda swept: swept.error(second_moment))
+    columns = task.checked(columns, column_scales, second_moment)
     if second_moment is not None:
         for _ in range(settings.coordinate_descent):
             columns.refit_scale(second_moment)
@@ -129,16 +132,33 @@ class _Task:
     seed: int
     on_gpu: torch.device | None
 
-    def swept(self, column_scales: Tensor | None) -> TrellisColumns:
+    def checked(
+        self, columns: TrellisColumns, column_scales: Tensor | None, second_moment: SecondMoment | None
+    ) -> TrellisColumns:
+        """``columns``, or those of another source model where their errors are not what their own promised.
+
+        Of several that were tried the best one that keeps its promise, or the best. Errors that are weighted together
+        by an output moment are not compared.
+        """
+        tried = [columns]
+        for model in other_models(columns.source, self._options(), self.weight):
+            if self.output_moment is not None or tried[-1].keeps_promise():
+                break
+            tried.append(self.swept(column_scales, model))
+        if len(tried) == 1:
+            return columns
+        return min(tried, key=lambda swept: (not swept.keeps_promise(), swept.error(second_moment)))
+
+    def swept(self, column_scales: Tensor | None, source: SourceModel | None = None) -> TrellisColumns:
         """All columns encoded once; ``column_scales`` are codes (uint8 ``[columns]``) of the sizes that columns start
-        with."""
+        with, and ``source`` is chosen if it is ``None``."""
         generator = torch.Generator().manual_seed(self.seed)
         weight, outputs, scaled = self.weight, self.output_moment, column_scales is not None
         state_bits = usable_state_bits(len(weight), self.settings.state_bits, self.bits)
         sizes = torch.ones(weight.shape[1]) if column_scales is None else column_scale_factors(column_scales)
         energy = sizes.double().square()
         costs = _Costs(energy if self.inputs is None else self.inputs.costs(sizes, self.bits, scaled=scaled), scaled)
-        source = self._source(weight / sizes, state_bits, costs, generator)
+        source = source or self._source(weight / sizes, state_bits, costs, generator)
         weight = rotate(weight.t(), source.rotation).t()
         if outputs is not None:
             outputs = rotate(rotate(outputs, source.rotation).t(), source.rotation)
@@ -150,11 +170,12 @@ class _Task:
         return columns
 
     def _source(self, weight: Tensor, state_bits: int, costs: _Costs, generator: torch.Generator) -> SourceModel:
-        settings = self.settings
-        options = SourceOptions(settings.tail, settings.row_scales, settings.rotation)
         plan = _plan(self.weight, costs, state_bits, SourceModel(0.0, False), self.bits)
-        code = SampleCode(state_bits, plan.rates, costs.own)
-        return select_source_model(weight, options, code, generator)
+        code = SampleCode(state_bits, plan.rates, costs.at_rate_0)
+        return select_source_model(weight, self._options(), code, generator)
+
+    def _options(self) -> SourceOptions:
+        return SourceOptions(self.settings.tail, self.settings.row_scales, self.settings.rotation)
 
 
 def usable_state_bits(outputs: int, wanted: int, bits: float) -> int:

@@ -24,11 +24,13 @@ from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.coordinate_descent import descend, squared_error
 from vqcompress.quantizers.error_feedback import Feedback
 from vqcompress.quantizers.scales import COLUMN_SCALES_MUST_SAVE, divide_by_scale, rms_scale
+from vqcompress.quantizers.source_check import keeps_promise
 from vqcompress.quantizers.source_model import SourceModel
 from vqcompress.search.coupled_viterbi import CoupledViterbi, factor_metric
 from vqcompress.search.gpu_viterbi import GpuViterbi
 from vqcompress.search.viterbi import CpuViterbi
 
+LEAST_RMS = 0.5
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
 
 
@@ -50,7 +52,8 @@ class TrellisColumns:
     ``output_moment [out, out]`` is what errors of a column cost together, ``None`` for the sum of their squares.
     ``on_gpu`` is where columns are searched, ``None`` for the CPU. ``distortions [columns]`` are those of the columns'
     codes on a source of unit variance. After `sweep`, ``costs [columns]`` is what errors cost, and ``costs_in_range``
-    what a code would have left that has the size of each target.
+    what a code would have left that has the size of each target; ``output_costs [out]`` and ``output_costs_in_range``
+    are the same by outputs (of the rotated weight).
     """
 
     def __init__(
@@ -66,10 +69,12 @@ class TrellisColumns:
         self.rates = self.plan.rates.tolist()
         leveled = weight if sizes is None else weight / sizes
         self.scale = rms_scale(leveled, self.source.row_scales)
+        self.emphasis = emphasis(self.scale) if self.source.row_scales and output_moment is None else None
         self.size = divide_by_scale(leveled, self.scale).abs().mean()
         self.distortions = torch.tensor([gaussian_error(self.state_bits, rate) for rate in self.rates])
         self.costs = torch.zeros(len(self.target), dtype=torch.float64)
         self.costs_in_range = torch.zeros(len(self.target), dtype=torch.float64)
+        self.output_costs, self.output_costs_in_range = torch.zeros(2, len(weight), dtype=torch.float64)
         self.symbols = torch.zeros(self.target.shape, dtype=torch.uint8)
         self.values = torch.zeros(self.target.shape)
         self.column_scales = None if sizes is None else torch.zeros(len(self.target), dtype=torch.uint8)
@@ -83,9 +88,10 @@ class TrellisColumns:
         def encode(column: int, target: Tensor) -> Tensor:
             decoded = self._encode(column, target)
             self.costs[column] = sensitivity[column] * squared_error(target - decoded, self.outputs)
-            self.costs_in_range[column] = (
-                sensitivity[column] * squared_error(target, self.outputs) * self.distortions[column]
-            )
+            in_range = sensitivity[column] * self.distortions[column]
+            self.costs_in_range[column] = in_range * squared_error(target, self.outputs)
+            self.output_costs += sensitivity[column] * (target - decoded).square()
+            self.output_costs_in_range += in_range * target.square()
             return decoded
 
         if feedback is None:
@@ -115,6 +121,10 @@ class TrellisColumns:
         )  # heavy tails cost everywhere
         bits = COLUMN_SCALE_BITS / self.target.shape[1] + COLUMN_SCALES_MUST_SAVE
         return bool(self.costs.sum() > 4.0**bits * usual * self.costs_in_range.sum())
+
+    def keeps_promise(self) -> bool:
+        """Whether all outputs' errors are about those of a code that their targets fit (`source_check`)."""
+        return keeps_promise(self.output_costs, self.output_costs_in_range, len(self.target))
 
     def descend(self, second_moment: SecondMoment) -> None:
         """One pass of coordinate descent; columns that do not improve get their codes back."""
@@ -179,7 +189,9 @@ class TrellisColumns:
             self.column_scales[column] = factor = nearest_column_scale(size / self.size)
             scale = scale * column_scale_factors(factor)
         if rate:
-            self.symbols[column], self.values[column] = self.search(target, scale, rate)
+            more = self.emphasis
+            sought = (target, scale) if more is None else (target * more, scale * more)
+            self.symbols[column], self.values[column] = self.search(*sought, rate)
         return self.values[column] * scale
 
     def _unscaled(self) -> Tensor:
@@ -198,6 +210,16 @@ class TrellisColumns:
             return torch.zeros(len(symbols), 0, dtype=torch.int8)
         at_once = max(1, PACK_WEIGHTS // symbols.shape[1])
         return torch.cat([pack(part, rate) for part in symbols.split(at_once)])
+
+
+def emphasis(scale: Tensor) -> Tensor:
+    """Factors ``[out]`` by which weak outputs count more in the search, given the outputs' ``scale [out]``.
+
+    The search trades errors of neighbouring outputs against each other. By their squares it would leave weak outputs as
+    noise, however fine their own scale is. Here each counts as one of `LEAST_RMS` times the mean at least.
+    """
+    least = LEAST_RMS * scale.square().mean().sqrt()
+    return torch.where(scale > 0, least / scale, 1.0).clamp_min(1.0)
 
 
 def _coupled_scales(target: Tensor, values: Tensor, filtered: Tensor, outputs: Tensor) -> Tensor:
