@@ -53,6 +53,7 @@ def convert(
     vqcompress convert dit-moe-b dit_moe_b_8E2A.pt --vae sd-vae-ft-ema -o out/dit-moe-b
     vqcompress convert lumina-next-t2i Lumina-Next-T2I --vae sdxl-vae --text-encoder gemma-2b -o out/lumina
     """
+    from vqcompress.checkpoint.local_names import forget_local_names
     from vqcompress.checkpoint.publication import publish
     from vqcompress.models.conversion import convert_official
     from vqcompress.models.pipeline_parts import PipelineParts, read_text, read_vae
@@ -65,6 +66,7 @@ def convert(
     )
     with publish(output, overwrite) as partial:
         convert_official(name, weights, partial, arguments=arguments, parts=parts)
+        forget_local_names(partial)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     click.echo(
         json.dumps({"output": str(output), "bytes": size})

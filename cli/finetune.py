@@ -15,7 +15,8 @@ from vqcompress.cli.quantize import parse_setting
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write [default: FOLDER itself].")
-@click.option("--model", help="Original that FOLDER was made from [default: the recipe's].")
+@click.option("--model", help="Original that FOLDER was made from [default: the recipe's; needed for a local one].")
+@click.option("--prompts", help="Prompt set [default: the recipe's; needed for a file].")
 @click.option(
     "--preset", type=click.Choice(["fast", "default", "best"]), help="How long to train [default: the recipe's]."
 )
@@ -58,7 +59,7 @@ def finetune(
     changes = {key: options[key] for key in ("preset", "steps", "rate") if options[key] is not None}
     changes |= dict(parse_setting(item) for item in options["settings"])
     if dry_run:
-        _dry_run(folder, changes, as_json)
+        _dry_run(folder, options["prompts"], changes, as_json)
         return
     from vqcompress.tuning import finetune as tune
 
@@ -67,6 +68,7 @@ def finetune(
             folder,
             output,
             model=options["model"],
+            prompts=options["prompts"],
             overwrite=overwrite,
             progress=progress,
             verified=not no_verify,
@@ -80,11 +82,11 @@ def finetune(
         click.echo(f"{written}: held-out error {outcome.before:.3e} -> {outcome.after:.3e} ({change:+.0%})")
 
 
-def _dry_run(folder: Path, changes: dict[str, Any], as_json: bool) -> None:
+def _dry_run(folder: Path, prompts: str | None, changes: dict[str, Any], as_json: bool) -> None:
     from vqcompress.tuning import tuning_cost
 
     with StageProgress(quiet=as_json):
-        expected = tuning_cost(folder, **changes)
+        expected = tuning_cost(folder, prompts, **changes)
     if as_json:
         click.echo(json.dumps(expected, indent=2))
         return

@@ -52,6 +52,26 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except VQCompressError as error:
             raise UserError(str(error)) from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            if (message := _of_this_machine(error)) is None:
+                raise
+            raise UserError(message) from error
+
+
+def _of_this_machine(error: OSError | RuntimeError | MemoryError) -> str | None:
+    """One line on what the machine refuses, memory or disk; None for an error of another kind."""
+    from vqcompress.disk import write_problem
+    from vqcompress.working_memory import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return (
+            "there is not enough memory; close other programs, or give less to --memory-budget or batches, and run the "
+            "same command again: what was finished is kept"
+        )
+    if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{write_problem(error) or error.strerror or error}; what was finished is kept"
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from vqcompress.errors import RecipeError
@@ -33,7 +35,9 @@ def test_what_was_dropped_is_refused_with_a_sentence(key, value):
 
 
 def test_an_unfinished_run_of_before_goes_on(tmp_path):
-    RunStore(tmp_path, {"seed": 0, "recipe": older()}).close()
+    with RunStore(tmp_path, {}) as store:
+        store.put_json("teacher.train", "length", 3)
+    (tmp_path / "signature.json").write_text(json.dumps({"seed": 0, "recipe": older()}) + "\n")
     now = {"seed": 0, "recipe": Recipe.parse(older()).to_dict()}
     with open_store(tmp_path, now, Workers()):
         pass

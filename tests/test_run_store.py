@@ -112,7 +112,8 @@ def test_killed_while_writing_then_resumed_gives_equal_bytes(tmp_path: Path) -> 
 
 
 def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
-    RunStore(tmp_path, SIGNATURE).close()
+    with RunStore(tmp_path, SIGNATURE) as store:
+        store.load_or_make("weights", KEY, tensors)
     changed = {**SIGNATURE, "bits": 4.0, "calibration": {"steps": 20, "prompts": "general"}, "new": 1}
     with pytest.raises(RecipeError) as caught:
         RunStore(tmp_path, changed)

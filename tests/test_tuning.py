@@ -52,9 +52,10 @@ def untuned(original, options, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(untuned, tmp_path_factory):
+def tuned(untuned, original, options, tmp_path_factory):
     """`untuned` after `finetune`, and the outcome."""
-    return finetune(untuned, tmp_path_factory.mktemp("tuned") / "out")
+    output = tmp_path_factory.mktemp("tuned") / "out"
+    return finetune(untuned, output, model=str(original), prompts=options["calibration"]["prompts"])
 
 
 def test_a_folder_learns_and_stays_an_ordinary_folder(untuned, tuned):
@@ -94,22 +95,27 @@ def test_quantize_fine_tunes_on_the_way(original, options, tmp_path):
         quantize(str(original), tmp_path / "no", finetune="full", components=("text_encoder",), **options)
 
 
-def test_the_command_line(untuned, tmp_path):
-    asked = CliRunner().invoke(main, ["finetune", str(untuned), "--dry-run", "--json"])
+def test_the_command_line(untuned, original, options, tmp_path):
+    sources = ["--model", str(original), "--prompts", options["calibration"]["prompts"]]
+    asked = CliRunner().invoke(main, ["finetune", str(untuned), "--dry-run", "--json", *sources])
     assert asked.exit_code == 0, asked.output
     expected = json.loads(asked.stdout)
     assert expected["learning"] > 1000
     assert all(expected[key] > 0 for key in ("peak_memory_bytes", "disk_bytes", "record_seconds", "train_seconds"))
     target = tmp_path / "cli"
-    done = CliRunner().invoke(main, ["finetune", str(untuned), "-o", str(target), "--steps", "2", "--json"])
+    done = CliRunner().invoke(main, ["finetune", str(untuned), "-o", str(target), "--steps", "2", "--json", *sources])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["held_out_error"]["steps"] == 2
     assert not (target / STATES).exists()
+    for left_out, hint in ((sources[2:], "--model"), (sources[:2], "--prompts")):  # a folder names no local files
+        refused = CliRunner().invoke(main, ["finetune", str(untuned), "-o", str(tmp_path / "x"), *left_out])
+        assert refused.exit_code == 2
+        assert hint in refused.stderr.splitlines()[-1]
     wrong = CliRunner().invoke(main, ["finetune", str(tmp_path), "-o", str(tmp_path / "x")])
     assert wrong.exit_code == 2
     assert "no vqcompress_recipe.yaml" in wrong.output
 
 
-def test_an_existing_output_is_not_replaced_unasked(untuned, tuned):
+def test_an_existing_output_is_not_replaced_unasked(untuned, tuned, original, options):
     with pytest.raises(CheckpointError, match="overwrite"):
-        finetune(untuned, tuned[0])
+        finetune(untuned, tuned[0], model=str(original), prompts=options["calibration"]["prompts"])

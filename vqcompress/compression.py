@@ -7,7 +7,6 @@ Under `torchrun` several processes share the batches of calibration and the laye
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,7 +19,9 @@ from vqcompress.architectures import architecture_of, open_pipeline
 from vqcompress.architectures.narrow_weights import hold_narrow
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.checkpoint import LayerRecord, save_pipeline
-from vqcompress.errors import CheckpointError, RecipeError
+from vqcompress.checkpoint.publication import check_target
+from vqcompress.checkpoint.reopening import check_reopens
+from vqcompress.errors import RecipeError
 from vqcompress.finetune import Teacher, TuningContext, prepare_distillation, swap_and_tune
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
@@ -32,12 +33,14 @@ from vqcompress.recipe import Recipe, current_names
 from vqcompress.stages.budget import allocate
 from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks, why_unfit
 from vqcompress.stages.importance import importance_of_layers
+from vqcompress.stages.journal import Journal
 from vqcompress.stages.output_recording import record_outputs
-from vqcompress.stages.plan import plan_components, recording_signature
+from vqcompress.stages.plan import plan_components
 from vqcompress.stages.recording import record_component, recorded_group
 from vqcompress.stages.run import Run, dense_bits, open_store
 from vqcompress.stages.sequential import encode_in_order, encodes_in_order
-from vqcompress.workers import expected_workers, joined_workers
+from vqcompress.stages.signature import recording_inputs, run_inputs, source_of
+from vqcompress.workers import Workers, expected_workers, joined_workers
 
 LEFT_DENSE = "its error costs the output more than its bits do: left dense by the model's budget"
 
@@ -62,39 +65,76 @@ def quantize(
     """
     output = Path(output)
     recipe = effective_recipe(model, recipe, changes)
-    if output.exists() and not overwrite:
-        raise CheckpointError(f"{output} exists; choose another folder or pass --overwrite (overwrite=True)")
     quantizer_of(recipe.method).check(settings_for(recipe.method, recipe.settings))
     _check_workers(recipe)
     _check_method(recipe)
+    journal = Journal(output.with_name(output.name + ".partial"), output, {"recipe": recipe.to_dict()})
+    with joined_workers() as workers:
+        settled = workers.all_gather(workers.is_main_process and journal.settle() is not None)[0]
+        if not (settled and isinstance(model, str)):
+            check_target(output, overwrite)
+            with ExitStack() as held:
+                folder = Path(calibration_folder) if calibration_folder else None
+                run = _open_run(held, model, recipe, journal.work, folder, workers, progress or silent)
+                _compress(run, output, overwrite, journal)
+            if workers.is_main_process:
+                journal.clear()
+    return output
+
+
+def _open_run(
+    held: ExitStack,
+    model: str | DiffusionPipeline,
+    recipe: Recipe,
+    work: Path,
+    calibration_folder: Path | None,
+    workers: Workers,
+    progress: Progress,
+) -> Run:
+    """The run, its folders held by ``held``."""
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
     pipeline = open_pipeline(model, narrow=recipe.finetune == "none") if isinstance(model, str) else model
     architecture = architecture_of(pipeline)
     prompts = named or load_prompts(architecture.prompt_set)
     layers, ignored = plan_components(recipe, pipeline, architecture)
+    source, note = source_of(model, pipeline, [folder for folder in (work, calibration_folder) if folder])
     if isinstance(model, str):
         hold_narrow(architecture.module(pipeline, architecture.denoiser), layers.get(architecture.denoiser, ()))
-    work = output.with_name(output.name + ".partial")
-    recorded = recording_signature(recipe, prompts, pipeline, architecture)
-    with ExitStack() as held:
-        workers = held.enter_context(joined_workers())
-        store = held.enter_context(open_store(work, {**recorded, "recipe": recipe.to_dict()}, workers))
-        recordings = (
-            held.enter_context(open_store(calibration_folder, recorded, workers)) if calibration_folder else store
-        )
-        report = progress if progress and workers.is_main_process else silent
-        run = Run(recipe, pipeline, architecture, store, recordings, prompts, report, ignored, workers)
-        chosen = () if recipe.finetune == "none" else run.chosen_prompts(recipe.calibration.count)
-        teacher = Teacher(pipeline, architecture, prompts.prompts, chosen)
-        distillation = prepare_distillation(recipe, teacher, list(layers), recordings, report)
-        run = replace(run, distillation=distillation)
-        records = [record for part in layers.items() for record in _compress_component(run, *part)]
-        if workers.is_main_process:
-            save_pipeline(pipeline, output, recipe=recipe.to_dict(), layers=records, overwrite=overwrite)
-        workers.barrier()
-    if workers.is_main_process:
-        shutil.rmtree(work)
-    return output
+    depends = (recipe, prompts, source, architecture.denoiser)
+    store = recordings = held.enter_context(open_store(work, run_inputs(*depends), workers, note))
+    if calibration_folder:
+        recordings = held.enter_context(open_store(calibration_folder, recording_inputs(*depends), workers, note))
+    report = progress if workers.is_main_process else silent
+    return Run(recipe, pipeline, architecture, store, recordings, prompts, report, layers, ignored, workers)
+
+
+def _compress(run: Run, output: Path, overwrite: bool, journal: Journal) -> None:
+    """All stages of ``run``, in every process; the first publishes."""
+    chosen = () if run.recipe.finetune == "none" else run.chosen_prompts(run.recipe.calibration.count)
+    teacher = Teacher(run.pipeline, run.architecture, run.prompts.prompts, chosen)
+    distillation = prepare_distillation(run.recipe, teacher, list(run.layers), run.recordings, run.progress)
+    run = replace(run, distillation=distillation)
+    records = [record for part in run.layers.items() for record in _compress_component(run, *part)]
+    if run.workers.is_main_process:
+        _publish(run, output, records, overwrite, journal)
+    run.workers.barrier()
+
+
+def _publish(run: Run, output: Path, records: list[LayerRecord], overwrite: bool, journal: Journal) -> None:
+    """Write the folder, open it again, compare a call, note it in the journal, and put it into its place."""
+
+    def check(partial: Path) -> None:
+        check_reopens(run.calibration_run(), partial)
+        journal.write(partial)
+
+    save_pipeline(
+        run.pipeline,
+        output,
+        recipe=run.recipe.to_dict(),
+        layers=records,
+        overwrite=overwrite,
+        before_publication=check,
+    )
 
 
 def _check_workers(recipe: Recipe) -> None:

@@ -7,9 +7,12 @@ complete and on disk (temporary file, fsync, rename), so every named file is val
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -20,10 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vqcompress.disk import sync, sync_folder, write_problem, write_with_umask
 from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
+from vqcompress.run_signature import StageInputs, changes_since
 
 SIGNATURE = "signature.json"
 LOCK = ".lock"
+SOURCE = "source.json"
 TEMPORARY = ".tmp"
 TENSORS, JSON = ".safetensors", ".json"
 STAGE = re.compile(r"[\w-][\w.-]*")
@@ -32,37 +38,35 @@ STAGE = re.compile(r"[\w-][\w.-]*")
 class RunStore:
     """Finished results of one run in ``folder``. One process locks it; others of the same job can join (``joins``).
 
-    ``signature`` is what the results depend on (recipe, prompts, base model), JSON values only. A folder with another
-    signature is refused. ``current`` converts the folder's signature to the form that this version writes. Use as a
-    context manager, or call `close`.
+    ``signature`` is what the results depend on: `StageInputs`, or JSON values that all stages depend on as settings. A
+    folder whose results were made with other settings is refused; results of other inputs are made again, and a line in
+    the log says so. ``current`` converts the folder's settings to the form that this version writes. Use as a context
+    manager, or call `close`. A folder without any result is removed then: a start that failed leaves nothing.
 
-    Raises `RecipeError` if the signature differs (the message names the keys), `VQCompressError` if another process has
+    Raises `RecipeError` if the settings differ (the message names the keys), `VQCompressError` if another process has
     locked the folder, `CheckpointError` if the folder cannot be written.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        signature: Mapping[str, Any],
+        signature: Mapping[str, Any] | Sequence[StageInputs],
         *,
         joins: bool = False,
-        current: Callable[[Any], Any] = lambda signature: signature,
+        current: Callable[[Any], Any] = lambda settings: settings,
     ) -> None:
         self.folder, self._current = Path(folder), current
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"the run folder {self.folder} cannot be made: {error.strerror}") from error
+        self._is_ours = not os.path.exists(self.folder) or (self.folder / LOCK).exists()
         self._lock = FileLock(self.folder / LOCK)
         if joins:
-            self._sign(signature)
             return
+        self._make_folder()
         self._take_lock()
         try:
-            self._sign(signature)
+            self._sign([StageInputs(".*", signature)] if isinstance(signature, Mapping) else signature)
             self._sweep()
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
 
     def __enter__(self) -> RunStore:
@@ -74,7 +78,12 @@ class RunStore:
         self.close()
 
     def close(self) -> None:
-        """Release the folder for other processes."""
+        """Release the folder for other processes; remove it if it holds no result."""
+        if self._lock.is_locked and self._is_ours and not self._stages():
+            with suppress(OSError):  # somebody put a file into it
+                for name in (SIGNATURE, SOURCE, LOCK):
+                    (self.folder / name).unlink(missing_ok=True)
+                self.folder.rmdir()
         self._lock.release()
 
     def load_or_make(self, stage: str, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -140,6 +149,11 @@ class RunStore:
         """Delete only the tensors of a finished result."""
         self._path(stage, key, TENSORS).unlink(missing_ok=True)
 
+    def put_source_note(self, note: Mapping[str, Any]) -> None:
+        """Keep what is known of the source's files (`read_source_note`), which no result depends on."""
+        if note != read_source_note(self.folder):
+            _publish_bytes(self.folder / SOURCE, _json(note))
+
     def _stage(self, stage: str) -> Path:
         if not STAGE.fullmatch(stage):
             raise CheckpointError(f"{stage!r} cannot name a stage of a run: use letters, digits, '.', '_' and '-'")
@@ -149,6 +163,13 @@ class RunStore:
         if not key:
             raise CheckpointError(f"a result of stage {stage!r} needs a non-empty key")
         return self._stage(stage) / (quote(key, safe="") + suffix)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = write_problem(error) or error.strerror
+            raise CheckpointError(f"the run folder {self.folder} cannot be made: {reason}") from error
 
     def _take_lock(self) -> None:
         try:
@@ -160,16 +181,38 @@ class RunStore:
         except OSError as error:
             raise CheckpointError(f"the run folder {self.folder} cannot be locked: {error}") from error
 
-    def _sign(self, signature: Mapping[str, Any]) -> None:
+    def _sign(self, inputs: Sequence[StageInputs]) -> None:
+        """Refuse a folder of other settings, discard results of other inputs, and note today's."""
         path = self.folder / SIGNATURE
-        ours = json.loads(_json(signature))
-        if not path.exists():
-            _publish_bytes(path, _json(signature))
-        elif changed := _differences(self._current(self._signed(path)), ours):
+        written = self._written(path) if path.exists() else {}
+        changes = changes_since(written, inputs, self._stages())
+        if changes.refused:
             raise RecipeError(
-                f"{self.folder} holds an unfinished run with other settings ({'; '.join(changed)}); "
+                f"{self.folder} holds an unfinished run with other settings ({'; '.join(changes.refused)}); "
                 "go on with the settings it was started with, or delete that folder"
             )
+        for stage in changes.stale:
+            shutil.rmtree(self.folder / stage)
+        if changes.stale:
+            logging.getLogger(__name__).warning(changes.sentence(self.folder))
+        now = {**written, **{each.stages: each.to_json() for each in inputs}}
+        if not path.exists() or json.loads(_json(now)) != self._signed(path):
+            _publish_bytes(path, _json(now))
+
+    def _written(self, path: Path) -> dict[str, Any]:
+        """The inputs in the folder's signature. Earlier versions wrote the settings alone."""
+        found = self._signed(path)
+        by_stages = isinstance(found, dict) and all(
+            isinstance(value, dict) and value.keys() == {"settings", "found"} for value in found.values()
+        )
+        parts = found if by_stages else {".*": {"settings": found, "found": {}}}
+        return {stages: {**part, "settings": self._current(part["settings"])} for stages, part in parts.items()}
+
+    def _stages(self) -> list[str]:
+        """Stages with at least one result."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and any(path.iterdir()))
 
     @staticmethod
     def _signed(path: Path) -> Any:
@@ -184,6 +227,15 @@ class RunStore:
         """Remove temporary files of interrupted writes. This process has the lock, so no other one is writing."""
         for path in self.folder.rglob(f"*{TEMPORARY}"):
             path.unlink(missing_ok=True)
+
+
+def read_source_note(folder: Path) -> dict[str, Any]:
+    """What an earlier start noted of the source's files; empty where it noted nothing or the note is damaged."""
+    try:
+        note = read_json(folder / SOURCE)
+    except CheckpointError:
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -239,38 +291,17 @@ def _publish(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        _sync(temporary, os.O_RDWR)
+        write_with_umask(temporary, write)
+        sync(temporary, os.O_RDWR)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be written: {error}") from error
+        raise CheckpointError(_unwritten(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path, mode: int) -> None:
-    handle = os.open(path, mode)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync a folder so that a rename is on disk. Only on POSIX, because other systems cannot open folders."""
-    if os.name == "posix":
-        _sync(folder, os.O_RDONLY)
-
-
-def _differences(before: Any, now: Any, at: str = "") -> list[str]:
-    """The changed values, as ``key: old -> new`` with dotted keys."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{at}.{key}".lstrip("."))]
-    return [] if before == now else [f"{at or 'everything'}: {_short(before)} -> {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _unwritten(path: Path, error: Exception) -> str:
+    if (problem := write_problem(error)) is None:
+        return f"{path} cannot be written: {error}"
+    return f"{path} cannot be written: {problem}, then run the same command again; what was finished is kept"

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from vqcompress.architectures import Pipeline, architecture_of, open_pipeline
+from vqcompress.architectures import Architecture, Pipeline, architecture_of, open_pipeline
+from vqcompress.architectures.source_weights import json_hash
 from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.checkpoint import check_hashes, load, save_pipeline
 from vqcompress.checkpoint.layer_table import read_layer_table
 from vqcompress.checkpoint.manifest import read_manifest
 from vqcompress.checkpoint.publication import check_target
+from vqcompress.checkpoint.reopening import check_reopens
 from vqcompress.checkpoint.saving import RECIPE_NAME
-from vqcompress.errors import CheckpointError, VQCompressError
+from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.errors import ArchitectureError, CalibrationError, CheckpointError, VQCompressError
 from vqcompress.finetune import (
-    DistillationData,
     Outcome,
     Teacher,
     TuningContext,
@@ -32,8 +34,11 @@ from vqcompress.finetune.cost import cost
 from vqcompress.layers import vq_layers
 from vqcompress.progress import Progress, silent
 from vqcompress.recipe import FORMER_TRAINING_NAMES, Recipe, current_names
+from vqcompress.run_signature import StageInputs
 from vqcompress.run_store import RunStore
+from vqcompress.stages.journal import Journal
 from vqcompress.stages.run import open_store
+from vqcompress.stages.signature import code_hash, source_of
 from vqcompress.workers import Workers, joined_workers
 
 
@@ -42,6 +47,7 @@ def finetune(
     output: str | Path | None = None,
     *,
     model: str | None = None,
+    prompts: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     verified: bool = True,
@@ -50,51 +56,81 @@ def finetune(
     """Fine-tune the denoiser in ``folder`` on outputs of the original model; write ``output`` (None: ``folder``
     itself).
 
-    ``model`` is that original, by default the one that the folder's recipe names; ``changes`` are keys of `Training`.
-    Prompts are those of the recipe's set that calibration did not use. A run that was stopped goes on with the same
-    call. Without ``verified``, the folder is not compared with its manifest. Returns the folder written, and held-out
-    losses before and after. Raises a `VQCompressError` for whatever a user can fix.
+    ``model`` is that original and ``prompts`` a prompt set, by default those that the folder's recipe names: a local
+    model and a file of prompts must be given, because a folder says nothing of the machine that it was made on.
+    ``changes`` are keys of `Training`. Prompts that calibration used are left out. A run that was stopped goes on with
+    the same call. Without ``verified``, the folder is not compared with its manifest. Returns the folder written, and
+    held-out losses before and after. Raises a `VQCompressError` for whatever a user can fix.
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    check_target(output, overwrite or output == folder)
-    recipe = tuning_recipe(folder, model, changes)
-    if verified:
-        check_hashes(folder)  # before anything is recorded, which can take hours
-    work = output.with_name(output.name + ".finetune.partial")
+    recipe = tuning_recipe(folder, model, changes, prompts)
+    journal = Journal(output.with_name(output.name + ".finetune.partial"), output, {"finetune": recipe.to_dict()})
     with joined_workers() as workers:
+        settled = workers.all_gather(journal.settle() if workers.is_main_process else None)[0]
+        if settled is not None:
+            return output, _outcome(settled["result"])
+        check_target(output, overwrite or output == folder)
+        if verified:
+            check_hashes(folder)  # before anything is recorded, which can take hours
         tell = progress if progress and workers.is_main_process else silent
-        with open_store(work, _signature(folder, recipe), workers) as store:
-            distillation = _distillation(recipe, store, workers, tell)
-            pipeline = load(folder, checked=verified)
-            architecture = architecture_of(pipeline)
-            denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
-            context = TuningContext.of(
-                pipeline, architecture, recipe, distillation, store, workers=workers, progress=tell
-            )
-            requantization = plan_requantization(denoiser, lambda: _dense_denoiser(recipe), context)
-            outcome = tune_whole(denoiser, context, requantization)
-            _check_kinship(outcome, folder, recipe)
-            if workers.is_main_process:
-                records = read_layer_table(folder)
-                save_pipeline(pipeline, output, recipe=recipe.to_dict(), layers=records, overwrite=True)
+        with _tuning_store(journal.work, folder, recipe, workers, tell) as store:
+            outcome = _tune(folder, output, recipe, store, journal, workers, tell, verified)
         if workers.is_main_process:
-            shutil.rmtree(work)
+            journal.clear()
         workers.barrier()
     return output, outcome
 
 
-def tuning_cost(folder: str | Path, **changes: Any) -> dict[str, Any]:
+def _tune(
+    folder: Path,
+    output: Path,
+    recipe: Recipe,
+    store: RunStore,
+    journal: Journal,
+    workers: Workers,
+    progress: Progress,
+    verified: bool,
+) -> Outcome:
+    """Train the denoiser in ``folder`` on what ``store`` has of the original, in all processes; the first publishes."""
+    distillation = open_distillation(store.folder)
+    pipeline = load(folder, checked=verified)
+    architecture = architecture_of(pipeline)
+    denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
+    context = TuningContext.of(pipeline, architecture, recipe, distillation, store, workers=workers, progress=progress)
+    requantization = plan_requantization(denoiser, lambda: _dense_denoiser(recipe), context)
+    outcome = tune_whole(denoiser, context, requantization)
+    _check_kinship(outcome, folder, recipe)
+    if workers.is_main_process:
+        one = _prompts(recipe, architecture)[:1]
+        run = SamplingRun(pipeline, architecture, one, recipe.seed, recipe.calibration.sampling)
+
+        def check(partial: Path) -> None:
+            check_reopens(run, partial)
+            journal.write(partial, asdict(outcome))
+
+        save_pipeline(
+            pipeline,
+            output,
+            recipe=recipe.to_dict(),
+            layers=read_layer_table(folder),
+            overwrite=True,
+            before_publication=check,
+        )
+    return outcome
+
+
+def tuning_cost(folder: str | Path, prompts: str | None = None, **changes: Any) -> dict[str, Any]:
     """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetune.cost.Cost`."""
-    recipe = tuning_recipe(Path(folder), None, changes)
+    recipe = tuning_recipe(Path(folder), None, changes, prompts)
     pipeline = load(folder)
     architecture = architecture_of(pipeline)
-    prompt = load_prompts(recipe.calibration.prompts or architecture.prompt_set).prompts[0]
+    prompt = _prompts(recipe, architecture)[0]
     return asdict(cost(pipeline, architecture, recipe, prompt))
 
 
-def tuning_recipe(folder: Path, model: str | None, changes: dict[str, Any]) -> Recipe:
-    """The folder's recipe with fine-tuning asked for and ``changes`` applied to its `Training`."""
+def tuning_recipe(folder: Path, model: str | None, changes: dict[str, Any], prompts: str | None = None) -> Recipe:
+    """The folder's recipe with fine-tuning asked for, ``changes`` applied to its `Training`, and other ``prompts``."""
     path = folder / RECIPE_NAME
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {RECIPE_NAME}: it is no folder that vqcompress wrote")
@@ -102,33 +138,65 @@ def tuning_recipe(folder: Path, model: str | None, changes: dict[str, Any]) -> R
     data = recipe.to_dict()
     training = data["training"] | current_names(changes, FORMER_TRAINING_NAMES)
     data |= {"finetune": "full", "training": training, "model": model or recipe.model}
+    data["calibration"] |= {"prompts": prompts or recipe.calibration.prompts}
     return Recipe.parse(data)
 
 
-def _signature(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    manifest = {name: entry["sha256"] for name, entry in read_manifest(folder).items()}
-    return {"version": version("vqcompress"), "recipe": recipe.to_dict(), "folder": manifest}
-
-
-def _distillation(recipe: Recipe, store: RunStore, workers: Workers, progress: Progress) -> DistillationData:
-    """Recorded by the first process, read by all; the original is freed before the packed model is opened."""
-    if workers.is_main_process:
-        pipeline: Pipeline = open_pipeline(recipe.model)
-        architecture = architecture_of(pipeline)
-        if vq_layers(architecture.module(pipeline, architecture.denoiser)):
-            raise VQCompressError(f"{recipe.model} is compressed itself; name the original model with --model")
-        prompts = load_prompts(recipe.calibration.prompts or architecture.prompt_set).prompts
+@contextmanager
+def _tuning_store(work: Path, folder: Path, recipe: Recipe, workers: Workers, progress: Progress) -> Iterator[RunStore]:
+    """The run's folder with the original's calls in it. The first process records them, and frees the original before
+    the packed model is opened."""
+    if not workers.is_main_process:
+        with open_store(work, {}, workers) as store:
+            workers.barrier()
+            yield store
+        return
+    pipeline: Pipeline = _original(recipe)
+    architecture = architecture_of(pipeline)
+    if vq_layers(architecture.module(pipeline, architecture.denoiser)):
+        raise VQCompressError(f"{recipe.model} is compressed itself; name the original model with --model")
+    prompts = _prompts(recipe, architecture)
+    source, note = source_of(recipe.model, pipeline, [work])
+    with open_store(work, _inputs(folder, recipe, prompts, source), workers, note) as store:
         used = choose_diverse(prompts, recipe.calibration.count, recipe.seed)
         record_distillation(Teacher(pipeline, architecture, prompts, used), recipe, store, progress)
         del pipeline
-    workers.barrier()
-    return open_distillation(store.folder)
+        workers.barrier()
+        yield store
+
+
+def _inputs(folder: Path, recipe: Recipe, prompts: Sequence[str], source: Mapping[str, Any]) -> tuple[StageInputs, ...]:
+    """What the original's calls depend on, and what training does."""
+    manifest = {name: entry["sha256"] for name, entry in read_manifest(folder).items()}
+    settings = {"recipe": recipe.to_dict(), "prompts": json_hash(prompts)}
+    return (
+        StageInputs(r"teacher\..*", settings, source),
+        StageInputs(r"finetune\..*", settings, {**source, "folder": manifest, "code": code_hash()}),
+    )
+
+
+def _original(recipe: Recipe) -> Pipeline:
+    try:
+        return open_pipeline(recipe.model)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{error}; name the original model, or where it is, with --model") from error
+
+
+def _prompts(recipe: Recipe, architecture: Architecture) -> tuple[str, ...]:
+    try:
+        return load_prompts(recipe.calibration.prompts or architecture.prompt_set).prompts
+    except CalibrationError as error:
+        raise CalibrationError(f"{error}; name the prompt set with --prompts") from error
 
 
 def _dense_denoiser(recipe: Recipe) -> nn.Module:
-    pipeline: Pipeline = open_pipeline(recipe.model)
+    pipeline: Pipeline = _original(recipe)
     architecture = architecture_of(pipeline)
     return architecture.module(pipeline, architecture.denoiser)
+
+
+def _outcome(entry: Mapping[str, Any]) -> Outcome:
+    return Outcome(**{**entry, "history": tuple((step, loss) for step, loss in entry["history"])})
 
 
 def _check_kinship(outcome: Outcome, folder: Path, recipe: Recipe) -> None:

@@ -44,6 +44,14 @@ def _malloc_trim() -> ctypes._NamedFuncPointer | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that an allocation failed, on the CPU or on a GPU. torch has no class for the first."""
+    said = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in said)
+    )
+
+
 class WorkingMemory:
     """``budget`` bytes shared by threads. A task that needs more than the budget runs alone."""
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
+import sys
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 from vqcompress.checkpoint import MANIFEST_NAME, RECIPE_NAME, save_pipeline
 from vqcompress.checkpoint.publication import publish
+from vqcompress.disk import exchange, held
 from vqcompress.errors import CheckpointError
 
 
@@ -58,6 +63,55 @@ def test_existing_folders_are_kept(tmp_path):
     assert (folder / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_replacing_is_one_step_where_the_system_can(compressed_folder, tmp_path, at_once):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    (one / "file").write_text("one")
+    if at_once:
+        assert exchange(one, other) == (sys.platform == "linux")
+        assert [path.name for path in other.iterdir()] == (["file"] if sys.platform == "linux" else [])
+    else:
+        assert not exchange(one, tmp_path / "nowhere")
+        assert [path.name for path in one.iterdir()] == ["file"]
+
+
+REFUSALS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES]
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_what_the_disk_refuses_is_one_line_and_changes_nothing(compressed_folder, tmp_path, number, kind):
+    """safetensors names the number in its message only."""
+    folder = tmp_path / "out"
+    shutil.copytree(compressed_folder, folder)
+    before = (folder / MANIFEST_NAME).read_bytes()
+    error = OSError(number, os.strerror(number)) if kind is OSError else SafetensorError(f"… (os error {number})")
+
+    def write() -> None:
+        with publish(folder, overwrite=True) as partial:
+            (partial / "half").write_text("written")
+            raise error
+
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*; .*, then run the same command again") as caught:
+        write()
+    assert "\n" not in str(caught.value)
+    assert (folder / MANIFEST_NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_all_files_have_the_modes_of_new_ones(compressed_pipeline, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = save_pipeline(compressed_pipeline, tmp_path / "out", recipe={})
+    finally:
+        os.umask(before)
+    modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in [folder, *folder.rglob("*")]}
+    assert modes == {(True, 0o777 & ~umask), (False, 0o666 & ~umask)}
+
+
 def test_overwriting_replaces_a_pipeline(compressed_folder, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(compressed_folder, folder)
@@ -77,11 +131,14 @@ DEAD = 2**22 + 1  # beyond what Linux numbers processes up to
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
+    """Also under the number of a process that lives: numbers come again. What a living process holds stays."""
     (tmp_path / f".out.{DEAD}.partial").mkdir()
-    (tmp_path / f".out.{os.getppid()}.old.partial").mkdir()
-    with publish(tmp_path / "out") as partial:
+    (tmp_path / f".out.{os.getppid()}.partial").mkdir()
+    in_use = tmp_path / f".out.{DEAD + 1}.partial"
+    in_use.mkdir()
+    with held(in_use), publish(tmp_path / "out") as partial:
         (partial / "file").write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".out.{os.getppid()}.old.partial", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [in_use.name, "out"]
 
 
 def test_a_folder_that_was_being_replaced_comes_back(tmp_path):

@@ -11,6 +11,7 @@ import yaml
 
 from vqcompress.architectures import ALIASES, architecture_of
 from vqcompress.checkpoint.layer_table import LayerRecord
+from vqcompress.checkpoint.local_names import public_name
 from vqcompress.errors import VQCompressError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -119,13 +120,7 @@ def prompt_source(recipe: Mapping[str, Any], pipeline: Any) -> str | None:
     try:
         prompts = load_prompts(name or architecture_of(pipeline).prompt_set)
     except VQCompressError:
-        return None if name is None else f"the prompt set `{_shown(name)}`"
-    used = min(calibration.get("count") or len(prompts.prompts), len(prompts.prompts))
-    return (
-        f"{used} of the {len(prompts.prompts)} prompts of the set `{_shown(prompts.name)}` (SHA-256 `{prompts.sha256}`)"
-    )
-
-
-def _shown(name: str) -> str:
-    """A file by its name alone: a published card must not show this machine's paths."""
-    return Path(name).name if Path(name).is_file() else name
+        return None if name is None else f"the prompt set `{public_name(name)}`"
+    held, called = len(prompts.prompts), public_name(prompts.name)
+    used = min(calibration.get("count") or held, held)
+    return f"{used} of the {held} prompts of the set `{called}` (SHA-256 `{prompts.sha256}`)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -14,7 +15,9 @@ from torch import nn
 from vqcompress.bundle import write_bundle
 from vqcompress.checkpoint.ldm_checkpoint import checkpoint_metadata, has_ldm_layout, ldm_tensors
 from vqcompress.checkpoint.loading import load
-from vqcompress.checkpoint.publication import check_target, publish
+from vqcompress.checkpoint.local_names import forget_local_names
+from vqcompress.checkpoint.publication import check_target, naming_disk_problems, publish
+from vqcompress.disk import sync, write_with_umask
 from vqcompress.errors import CheckpointError, RecipeError
 from vqcompress.layers import make_dense, vq_layers
 
@@ -45,6 +48,7 @@ def dequantize(
     if not single:
         with publish(output, overwrite) as partial:
             pipeline.save_pretrained(partial, safe_serialization=True)
+            forget_local_names(partial)
     elif layout == "ldm" or (layout is None and has_ldm_layout(pipeline)):
         _write_ldm(pipeline, output, dtype)
     else:
@@ -73,26 +77,28 @@ def _dense(pipeline: Any, dtype: torch.dtype) -> Any:
 
 
 def _write_ldm(pipeline: Any, output: Path, dtype: torch.dtype) -> None:
-    partial = _beside(output)
-    try:
-        save_file(ldm_tensors(pipeline), partial, metadata=checkpoint_metadata(pipeline, dtype))
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors, metadata = ldm_tensors(pipeline), checkpoint_metadata(pipeline, dtype)
+    _write_file(output, lambda partial: write_with_umask(partial, lambda path: save_file(tensors, path, metadata)))
 
 
 def _write_diffusers(pipeline: Any, output: Path) -> None:
-    partial = _beside(output)
-    try:
+    def write(partial: Path) -> None:
         with TemporaryDirectory(dir=partial.parent, prefix=f".{output.name}.") as folder:
             pipeline.save_pretrained(folder, safe_serialization=True)
+            forget_local_names(Path(folder))
             write_bundle(folder, partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    _write_file(output, write)
 
 
-def _beside(output: Path) -> Path:
-    """The file to write first; it then replaces ``output`` in one rename."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return output.with_name(f".{output.name}.{os.getpid()}.partial")
+def _write_file(output: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a file beside ``output``, which it then replaces in one rename."""
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    with naming_disk_problems(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(partial)
+            sync(partial)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)

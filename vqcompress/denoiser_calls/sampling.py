@@ -8,6 +8,7 @@ from typing import Any
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.errors import CalibrationError
 from vqcompress.sampling_config import SamplingConfig
+from vqcompress.working_memory import is_out_of_memory
 
 PROBE_STEPS = 2
 
@@ -68,4 +69,18 @@ class SamplingRun:
             self.architecture.encode(self.pipeline, prompts, guidance=guidance)
             return None
         seeds = range(self.seed + first, self.seed + first + len(prompts))
-        return self.architecture.sample(self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent")
+        try:
+            return self.architecture.sample(self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent")
+        except (ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise CalibrationError(self._refusal(sampling, error)) from error
+
+    def _refusal(self, sampling: SamplingConfig, error: Exception) -> str:
+        how = sampling.resolve(self.architecture.defaults)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return (
+            f"{type(self.pipeline).__name__} cannot sample {how.height} x {how.width} pixels in {how.steps} steps: "
+            f"{reason}; choose another resolution (most models take multiples of 8 or 16), or steps and guidance that "
+            "suit it"
+        )

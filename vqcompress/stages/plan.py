@@ -1,44 +1,15 @@
-"""What a run will do, and what its results depend on."""
+"""What a run will do."""
 
 from __future__ import annotations
-
-import hashlib
-from importlib.metadata import version
-from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from vqcompress.architectures import Architecture
 from vqcompress.architectures.plain_pipeline import refuse_changed
-from vqcompress.calibration.prompts import PromptSet
 from vqcompress.errors import ArchitectureError
 from vqcompress.layers import vq_layers
 from vqcompress.recipe import Recipe
-
-
-def recording_signature(
-    recipe: Recipe, prompts: PromptSet, pipeline: DiffusionPipeline, architecture: Architecture
-) -> dict[str, Any]:
-    """What calibration depends on: a stopped run, or another one that reuses its recordings, must agree on it."""
-    return {
-        "version": version("vqcompress"),
-        "calibration": recipe.calibration.model_dump(mode="json", exclude={"order"}),  # of encoding
-        "keep": recipe.ignore,  # the key of folders written before the setting was called so
-        "seed": recipe.seed,
-        "prompts": prompts.sha256,
-        "base": {name: _fingerprint(getattr(pipeline, name)) for name in architecture.components},
-    }
-
-
-def _fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and a sample of every tensor's values: another base model changes it."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def plan_components(

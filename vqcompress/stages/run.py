@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.finetune import DistillationData
 from vqcompress.progress import Progress
 from vqcompress.recipe import Recipe, current_signature
+from vqcompress.run_signature import StageInputs
 from vqcompress.run_store import RunStore
 from vqcompress.storage_dtype import narrowest_dtype
 from vqcompress.workers import Workers
@@ -29,8 +30,8 @@ Made = TypeVar("Made")
 class Run:
     """What the stages of one run share.
 
-    ``ignored`` maps a component to its layers that stay dense, and why. ``moments`` names the recorded second moments
-    that layers are encoded for.
+    ``layers`` maps a component to its layers to quantize; ``ignored`` to those that stay dense, and why. ``moments``
+    names the recorded second moments that layers are encoded for.
     """
 
     recipe: Recipe
@@ -40,6 +41,7 @@ class Run:
     recordings: RunStore
     prompts: PromptSet
     progress: Progress
+    layers: dict[str, list[str]]
     ignored: dict[str, dict[str, str]]
     workers: Workers
     distillation: DistillationData | None = None
@@ -85,13 +87,20 @@ class Run:
 
 
 @contextmanager
-def open_store(folder: str | Path, signature: Mapping[str, Any], workers: Workers) -> Iterator[RunStore]:
-    """A run's folder, open in all processes of ``workers``; the first holds it for all. A run of an older version
-    goes on."""
+def open_store(
+    folder: str | Path,
+    signature: Mapping[str, Any] | Sequence[StageInputs],
+    workers: Workers,
+    source_note: Mapping[str, Any] | None = None,
+) -> Iterator[RunStore]:
+    """A run's folder, open in all processes of ``workers``; the first holds it for all, and keeps ``source_note`` in
+    it. A run of an older version goes on."""
     if not workers.is_main_process:
         workers.barrier()
     with RunStore(folder, signature, joins=not workers.is_main_process, current=current_signature) as store:
         if workers.is_main_process:
+            if source_note:
+                store.put_source_note(source_note)
             workers.barrier()
         yield store
 

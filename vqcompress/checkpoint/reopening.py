@@ -1,0 +1,77 @@
+"""Open a folder before it is published, and compare one call of its denoiser with that of the pipeline in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqcompress.checkpoint.loading import load
+from vqcompress.denoiser_calls.call import call_arguments, first_output
+from vqcompress.denoiser_calls.call_tensors import flatten
+from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.errors import CheckpointError
+
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference relative to the largest value. Kernels round differently by where in memory tensors lie."""
+EXACT = 1e-4
+
+
+class _Seen(BaseException):
+    """Ends a sampling run after its first call. Not an Exception, so that no pipeline swallows it."""
+
+
+def check_reopens(run: SamplingRun, folder: Path) -> None:
+    """Raise `CheckpointError` unless ``folder`` opens and samples like ``run.pipeline``, from which it was written.
+
+    Both sample the first prompt up to the denoiser's first call. Its arguments show that tokenizers, text encoders and
+    scheduler came back, its output that the denoiser did.
+    """
+    network = run.architecture.module(run.pipeline, run.architecture.denoiser)
+    opened = load(folder, dtype=next(p for p in network.parameters() if p.is_floating_point()).dtype)
+    opened.to(next(network.parameters()).device)
+    before, after = _first_call(run), _first_call(replace(run, pipeline=opened))
+    if before.keys() != after.keys():
+        raise _different(f"the denoiser is given {', '.join(sorted(before.keys() ^ after.keys()))} only once")
+    for name, value in before.items():
+        if not (difference := _difference(value, after[name])) <= TOLERANCE.get(value.dtype, EXACT):  # NaN is above too
+            raise _different(f"{name} of the denoiser's first call differs by {difference:.2g}")
+
+
+def _first_call(run: SamplingRun) -> dict[str, Tensor]:
+    """Floating-point arguments and output of the denoiser's first call."""
+    network: nn.Module = run.architecture.module(run.pipeline, run.architecture.denoiser)
+    seen: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        named = {**flatten(call_arguments(module, args, kwargs)), "the output": first_output(output)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        seen.update({name: value.detach() for name, value in tensors.items() if value.is_floating_point()})
+        raise _Seen
+
+    handle = network.register_forward_hook(note, with_kwargs=True)
+    try:
+        run.probe()
+    except _Seen:
+        pass
+    finally:
+        handle.remove()
+    return seen
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    largest = float(one.float().abs().max()) if one.numel() else 0.0
+    gap = float((one.float() - other.to(one.device).float()).abs().max()) if one.numel() else 0.0
+    return gap / largest if largest else gap
+
+
+def _different(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the folder that was written does not sample like the pipeline in memory ({what}), so it is not published; "
+        "run the same command again, and report this with the recipe if it stays so"
+    )

@@ -1,0 +1,128 @@
+"""The disk under a result: what may go wrong with it in one sentence, and steps that happen whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
+
+_PROBLEMS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "a file would be larger than this process or file system may write; raise that limit (ulimit -f)",
+    errno.EROFS: "the file system is read-only; choose a place that can be written",
+    errno.EACCES: "permission is denied; make the folder writable",
+    errno.EPERM: "the operation is not permitted there; make the folder writable",
+    errno.EIO: "the disk reports an error; check it",
+    errno.EMFILE: "too many files are open; raise that limit (ulimit -n)",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOTDIR: "a part of the path is a file; choose another place",
+    errno.ELOOP: "the path has a loop of symbolic links; choose another place",
+}
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+
+
+def write_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk and what to do about it, or None if ``error`` is about something else.
+
+    safetensors and tokenizers, which write in Rust, name the system's error number only in their message.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (named := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(named[1])
+    return _PROBLEMS.get(number) if number is not None else None
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can still write under ``folder``, or where it will be made."""
+    while not folder.exists():
+        folder = folder.parent
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Mark ``folder`` as in use by this process, until the block ends or the process dies (`is_held`)."""
+    handle = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    try:
+        if handle is not None:
+            _try_lock(handle)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a living process holds ``folder``; None where the file system cannot tell."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        taken = _try_lock(handle)
+    finally:
+        os.close(handle)
+    return None if taken is None else not taken
+
+
+def _try_lock(handle: int) -> bool | None:
+    """Whether the lock was free; None where the file system has no locks on folders."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders exchange names in one step. False, and nothing happened, where the system cannot do that."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    return rename is not None and not rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+
+
+def write_with_umask(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill the new file ``path``. It gets the mode that the umask gives to new files.
+
+    safetensors writes through a temporary file, which is readable to its owner only.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    write(path)
+    path.chmod(mode)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file and folder below ``folder``, and itself, to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            sync(path)
+        elif path.is_dir():
+            sync_folder(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk. Only on POSIX, because other systems cannot open folders."""
+    if os.name == "posix":
+        sync(folder)
+
+
+def sync(path: Path, mode: int = os.O_RDONLY) -> None:
+    """Bring one file to the disk."""
+    handle = os.open(path, mode)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

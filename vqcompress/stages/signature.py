@@ -1,0 +1,121 @@
+"""What each stage of a run depends on: recipe keys, prompts, the source's weights and scheduler, versions and code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+import vqcompress
+from vqcompress.architectures.source_weights import (
+    component_hashes,
+    json_hash,
+    scheduler_config,
+    source_files,
+    vocabulary_hashes,
+)
+from vqcompress.calibration.prompts import PromptSet
+from vqcompress.recipe import Recipe
+from vqcompress.run_signature import StageInputs
+from vqcompress.run_store import read_source_note
+
+LIBRARIES = ("torch", "diffusers", "transformers")
+NOT_IN_RESULTS = ("cli", "report", "shapes", "checkpoint", "integrations", "compression.py", "tuning.py", "estimate.py")
+"""Parts of the package whose code no stored result depends on."""
+
+OF_ENCODING = (
+    *("quantizers", "search", "finetune", "formats", "kernels", "layers", "bitpack.py", "methods.py", "recipe.py"),
+    *("stages/encoding.py", "stages/budget.py", "stages/sequential.py", "stages/signature.py", "stages/plan.py"),
+)
+"""Parts whose code recordings of a dense model do not depend on."""
+
+
+def source_of(
+    model: str | DiffusionPipeline, pipeline: DiffusionPipeline, folders: Sequence[Path]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What calibration finds in the source, and a note of it for run folders: ten gigabytes need not be read again at
+    every start. ``folders`` may have such notes. None for a source that is no files.
+
+    Raises `ArchitectureError` if a weight is not finite.
+    """
+    files = source_files(model, pipeline)
+    stamp = json_hash(files) if files else None
+    known = next((note for note in map(read_source_note, folders) if stamp and note.get("files") == stamp), None)
+    hashes = known["hashes"] if known else component_hashes(pipeline, files)
+    found = {
+        "weights": hashes,
+        "vocabulary": vocabulary_hashes(pipeline),
+        "scheduler": scheduler_config(pipeline),
+        "versions": {package: version(package) for package in LIBRARIES},
+        "code": code_hash(OF_ENCODING),
+    }
+    return found, {"files": stamp, "hashes": hashes} if stamp else None
+
+
+def recording_inputs(
+    recipe: Recipe, prompts: PromptSet, source: dict[str, Any], denoiser: str
+) -> tuple[StageInputs, ...]:
+    """Inputs of what calibration records.
+
+    A component is recorded after those before it have been packed, so their codes are among its inputs.
+    """
+    calibration = recipe.calibration.model_dump(mode="json", exclude={"order", "memory_budget_gb"})
+    settings = {
+        "calibration": calibration,
+        "ignore": recipe.ignore,
+        "seed": recipe.seed,
+        "prompts": prompts.sha256,
+    }
+    inputs, packed = [], dict[str, Any]()
+    for component in recipe.components or (denoiser,):
+        found = source | ({"packed before": packed} if packed else {})
+        inputs.append(StageInputs(rf"{component}\.(moments|moments\.layers|importance|outputs)", settings, found))
+        if component == denoiser:
+            calls = found | {"training.budget_gb": recipe.training.budget_gb}
+            inputs.append(StageInputs(r"calls(\.trajectory)?", settings, calls))
+        packed = packed | {component: _encoding(recipe) | _tuning(recipe, component == denoiser)}
+    return (*inputs, StageInputs(r"teacher\..*", settings, source))
+
+
+def run_inputs(recipe: Recipe, prompts: PromptSet, source: dict[str, Any], denoiser: str) -> tuple[StageInputs, ...]:
+    """Inputs of all stages of a run."""
+    recordings = recording_inputs(recipe, prompts, source, denoiser)
+    encoding, inputs, packed = _encoding(recipe), list(recordings), dict[str, Any]()
+    for component in recipe.components or (denoiser,):
+        found = source | encoding | ({"packed before": packed} if packed else {})
+        stages = r"bits|codebooks|layers|layers\.spec|moments-in-order|moments-in-order\.layers"
+        inputs.append(StageInputs(rf"{component}\.({stages})", recordings[0].settings, found))
+        packed = packed | {component: encoding | _tuning(recipe, component == denoiser)}
+    tuned = source | {"packed": packed, "memory_budget_gb": recipe.calibration.memory_budget_gb}
+    return (*inputs, StageInputs(r"finetune\..*", recordings[0].settings, tuned))
+
+
+def _encoding(recipe: Recipe) -> dict[str, Any]:
+    """Keys of the recipe, and the code, that codes depend on."""
+    keys = {"method", "bits", "settings", "shared_codebooks", "output_feedback"}
+    chosen = recipe.model_dump(mode="json", include=keys)
+    budget = "model" if recipe.shares_budget else "layer"
+    return {**chosen, "budget": budget, "order": recipe.calibration.order, "encoding code": code_hash()}
+
+
+def _tuning(recipe: Recipe, is_denoiser: bool) -> dict[str, Any]:
+    if recipe.finetune == "none" or not is_denoiser:
+        return {}
+    return recipe.model_dump(mode="json", include={"finetune", "training"})
+
+
+@cache
+def code_hash(without: tuple[str, ...] = ()) -> str:
+    """SHA-256 of the package's sources that results depend on, except the parts ``without``."""
+    package = Path(vqcompress.__file__).parent
+    digest = hashlib.sha256(vqcompress.__version__.encode())
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not {name, name.partition("/")[0]} & {*NOT_IN_RESULTS, *without}:
+            digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()
