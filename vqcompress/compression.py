@@ -31,6 +31,7 @@ from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Recipe, current_names
 from vqcompress.stages.budget import allocate
+from vqcompress.stages.disk_space import check_disk_space
 from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks, why_unfit
 from vqcompress.stages.importance import importance_of_layers
 from vqcompress.stages.journal import Journal
@@ -76,6 +77,7 @@ def quantize(
             with ExitStack() as held:
                 folder = Path(calibration_folder) if calibration_folder else None
                 run = _open_run(held, model, recipe, journal.work, folder, workers, progress or silent)
+                check_disk_space(run, output)
                 _compress(run, output, overwrite, journal)
             if workers.is_main_process:
                 journal.clear()

@@ -55,7 +55,7 @@ def backward_projections(
     """Send a random projection of every call's output back through the denoiser.
 
     ``use`` is given the gradients that reach the outputs of ``layers``. The denoiser's output counts relative to its
-    norm. Which directions are drawn does not depend on ``layers``.
+    norm, unless that is zero. Which directions are drawn does not depend on ``layers``.
     """
     generator = torch.Generator().manual_seed(seed)
     watches: dict[str, Watch] = {name: lambda layer, arguments, name=name: partial(use, name) for name in layers}  # type: ignore[misc]
@@ -63,7 +63,8 @@ def backward_projections(
     def project(call: dict[str, Any]) -> Tensor:
         out = first_output(denoiser(**with_gradients(call)))
         direction = torch.randn(out.shape, generator=generator).to(out)
-        return (out * direction).sum().div(out.detach().norm())
+        norm = out.detach().norm()
+        return (out * direction).sum() / torch.where(norm > 0, norm, 1.0)
 
     with frozen(denoiser):
         for index, call in enumerate(calls):

@@ -17,7 +17,7 @@ from vqcompress.calibration.exchange import gather_round, owners
 from vqcompress.calibration.input_samples import input_samples, sample_count
 from vqcompress.calibration.passes import plan_passes
 from vqcompress.calibration.shared_inputs import InputGroup, layer_input, shared_inputs
-from vqcompress.denoiser_calls.call import call_arguments, first_output
+from vqcompress.denoiser_calls.call import call_arguments, check_latents, first_output
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.moments.accumulate import MomentAccumulator
@@ -46,11 +46,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class RecordingLimits:
-    """``memory_budget`` bytes for the second moments of one pass (None: all in one), and how many samples a layer's
-    moment takes of one call (None: all; see `MomentAccumulator`)."""
+    """``memory_budget`` bytes for the second moments of one pass (None: all in one), how many samples a layer's moment
+    takes of one call (None: all; see `MomentAccumulator`), and bytes that are free on the disk for all moments."""
 
     memory_budget: int | None = None
     samples_per_call: int | None = None
+    free_disk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def record_moments(
     summed; together they are what one process yields, bit for bit.
 
     Yields (layer names, moments), pass by pass; a layer that never ran comes with ``seen == 0``. Raises
-    `CalibrationError` for a budget below one layer's need, and when activations are not finite.
+    `CalibrationError` for a budget below one layer's need, for a disk that is too full, and when activations are not
+    finite.
     """
     module = run.architecture.module(run.pipeline, component)
     source = replace(run, encode_only=component != run.architecture.denoiser)
@@ -98,6 +100,7 @@ def record_inputs(
     """`record_moments` while ``source`` makes ``component`` run; ``seed`` chooses samples where ``limits`` say so."""
     limits, workers = limits or RecordingLimits(), workers or Workers()
     groups = shared_inputs(component.module, layers, source.probe, source.repeats)
+    _check_disk(groups, limits.free_disk)
     passes = plan_passes(groups, limits.memory_budget)
     total = len(passes) * source.batches
     if progress:
@@ -111,6 +114,15 @@ def record_inputs(
         yield from recorder.results(members)
 
 
+def _check_disk(groups: Sequence[InputGroup], free: int | None) -> None:
+    needed = sum(group.nbytes for group in groups)
+    if free is not None and needed > free:
+        raise CalibrationError(
+            f"the second moments of {len(groups)} inputs take {needed / 1e9:.3g} GB, and the disk of the run's folder "
+            f"has {free / 1e9:.3g} GB free; free some space, or keep them elsewhere (--calibration FOLDER)"
+        )
+
+
 @dataclass
 class _Recorder:
     """One pass: an accumulator per group, fed by a hook on the group's first layer."""
@@ -121,12 +133,13 @@ class _Recorder:
     workers: Workers
     accumulators: dict[str, MomentAccumulator] = field(default_factory=dict)
     text_mask: Tensor | None = None
+    calls: int = 0
 
     def record(self, groups: Sequence[InputGroup], source: Source) -> Iterator[int]:
         """Run this process's share of the batches; yields the number of those that all have finished."""
         module = self.component.module
         with ExitStack() as hooks:
-            hooks.callback(module.register_forward_pre_hook(self._note_mask, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_pre_hook(self._note_call, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(self._check_output).remove)
             for group in groups:
                 layer = module.get_submodule(group.layers[0])
@@ -151,6 +164,7 @@ class _Recorder:
     def _batch(self, source: Source, number: int) -> None:
         for accumulator in self.accumulators.values():
             accumulator.start_part(number)
+        self.calls = 0
         source.batch(number)
         self._check_finite()
 
@@ -179,9 +193,13 @@ class _Recorder:
         pattern, is_denoiser = architecture.masked_layers, self.component.name == architecture.denoiser
         return pattern is not None and (not is_denoiser or bool(re.search(pattern, name)))
 
-    def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.component.architecture.masked_layers is not None:
-            self.text_mask = self.component.architecture.text_mask(call_arguments(module, args, kwargs))
+    def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments, architecture = call_arguments(module, args, kwargs), self.component.architecture
+        self.calls += 1
+        if self.component.name == architecture.denoiser:
+            check_latents(self.component.name, self.calls, arguments)
+        if architecture.masked_layers is not None:
+            self.text_mask = architecture.text_mask(arguments)
 
     def _check_output(self, module: nn.Module, args: Any, output: Any) -> None:
         """Stop at the first call that goes wrong: afterwards every layer sees infinities."""

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from vqcompress.denoiser_calls.call import call_arguments, first_output, timestep_of
+from vqcompress.denoiser_calls.call import call_arguments, check_latents, first_output, timestep_of
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.progress import StageProgress
@@ -48,7 +48,7 @@ def record_teacher(
     chosen = choose_calls(run.batches, calls, count, run.seed)
     kept: list[TeacherCall] = []
     for done, (batch, positions) in enumerate(sorted(chosen.items())):
-        with listening(_denoiser(run), _keep_at(positions, kept)):
+        with listening(run, _keep_at(positions, kept)):
             run.batch(batch)
         if progress:
             progress(done + 1, len(chosen), "denoiser calls")
@@ -63,13 +63,9 @@ def trajectory_length(run: SamplingRun) -> int:
         nonlocal calls
         calls += 1
 
-    with listening(_denoiser(run), count):
+    with listening(run, count):
         run.first_prompt()
     return calls
-
-
-def _denoiser(run: SamplingRun) -> nn.Module:
-    return run.architecture.module(run.pipeline, run.architecture.denoiser)
 
 
 def choose_calls(batches: int, calls: int, count: int, seed: int) -> dict[int, set[int]]:
@@ -107,12 +103,21 @@ def _keep_at(positions: set[int], kept: list[TeacherCall]) -> Listener:
 
 
 @contextmanager
-def listening(denoiser: nn.Module, listener: Listener) -> Iterator[None]:
-    """Show ``listener`` the arguments by name and the output of every call of ``denoiser`` inside the block."""
+def listening(run: SamplingRun, listener: Listener) -> Iterator[None]:
+    """Show ``listener`` the arguments by name and the output of every call of the denoiser inside the block.
+
+    Raises `CalibrationError` when the sampler gives it latents that are not finite.
+    """
+    number = 0
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        listener(call_arguments(module, args, kwargs), first_output(output))
+        nonlocal number
+        number += 1
+        arguments = call_arguments(module, args, kwargs)
+        check_latents(run.architecture.denoiser, number, arguments)
+        listener(arguments, first_output(output))
 
+    denoiser = run.architecture.module(run.pipeline, run.architecture.denoiser)
     handle = denoiser.register_forward_hook(hook, with_kwargs=True)
     try:
         yield

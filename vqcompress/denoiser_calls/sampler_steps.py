@@ -61,7 +61,7 @@ def record_trajectory(run: SamplingRun, index: int) -> Trajectory | None:
         calls.append(to_device(arguments, "cpu", copy=True))
         outputs.append(to_device(output, "cpu", copy=True))
 
-    with listening(run.architecture.module(run.pipeline, run.architecture.denoiser), keep):
+    with listening(run, keep):
         final = replace(run, batch_size=1).batch(index)
     if not isinstance(final, Tensor) or not calls:
         return None

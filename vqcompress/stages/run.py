@@ -15,6 +15,7 @@ from vqcompress.architectures import Architecture
 from vqcompress.calibration.prompts import PromptSet, choose_diverse
 from vqcompress.calibration.record import RecordingLimits
 from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.disk import free_bytes
 from vqcompress.finetune import DistillationData
 from vqcompress.progress import Progress
 from vqcompress.recipe import Recipe, current_signature
@@ -74,7 +75,8 @@ class Run:
     def recording_limits(self) -> RecordingLimits:
         """The recipe's limits of recording."""
         calibration = self.recipe.calibration
-        return RecordingLimits(int(calibration.memory_budget_gb * 1e9), calibration.rows_per_call)
+        free = free_bytes(self.recordings.folder)
+        return RecordingLimits(int(calibration.memory_budget_gb * 1e9), calibration.rows_per_call, free)
 
     def main_process_first(self, make: Callable[[], Made]) -> Made:
         """What ``make`` finds or makes in a run folder: the first process makes it, the others find it."""

@@ -1,0 +1,154 @@
+"""SIGKILL before any change of the disk, publication and clearing up included: the same command ends with equal bytes.
+
+`python -m tests.faults.kills` kills at random times instead.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Scene
+from tests.faults.runs import TinyRun, at_change, changes_below, check_finished, digest, finish
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kind_of(event: str, path: str) -> tuple[str, str]:
+    """Changes of one kind differ in the layer's or component's name only."""
+    return event, re.sub(r"/[^/]+\.(json|safetensors)(\.tmp)?$", r"/*.\1\2", re.sub(r"\.\d+\.", ".N.", path))
+
+
+def killed_at(scene: Scene, folder: Path, number: int, from_encoded: bool) -> None:
+    run = scene.run(folder, from_encoded=from_encoded)
+    died = run.run(at_change(folder, number, kill))
+    assert died.code == -signal.SIGKILL
+    if run.output.exists():
+        assert digest(run.output) == scene.whole  # complete, whatever is left to clear up
+    done = run.run()
+    assert done.code == 0, done.said
+    check_finished(run, scene.whole)
+
+
+def publishing_steps(scene: Scene, folder: Path) -> list[int]:
+    """One change of each kind among those of a run that finds everything encoded, from publication on."""
+    run = scene.run(folder, from_encoded=True)
+    reading, writing = os.pipe()
+    started = run.start(changes_below(folder, lambda number, event, path: _tell(writing, event, path)))
+    os.close(writing)
+    assert finish(*started).code == 0
+    with os.fdopen(reading) as pipe:
+        steps = [line.split("\t") for line in pipe.read().splitlines()]
+    first = next(number for number, (_, path) in enumerate(steps) if "/.out." in path)
+    kinds: dict[tuple[str, str], int] = {}
+    for number, (event, path) in enumerate(steps[first:], first + 1):
+        kinds.setdefault(kind_of(event, path), number)
+    return [*kinds.values(), len(steps)]
+
+
+def _tell(pipe: int, event: str, path: str) -> None:
+    os.write(pipe, f"{event}\t{path}\n".encode())
+
+
+def test_killed_around_the_rename_and_in_clearing_up(scene: Scene, tmp_path: Path) -> None:
+    """The few steps that everything hangs on: before the journal, the rename, and the last removal."""
+    last = len(publishing_steps(scene, tmp_path / "count"))
+    assert last > 20
+    names = {path: number for number, (_, path) in enumerate(scene.steps, 1)}
+    rename = next(n for n, (event, path) in enumerate(scene.steps, 1) if event == "os.rename" and _is_partial(path))
+    offset = scene.publishing - _first_publishing(scene, tmp_path / "first")
+    for number in (rename, rename + 1, names[".out.partial.journal"]):
+        killed_at(scene, tmp_path / str(number), number - offset, from_encoded=True)
+
+
+def _is_partial(path: str) -> bool:
+    return re.fullmatch(r"\.out\.\d+\.partial", path) is not None
+
+
+def _first_publishing(scene: Scene, folder: Path) -> int:
+    run = scene.run(folder, from_encoded=True)
+    reading, writing = os.pipe()
+    started = run.start(changes_below(folder, lambda number, event, path: _tell(writing, event, path)))
+    os.close(writing)
+    finish(*started)
+    with os.fdopen(reading) as pipe:
+        return next(n for n, line in enumerate(pipe, 1) if "/.out." in line)
+
+
+@pytest.mark.slow
+def test_killed_at_every_kind_of_publication_step(scene: Scene, tmp_path: Path) -> None:
+    for number in publishing_steps(scene, tmp_path / "count"):
+        killed_at(scene, tmp_path / str(number), number, from_encoded=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_of_a_whole_run(scene: Scene, tmp_path: Path) -> None:
+    for number in random.Random(0).sample(range(1, scene.publishing), 8):
+        killed_at(scene, tmp_path / str(number), number, from_encoded=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_encoding(scene: Scene, tmp_path: Path, number: int) -> None:
+    run = scene.run(tmp_path)
+    layers = [n for n, (_, path) in enumerate(scene.steps, 1) if "unet.layers/" in path]
+    died = run.run(at_change(tmp_path, layers[len(layers) // 2], lambda: os.kill(os.getpid(), number)))
+    assert died.code == (1 if number == signal.SIGINT else -number)
+    assert "Traceback" not in died.said
+    assert run.work.exists()
+    assert run.run().code == 0
+    check_finished(run, scene.whole)
+
+
+def test_a_second_run_on_one_folder_is_refused_while_the_first_lives(scene: Scene, tmp_path: Path) -> None:
+    run = scene.run(tmp_path, from_encoded=True)
+    publishing = _first_publishing(scene, tmp_path / "first")
+    shutil.rmtree(tmp_path / "first")
+    started, go_on = os.pipe(), os.pipe()
+
+    def wait() -> None:
+        os.write(started[1], b"!")
+        os.read(go_on[0], 1)
+
+    first = run.start(at_change(tmp_path, publishing, wait))
+    try:
+        os.read(started[0], 1)
+        second = run.run()
+    finally:
+        os.kill(first[0], signal.SIGKILL)  # its lock dies with it
+        killed = finish(*first)
+    assert second.code == 2
+    assert "another process is working in" in second.message
+    assert "Traceback" not in second.said
+    assert killed.code == -signal.SIGKILL
+    assert run.run().code == 0
+    check_finished(run, scene.whole)
+
+
+def test_the_same_command_again_is_refused_once_all_is_done(scene: Scene, tmp_path: Path) -> None:
+    run = scene.run(tmp_path, from_encoded=True)
+    assert run.run().code == 0
+    again = run.run()
+    assert again.code == 2
+    assert "--overwrite" in again.message
+    check_finished(run, scene.whole)
+
+
+def test_another_command_clears_up_and_is_refused(scene: Scene, tmp_path: Path) -> None:
+    """Where a run was killed after publication, its output is not that of a command with other settings."""
+    run = scene.run(tmp_path, from_encoded=True)
+    number = next(n for n, (event, path) in enumerate(scene.steps, 1) if event == "os.rename" and _is_partial(path))
+    offset = scene.publishing - _first_publishing(scene, tmp_path / "first")
+    assert run.run(at_change(tmp_path, number + 1 - offset, kill)).code == -signal.SIGKILL
+    other = TinyRun(run.model, run.prompts, run.output, ("--bits", "3")).run()
+    assert other.code == 2
+    assert "--overwrite" in other.message
+    shutil.rmtree(tmp_path / "first")
+    check_finished(run, scene.whole)
