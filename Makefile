@@ -7,7 +7,7 @@ OUT    ?= out
 TORCH  ?= torch==2.13.0
 
 
-.PHONY: demo results test test-lowest lint clean install install-test
+.PHONY: demo results test test-lowest kills soak lint clean install install-test
 
 # The embedded model that `make results` is about: shapes, shapes-dit or shapes-moe.
 MODEL ?= shapes
@@ -55,6 +55,14 @@ $(LOWEST_INSTALLED): pyproject.toml tests/lowest_versions.py
 	$(LOWEST)/bin/python tests/lowest_versions.py --except torch > $(LOWEST)/lowest.txt
 	UV_NATIVE_TLS=1 $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST)/lowest.txt "$(LOWEST_TORCH)" -e ".[test]"
 	touch $@
+
+COUNT ?= 50
+
+kills: install-test  ## kill COUNT tiny runs at random times; each must then end with equal bytes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --count $(COUNT)
+
+soak: install-test  ## load, generate and free 200 times, quantize 50 times: nothing may grow or be left
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak
 
 lint: install-test
 	$(BIN)/ruff check .
