@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
+from vqcompress.run_signature import StageInputs
 from vqcompress.run_store import RunStore
 
 SIGNATURE = {"bits": 3.0, "calibration": {"steps": None, "prompts": "general"}, "seed": 0}
@@ -199,3 +200,24 @@ def test_odd_keys_are_files_of_their_stage(tmp_path: Path, key: str) -> None:
         store.load_or_make("stage", key, tensors)
         assert store.done("stage") == {key}
     assert all(path.parent == tmp_path / "stage" for path in tmp_path.rglob("*.safetensors"))
+
+
+def test_no_stage_without_inputs(tmp_path: Path) -> None:
+    with RunStore(tmp_path / "run", [StageInputs(r"unet\.layers")]) as store:
+        store.put("unet.layers", KEY, tensors())
+        for put in (lambda: store.put("unet.errors", KEY, tensors()), lambda: store.put_json("unet.errors", KEY, 1)):
+            with pytest.raises(CheckpointError, match=r"nothing says what stage 'unet\.errors' of a run depends on"):
+                put()
+
+
+def test_a_folder_without_results_does_not_stay(tmp_path: Path) -> None:
+    with RunStore(tmp_path / "run", SIGNATURE) as store:
+        store.put_source_note({"files": "none"})
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    RunStore(tmp_path / "mine", SIGNATURE).close()
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
+    with RunStore(tmp_path / "kept", SIGNATURE) as store:
+        store.put_json("stage", KEY, 1)
+    assert (tmp_path / "kept" / "signature.json").exists()

@@ -77,7 +77,8 @@ def quantize(
             with ExitStack() as held:
                 folder = Path(calibration_folder) if calibration_folder else None
                 run = _open_run(held, model, recipe, journal.work, folder, workers, progress or silent)
-                check_disk_space(run, output)
+                if workers.is_main_process:
+                    check_disk_space(run, output)
                 _compress(run, output, overwrite, journal)
             if workers.is_main_process:
                 journal.clear()
@@ -99,7 +100,8 @@ def _open_run(
     architecture = architecture_of(pipeline)
     prompts = named or load_prompts(architecture.prompt_set)
     layers, ignored = plan_components(recipe, pipeline, architecture)
-    source, note = source_of(model, pipeline, [folder for folder in (work, calibration_folder) if folder])
+    known = [folder for folder in (work, calibration_folder) if folder]
+    source, note = source_of(model, pipeline, known) if workers.is_main_process else ({}, None)
     if isinstance(model, str):
         hold_narrow(architecture.module(pipeline, architecture.denoiser), layers.get(architecture.denoiser, ()))
     depends = (recipe, prompts, source, architecture.denoiser)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +47,7 @@ def free_bytes(folder: Path) -> int:
     """Bytes that this user can still write under ``folder``, or where it will be made."""
     while not folder.exists():
         folder = folder.parent
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class RunStore:
         current: Callable[[Any], Any] = lambda settings: settings,
     ) -> None:
         self.folder, self._current = Path(folder), current
+        self._inputs = () if joins else _inputs_of(signature)
         self._is_ours = not os.path.exists(self.folder) or (self.folder / LOCK).exists()
         self._lock = FileLock(self.folder / LOCK)
         if joins:
@@ -63,7 +64,7 @@ class RunStore:
         self._make_folder()
         self._take_lock()
         try:
-            self._sign([StageInputs(".*", signature)] if isinstance(signature, Mapping) else signature)
+            self._sign(self._inputs)
             self._sweep()
         except BaseException:
             self.close()
@@ -128,11 +129,13 @@ class RunStore:
 
     def put(self, stage: str, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Store ``tensors``, replacing an earlier file."""
+        self._check_inputs(stage)
         stored = {name: _storable(tensor) for name, tensor in tensors.items()}
         _publish(self._path(stage, key, TENSORS), lambda temporary: save_file(stored, temporary))
 
     def put_json(self, stage: str, key: str, value: Any) -> None:
         """Store ``value``, replacing an earlier file."""
+        self._check_inputs(stage)
         _publish_bytes(self._path(stage, key, JSON), _json(value))
 
     def done(self, stage: str) -> set[str]:
@@ -153,6 +156,11 @@ class RunStore:
         """Keep what is known of the source's files (`read_source_note`), which no result depends on."""
         if note != read_source_note(self.folder):
             _publish_bytes(self.folder / SOURCE, _json(note))
+
+    def _check_inputs(self, stage: str) -> None:
+        """A result of which nobody said what it depends on would be reused when that changes."""
+        if self._inputs and not any(each.holds(stage) for each in self._inputs):
+            raise CheckpointError(f"nothing says what stage {stage!r} of a run depends on; its StageInputs are missing")
 
     def _stage(self, stage: str) -> Path:
         if not STAGE.fullmatch(stage):
@@ -227,6 +235,10 @@ class RunStore:
         """Remove temporary files of interrupted writes. This process has the lock, so no other one is writing."""
         for path in self.folder.rglob(f"*{TEMPORARY}"):
             path.unlink(missing_ok=True)
+
+
+def _inputs_of(signature: Mapping[str, Any] | Sequence[StageInputs]) -> Sequence[StageInputs]:
+    return [StageInputs(".*", signature)] if isinstance(signature, Mapping) else signature
 
 
 def read_source_note(folder: Path) -> dict[str, Any]:

@@ -70,7 +70,9 @@ class SamplingRun:
             return None
         seeds = range(self.seed + first, self.seed + first + len(prompts))
         try:
-            return self.architecture.sample(self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent")
+            return self.architecture.sample(
+                self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent"
+            )
         except (ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
