@@ -218,8 +218,9 @@ def test_older_folders_and_hashes_in_lines(tmp_path: Path) -> None:
     assert changes_since({}, inputs, ["b.x"]).stale == {}
     assert changes_since({}, inputs, ["a.x"]).stale == {"a.x": ("it was made by another version",)}
     assert differences({"w": "0" * 64}, {"w": "1" * 64}) == ["w changed"]
-    with RunStore(tmp_path / "run", inputs) as store:
+    other = StageInputs("b", {"seed": 0})
+    with RunStore(tmp_path / "run", [*inputs, other]) as store:
         store.put_json("a.x", "one", 1)
         store.put_json("b", "two", 2)
-    with RunStore(tmp_path / "run", [StageInputs(r"a\..*", {"seed": 0}, {"weights": "1" * 64})]) as store:
+    with RunStore(tmp_path / "run", [StageInputs(r"a\..*", {"seed": 0}, {"weights": "1" * 64}), other]) as store:
         assert (store.done("a.x"), store.done("b")) == (set(), {"two"})
