@@ -11,6 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vqcompress.errors import CheckpointError
 from vqcompress.layers import FORMAT_VERSION, QUANT_METHOD, check_description
+from vqcompress.layers.description import describe_by
 from vqcompress.methods import DEFAULT_METHOD
 
 
@@ -80,6 +81,10 @@ class VQCompressConfig(QuantizationConfigMixin):
         """The same as `to_dict`: defaults are included."""
         return self.to_dict()
 
+    def __getitem__(self, key: str) -> Any:
+        """``config["layers"]``, as in the plain data."""
+        return self.to_dict()[key]
+
     def __repr__(self) -> str:
         # diffusers and transformers format configs for their debug log; with thousands of layers that is slow.
         return f"{type(self).__name__}({len(self.layers)} layers, format_version={self.format_version})"
@@ -108,3 +113,6 @@ def _copied(entry: Mapping[str, Any]) -> dict[str, Any]:
     ``deepcopy`` takes 20 times as long.
     """
     return {key: list(value) if isinstance(value, list | tuple) else value for key, value in entry.items()}
+
+
+describe_by(lambda description: VQCompressConfig(**description))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from reprlib import repr as short_repr
 from typing import Any
@@ -51,12 +51,20 @@ def describe(
     }
 
 
+def describe_by(make: Callable[[dict[str, Any]], Any]) -> None:
+    """Let `write_description` put ``make(description)`` into configs, such as the libraries' own config object."""
+    _made_by.append(make)
+
+
+_made_by: list[Callable[[dict[str, Any]], Any]] = [dict]
+
+
 def write_description(component: nn.Module, description: Mapping[str, Any] | None) -> None:
     """Write ``description`` to the component's config, if it has one; diffusers and transformers save it from there.
 
     ``None`` removes it.
     """
-    data = None if description is None else dict(description)
+    data = None if description is None else _made_by[-1](dict(description))
     if hasattr(component, "register_to_config"):
         component.register_to_config(quantization_config=data)
         if data is None:

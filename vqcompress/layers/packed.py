@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqcompress import kernels
 from vqcompress.errors import UnsupportedError
 from vqcompress.formats import FormatSpec
-from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype
+from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype, save_in_dtype
 from vqcompress.matrix_view import matrix_shape, stored_shape
 from vqcompress.quantized_weight import QuantizedWeight
 
@@ -103,6 +103,12 @@ class PackedLayer(nn.Module):
     def _apply(self, fn, recurse=True):
         kept = [getattr(self, name) for name in self.quantization_parameter_names]
         return super()._apply(keep_dtype(fn, kept), recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        shapes = self.spec.tensor_shapes(*matrix_shape(self.dense_shape))
+        dtypes = {f"{prefix}{name}": shapes[name][1] for name in self.quantization_parameter_names}
+        save_in_dtype(destination, dtypes, keep_vars)
 
     def extra_repr(self) -> str:
         """Shape and spec, for ``print(model)``."""

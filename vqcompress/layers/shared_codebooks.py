@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 SHARED_NAME = "vq_shared"
@@ -29,6 +30,22 @@ class SharedCodebooks(nn.Module):
 
     def _apply(self, fn, recurse=True):
         return super()._apply(keep_dtype(fn, list(self.parameters())), recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        save_in_dtype(destination, {f"{prefix}{name}": torch.float16 for name in self._parameters}, keep_vars)
+
+
+def save_in_dtype(state: dict[str, Tensor], dtypes: Mapping[str, torch.dtype], keep_vars: bool) -> None:
+    """Cast the floating-point tensors ``dtypes`` of a state dict to the dtypes in which the format stores them.
+
+    Training recipes set ``.data`` of 16-bit parameters to float32, which no layer can prevent. ``keep_vars``: the state
+    is not to be saved, and stays as it is.
+    """
+    for name, dtype in dtypes.items():
+        tensor = state.get(name)
+        if not keep_vars and tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+            state[name] = tensor.to(dtype)
 
 
 def keep_dtype(fn: Callable[[Tensor], Tensor], kept: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
