@@ -16,11 +16,10 @@ from vqcompress.errors import UnsupportedError
 # Upstream module that we extend -> our module whose `attach(upstream)` extends it.
 ATTACHMENTS = {
     "diffusers.quantizers.auto": "vqcompress.integrations.diffusers_quantizer",
-    "diffusers.models.modeling_utils": "vqcompress.integrations.component_loading",
+    "diffusers.models.modeling_utils": "vqcompress.integrations.model_mixin",
     "transformers.modeling_utils": "vqcompress.integrations.component_loading",
     "diffusers.pipelines.pipeline_utils": "vqcompress.integrations.diffusers_pipelines",
     "diffusers.loaders.lora_pipeline": "vqcompress.integrations.lora_shapes",
-    "diffusers.models.modeling_utils": "vqcompress.integrations.adapted_models",
     "diffusers.models.controlnets.controlnet": "vqcompress.integrations.adapted_models",
     "diffusers.models.controlnets.controlnet_flux": "vqcompress.integrations.adapted_models",
     "diffusers.models.controlnets.controlnet_hunyuan": "vqcompress.integrations.adapted_models",
