@@ -7,7 +7,7 @@ OUT    ?= out
 TORCH  ?= torch==2.13.0
 
 
-.PHONY: demo results test test-lowest kills soak lint clean install install-test
+.PHONY: demo results test test-lowest fuzz kills soak lint clean install install-test
 
 # The embedded model that `make results` is about: shapes, shapes-dit or shapes-moe.
 MODEL ?= shapes
@@ -34,6 +34,13 @@ results: install  ## make the comparison in docs/results
 
 test: install-test lint  ## run everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Folders, bundles and kernels with what a stranger may have written; `make test` runs a slice of it. The same command goes
+# on after a stop, and SEED gives other cases.
+CASES ?= 2000
+SEED  ?= 1
+fuzz: install-test  ## open CASES mutated folders in every way and count what went wrong
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED) --out $(OUT)/fuzz
 
 # The lowest versions that pyproject.toml declares, all together, in an environment of their own. The lowest torch comes
 # only with its CUDA libraries (4 GB to download), so torch is the one above, installed first. LOWEST_TORCH=torch==2.11.0

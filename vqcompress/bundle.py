@@ -52,7 +52,7 @@ class Bundle:
     @property
     def index(self) -> dict[str, Any]:
         """The pipeline's ``model_index.json``."""
-        return json_object(self.texts["model_index.json"], f"model_index.json in {self.path}")
+        return json_object(self.texts.get("model_index.json", ""), f"model_index.json in {self.path}")
 
     @property
     def names(self) -> list[str]:

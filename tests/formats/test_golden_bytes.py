@@ -74,6 +74,8 @@ class Page:
     def trellis(self) -> np.ndarray:
         L, weight = self.spec["state_bits"], np.zeros((self.rows, self.columns), np.float32)
         for column, (rate, data) in enumerate(self.column_bytes(lambda rate: math.ceil(self.rows * rate / 8))):
+            if not rate:  # such a column is zero
+                continue
             size = self.rows * rate
             circle, table = bits_of(data)[:size], self.table(rate)
             for t in range(self.rows):

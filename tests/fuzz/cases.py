@@ -56,7 +56,12 @@ def _mutated(rng: random.Random, path: Path) -> str:
     mutation = rng.choice(FOLDER_MUTATIONS)
     try:
         return mutation(rng, path)
-    except (OSError, IndexError, ValueError) as error:  # an earlier change took away what this one wanted
+    except (
+        OSError,
+        IndexError,
+        ValueError,
+        RecursionError,
+    ) as error:
         return f"{mutation.__name__}: nothing left to change ({type(error).__name__})"
 
 
@@ -86,7 +91,7 @@ def _bundled(path: Path) -> dict[str, bytes] | None:
         for weight in contents["weights"]:
             first = start + weight["start"]
             found[weight["name"]] = weight["header"].encode() + data[first : first + weight["length"]]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return found
 

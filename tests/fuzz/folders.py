@@ -65,6 +65,7 @@ MAKERS: tuple[Callable[[Shape, int], QuantizedWeight], ...] = (
     lambda shape, seed: random_additive(shape, seed=seed, dimension=4, code_bits=4, codebooks=1, min_rate=0),
     rotated,
     with_learned_tables,
+    lambda shape, seed: random_scalar(shape, seed=seed, bits=3, group_size=4, scale_bits=5),
     lambda shape, seed: random_scalar(shape, seed=seed, bits=8, group_size=64),
 )
 

@@ -44,7 +44,8 @@ def files(folder: Path) -> list[Path]:
 
 def weight_file(rng: random.Random, folder: Path) -> Path:
     """One of the packed components' weight files."""
-    return rng.choice(sorted(path for name in COMPONENTS for path in (folder / name).glob("*.safetensors")))
+    found = [path for name in COMPONENTS for path in (folder / name).glob("*.safetensors")]
+    return rng.choice(sorted(path for path in found if path.is_file() and not path.is_symlink()))
 
 
 # Bytes of any file
@@ -230,7 +231,7 @@ def _change_header(rng: random.Random, path: Path) -> str:
         else:
             entry[field] = rng.choice(("F32", "F16", "I8", "U8", "BOOL", "F8_E4M3", "X", hostile(rng)))
         text = json.dumps(header).encode()
-    except (ValueError, TypeError, IndexError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return "no header"
     said = rng.choice((len(text),) * 5 + (len(text) - 1, 0, 1 << 40, (1 << 64) - 1))
     path.write_bytes(said.to_bytes(8, "little") + text + data[8 + length :])
@@ -241,11 +242,13 @@ def _change_header(rng: random.Random, path: Path) -> str:
 
 
 def _edit(path: Path, change: Callable[[Any], str]) -> str:
+    if not path.is_file() or path.is_symlink():  # an earlier change has put something else there
+        return "nothing"
     try:
         data = json.loads(path.read_bytes())
         said = change(data)
         path.write_bytes(json.dumps(data).encode())
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         return f"nothing ({type(error).__name__})"
     return f"{path.parent.name}/{path.name}: {said}"
 
@@ -464,7 +467,7 @@ def bundle_contents(rng: random.Random, path: Path) -> str:
         contents = json.loads(header["__metadata__"][MARK])
         said = _change_contents(rng, contents)
         header["__metadata__"][MARK] = json.dumps(contents)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         return f"nothing ({type(error).__name__})"
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

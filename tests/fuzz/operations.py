@@ -120,5 +120,7 @@ OPERATIONS: dict[str, Callable[[Path, Path], None]] = {
     "dequantize": made_dense,
     "kernels": decoded_without_the_gate,
 }
+SOMETIMES = ("single file",)
+"""In every third case: `plain` opens the same files."""
 USES = ("plain", "load", "dequantize")
 """What must work where `verify` finds nothing."""

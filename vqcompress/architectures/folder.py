@@ -53,7 +53,7 @@ def open_folder(
     except (
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
         ImportError,
@@ -74,7 +74,7 @@ def problem_of(folder: Path, *, without: Container[str] = ()) -> str | None:
         return f"{folder} is not a diffusers pipeline: it has no {INDEX}; give the folder that `save_pretrained` wrote"
     try:
         components = _components(folder)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"{folder / INDEX} cannot be read: {_first_line(error)}"
     for component in components:
         if component not in without and (problem := _component_problem(folder / component)):
@@ -90,7 +90,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 def _components(folder: Path) -> list[str]:
     """Names of the components listed in the folder's index."""
     index = read_index(folder)
-    return [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_") and value[0]]
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
+    return [name for name, value in parts.items() if value and value[0]]
 
 
 def _component_problem(component: Path) -> str | None:

@@ -47,7 +47,7 @@ class OursFirst:
         index = config or {}
         _import_networks(index)
         name = index.get("_class_name")
-        if asked.__name__ == "DiffusionPipeline" and name in PIPELINES:
+        if asked.__name__ == "DiffusionPipeline" and isinstance(name, str) and name in PIPELINES:
             return getattr(import_module(PIPELINES[name]), name)
         return self.upstream(asked, config=config, **options)
 
@@ -56,6 +56,7 @@ def _import_networks(index: Mapping[str, Any]) -> None:
     """Import the vqcompress networks named in ``index``: diffusers finds components only in imported modules."""
     from vqcompress.models.presets import NETWORKS
 
-    named = {part[0] for part in index.values() if isinstance(part, list | tuple) and part}
+    parts = (part for part in index.values() if isinstance(part, list | tuple) and part)
+    named = {part[0] for part in parts if isinstance(part[0], str)}
     for module in {network.split(":")[0] for network in NETWORKS.values()} & named:
         import_module(module)

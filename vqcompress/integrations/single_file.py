@@ -60,9 +60,10 @@ def _open(cls: Any, bundle: Bundle, options: dict[str, Any]) -> Any:
 
 def _component(cls: type, bundle: Bundle, asked: str | None) -> str:
     """The name of the component with class ``cls``. Raises `CheckpointError` if there is not exactly one."""
-    classes = {name: entry[1] for name, entry in bundle.index.items() if isinstance(entry, list) and entry[1]}
+    parts = {name: entry for name, entry in bundle.index.items() if isinstance(entry, list) and len(entry) == 2}
+    classes = {name: entry[1] for name, entry in parts.items() if isinstance(entry[1], str)}
     fitting = [name for name, kind in classes.items() if kind == cls.__name__ and asked in (None, name)]
     if len(fitting) != 1:
-        parts = ", ".join(f"{name} ({kind})" for name, kind in classes.items())
-        raise CheckpointError(f"{bundle.path} has {len(fitting)} parts that are a {cls.__name__}; it holds {parts}")
+        held = ", ".join(f"{name} ({kind})" for name, kind in classes.items())
+        raise CheckpointError(f"{bundle.path} has {len(fitting)} parts that are a {cls.__name__}; it holds {held}")
     return fitting[0]

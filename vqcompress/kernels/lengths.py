@@ -27,14 +27,14 @@ _RATES: TensorCache[None] = TensorCache()
 def check_lengths(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` unless each tensor that the format reads is there in its shape.
 
-    Bytes must lie in sequence, as loops read them from their address; parameters, which may be in training, can have
-    any dtype. Column rates must ask for no more codes than there are.
+    Codes may have the shape of a Conv2d's. Bytes must lie in sequence, as loops read them from their address;
+    parameters, which may be in training, can have any dtype. Column rates must ask for no more codes than there are.
     """
     for name, size, is_packed in _sizes(spec, shape):
         tensor = tensors.get(name)
         if tensor is None:
             raise _wrong(spec, shape, f"has no {name}")
-        if tensor.shape != size and not (is_packed and tensor.numel() == math.prod(size)):
+        if tensor.shape != size and not (name == "weight" and tensor.numel() == math.prod(size)):
             raise _wrong(spec, shape, f"has {name} of shape {tuple(tensor.shape)}, not {size}")
         if is_packed and (tensor.element_size() != 1 or not tensor.is_contiguous()):
             raise _wrong(spec, shape, f"has {name} in {tensor.dtype}, not bytes in sequence")

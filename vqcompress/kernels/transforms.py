@@ -17,10 +17,11 @@ from torch import Tensor
 
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
-from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scales_shape, unpack_column_scales
+from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, unpack_column_scales
 from vqcompress.formats.outliers import POSITIONS, VALUES, add_outliers, outlier_places, outlier_problem
 from vqcompress.formats.rotation import rotate, unrotate
 from vqcompress.kernels.kernel import Kernel
+from vqcompress.kernels.lengths import check_input, check_lengths
 from vqcompress.kernels.tensor_cache import TensorCache
 from vqcompress.matrix_view import Shape, matrix_shape
 
@@ -73,8 +74,6 @@ def _without_rotation(spec: FormatSpec) -> FormatSpec:
 def _column_scales(shape: Shape, tensors: Mapping[str, Tensor]) -> Tensor:
     """The factors, float32 ``[columns]``."""
     packed, columns = tensors[COLUMN_SCALES_ON_DISK], matrix_shape(shape)[1]
-    if packed.shape != column_scales_shape(columns) or packed.element_size() != 1:
-        raise CheckpointError(f"column scales {tuple(packed.shape)} do not go with {columns} columns")
     return _COLUMN_SCALES(packed, columns, lambda: unpack_column_scales(packed, columns))
 
 
@@ -82,6 +81,7 @@ def _scaled(kernel: Kernel) -> Kernel:
     def decode_transposed(
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
     ) -> Tensor:
+        check_lengths(spec, shape, tensors)
         values = kernel.decode_transposed(_without_column_scales(spec), shape, tensors, torch.float32)
         return (values * _column_scales(shape, tensors)[:, None]).to(dtype)
 
@@ -89,6 +89,8 @@ def _scaled(kernel: Kernel) -> Kernel:
         x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None
     ) -> Tensor:
         assert kernel.multiply is not None
+        check_lengths(spec, shape, tensors)
+        check_input(x, shape, bias)
         scaled = x.float() * _column_scales(shape, tensors)
         # In float16, small scales would give subnormal numbers.
         scaled = scaled if x.dtype == torch.float16 else scaled.to(x.dtype)
@@ -97,6 +99,7 @@ def _scaled(kernel: Kernel) -> Kernel:
     def parameter_gradients(
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
+        check_lengths(spec, shape, tensors)
         grad = grad.float() * _column_scales(shape, tensors)[:, None]
         return kernel.parameter_gradients(_without_column_scales(spec), shape, tensors, grad)
 
@@ -141,7 +144,8 @@ def _with_outliers(kernel: Kernel) -> Kernel:
     def decode_transposed(
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        _outlier_places(shape, tensors)  # which checks them
+        check_lengths(spec, shape, tensors)
+        _outlier_places(shape, tensors)  # which checks that they are in the weight
         values = kernel.decode_transposed(_without_outliers(spec), shape, tensors, torch.float32)
         return add_outliers(values, tensors).to(dtype)
 
@@ -149,6 +153,8 @@ def _with_outliers(kernel: Kernel) -> Kernel:
         x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None
     ) -> Tensor:
         assert kernel.multiply is not None
+        check_lengths(spec, shape, tensors)
+        check_input(x, shape, bias)
         columns, outputs = _outlier_places(shape, tensors)
         y = kernel.multiply(x, _without_outliers(spec), shape, tensors, bias).float()
         return y.index_add(-1, outputs, x[..., columns].float() * tensors[VALUES].float()).to(x.dtype)
@@ -156,6 +162,7 @@ def _with_outliers(kernel: Kernel) -> Kernel:
     def parameter_gradients(
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
+        check_lengths(spec, shape, tensors)
         found = kernel.parameter_gradients(_without_outliers(spec), shape, tensors, grad)
         return found | {VALUES: grad[_outlier_places(shape, tensors)].float()}
 
@@ -172,8 +179,6 @@ def _with_outliers(kernel: Kernel) -> Kernel:
 def _outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Columns and outputs of the outliers, int64 ``[n]`` each."""
     positions, (outputs, columns) = tensors[POSITIONS], matrix_shape(shape)
-    if positions.dim() != 1 or tensors[VALUES].shape != positions.shape:
-        raise CheckpointError(f"outliers {tuple(tensors[VALUES].shape)} have positions {tuple(positions.shape)}")
 
     def places() -> tuple[Tensor, Tensor]:
         if problem := outlier_problem(POSITIONS, positions, outputs, columns):

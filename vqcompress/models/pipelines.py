@@ -26,8 +26,9 @@ def pipeline_class(folder: str | Path) -> type[DiffusionPipeline]:
     process has imported. Raises OSError or ValueError when there is no readable index.
     """
     index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-    named = {part[0] for part in index.values() if isinstance(part, list)}
+    named = {part[0] for part in index.values() if isinstance(part, list) and part and isinstance(part[0], str)}
     for module in {network.split(":")[0] for network in NETWORKS.values()} & named:
         import_module(module)
     name = index.get("_class_name")
-    return getattr(import_module(PIPELINES[name]), name) if name in PIPELINES else DiffusionPipeline
+    known = isinstance(name, str) and name in PIPELINES
+    return getattr(import_module(PIPELINES[name]), name) if known else DiffusionPipeline
