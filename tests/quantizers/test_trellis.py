@@ -158,7 +158,13 @@ def test_feedback_asks_columns_for_no_more_than_they_can_give(bits):
 def test_column_scales_are_chosen_where_targets_leave_the_codes_range(check_spec):
     weight, moment = faint_copies(16)
     found, without = (
-        quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(column_scales=column_scales, damping=1e-6))
+        quantize_weight(
+            weight,
+            moment,
+            bits=3.0,
+            # Half-integer rates alone take two thirds of the error away that column scales do.
+            settings=TrellisSettings(column_scales=column_scales, damping=1e-6, half_rates=False),
+        )
         for column_scales in ("auto", False)
     )
     check_spec(found)
