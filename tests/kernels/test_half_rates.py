@@ -22,6 +22,8 @@ from vqcompress.quantized_weight import QuantizedWeight
 def every_rate(outputs: int, state_bits: int, **geometry) -> QuantizedWeight:
     """Two columns of each rate from 0 to the largest, in half bits, out of order; lone columns of some."""
     rates = torch.arange(2 * max_rate(state_bits) + 1)
+    if state_bits == 16:  # what is compiled for each rate takes a second
+        rates = torch.tensor([0, 1, 3, 5, 8, 11, 13, 15, 16])
     order = torch.randperm(2 * len(rates), generator=torch.Generator().manual_seed(outputs))
     mixed = torch.cat([rates, rates])[order][: 2 * len(rates) - 3]
     return random_trellis(

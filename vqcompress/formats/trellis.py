@@ -8,8 +8,7 @@ where it has one (the bit-shift trellis of QTIP, Tseng et al. 2024, arXiv 2406.1
 learned ones for some rates.
 
 At rate ``k + 1/2`` weights add ``k`` and ``k + 1`` bits in turn, and each is looked up in the table of as many bits as
-it adds: two tables of unlike permutations lose less than one (rate 2.5, L = 12: .071 bit to Shannon's bound, one table
-.088, rate 2 .086). With rates in half bits, weight ``t`` of any column ends with bit ``(t + 1) * rate >> 1``.
+it adds. With rates in half bits, weight ``t`` of any column ends before bit ``(t + 1) * rate >> 1``.
 """
 
 from __future__ import annotations

@@ -198,3 +198,50 @@ def usable_state_bits(outputs: int, wanted: int, bits: float) -> int:
     return max([size for size in STATE_BITS if size <= min(outputs, wanted)], default=STATE_BITS[0])
 
 
+@dataclass(frozen=True)
+class _Costs:
+    """What columns cost as sources, ``at_rate_0 [columns]``; whether they have scales, which the budget pays for."""
+
+    at_rate_0: Tensor
+    scaled: bool
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """``bits`` a weight for all that is stored, and whether columns may have half-integer rates."""
+
+    bits: float
+    half_rates: bool
+
+    def nbytes(self, outputs: int, columns: int, source: SourceModel, costs: _Costs) -> int:
+        """Bytes for codes and stored rates."""
+        scales = 2 * (outputs if source.row_scales else 1) + (column_scales_shape(columns)[1] if costs.scaled else 0)
+        return int(self.bits * outputs * columns / 8) - scales
+
+
+def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, budget: _Budget) -> RatePlan:
+    outputs, columns = weight.shape
+    nbytes, units = budget.nbytes(outputs, columns, source, costs), (1.0, 0.5) if budget.half_rates else (1.0,)
+    plans = (_plan_in(unit, outputs, state_bits, costs.at_rate_0, nbytes) for unit in units)
+    plan = min((plan for plan in plans if plan is not None), key=lambda plan: plan.error, default=None)
+    if plan is None or not plan.rates.any():
+        raise UnfitWeightError(
+            f"a weight of {outputs} x {columns} is too small for a trellis code within {budget.bits} bits a weight; "
+            "keep it dense, or use method='rtn'"
+        )
+    return plan
+
+
+def _plan_in(unit: float, outputs: int, state_bits: int, cost: Tensor, nbytes: int) -> RatePlan | None:
+    """The best plan with rates that are multiples of ``unit`` bits."""
+    lowest = -(-state_bits // int(outputs * unit)) if outputs * unit >= 1 else state_bits
+    usable = range(0 if lowest == 1 else lowest, int(max_rate(state_bits) / unit) + 1)
+    if not usable:
+        return None
+    distortion = {rate: gaussian_error(state_bits, rate * unit) for rate in usable}
+    rate_bits = MAX_RATE_BITS + (unit < 1)
+    plan = plan_rates(cost, distortion, lambda rate: packed_bytes(int(outputs * rate * unit), 1), nbytes, rate_bits)
+    return None if plan is None else replace(plan, unit=unit)
+
+
+TRELLIS = Quantizer(quantize_trellis, TrellisSettings, energy=coded_energy, check=check_search)
