@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
 import vqcompress
 from tests.conftest import tiny_stable_diffusion
 from vqcompress.architectures import architecture_of
-from vqcompress.architectures.source_weights import component_hashes, source_files
+from vqcompress.architectures.source_weights import component_hashes, scheduler_config, source_files
 from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import ArchitectureError, CalibrationError
@@ -107,6 +108,18 @@ def test_the_hash_is_of_all_values_and_not_of_their_type(tmp_path: Path) -> None
     opened = vqcompress.architectures.open_pipeline(tmp_path / "model")
     files = source_files(str(tmp_path / "model"), opened)
     assert {Path(name).parent.name for name, _, _ in files} == {"unet", "vae", "text_encoder"}
+
+
+def test_a_scheduler_s_infinities_are_values_of_its_configuration() -> None:
+    """DPM-Solver clips at -inf unless told otherwise, and JSON has no infinity."""
+
+    class Pipeline:
+        scheduler = DPMSolverMultistepScheduler(beta_start=1e-4)
+
+    config = scheduler_config(Pipeline())
+    assert (config["class"], config["beta_start"]) == ("DPMSolverMultistepScheduler", 1e-4)
+    assert config["lambda_min_clipped"] == "-Infinity"
+    json.dumps(config, allow_nan=False)
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "trellis", "additive"])

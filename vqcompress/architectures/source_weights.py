@@ -97,7 +97,7 @@ def _plain_config(part: Any) -> dict[str, Any]:
         return {}
     found = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     kept = {key: value for key, value in found.items() if not key.startswith("_") and key not in _WITHOUT_EFFECT}
-    return json.loads(json.dumps(kept, sort_keys=True, default=str))
+    return json.loads(json.dumps(kept, sort_keys=True, default=str), parse_constant=str)  # lambda_min_clipped: -inf
 
 
 def _not_finite(component: str, name: str, tensor: Tensor, paths: list[Path]) -> str:
