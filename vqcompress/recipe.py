@@ -6,14 +6,13 @@ silently ignoring a misspelt setting would give a wrong result.
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
@@ -155,13 +154,17 @@ class Recipe(_Section):
     def _under_current_names(cls, data: Any) -> Any:
         return current_names(data) if isinstance(data, dict) else data
 
-    @field_validator("bits")
-    @classmethod
-    def _whole_bits_for_scalar(cls, bits: float, info: Any) -> float:
-        method = METHODS.get(info.data.get("method", ""))
-        if method is not None and method.whole_bits and math.isfinite(bits) and bits != int(bits):
-            raise ValueError(f"{method.name} codes have a whole number of bits, got {bits}")
-        return bits
+    @model_validator(mode="after")
+    def _whole_bits_for_scalar(self) -> Recipe:
+        method = METHODS[self.method]
+        if method.whole_bits and self.bits != int(self.bits) and not self.shares_budget:
+            raise ValueError(
+                f"bits: {method.name} codes have a whole number of bits, got {self.bits}; with budget 'model', "
+                "layers of different widths make a fraction on average"
+            )
+        if method.whole_bits and self.bits < 2:
+            raise ValueError(f"bits: {method.name} codes have 2 bits or more, got {self.bits}")
+        return self
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Recipe:

@@ -23,6 +23,7 @@ def test_one_lost_image_shows_in_the_worst_but_not_in_the_median():
     fidelity = image_fidelity(damaged, photos())
     assert fidelity["psnr_worst"] == pytest.approx(20.0, abs=1e-3)
     assert fidelity["psnr_median"] == pytest.approx(40.0, abs=1e-3)
+    assert fidelity["psnr_mean"] == pytest.approx((40 + 20 + 40) / 3, abs=1e-3)
     assert fidelity["psnr"] == pytest.approx(-10 * math.log10((0.01**2 + 0.1**2 + 0.01**2) / 3), abs=1e-3)
 
 

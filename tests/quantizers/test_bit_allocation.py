@@ -15,7 +15,6 @@ from vqcompress.quantizers.bit_allocation import (
     MIN_RATE,
     LayerCost,
     allocate_bits,
-    allocate_whole_bits,
 )
 
 
@@ -133,24 +132,3 @@ def _error(item: LayerCost, bits: float) -> float:
         rates = ((costs / 4.0**level + propagated).log2() / 2).clamp_min(0)
         low, high = (level, high) if float(rates.mean()) > bits else (low, level)
     return item.weights * 4.0**high
-
-
-def test_whole_bits_follow_the_same_order_within_the_budget() -> None:
-    layers = {"a": layer(100.0), "b": layer(1.0), "c": layer(0.01)}
-    granted = allocate_whole_bits(layers, 3.0, 2, 6)
-    assert granted["a"] > granted["b"] >= granted["c"] >= 2
-    assert mean(granted, layers) <= 3.0
-
-
-def test_whole_bits_may_end_in_a_dense_layer() -> None:
-    layers = {"small": layer(1e9, outputs=2), "large": layer(1.0, outputs=512)}
-    granted = allocate_whole_bits(layers, 3.0, 2, 6)
-    assert granted["small"] == DENSE
-    assert mean(granted, layers) <= 3.0
-
-
-def test_whole_bits_beat_equal_bits_by_the_predicted_cost() -> None:
-    layers = {"a": layer(64.0), "b": layer(1.0, outputs=256)}
-    granted = allocate_whole_bits(layers, 3.0, 2, 6)
-    cost = sum(item.importance * item.weights * 4.0 ** -granted[name] for name, item in layers.items())
-    assert cost < sum(item.importance * item.weights * 4.0**-3 for item in layers.values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 
@@ -22,11 +25,16 @@ from vqcompress.checkpoint import read_layer_table
 from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampler_steps import record_trajectory
 from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.errors import RecipeError
 from vqcompress.matrix_view import to_matrix
+from vqcompress.quantizers import settings_for
 from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, joint_importance
 from vqcompress.quantizers.coded_noise import coded_noise, column_errors
+from vqcompress.recipe import Recipe
+from vqcompress.stages.scalar_budget import nominal_bits
 
 CALIBRATION = {"count": 4, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
+FEW = {r"^(?!up_blocks\.1)": "not in this test"}  # enough layers for bits to differ
 RECIPE: dict[str, Any] = {"bits": 3.0, "settings": {"state_bits": 8}, "calibration": CALIBRATION}
 
 
@@ -127,7 +135,8 @@ def test_an_allocation_that_loses_on_held_out_prompts_is_given_up(
     tiny_sdxl: Path, calibrated: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
     """Planted: importance the wrong way round, as a wrong estimate would have it."""
-    calibration, right = calibrated
+    kept, right = calibrated
+    calibration = Path(shutil.copytree(kept, tmp_path / "calibration"))
     assert max(right.values()) - min(right.values()) > 0.5
     for path in [calibration / "unet.importance" / "all.json", *(calibration / "unet.trajectories").glob("[0-9].json")]:
         found = json.loads(path.read_text())
@@ -140,3 +149,22 @@ def test_an_allocation_that_loses_on_held_out_prompts_is_given_up(
     bits = [row.bits for row in read_layer_table(out)]
     assert max(bits) - min(bits) < 0.3
     assert any(line.startswith("the same bits in every layer: images") for line in said)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_a_fraction_of_a_bit_is_a_budget_for_scalar_codes(tiny_sdxl: Path, tmp_path: Path, method: str) -> None:
+    """What all layers store is what 2.5 bits would take at the method's own group size, and not much less."""
+    recipe = {**RECIPE, "method": method, "settings": {}, "budget": "model", "bits": 2.5, "ignore": FEW}
+    out = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **recipe)
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
+    shapes = {row.layer: to_matrix(unet.get_submodule(row.layer).weight).shape for row in read_layer_table(out)}
+    wanted = sum(nominal_bits(2.5, settings_for(method, {}), *shape) * math.prod(shape) for shape in shapes.values())
+    stored = sum(row.bits * math.prod(shapes[row.layer]) for row in read_layer_table(out))
+    assert 0.97 * wanted < stored <= wanted
+    described = json.loads((out / "unet" / "config.json").read_text())["quantization_config"]["layers"].values()
+    assert len({(spec["bits"], spec["group_size"]) for spec in described}) > 2
+
+
+def test_a_fraction_in_every_layer_is_refused() -> None:
+    with pytest.raises(RecipeError, match="budget 'model'"):
+        Recipe.parse({"model": "m", "method": "gptq", "bits": 2.5})

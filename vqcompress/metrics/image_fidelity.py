@@ -6,10 +6,10 @@ from torch import Tensor
 
 from vqcompress.errors import VQCompressError
 from vqcompress.metrics.image_metric import ImageMetric
-from vqcompress.metrics.psnr import PSNR, PSNR_MEDIAN, PSNR_WORST
+from vqcompress.metrics.psnr import PSNR, PSNR_MEAN, PSNR_MEDIAN, PSNR_WORST
 from vqcompress.metrics.ssim import SSIM
 
-IMAGE_METRICS: tuple[ImageMetric, ...] = (PSNR, PSNR_MEDIAN, PSNR_WORST, SSIM)
+IMAGE_METRICS: tuple[ImageMetric, ...] = (PSNR, PSNR_MEAN, PSNR_MEDIAN, PSNR_WORST, SSIM)
 
 
 def image_fidelity(images: Tensor, originals: Tensor) -> dict[str, float]:

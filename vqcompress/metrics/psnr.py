@@ -20,4 +20,5 @@ def _per_image(images: Tensor, originals: Tensor) -> Tensor:
 PSNR = ImageMetric("psnr", _over_all_pixels, "PSNR", "dB")
 """Over all pixels together, so one bad image weighs by its error."""
 PSNR_MEDIAN = ImageMetric("psnr_median", lambda images, originals: float(_per_image(images, originals).median()))
+PSNR_MEAN = ImageMetric("psnr_mean", lambda images, originals: float(_per_image(images, originals).mean()))
 PSNR_WORST = ImageMetric("psnr_worst", lambda images, originals: float(_per_image(images, originals).min()))

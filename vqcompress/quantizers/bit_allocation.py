@@ -175,29 +175,3 @@ def _point(costs: np.ndarray, propagated: np.ndarray, level: float, least: float
     share = (costs / (costs + left * propagated))[free].mean() if free.any() else 1.0
     error = ((costs + left * propagated) * 4.0**-rates).mean()
     return level + np.log2(2 * log(2) / share) / 2, rates.mean(), error
-
-
-def allocate_whole_bits(layers: Mapping[str, LayerCost], bits: float, least: int, most: int) -> dict[str, int]:
-    """The same for codes of a whole number of bits, from ``least`` to ``most``, or dense: on average at most ``bits``.
-
-    A layer's cost falls by a factor of four a bit, convexly, so the next bit always goes to the layer where it saves
-    most a weight (Fox 1966), for as long as one fits. The last step, from ``most`` to dense, saves what error is left.
-    """
-    granted = dict.fromkeys(layers, least)
-    spare = sum(layer.weights for layer in layers.values()) * (bits - least)
-    steps = sorted(
-        (step for layer in layers.items() for step in _steps(*layer, least, most)), key=lambda step: -step[0]
-    )
-    for _, name, step in steps:
-        # A step that did not fit bars the layer's later ones: they start where it would have ended.
-        if granted[name] == step.start and (step.stop - step.start) * layers[name].weights <= spare:
-            granted[name] = step.stop
-            spare -= (step.stop - step.start) * layers[name].weights
-    return granted
-
-
-def _steps(name: str, layer: LayerCost, least: int, most: int) -> list[tuple[float, str, range]]:
-    """What each next number of bits saves a bit and weight, to a common factor."""
-    cost, dense = float(layer.column_costs.mean()), int(layer.dense_bits)
-    steps = [(cost * 4.0**-bit * 0.75, name, range(bit, bit + 1)) for bit in range(least, most)]
-    return [*steps, (cost * 4.0**-most / (dense - most), name, range(most, dense))]

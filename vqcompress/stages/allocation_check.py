@@ -29,6 +29,7 @@ from vqcompress.stages.layer_costs import costed_layers
 from vqcompress.stages.run import Run
 from vqcompress.tensor_tree import to_device
 
+NARROW = 0.9  # least share of the mean in the allocation that is tried where a wider one is worse than none
 PROMPTS, CALLS = 8, 8
 SEEDS_FROM = 100_000  # initial noise that calibration does not start from
 

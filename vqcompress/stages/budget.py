@@ -8,16 +8,14 @@ from math import prod
 
 from vqcompress.methods import METHODS
 from vqcompress.quantizers import quantizer_of, settings_for
-from vqcompress.quantizers.bit_allocation import MIN_RATE, LayerCost, allocate_bits, allocate_whole_bits
+from vqcompress.quantizers.bit_allocation import MIN_RATE, LayerCost, allocate_bits
 from vqcompress.quantizers.coded_noise import column_errors
 from vqcompress.recipe import Recipe
-from vqcompress.stages.allocation_check import Allocation, best_allocation
+from vqcompress.stages.allocation_check import NARROW, Allocation, best_allocation
 from vqcompress.stages.importance import importance_of_layers
 from vqcompress.stages.layer_costs import costed_layers
 from vqcompress.stages.run import Run
-
-SCALAR_BITS = (2, 8)  # widths that scalar codes may have
-NARROW = 0.9  # least share of the mean in the allocation that is tried where a wider one is worse than none
+from vqcompress.stages.scalar_budget import scalar_bits
 
 
 def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
@@ -32,17 +30,16 @@ def allocate(run: Run, component: str, layers: list[str], groups: dict[str, str]
     importance = importance_of_layers(run, component, layers, groups)
 
     def make() -> dict[str, float]:
-        method = METHODS[recipe.method]
+        if METHODS[recipe.method].whole_bits:
+            return scalar_bits(run, component, layers, groups, importance)
         quantizer, settings = quantizer_of(recipe.method), settings_for(recipe.method, recipe.settings)
         found = costed_layers(run, component, layers, groups, lambda weight: quantizer.energy(weight, settings))
         costs = {layer.name: replace(layer.cost, importance=importance[layer.name]) for layer in found}
-        if method.whole_bits:
-            return {layer: float(bits) for layer, bits in allocate_whole_bits(costs, recipe.bits, *SCALAR_BITS).items()}
         weights = sum(cost.weights for cost in costs.values())
         mean = max(MIN_RATE, recipe.bits - _codebook_bits(recipe) / weights)
         candidates = [
             _allocation("allocated", allocate_bits(costs, mean), costs),
-            _allocation("allocated within a quarter", allocate_bits(costs, mean, NARROW), costs),
+            _allocation("allocated within a tenth", allocate_bits(costs, mean, NARROW), costs),
             _allocation("the same bits in every layer", dict.fromkeys(costs, mean), costs),
         ]
         return best_allocation(run, component, groups, candidates).bits

@@ -20,6 +20,7 @@ from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.stages.output_recording import output_moment_of
 from vqcompress.stages.recording import moment_of, recorded_group
 from vqcompress.stages.run import Run
+from vqcompress.stages.scalar_budget import settings_of
 from vqcompress.workers import workers_here
 from vqcompress.working_memory import WorkingMemory, balanced, one_thread_each, return_freed_memory, usable_cores
 
@@ -158,7 +159,7 @@ def _encode(
             method=run.recipe.method,
             bits=bits,
             seed=run.recipe.seed,
-            settings=settings_for(run.recipe.method, run.recipe.settings),
+            settings=settings_of(run, component, layer),
             shared_codebooks=codebooks,
             output_moment=output_moment_of(run, component, layer),
         )

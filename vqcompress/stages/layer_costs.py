@@ -28,18 +28,19 @@ class CostedLayer:
 
 
 def costed_layers(
-    run: Run, component: str, layers: list[str], groups: dict[str, str], energy: Energy
+    run: Run, component: str, layers: list[str], groups: dict[str, str], energy: Energy, feeds_back: bool = True
 ) -> Iterator[CostedLayer]:
-    """All of ``layers``, those with one input together: a second moment is factored once and then forgotten."""
+    """All of ``layers``, those with one input together: a second moment is factored once and then forgotten.
+
+    Without ``feeds_back`` errors of columns stay where they are made, and a column's sensitivity is H's diagonal.
+    """
     for key in dict.fromkeys(groups.get(layer) for layer in layers):
         moment = moment_of(run, component, key)
-        feedback = None if moment is None else prepare_feedback(moment)
+        feedback = None if moment is None or not feeds_back else prepare_feedback(moment)
         for layer in (name for name in layers if groups.get(name) == key):
             weight = to_matrix(run.weight(component, layer)).float()
-            yield CostedLayer(layer, _cost(weight, feedback, energy(weight), dense_bits(weight)), feedback)
-
-
-def _cost(weight: Tensor, feedback: Feedback | None, energy: Tensor, dense: int) -> LayerCost:
-    if feedback is None:
-        return LayerCost(len(weight), torch.ones(weight.shape[1]), energy, 1.0, None, dense)
-    return LayerCost(len(weight), feedback.sensitivity, energy, 1.0, feedback.propagated_error(), dense)
+            white = torch.ones(weight.shape[1])
+            sensitivity = white if moment is None else moment.diagonal() if feedback is None else feedback.sensitivity
+            propagated = None if feedback is None else feedback.propagated_error()
+            cost = LayerCost(len(weight), sensitivity, energy(weight), 1.0, propagated, dense_bits(weight))
+            yield CostedLayer(layer, cost, feedback)

@@ -32,6 +32,7 @@ OF_ENCODING = (
     *("quantizers", "search", "finetune", "formats", "kernels", "layers", "bitpack.py", "methods.py", "recipe.py"),
     *("stages/encoding.py", "stages/budget.py", "stages/sequential.py", "stages/signature.py", "stages/plan.py"),
     *("stages/allocation_check.py", "stages/importance.py", "stages/layer_costs.py"),
+    "stages/scalar_budget.py",
 )
 """Parts whose code recordings of a dense model do not depend on. Costs along trajectories do."""
 
@@ -91,7 +92,7 @@ def run_inputs(recipe: Recipe, prompts: PromptSet, source: dict[str, Any], denoi
     encoding, inputs, packed = _encoding(recipe), list(recordings), dict[str, Any]()
     for component in recipe.components or (denoiser,):
         found = source | encoding | ({"packed before": packed} if packed else {})
-        stages = r"bits|allocations|codebooks|layers|layers\.spec|moments-in-order|moments-in-order\.layers"
+        stages = r"bits|group-sizes|allocations|codebooks|layers|layers\.spec|moments-in-order|moments-in-order\.layers"
         inputs.append(StageInputs(rf"{component}\.({stages})", recordings[0].settings, found))
         packed = packed | {component: encoding | _tuning(recipe, component == denoiser)}
     tuned = source | {"packed": packed, "memory_budget_gb": recipe.calibration.memory_budget_gb}
