@@ -40,6 +40,13 @@ def any_trellis(draw: Any, shape: tuple[int, ...], seed: int) -> QuantizedWeight
     )
 
 
+def any_half_rates(draw: Any, shape: tuple[int, ...], seed: int) -> QuantizedWeight:
+    rate_bits = draw(st.integers(0, 3))
+    least = draw(st.integers(0 if rate_bits else 1, 8 - (1 << rate_bits) + 1))
+    geometry = {"state_bits": 8, "min_rate": least, "rate_bits": rate_bits, "row_scales": draw(st.booleans())}
+    return random_trellis(shape, seed=seed, **geometry, half_rates=True)
+
+
 def any_additive(draw: Any, shape: tuple[int, ...], seed: int) -> QuantizedWeight:
     rate_bits = draw(st.integers(0, 2))
     least = draw(st.integers(0, 2))
@@ -59,6 +66,7 @@ def any_scalar(draw: Any, shape: tuple[int, ...], seed: int) -> QuantizedWeight:
 
 MAKERS: dict[str, Make] = {
     "trellis": any_trellis,
+    "trellis with half rates": any_half_rates,
     "trellis with column scales and outliers": lambda draw, shape, seed: with_column_scales_and_outliers(shape, seed),
     "trellis with rotation": lambda draw, shape, seed: rotated(shape, seed),
     "trellis with learned tables": lambda draw, shape, seed: with_learned_tables(shape, seed),
