@@ -198,6 +198,16 @@ def test_labels_condition_and_guide(network: type) -> None:
     torch.testing.assert_close(guided[0, :3], (null + 4 * (conditional - null))[:3])
 
 
+@pytest.mark.parametrize("network", LABEL_NETWORKS)
+def test_guided_calls_go_through_the_module(network: type) -> None:
+    """Calibration records calls with hooks on the network."""
+    built, calls = randomized(network(**SMALL, num_classes=10)), []
+    built.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        built.forward_with_cfg(normal(2, 4, 8, 8), torch.tensor([0.5, 0.5]), torch.tensor([3, 10]), 4.0)
+    assert len(calls) == 1
+
+
 def test_large_dit_is_flag_dit_with_the_variance() -> None:
     config = SMALL | {"num_classes": 10, "qk_norm": True}
     weights = randomized(FlagDiTLabels(**config)).state_dict()

@@ -214,7 +214,9 @@ class NextDiTLabels(LabelledTrunk, _NextNetwork):
         """
         if (rope_scaling_factor is None) != (ntk_factor is None):
             raise ArchitectureError("give both of rope_scaling_factor and ntk_factor, or neither; 1.0 changes nothing")
-        scaling = RotaryScaling(rope_scaling_factor or 1.0, ntk_factor or 1.0)
+        if rope_scaling_factor is None or ntk_factor is None:
+            return super().forward_with_cfg(x, t, y, cfg_scale)  # through the module, whose hooks record its calls
+        scaling = RotaryScaling(rope_scaling_factor, ntk_factor)
         return guided(lambda both: self._labelled(both, t, y, scaling), x, cfg_scale)
 
 
