@@ -187,7 +187,8 @@ def _data_length(header: str) -> int | None:
     try:
         entries = _plain(header.encode())
         offsets = [entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"]
-        return max((end for _, end in offsets), default=0) if entries else None
+        whole = all(type(offset) is int for pair in offsets for offset in pair)
+        return max((end for _, end in offsets), default=0) if entries and whole else None
     except (UnicodeEncodeError, TypeError, KeyError, ValueError):
         return None
 

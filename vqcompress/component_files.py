@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vqcompress.errors import CheckpointError
-from vqcompress.folder_files import name_problem, open_regular, read_json, regular_size, walk
+from vqcompress.folder_files import json_object, name_problem, open_regular, read_json, regular_size, walk
 
 ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_DTYPES = {"I8": torch.int8, "F16": torch.float16, "I32": torch.int32}
@@ -168,9 +168,12 @@ def tensor_headers(files: list[Path]) -> dict[str, StoredTensor]:
 def _headers(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     open_regular(path).close()
     try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                part = file.get_slice(key)
-                yield key, StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
+        with safe_open(path, framework="pt"):  # which checks the header; asking it for each tensor takes longer
+            pass
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; copy or download it again") from None
+    with open_regular(path) as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    for key, entry in json_object(header, path).items():
+        if key != "__metadata__":
+            yield key, StoredTensor(path, tuple(entry["shape"]), entry["dtype"])

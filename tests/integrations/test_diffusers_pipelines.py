@@ -52,10 +52,15 @@ def test_other_pipelines_are_left_to_diffusers() -> None:
 def test_attaching_twice_wraps_once() -> None:
     module = ModuleType("pipeline_utils")
     module._get_pipeline_class = lambda kind, config=None, **options: kind
+    module.DiffusionPipeline = type(
+        "DiffusionPipeline", (), {"from_pretrained": classmethod(lambda cls, source: source)}
+    )
     attach(module)
-    once = module._get_pipeline_class
+    once, opening = module._get_pipeline_class, vars(module.DiffusionPipeline)["from_pretrained"]
     attach(module)
     assert module._get_pipeline_class is once
+    assert vars(module.DiffusionPipeline)["from_pretrained"] is opening
+    assert module.DiffusionPipeline.from_pretrained("owner/name") == "owner/name"
 
 
 def test_a_moved_function_is_named() -> None:

@@ -90,9 +90,17 @@ def spec_from_dict(data: Mapping[str, Any]) -> FormatSpec:
     if missing := [field for field, default in _defaults(FORMATS[name]) if default is MISSING and field not in values]:
         raise CheckpointError(f"the description of a {name} weight lacks {', '.join(missing)}")
     try:
-        return FORMATS[name](**values)
+        if any(isinstance(value, list | dict) for value in values.values()):
+            return FORMATS[name](**values)
+        return _made(name, tuple(values), *values.values())
     except ValueError as error:
         raise CheckpointError(f"a {name} weight is described with values this version does not know: {error}") from None
+
+
+@lru_cache(maxsize=8192, typed=True)  # typed, or true would stand for one
+def _made(name: str, fields_given: tuple[str, ...], *values: Any) -> FormatSpec:
+    """The spec with these fields. A component's specs are asked for more than once in a load."""
+    return FORMATS[name](**dict(zip(fields_given, values, strict=True)))
 
 
 @lru_cache(maxsize=64)
