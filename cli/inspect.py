@@ -18,6 +18,7 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
     its layers use on this machine.
     """
     from vqcompress.checkpoint import inspect as look
+    from vqcompress.checkpoint import read_layer_table
     from vqcompress.cli.kernel_use import kernel_lines, kernel_use
 
     found = look(folder)
@@ -28,6 +29,7 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
     click.echo(
         f"{folder}: {found['bits_per_weight']:.3f} bits per quantized weight, {_megabytes(found['bytes'])} on disk"
     )
+    gaps = {(record.component, record.layer): record.gap for record in read_layer_table(folder)} if layers else {}
     for name, component in found["components"].items():
         click.echo(_component_line(name, component))
         for row in component["layers"] if layers else ():
@@ -35,7 +37,9 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
             served = " / ".join(use["kernel"] for use in found["kernels"].get(name, {}).get(row["name"], {}).values())
             outliers = f"  {row['outliers']} outliers" if row["outliers"] else ""
             stored = f"{row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}"
-            click.echo(f"    {row['name']:<72} {stored}  {served}{outliers}")
+            gap = gaps.get((name, row["name"]))
+            above = "" if gap is None else f"  {gap:.3f} bits above the bound"
+            click.echo(f"    {row['name']:<72} {stored}  {served}{outliers}{above}")
         for line in kernel_lines(found["device"], found["kernels"].get(name, {})):
             click.echo(line)
 

@@ -32,7 +32,7 @@ from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Recipe, current_names
 from vqcompress.stages.budget import allocate
 from vqcompress.stages.disk_space import check_disk_space
-from vqcompress.stages.encoding import encode_all, encoded_error, shared_codebooks, why_unfit
+from vqcompress.stages.encoding import encode_all, encoded_error, encoded_gap, shared_codebooks, why_unfit
 from vqcompress.stages.importance import importance_of_layers
 from vqcompress.stages.journal import Journal
 from vqcompress.stages.output_recording import record_outputs
@@ -226,4 +226,5 @@ def _record_of(
         rows=samples,
         columns=to_matrix(weight).shape[1],
         outliers=0 if quantized is None else quantized.outliers,
+        gap=None if quantized is None else encoded_gap(run, component, layer),
     )

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vqcompress.moments.rate_distortion import distortion_bound, gap_in_bits, spectrum, water_level
+from vqcompress.moments.rate_distortion import distortion_bound, gap_in_bits, gap_of_layer, spectrum, water_level
 from vqcompress.moments.second_moment import SecondMoment
 
 
@@ -51,3 +51,9 @@ def test_the_gap_is_the_bits_that_the_bound_needs_fewer():
     assert gap_in_bits(levels, 3.1, distortion_bound(levels, 3.0)) == pytest.approx(0.1)
     assert math.isnan(gap_in_bits(levels, 3.0, 0.0))
     assert distortion_bound(torch.zeros(3), 2.0) == 0.0
+
+
+def test_the_gap_of_a_layer():
+    assert gap_of_layer(None, 3.0, 4.0**-2.9) == pytest.approx(0.1)
+    assert gap_of_layer(SecondMoment(torch.diag(torch.tensor([4.0, 1.0]))), 2.0, 2 * (2 / 16) / 5) == pytest.approx(0.0)
+    assert gap_of_layer(None, 3.0, 0.0) is None

@@ -17,7 +17,8 @@ class LayerRecord:
     ``bits`` are those stored with it, a weight; ``error`` the squared error of its outputs relative to the outputs, on
     calibration inputs; ``importance`` how much of that moves the denoiser's output (``None`` where nobody asked);
     ``rows`` the calibration inputs it was learned from (``None``: none were needed), ``columns`` the inputs' width;
-    ``outliers`` how many weights are stored beside its codes.
+    ``outliers`` how many weights are stored beside its codes; ``gap`` the bits a weight above what the
+    rate-distortion bound of Gaussian weights asks for that error (``None`` where it is not known).
     """
 
     component: str
@@ -29,6 +30,7 @@ class LayerRecord:
     rows: int | None
     columns: int
     outliers: int = 0
+    gap: float | None = None
 
     @property
     def is_undersampled(self) -> bool:

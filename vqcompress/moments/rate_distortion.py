@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vqcompress.moments.second_moment import SecondMoment
 
+MOST_COLUMNS = 2048  # or kept samples
+
 
 def water_level(costs: Tensor, bits: float) -> float:
     """The cost of error that reverse water-filling leaves in each column: ``θ`` with ``Σ max(0, log2(c_j / θ) / 2) = n
@@ -56,3 +58,16 @@ def gap_in_bits(eigenvalues: Tensor, bits: float, error: float) -> float:
     """
     bound = distortion_bound(eigenvalues, bits)
     return math.log2(error / bound) / 2 if error > 0 and bound > 0 else math.nan
+
+
+def gap_of_layer(second_moment: SecondMoment | None, bits: float, error: float) -> float | None:
+    """`gap_in_bits` under ``second_moment``, by default the identity; ``None`` where there is none to tell.
+
+    That is where the error or the bound is 0, and beyond `MOST_COLUMNS` columns, whose eigenvalues would take as long
+    as the codes.
+    """
+    if second_moment is not None and len(second_moment.values) > MOST_COLUMNS:
+        return None
+    eigenvalues = torch.ones(1, dtype=torch.float64) if second_moment is None else spectrum(second_moment)
+    gap = gap_in_bits(eigenvalues, bits, error)
+    return gap if math.isfinite(gap) else None

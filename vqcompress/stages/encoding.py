@@ -13,6 +13,7 @@ from vqcompress.errors import UnfitWeightError
 from vqcompress.formats import spec_from_dict, spec_to_dict
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.methods import gave_way
+from vqcompress.moments.rate_distortion import gap_of_layer
 from vqcompress.moments.second_moment import keeps_samples
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantize_weight, quantizer_of, settings_for
@@ -135,6 +136,11 @@ def encoded_error(run: Run, component: str, layer: str) -> float:
     return run.store.load_json(_specs(component), layer)["error"]
 
 
+def encoded_gap(run: Run, component: str, layer: str) -> float | None:
+    """Bits a weight that an encoded layer spends above the rate-distortion bound (`moments.rate_distortion`)."""
+    return run.store.load_json(_specs(component), layer).get("gap")  # runs that began before it was told have none
+
+
 def _codes(component: str) -> str:
     return f"{component}.layers"
 
@@ -164,7 +170,8 @@ def _encode(
             output_moment=output_moment_of(run, component, layer),
         )
         error = relative_error(weight, fresh.decode(), moment)
-        return dict(fresh.tensors), {"spec": spec_to_dict(fresh.spec), "error": error}
+        gap = gap_of_layer(moment, fresh.bits_per_weight, error)
+        return dict(fresh.tensors), {"spec": spec_to_dict(fresh.spec), "error": error, "gap": gap}
 
     try:
         tensors, description = run.store.load_or_make_pair(_codes(component), _specs(component), layer, make)
