@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from trained_networks import NETWORKS, TrainedNetwork
 from vqcompress.matrix_view import to_matrix, unfold_input
+from vqcompress.methods import gave_way
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import quantize_weight
 
-METHODS = ("gptq", "trellis")
+METHODS = ("gptq", "rtn", "kmeans", "additive", "trellis")
 SAMPLES = 16384  # of a layer's input: neighbouring positions of a picture are nearly alike
 
 
@@ -45,6 +46,8 @@ class Result:
     worst_layer_name: str
     worst_channel: float
     worse_than_gptq: int | None
+    outliers: int
+    scalar_layers: int
     seconds: float
 
 
@@ -142,9 +145,12 @@ def measure(
     """Quantize all layers, run the test inputs, put the weights back; also the error of each layer."""
     kept = {layer: network.module.get_submodule(layer).weight.data for layer in network.layers}
 
+    guarded: dict[str, tuple[int, bool]] = {}
+
     def quantize(layer: str) -> tuple[Tensor, int, float, float]:
         moment = SecondMoment(moments[layer], seen=SAMPLES, used=SAMPLES)  # an estimate, of at most so many
         packed = quantize_weight(kept[layer], moment, method=method, bits=bits)
+        guarded[layer] = packed.outliers, gave_way(method, packed.spec.format)
         decoded = packed.decode().to(kept[layer])
         matrix, lost = to_matrix(kept[layer]), to_matrix(kept[layer] - decoded)
         power = ((matrix @ moments[layer]) * matrix).sum(1)
@@ -177,6 +183,8 @@ def measure(
         worst_layer_name=worst,
         worst_channel=max(channel for _, _, _, channel in done.values()),
         worse_than_gptq=sum(error > gptq[layer] for layer, error in errors.items()) if gptq else None,
+        outliers=sum(outliers for outliers, _ in guarded.values()),
+        scalar_layers=sum(scalar for _, scalar in guarded.values()),
         seconds=seconds,
     )
     return result, errors
@@ -186,14 +194,15 @@ def markdown(results: list[Result]) -> str:
     """One table for all networks."""
     lines = [
         "| network | method | bits | output error | cosine | mean layer | worst layer | worst channel "
-        "| layers worse than GPTQ | processor s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| layers worse than GPTQ | outliers | scalar layers | processor s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         worse = "–" if r.worse_than_gptq is None else str(r.worse_than_gptq)
         lines.append(
             f"| {r.network} | {r.method} | {r.bits:.3f} | {r.error:.2e} | {r.cosine:.4f} | {r.mean_layer:.2e} "
-            f"| {r.worst_layer:.2e} ({r.worst_layer_name}) | {r.worst_channel:.2e} | {worse} | {r.seconds:.0f} |"
+            f"| {r.worst_layer:.2e} ({r.worst_layer_name}) | {r.worst_channel:.2e} | {worse} "
+            f"| {r.outliers} | {r.scalar_layers} | {r.seconds:.0f} |"
         )
     return "\n".join(lines)
 
