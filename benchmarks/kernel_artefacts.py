@@ -58,7 +58,8 @@ def noted_launches() -> Iterator[list[Launch]]:
 
 def cases() -> Iterator[tuple[str, Launch]]:
     """Name -> launch, for every kernel and the constants it is most used with."""
-    for name, bits, samples in (("trellis", 3, 16), ("trellis", 5, 32), ("additive", 3, 16), ("scalar", 4, 16)):
+    weights = (("trellis", 3, 16), ("trellis", 3.5, 16), ("trellis", 5, 32), ("additive", 3, 16), ("scalar", 4, 16))
+    for name, bits, samples in weights:
         weight = packed_weight(name, SHAPE, bits)
         tensors = {**weight.tensors, **weight.shared}
         x = torch.zeros(samples, SHAPE[1], dtype=torch.bfloat16)

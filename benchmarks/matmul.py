@@ -52,12 +52,12 @@ Work = Callable[[], object]
     "--samples", "--rows", "samples", default="1,16,1024", show_default=True, help="Samples of inputs, comma-separated."
 )
 @click.option("--formats", default=",".join(FORMATS), show_default=True, help="Ours, comma-separated.")
-@click.option("--bits", default=3, show_default=True, help="Bits a weight of ours.")
+@click.option("--bits", default=3.0, show_default=True, help="Bits a weight of ours; halves for the trellis alone.")
 @click.option("--dtype", default=None, help="float32 on a CPU, bfloat16 on a GPU unless given.")
 @click.option("--warm", is_flag=True, help="One copy of each layer, which caches may hold.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the numbers here as well.")
 def main(
-    shapes: str, samples: str, formats: str, bits: int, dtype: str | None, warm: bool, json_path: str | None
+    shapes: str, samples: str, formats: str, bits: float, dtype: str | None, warm: bool, json_path: str | None
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = getattr(torch, dtype or ("bfloat16" if device == "cuda" else "float32"))
@@ -82,7 +82,7 @@ def benchmark(
     shapes: list[tuple[int, int]],
     sample_counts: list[int],
     formats: list[str],
-    bits: int,
+    bits: float,
     dtype: torch.dtype,
     device: str,
     warm: bool = False,
@@ -117,7 +117,7 @@ def dense_layer(shape: tuple[int, int], dtype: torch.dtype, device: str) -> nn.L
     return nn.Linear(shape[1], shape[0], bias=True, dtype=dtype, device=device)
 
 
-def packed_layer(name: str, shape: tuple[int, int], bits: int, device: str, seed: int) -> VQLinear:
+def packed_layer(name: str, shape: tuple[int, int], bits: float, device: str, seed: int) -> VQLinear:
     """One of ours, of random codes."""
     weight = packed_weight(name, shape, bits, device, seed)
     shared = SharedCodebooks({"synthetic": weight.shared["codebooks"]}) if weight.shared else None

@@ -15,30 +15,29 @@ SHARED_BOOK = "synthetic"
 
 
 def packed_weight(
-    name: str, shape: tuple[int, ...], bits: int = 3, device: str | torch.device = "cpu", seed: int = 0
+    name: str, shape: tuple[int, ...], bits: float = 3, device: str | torch.device = "cpu", seed: int = 0
 ) -> QuantizedWeight:
-    """A weight of about ``bits`` bits: ``trellis`` (12-bit states, rates ``bits - 1`` and ``bits``), ``additive``
-    (``bits`` shared codebooks of 256 vectors of 8) or ``scalar`` (groups of 64)."""
+    """A weight of about ``bits`` bits: ``trellis`` (12-bit states, rates ``bits - 1`` and ``bits``, multiples of 1/2),
+    ``additive`` (``bits`` shared codebooks of 256 vectors of 8) or ``scalar`` (groups of 64)."""
     generator = torch.Generator(device).manual_seed(seed)
     outputs, columns = matrix_shape(shape)
     if name == "trellis":
         return _trellis(shape, outputs, columns, bits, generator)
     if name == "additive":
-        return _additive(shape, outputs, columns, bits, generator)
-    return _scalar(shape, outputs, columns, bits, generator)
+        return _additive(shape, outputs, columns, int(bits), generator)
+    return _scalar(shape, outputs, columns, int(bits), generator)
 
 
 def _trellis(
-    shape: tuple[int, ...], outputs: int, columns: int, bits: int, generator: torch.Generator
+    shape: tuple[int, ...], outputs: int, columns: int, bits: float, generator: torch.Generator
 ) -> QuantizedWeight:
-    rates = (torch.arange(columns) % 2).add_(bits - 1)[
-        torch.randperm(columns, generator=torch.Generator().manual_seed(1))
-    ]
-    size = sum(packed_bytes(outputs, rate) * int((rates == rate).sum()) for rate in (bits - 1, bits))
-    spec = TrellisSpec(12, bits - 1, 1, 0.0, True, size)
-    device = generator.device
+    unit = 2 if bits % 1 else 1  # a rate counts half bits, or bits
+    low, order = int(unit * (bits - 1)), torch.randperm(columns, generator=torch.Generator().manual_seed(1))
+    rates = (torch.arange(columns) % 2 * unit + low)[order]
+    size = sum(packed_bytes(outputs * rate // unit, 1) for rate in rates.tolist())
+    spec = TrellisSpec(12, low, unit, 0.0, True, size, half_rates=unit == 2)
     tensors = {"weight": _bytes((1, size), generator), "scale": _scale((outputs,), generator)}
-    tensors["rates"] = pack_rates(rates, bits - 1, 1).to(device)
+    tensors["rates"] = pack_rates(rates, low, unit).to(generator.device)
     return QuantizedWeight(spec, shape, tensors)
 
 

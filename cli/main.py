@@ -19,6 +19,7 @@ VERBS = {
     "report": "Compare compressed folders with their original.",
     "verify": "Check a compressed folder against its manifest.",
     "dequantize": "Write a dense pipeline from a compressed folder.",
+    "bake-lora": "Make LoRAs part of a model's weights, dense or quantized.",
     "bundle": "Write a compressed folder as one file.",
 }
 
@@ -41,7 +42,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        return getattr(import_module(f"vqcompress.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        return getattr(import_module(f"vqcompress.cli.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

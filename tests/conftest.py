@@ -52,13 +52,17 @@ def random_trellis(
     rate_bits: int = 1,
     row_scales: bool = True,
     tail: float = 0.0,
+    half_rates: bool = False,
+    rates: Tensor | None = None,
 ) -> QuantizedWeight:
-    """Random trellis codes; column rates drawn from ``min_rate … min_rate + 2**rate_bits - 1``."""
+    """Random trellis codes; column ``rates`` as given, or drawn from ``min_rate … min_rate + 2**rate_bits - 1``."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = matrix_shape(shape)
-    rates = min_rate + _integers(1 << rate_bits, (columns,), generator).long()
-    codes = _random_stream(rates, lambda rate: (rows, rate), generator)
-    spec = TrellisSpec(state_bits, min_rate, rate_bits, tail, row_scales, codes.numel())
+    if rates is None:
+        rates = min_rate + _integers(1 << rate_bits, (columns,), generator).long()
+    symbols = (lambda rate: (rows * rate // 2, 1)) if half_rates else (lambda rate: (rows, rate))
+    codes = _random_stream(rates, symbols, generator)
+    spec = TrellisSpec(state_bits, min_rate, rate_bits, tail, row_scales, codes.numel(), half_rates=half_rates)
     tensors = {"weight": codes, "scale": _scale(rows, row_scales, generator)}
     if rate_bits:
         tensors["rates"] = pack_rates(rates, min_rate, rate_bits)

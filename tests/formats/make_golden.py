@@ -38,6 +38,7 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
     three = torch.tensor([3, 2, 5, 2, 3, 4, 5, 3])
     mixed = torch.tensor([1, 0, 2, 3] * 3)
     learned = torch.tensor([1, 3, 2, 3, 1, 4])
+    halves = torch.tensor([3, 0, 5, 1, 2, 7, 11, 9, 4, 12, 5])
     return {
         "trellis_linear": (TrellisSpec(12, 2, 2, 0.0, True, _stream(13, three)), (13, 8), three),
         "trellis_conv": (TrellisSpec(16, 3, 0, 0.03125, False, 9 * packed_bytes(6, 3)), (6, 1, 3, 3), None),
@@ -50,6 +51,16 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
             TrellisSpec(10, 2, 2, 0.0, True, _stream(11, three), column_scales=True),
             (11, 8),
             three,
+        ),
+        "trellis_half_rates": (
+            TrellisSpec(12, 0, 4, 0.0, True, _half_stream(13, halves), half_rates=True),
+            (13, 11),
+            halves,
+        ),
+        "trellis_half_conv": (
+            TrellisSpec(10, 5, 0, 0.0625, False, 12 * packed_bytes(8 * 5 // 2, 1), half_rates=True),
+            (8, 3, 2, 2),
+            None,
         ),
         "trellis_outliers": (
             TrellisSpec(10, 2, 2, 0.0, True, _stream(11, three), column_scales=True, outliers=5),
@@ -71,6 +82,10 @@ def cases() -> dict[str, tuple[FormatSpec, tuple[int, ...], torch.Tensor | None]
 
 def _stream(count: int, rates: torch.Tensor, bits: int = 1) -> int:
     return sum(packed_bytes(count * int(rate), bits) for rate in rates)
+
+
+def _half_stream(count: int, rates: torch.Tensor) -> int:
+    return sum(packed_bytes(count * int(rate) // 2, 1) for rate in rates)
 
 
 def build(spec: FormatSpec, shape: tuple[int, ...], rates: torch.Tensor | None) -> QuantizedWeight:

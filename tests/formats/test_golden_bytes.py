@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
 
@@ -73,14 +74,14 @@ class Page:
 
     def trellis(self) -> np.ndarray:
         L, weight = self.spec["state_bits"], np.zeros((self.rows, self.columns), np.float32)
-        for column, (rate, data) in enumerate(self.column_bytes(lambda rate: math.ceil(self.rows * rate / 8))):
-            if not rate:  # such a column is zero
-                continue
-            size = self.rows * rate
-            circle, table = bits_of(data)[:size], self.table(rate)
+        unit = 1 if self.spec.get("half_rates") else 2
+        for column, (rate, data) in enumerate(self.column_bytes(lambda r: math.ceil(self.rows * r * unit // 2 / 8))):
+            size = self.rows * rate * unit // 2
+            circle, end = bits_of(data)[:size], 0
             for t in range(self.rows):
-                state = number([circle[b % size] for b in range((t + 1) * rate - L, (t + 1) * rate)])
-                weight[t, column] = table[state] * self.scale()[t]
+                begin, end = end, (t + 1) * rate * unit // 2
+                state = number([circle[b % size] for b in range(end - L, end)]) if size else 0
+                weight[t, column] = (self.table(end - begin)[state] if size else 0) * self.scale()[t]
         return self.with_outliers(weight * self.gains())
 
     def with_outliers(self, weight: np.ndarray) -> np.ndarray:
@@ -132,6 +133,7 @@ class Page:
         return weight
 
 
+@lru_cache
 def page_table(L: int, rate: int, tail: float) -> np.ndarray:
     multiplier, gain = TABLE[L, rate]
     inverse = NormalDist().inv_cdf

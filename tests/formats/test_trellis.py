@@ -11,24 +11,33 @@ import torch
 
 from vqcompress.bitpack import packed_bytes
 from vqcompress.formats import spec_from_dict, spec_to_dict
-from vqcompress.formats.trellis import window_states
+from vqcompress.formats.rates import pack_rates
+from vqcompress.formats.trellis import new_bits, pack_symbols, unpack_symbols, window_states
 from vqcompress.formats.trellis_table import GAUSSIAN_CODES, STATE_BITS, gaussian_error, max_rate, value_table
 from vqcompress.kernels import decode
 
 
-def literal_decode(weight) -> torch.Tensor:
-    """The format in words: cut the stream into columns, write it as a bit string, look up windows that wrap around."""
+def literal_decode(weight, tables=()) -> torch.Tensor:
+    """The format in words: cut the stream into columns, write it as a bit string, look up windows that wrap around.
+
+    ``tables`` are learned ones, by the spec's ``codebook_rates``.
+    """
     spec, (rows, columns) = weight.spec, weight.shape
     stream = "".join(f"{byte & 0xFF:08b}" for byte in weight.tensors["weight"].flatten().tolist())
+    learned = dict(zip(spec.codebook_rates, tables, strict=True))
     rates = spec.rates(columns, weight.tensors).tolist()
     decoded, start = torch.zeros(rows, columns), 0
     for rate, column in sorted((rate, column) for column, rate in enumerate(rates)):
-        bits = stream[start : start + rows * rate]
-        start += 8 * packed_bytes(rows, rate)
-        for row in range(rows if rate else 0):
-            end = (row + 1) * rate
+        low, high = (rate // 2, (rate + 1) // 2) if spec.half_rates else (rate, rate)
+        lengths = [high if row % 2 else low for row in range(rows)]
+        bits = stream[start : start + sum(lengths)]
+        start += 8 * packed_bytes(sum(lengths), 1)
+        for row in range(rows if bits else 0):
+            end = sum(lengths[: row + 1])
             window = "".join(bits[i % len(bits)] for i in range(end - spec.state_bits, end))
-            decoded[row, column] = value_table(spec.state_bits, rate, spec.tail)[int(window, 2)].float()
+            if (new := lengths[row]) not in learned:
+                learned[new] = value_table(spec.state_bits, new, spec.tail)
+            decoded[row, column] = learned[new][int(window, 2)].float()
     assert start == len(stream)
     return decoded * weight.tensors["scale"].float()[:, None]
 
@@ -51,6 +60,32 @@ def test_windows_wrap_around():
     assert window_states(symbols, 2, 3).tolist() == [0b001, 0b110, 0b011, 0b100]
 
 
+@pytest.mark.parametrize("rate", [0.5, 1, 1.5, 2.5, 3])
+@pytest.mark.parametrize("outputs", [1, 2, 7, 8, 21])
+def test_symbols_survive_packing(rate, outputs):
+    widths = new_bits(rate, outputs)
+    assert int(widths.sum()) == int(outputs * rate)
+    assert set(widths.tolist()) <= {int(rate), -int(-rate // 1)}
+    symbols = torch.randint(0, 1 << 20, (5, outputs), generator=torch.Generator().manual_seed(1)) % (1 << widths)
+    packed = pack_symbols(symbols.int(), rate)
+    assert packed.shape == (5, packed_bytes(int(outputs * rate), 1))
+    assert torch.equal(unpack_symbols(packed, int(2 * rate), outputs), symbols.int())
+
+
+@pytest.mark.parametrize("spoiled", ["rate beyond the last", "one byte less"])
+def test_half_rates_that_do_not_fit_are_named(random_weight, spoiled):
+    weight = random_weight("trellis", (21, 9), min_rate=3, rate_bits=4, half_rates=True, rates=torch.arange(3, 12))
+    spec, rates = weight.spec, weight.tensors["rates"]
+    assert spec.shape_problem(*weight.shape) is None
+    assert spec.content_problem("rates", rates, *weight.shape) is None
+    if spoiled == "one byte less":
+        shorter = replace(spec, code_bytes=spec.code_bytes - 1)
+        assert "bytes of codes" in shorter.content_problem("rates", rates, *weight.shape)
+    else:
+        higher = pack_rates(torch.arange(5, 14), 3, 4)
+        assert "the format ends at 12" in spec.content_problem("rates", higher, *weight.shape)
+
+
 @pytest.mark.parametrize(("state_bits", "rate"), GAUSSIAN_CODES)
 def test_table_is_a_unit_source_times_its_gain(state_bits, rate):
     multiplier, gain, _ = GAUSSIAN_CODES[state_bits, rate]
@@ -63,10 +98,12 @@ def test_table_is_a_unit_source_times_its_gain(state_bits, rate):
 
 def test_errors_fall_with_rate_and_with_state_bits():
     for bits in STATE_BITS:
-        errors = [gaussian_error(bits, rate) for rate in range(max_rate(bits) + 1)]
+        errors = [gaussian_error(bits, halves / 2) for halves in range(2 * max_rate(bits) + 1)]
         assert errors == sorted(errors, reverse=True)
-        assert all(error > 4.0**-rate for rate, error in enumerate(errors[1:], 1))  # Shannon's bound
-    for rate in (1, 2, 3, 4):
+        assert all(error > 2.0**-halves for halves, error in enumerate(errors[1:], 1))  # Shannon's bound
+        # Convex: a half-integer rate leaves less than half of the columns at either neighbour would.
+        assert all(error < (errors[at - 1] + errors[at + 1]) / 2 for at, error in enumerate(errors[1:-1], 1))
+    for rate in (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4):
         errors = [gaussian_error(bits, rate) for bits in STATE_BITS]
         assert errors == sorted(errors, reverse=True)
 

@@ -82,11 +82,15 @@ def test_rates_end_where_the_code_does(random_weight):
     assert list(narrow.spec.rate_range) == [6]
 
 
-def test_there_is_a_value_table_per_rate(random_weight):
+def test_there_is_a_value_table_per_number_of_new_bits(random_weight):
     value_tables = pytest.importorskip("vqcompress.kernels.triton.trellis", exc_type=ImportError).value_tables
     weight = random_weight("trellis", (40, 5), min_rate=0, rate_bits=1)
     tables = value_tables(weight.spec, weight.tensors)
     assert tables.shape == (2, 4096)
     assert tables.dtype == torch.float16
-    assert not tables[0].any()
     assert torch.equal(tables[1].float(), weight.spec.table(1, weight.tensors))
+    halves = random_weight("trellis", (40, 5), min_rate=3, rate_bits=2, half_rates=True)  # 1.5 to 3 bits
+    tables = value_tables(halves.spec, halves.tensors)
+    assert [torch.equal(tables[i].float(), halves.spec.table(1 + i, halves.tensors)) for i in range(len(tables))] == [
+        True
+    ] * 3

@@ -32,11 +32,15 @@ def correlated(columns: int, samples: int, seed: int = 0) -> Tensor:
 def test_below_gptq_at_equal_bytes_on_correlated_inputs() -> None:
     weight, moment = gaussian(192, 128), correlated(128, 600)
     counted = replace(QUICK, count_codebooks=True)
-    scalar = quantize_weight(weight, moment, method="gptq", bits=3, settings=GPTQSettings())
+    scalar, better_scalar = (
+        quantize_weight(weight, moment, method="gptq", bits=3, settings=GPTQSettings(zero_forcing=zero_forcing))
+        for zero_forcing in (True, False)
+    )
     vector = quantize_weight(weight, moment, method="additive", bits=3.29, settings=counted)
     assert vector.bits_per_weight <= scalar.bits_per_weight
     # Its codebooks take a tenth of the bits of a weight this small, and still:
     assert relative_error(weight, vector.decode(), moment) < 0.95 * relative_error(weight, scalar.decode(), moment)
+    assert relative_error(weight, vector.decode(), moment) < relative_error(weight, better_scalar.decode(), moment)
 
 
 def test_below_a_scalar_code_on_independent_inputs() -> None:

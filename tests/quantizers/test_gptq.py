@@ -50,10 +50,26 @@ def test_feedback_pays_on_correlated_inputs() -> None:
     assert fed_back < 0.1 * plain
 
 
+@pytest.mark.parametrize(("bits", "most"), [(2, 0.85), (3, 0.95), (4, 1.0)])
+def test_feedback_that_counts_on_the_grids_errors_pays(bits: int, most: float) -> None:
+    weight, moment = problem(64, 192, 512)
+    known, exact = (
+        relative_error(
+            weight,
+            quantize_weight(
+                weight, moment, method="gptq", bits=bits, settings=GPTQSettings(zero_forcing=zero_forcing)
+            ).decode(),
+            moment,
+        )
+        for zero_forcing in (False, True)
+    )
+    assert known < most * exact
+
+
 @pytest.mark.parametrize("scale_bits", [6, 16])
 def test_equals_the_textbook_sweep(scale_bits: int) -> None:
     weight, moment = problem(8, 24, 200)
-    settings = GPTQSettings(group_size=8, scale_bits=scale_bits, damping=1e-2)
+    settings = GPTQSettings(group_size=8, scale_bits=scale_bits, damping=1e-2, zero_forcing=True)
     decoded = quantize_weight(weight, moment, method="gptq", bits=3, settings=settings).decode()
     torch.testing.assert_close(decoded, textbook(weight, moment, 3, settings), rtol=1e-5, atol=1e-5)
 
@@ -124,7 +140,8 @@ def test_weights_too_small_for_packed_scales_keep_float16_scales() -> None:
 
 
 def one_direction() -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs that are nearly one direction: with little damping, feedback drives targets out of their grids."""
+    """Inputs that are nearly one direction: with little damping, zero-forcing feedback drives targets out of their
+    grids."""
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(4096, 1, generator=generator) + 0.01 * torch.randn(4096, 96, generator=generator)
     return torch.randn(64, 96, generator=generator), inputs.t() @ inputs / 4096
@@ -143,7 +160,7 @@ def test_damping_is_the_best_of_each_planted_case(case, bits: int, best: float) 
     weight, moment = case()
 
     def error(damping: float | str) -> float:
-        settings = GPTQSettings(damping=damping)  # type: ignore[arg-type]
+        settings = GPTQSettings(damping=damping, zero_forcing=True)  # type: ignore[arg-type]
         return relative_error(
             weight, quantize_weight(weight, moment, method="gptq", bits=bits, settings=settings).decode(), moment
         )
@@ -151,3 +168,15 @@ def test_damping_is_the_best_of_each_planted_case(case, bits: int, best: float) 
     errors = {damping: error(damping) for damping in (1e-2, 1e-3, 1e-4)}
     assert min(errors, key=errors.__getitem__) == best
     assert error("auto") == errors[best]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_nearly_one_direction_needs_no_damping(bits: int) -> None:
+    """Feedback that counts on the grids' errors keeps targets within them by itself."""
+    weight, moment = one_direction()
+    settings = GPTQSettings(damping=1e-4), GPTQSettings(damping=1e-2, zero_forcing=True)
+    errors = [
+        relative_error(weight, quantize_weight(weight, moment, method="gptq", bits=bits, settings=s).decode(), moment)
+        for s in settings
+    ]
+    assert errors[0] < errors[1]

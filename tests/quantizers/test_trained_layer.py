@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqcompress.formats import ScalarSpec
-from vqcompress.quantizers import TrellisSettings, quantize_weight
+from vqcompress.quantizers import GPTQSettings, TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 
 FIXTURE = Path(__file__).parent / "fixtures" / "minilm_layer0_output.safetensors"
@@ -40,10 +40,15 @@ def channel_errors(weight: Tensor, decoded: Tensor, moment: Tensor) -> Tensor:
 def test_a_vector_code_is_ahead_of_gptq_in_the_sum_and_in_the_worst_output(layer, method, bits, left):
     weight, moment = layer
     packed = quantize_weight(weight, moment, method=method, bits=bits)
-    gptq = quantize_weight(weight, moment, method="gptq", bits=bits)
+    published = GPTQSettings(group_size=64, scale_bits=16, damping=1e-3, zero_forcing=True)
+    gptq, best = (
+        quantize_weight(weight, moment, method="gptq", bits=bits, settings=settings)
+        for settings in (published, GPTQSettings())
+    )
     assert packed.bits_per_weight < gptq.bits_per_weight
     ours, theirs = packed.decode(), gptq.decode()
     assert relative_error(weight, ours, moment) < left * relative_error(weight, theirs, moment)
+    assert relative_error(weight, ours, moment) < relative_error(weight, best.decode(), moment)
     assert channel_errors(weight, ours, moment).max() < channel_errors(weight, theirs, moment).max()
 
 

@@ -148,9 +148,12 @@ def faint_copies(copied: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_feedback_asks_columns_for_no_more_than_they_can_give(bits):
-    """Feedback that takes later columns for exact asks them for many times their range: 21 to 355 bounds."""
+    """Feedback that takes later columns for exact asks them for many times their range: 21 to 355 bounds.
+
+    With whole rates, of which the original's columns get one more; half-integer ones leave 2.2 bounds at 2 bits.
+    """
     weight, moment = faint_copies(48)
-    settings = TrellisSettings(column_scales=False, damping=1e-6)
+    settings = TrellisSettings(column_scales=False, damping=1e-6, half_rates=False)
     error = relative_error(weight, quantize_weight(weight, moment, bits=bits, settings=settings).decode(), moment)
     assert 1.0 < error / distortion_bound(spectrum(SecondMoment(moment)), bits) < 2.0
 
@@ -158,7 +161,13 @@ def test_feedback_asks_columns_for_no_more_than_they_can_give(bits):
 def test_column_scales_are_chosen_where_targets_leave_the_codes_range(check_spec):
     weight, moment = faint_copies(16)
     found, without = (
-        quantize_weight(weight, moment, bits=3.0, settings=TrellisSettings(column_scales=column_scales, damping=1e-6))
+        quantize_weight(
+            weight,
+            moment,
+            bits=3.0,
+            # Half-integer rates alone take two thirds of the error away that column scales do.
+            settings=TrellisSettings(column_scales=column_scales, damping=1e-6, half_rates=False),
+        )
         for column_scales in ("auto", False)
     )
     check_spec(found)

@@ -140,7 +140,10 @@ def test_coupled_paths_are_nearly_the_best(state_bits, rate, outputs):
     found = best = 0.0
     for seed in range(20):
         moment, target = coupled(outputs, seed), np.random.default_rng(seed).standard_normal(outputs).astype(np.float32)
-        search, ones = CoupledSearch(state_bits, rate, table, factor_metric(moment, 0)), np.ones(outputs, np.float32)
+        search, ones = (
+            CoupledSearch(state_bits, rate, {rate: table}, factor_metric(moment, 0)),
+            np.ones(outputs, np.float32),
+        )
         streams = torch.tensor(list(itertools.product(range(1 << rate), repeat=outputs)))
         states = window_states(streams, rate, state_bits)
         errors = torch.from_numpy(table[states.numpy()] - target).double()

@@ -97,9 +97,9 @@ class AdditiveSpec:
         """The rates that columns can have."""
         return rate_range(self.min_rate, self.rate_bits, self.largest_rate)
 
-    def bits_per_rate(self, outputs: int) -> int:
-        """Bits that a column takes for each unit of its rate."""
-        return self.vectors(outputs) * self.code_bits
+    def column_bits(self, outputs: int, rate: int) -> int:
+        """Bits that a column of this rate takes."""
+        return self.vectors(outputs) * rate * self.code_bits
 
     def shape_problem(self, outputs: int, columns: int) -> str | None:
         """Why a matrix of these sizes cannot be stored with these fields, or ``None``."""

@@ -2,7 +2,7 @@
 
 Reverse water-filling (Cover & Thomas, Elements of Information Theory, section 10.3.3): columns whose error counts for
 more get more bits, until one more bit would reduce the error of every column by the same amount. The vector formats
-therefore give every column its own rate, an integer number of bits (trellis) or of codes (additive). Columns of one
+therefore give every column its own rate, a number of bits or half bits (trellis) or of codes (additive). Columns of one
 rate are stored together, rates ascending and columns ascending within a rate, so decoding sees a few dense blocks.
 """
 
@@ -58,8 +58,8 @@ class RatedSpec(Protocol):
     def rate_range(self) -> range:
         """The rates that columns can have."""
 
-    def bits_per_rate(self, outputs: int) -> int:
-        """Bits that a column takes for each unit of its rate."""
+    def column_bits(self, outputs: int, rate: int) -> int:
+        """Bits that a column of this rate takes."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def stored_counts(packed: Tensor, columns: int, rate_bits: int) -> list[int]:
 
 def column_bytes(spec: RatedSpec, outputs: int, rate: int) -> int:
     """Bytes of a column of this rate."""
-    return packed_bytes(spec.bits_per_rate(outputs), rate)
+    return packed_bytes(spec.column_bits(outputs, rate), 1)
 
 
 def check_rate_fields(spec: RatedSpec) -> None:

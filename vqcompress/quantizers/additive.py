@@ -21,7 +21,7 @@ from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
 from vqcompress.quantizers.column_rates import AdditiveBudget, RatePlan
-from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.quantizers.error_feedback import FeedbackPlanner
 from vqcompress.quantizers.outliers import NO_OUTLIERS, input_outliers
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_column_scales, choose_scale, coded_energy
@@ -107,19 +107,21 @@ def quantize_additive(
         if second_moment is not None:  # of the inputs that the scales are moved to
             outer = factors.to(second_moment.device)
             second_moment = SecondMoment(second_moment.dense() * outer * outer[:, None])
-    feedback = None if second_moment is None else prepare_feedback(second_moment, settings.damping).to("cpu")
+    inputs = None if second_moment is None else FeedbackPlanner(second_moment, settings.damping)
     second_moment = None if second_moment is None else second_moment.to("cpu")
-    sensitivity = torch.ones(weight.shape[1]) if feedback is None else feedback.sensitivity
+    alike = torch.ones(weight.shape[1])
+    sensitivity = alike if inputs is None else inputs.costs(alike, bits)
     scale, per_output = choose_scale(weight, settings.row_scales)
     scaled = column_scales is not None
     budget = AdditiveBudget(len(weight), sensitivity, bits, row_scales=per_output, column_scales=scaled)
     if shared_codebooks is None:
-        codebooks, plan = _learn(weight, scale, budget, settings, bits, seed)
+        codebooks, plan, errors = _learn(weight, scale, budget, settings, bits, seed)
     else:
         codebooks = shared_codebooks.cpu().float()
-        plan = _plan_for(codebooks, weight, scale, budget, seed)
+        plan, errors = _plan_for(codebooks, weight, scale, budget, seed)
     columns = AdditiveColumns(weight, scale, per_output, codebooks, plan, settings.beam)
-    columns.sweep(feedback)
+    distortion = torch.tensor([errors[rate] for rate in plan.rates.tolist()])
+    columns.sweep(None if inputs is None else inputs.feedback(distortion))
     _improve(columns, second_moment, settings.coordinate_descent, own=shared_codebooks is None)
     spec, tensors = columns.packed(None if shared_codebooks is None else COMPONENT_CODEBOOK)
     spec, tensors = replace(spec, outliers=len(outliers)), tensors | outliers.tensors()
@@ -161,8 +163,8 @@ def _mean_codes(bits: float, dimension: int, code_bits: int) -> int:
 
 def _learn(
     weight: Tensor, scale: Tensor, budget: AdditiveBudget, settings: AdditiveSettings, bits: float, seed: int
-) -> tuple[Tensor, RatePlan]:
-    """Codebooks for a sample of the weight's vectors, together with the rates that its columns get.
+) -> tuple[Tensor, RatePlan, dict[int, float]]:
+    """Codebooks for a sample of the weight's vectors, the rates that its columns get, and `prefix_errors`.
 
     The error at a rate depends on the codebooks, and what the codebooks should fit depends on the rates, so the plan is
     made again half-way.
@@ -177,13 +179,17 @@ def _learn(
         errors = prefix_errors(codebooks, vectors, START_BEAM)
         plan: RatePlan = budget.plan(errors, dimension, code_bits, codebook_bytes)
         codebooks = refine_codebooks(codebooks, vectors, plan.rates[columns], beam, rounds)
-    return codebooks[: int(plan.rates.max())], plan
+    return codebooks[: int(plan.rates.max())], plan, errors
 
 
-def _plan_for(codebooks: Tensor, weight: Tensor, scale: Tensor, budget: AdditiveBudget, seed: int) -> RatePlan:
+def _plan_for(
+    codebooks: Tensor, weight: Tensor, scale: Tensor, budget: AdditiveBudget, seed: int
+) -> tuple[RatePlan, dict[int, float]]:
+    """The rates that columns get with these codebooks, and `prefix_errors`."""
     _, size, dimension = codebooks.shape
     vectors, _ = sample_vectors(weight, scale, dimension, SAMPLE // 4, seed)
-    return budget.plan(prefix_errors(codebooks, vectors, START_BEAM), dimension, (size - 1).bit_length())
+    errors = prefix_errors(codebooks, vectors, START_BEAM)
+    return budget.plan(errors, dimension, (size - 1).bit_length()), errors
 
 
 def _improve(columns: AdditiveColumns, second_moment: SecondMoment | None, passes: int, own: bool) -> None:

@@ -1,4 +1,4 @@
-"""Reverse water-filling with integer rates: which column gets how many codes, within a byte budget.
+"""Reverse water-filling with whole steps of rate: which column gets how many codes, within a byte budget.
 
 At rate ``r`` a column's cost is about ``sensitivity * distortion(r)``. Distortions of a good code fall convexly, so
 giving the next code always to the column where it saves most per byte is optimal (Fox 1966, Discrete optimization via
@@ -25,6 +25,58 @@ MAX_RATE_BITS = 3
 FLAT = 1.5  # sensitivities within this ratio: all columns get one rate
 
 
+class RateSteps:
+    """Every column's steps from one rate to the next, in the order in which they are worth taking.
+
+    ``distortion[i]`` is the mean squared error of the code at rate ``first + i`` on a unit source, ``column_bytes(r)``
+    what a column of rate r takes.
+    """
+
+    def __init__(
+        self, sensitivity: Tensor, distortion: Sequence[float], first: int, column_bytes: Callable[[int], int]
+    ) -> None:
+        self.first, self.last, self.columns = first, first + len(distortion) - 1, len(sensitivity)
+        self._sizes = np.array([column_bytes(rate) for rate in range(first, self.last + 1)])
+        self._sensitivity = sensitivity.double().cpu().numpy()
+        self._distortion, steps = np.asarray(distortion, dtype=np.float64), len(distortion) - 1
+        saving = _falling(np.maximum(-np.diff(self._distortion), 0), np.maximum(np.diff(self._sizes), 1))
+        ranking = np.argsort(-(sensitivity.cpu().numpy()[:, None] * saving[None]), axis=None, kind="stable")
+        self._column, self._step = ranking // max(steps, 1), ranking % max(steps, 1)
+        self._cost = np.diff(self._sizes)[self._step]
+
+    def allocate(self, least: int, most: int, budget: int) -> Tensor:
+        """Rates ``[columns]`` (int64) from ``least`` to ``most`` within ``budget`` bytes of codes, or ``least`` for
+        all."""
+        usable = (self._step >= least - self.first) & (self._step < most - self.first)
+        spent = np.cumsum(self._cost[usable])
+        spare = budget - self.columns * int(self._sizes[least - self.first])
+        taken = self._column[usable][: np.searchsorted(spent, spare, "right")]
+        return torch.from_numpy(np.bincount(taken, minlength=self.columns) + least)
+
+    def fits(self, rate: int, budget: int) -> bool:
+        """Whether ``budget`` bytes hold all columns at ``rate``."""
+        return self.columns * int(self._sizes[rate - self.first]) <= budget
+
+    def error(self, rates: Tensor) -> float:
+        """What is left at these rates, ``sum(sensitivity * distortion)``."""
+        return float((self._sensitivity * self._distortion[rates.numpy() - self.first]).sum())
+
+
+def _falling(saved: np.ndarray, spent: np.ndarray) -> np.ndarray:
+    """What each step saves per byte, a step that saves more than the one before it pooled with that one.
+
+    Bytes are rounded up, so a later step can be the cheaper one, but a column takes its steps in order: the pools are
+    the lower convex hull of distortion over bytes.
+    """
+    pools: list[tuple[float, float, int]] = []
+    for amount, price in zip(saved.tolist(), spent.tolist(), strict=True):
+        pools.append((amount, price, 1))
+        while len(pools) > 1 and pools[-1][0] * pools[-2][1] > pools[-2][0] * pools[-1][1]:
+            later, earlier = pools.pop(), pools.pop()
+            pools.append((earlier[0] + later[0], earlier[1] + later[1], earlier[2] + later[2]))
+    return np.array([amount / price for amount, price, steps in pools for _ in range(steps)])
+
+
 def allocate_rates(
     sensitivity: Tensor, distortion: Sequence[float], min_rate: int, column_bytes: Callable[[int], int], budget: int
 ) -> Tensor:
@@ -33,50 +85,52 @@ def allocate_rates(
 
     ``distortion[i]`` is the mean squared error of the code at rate ``min_rate + i`` on a unit source.
     """
-    columns, steps = len(sensitivity), len(distortion) - 1
-    sizes = np.array([column_bytes(min_rate + i) for i in range(steps + 1)])
-    rates = np.full(columns, min_rate)
-    spare = budget - columns * int(sizes[0])
-    if steps == 0 or spare <= 0:
-        return torch.from_numpy(rates)
-    saving = np.maximum(-np.diff(np.asarray(distortion)), 0) / np.maximum(np.diff(sizes), 1)
-    savings = sensitivity.cpu().numpy()[:, None] * saving[None]
-    ranking = np.argsort(-savings, axis=None, kind="stable")
-    cost = np.diff(sizes)[ranking % steps]
-    taken = ranking[np.cumsum(cost) <= spare]
-    np.add.at(rates, taken // steps, 1)
-    return torch.from_numpy(rates)
+    steps = RateSteps(sensitivity, distortion, min_rate, column_bytes)
+    return steps.allocate(steps.first, steps.last, budget)
 
 
 @dataclass(frozen=True)
 class RatePlan:
     """Rates ``[columns]`` (int64) and how they are stored: as ``rate - min_rate`` in ``rate_bits`` bits each (0: not at
-    all)."""
+    all).
+
+    ``error`` is what they leave, ``sum(sensitivity * distortion)``. ``unit`` is what a rate counts: 1/2 for half bits.
+    """
 
     rates: Tensor
     min_rate: int
     rate_bits: int
+    error: float
+    unit: float = 1.0
+
+    @property
+    def bits(self) -> Tensor:
+        """Rates in bits a weight, float64 ``[columns]``."""
+        return self.rates.double() * self.unit
 
 
 def plan_rates(
-    sensitivity: Tensor, distortion: Mapping[int, float], column_bytes: Callable[[int], int], budget: int
+    sensitivity: Tensor,
+    distortion: Mapping[int, float],
+    column_bytes: Callable[[int], int],
+    budget: int,
+    most_rate_bits: int = MAX_RATE_BITS,
 ) -> RatePlan | None:
     """The cheapest allocation over all ways to store rates, within ``budget`` bytes for codes and stored rates.
 
     ``distortion`` maps each usable rate, a run of integers, to its mean squared error on a unit source. ``None`` when
     nothing fits.
     """
-    best, least = None, float("inf")
-    for rate_bits in range(MAX_RATE_BITS + 1):
+    known = sorted(distortion)
+    steps, best = RateSteps(sensitivity, [distortion[rate] for rate in known], known[0], column_bytes), None
+    for rate_bits in range(most_rate_bits + 1):
         spare = budget - (rates_shape(len(sensitivity), rate_bits)[1] if rate_bits else 0)
-        for min_rate in distortion:
-            if len(sensitivity) * column_bytes(min_rate) > spare or (rate_bits and min_rate == max(distortion)):
+        for min_rate in known:
+            if not steps.fits(min_rate, spare) or (rate_bits and min_rate == known[-1]):
                 continue
-            usable = [distortion[r] for r in range(min_rate, min_rate + (1 << rate_bits)) if r in distortion]
-            rates = allocate_rates(sensitivity, usable, min_rate, column_bytes, spare)
-            cost = float((sensitivity.double() * torch.tensor(usable).double()[rates - min_rate]).sum())
-            if cost < least:
-                best, least = RatePlan(rates, min_rate, rate_bits), cost
+            rates = steps.allocate(min_rate, min(min_rate + (1 << rate_bits) - 1, known[-1]), spare)
+            if best is None or steps.error(rates) < best.error:
+                best = RatePlan(rates, min_rate, rate_bits, steps.error(rates))
     return best
 
 

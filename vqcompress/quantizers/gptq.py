@@ -30,12 +30,14 @@ class GPTQSettings:
 
     Groups of 32 with 6-bit scales take about as many bits as the usual groups of 64 with float16 scales. ``"auto"``
     encodes a few of the outputs with each of `DAMPINGS` and takes the one with the least error: more damping keeps
-    targets within their grids, less follows the inputs.
+    targets within their grids, less follows the inputs. ``zero_forcing``: the paper's feedback, which takes the columns
+    still to come for exact; else it counts on what their grids can take up (`vqcompress.quantizers.error_feedback`).
     """
 
     group_size: int = 32
     scale_bits: int = 6
     damping: float | Literal["auto"] = "auto"
+    zero_forcing: bool = False
 
     def __post_init__(self) -> None:
         check_group_size(self.group_size)
@@ -58,22 +60,42 @@ def quantize_gptq(
     if second_moment is None:
         eye = SecondMoment(torch.eye(len(columns), device=columns.device))
         return _encoded(columns, spec, prepare_feedback(eye))
-    moment = second_moment.as_square()
-    damping = chosen_damping(columns, moment, spec) if settings.damping == "auto" else settings.damping
-    return _encoded(columns, spec, prepare_feedback(moment, damping))
+    inputs = _Inputs(second_moment.as_square(), None if settings.zero_forcing else _grid_distortion(columns, spec))
+    damping = _chosen_damping(columns, inputs, spec) if settings.damping == "auto" else settings.damping
+    return _encoded(columns, spec, inputs.feedback(damping))
 
 
-def chosen_damping(columns: Tensor, moment: SecondMoment, spec: ScalarSpec) -> float:
+@dataclass(frozen=True)
+class _Inputs:
+    """The moment of the inputs, and the ``distortion [columns]`` that grids have, ``None`` for grids taken as exact."""
+
+    moment: SecondMoment
+    distortion: Tensor | None
+
+    def feedback(self, damping: float) -> Feedback:
+        return prepare_feedback(self.moment, damping, distortion=self.distortion)
+
+
+def _grid_distortion(columns: Tensor, spec: ScalarSpec) -> Tensor:
+    """The share of each column's energy that its grid leaves as error: float64 ``[columns]`` of ``columns [columns,
+    out]``."""
+    grid = search_grid(columns, spec, columns.new_ones(len(columns)))
+    left = [(column - grid.decode(j, grid.encode(j, column))).square().sum() for j, column in enumerate(columns)]
+    energy = columns.square().sum(1)
+    return torch.where(energy > 0, torch.stack(left) / energy, 0).double().clamp_max(1)
+
+
+def _chosen_damping(columns: Tensor, inputs: _Inputs, spec: ScalarSpec) -> float:
     """The one of `DAMPINGS` with which `TRIED` of the outputs of ``columns [columns, out]`` have the least error.
 
-    The error is that of the output under ``moment``, all of it: on `shapes-dit` this chooses what error on held-out
-    prompts would choose to within a third of a per cent.
+    The error is that of the output under the second moment, all of it: on `shapes-dit` this chooses what error on
+    held-out prompts would choose to within a third of a per cent.
     """
     tried = columns[:, :: max(1, columns.shape[1] // TRIED)].contiguous()
 
     def error(damping: float) -> float:
-        found, tensors = _encoded(tried, spec, prepare_feedback(moment, damping))
-        return moment.power((found.decode_transposed(tried.shape[1], len(tried), tensors) - tried).t())
+        found, tensors = _encoded(tried, spec, inputs.feedback(damping))
+        return inputs.moment.power((found.decode_transposed(tried.shape[1], len(tried), tensors) - tried).t())
 
     return min(DAMPINGS, key=error)
 

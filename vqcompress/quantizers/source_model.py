@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats.rotation import rotate, rotation_block
-from vqcompress.formats.trellis_table import max_rate, value_table
+from vqcompress.formats.trellis import value_tables
+from vqcompress.formats.trellis_table import max_rate
 from vqcompress.quantizers.scales import SCALE_BITS, Auto, rms_scale
 from vqcompress.search.viterbi import CpuViterbi
 
@@ -49,8 +50,8 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class SampleCode:
-    """The code to compare models with: state size, ``rates [columns]`` (int64), and ``costs [columns]`` of squared
-    error."""
+    """The code to compare models with: state size, ``rates [columns]`` in bits a weight, and ``costs [columns]`` of
+    squared error."""
 
     state_bits: int
     rates: Tensor
@@ -151,9 +152,9 @@ class _Sample:
         """The same columns of the rotated weight."""
         return _Sample(rotate(self.weight.t(), block).t(), self.columns, self.shares, self._code)
 
-    def _usable(self, rate: int) -> int:
-        """The nearest rate at which a column holds a state."""
-        return min(max(rate, -(-self.state_bits // self.targets.shape[1])), max_rate(self.state_bits))
+    def _usable(self, rate: float) -> float:
+        """The nearest rate, a multiple of 1/2, at which a column holds a state."""
+        return min(max(rate, -(-2 * self.state_bits // self.targets.shape[1]) / 2), max_rate(self.state_bits))
 
     def _error(self, model: SourceModel) -> float:
         """Cost of the sample's squared error, at the best common factor."""
@@ -161,7 +162,7 @@ class _Sample:
         if model.row_scales not in self._scales:
             self._scales[model.row_scales] = rms_scale(self.weight, model.row_scales)
         scale = self._scales[model.row_scales][:outputs]
-        tables = {rate: value_table(self.state_bits, rate, model.tail) for rate in set(self.rates)}
+        tables = value_tables(self.state_bits, self.rates, model.tail)
         search = CpuViterbi(outputs, self.state_bits, tables)
         found = [search(target, scale, rate)[1] for target, rate in zip(self.targets, self.rates, strict=True)]
         decoded = (torch.stack(found) * scale).double()

@@ -26,7 +26,7 @@ from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.quantizers.column_rates import RatePlan, plan_rates
+from vqcompress.quantizers.column_rates import MAX_RATE_BITS, RatePlan, plan_rates
 from vqcompress.quantizers.coordinate_descent import damped
 from vqcompress.quantizers.error_feedback import FeedbackPlanner
 from vqcompress.quantizers.outliers import NO_OUTLIERS, outliers_worth_storing
@@ -51,7 +51,8 @@ class TrellisSettings:
     ``damping``: share of its mean diagonal added to the second moment, ``"auto"`` as `error_feedback.usual_damping`;
     ``output_damping``: to the output moment.
     ``search``: where columns are searched, ``"cpu"`` or ``"gpu"`` (Triton, states of at most 14 bits; with an output
-    moment on the CPU all the same).
+    moment on the CPU all the same). ``half_rates``: whether columns may have half-integer rates, where these leave less
+    error; versions before them cannot read the result.
     """
 
     state_bits: int = 12
@@ -64,6 +65,7 @@ class TrellisSettings:
     damping: float | Auto = "auto"
     output_damping: float = 0.1
     search: Literal["cpu", "gpu"] = "cpu"
+    half_rates: bool = True
 
     def __post_init__(self) -> None:
         if self.search not in ("cpu", "gpu"):
@@ -162,16 +164,21 @@ class _Task:
         weight = rotate(weight.t(), source.rotation).t()
         if outputs is not None:
             outputs = rotate(rotate(outputs, source.rotation).t(), source.rotation)
-        plan = _plan(weight, costs, state_bits, source, self.bits)
+        plan = _plan(weight, costs, state_bits, source, self._budget)
         phase = int(torch.randint(len(weight), (), generator=generator))
         code = TrellisCode(state_bits, source, plan, phase)
         columns = TrellisColumns(weight, code, sizes if scaled else None, outputs, self.on_gpu)
         columns.sweep(None if self.inputs is None else self.inputs.feedback(columns.distortions))
         return columns
 
+    @property
+    def _budget(self) -> _Budget:
+        # The search on a GPU has whole rates alone.
+        return _Budget(self.bits, self.settings.half_rates and self.on_gpu is None)
+
     def _source(self, weight: Tensor, state_bits: int, costs: _Costs, generator: torch.Generator) -> SourceModel:
-        plan = _plan(self.weight, costs, state_bits, SourceModel(0.0, False), self.bits)
-        code = SampleCode(state_bits, plan.rates, costs.at_rate_0)
+        plan = _plan(self.weight, costs, state_bits, SourceModel(0.0, False), self._budget)
+        code = SampleCode(state_bits, plan.bits, costs.at_rate_0)
         return select_source_model(weight, self._options(), code, generator)
 
     def _options(self) -> SourceOptions:
@@ -199,24 +206,42 @@ class _Costs:
     scaled: bool
 
 
-def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, bits: float) -> RatePlan:
+@dataclass(frozen=True)
+class _Budget:
+    """``bits`` a weight for all that is stored, and whether columns may have half-integer rates."""
+
+    bits: float
+    half_rates: bool
+
+    def nbytes(self, outputs: int, columns: int, source: SourceModel, costs: _Costs) -> int:
+        """Bytes for codes and stored rates."""
+        scales = 2 * (outputs if source.row_scales else 1) + (column_scales_shape(columns)[1] if costs.scaled else 0)
+        return int(self.bits * outputs * columns / 8) - scales
+
+
+def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, budget: _Budget) -> RatePlan:
     outputs, columns = weight.shape
-    lowest = -(-state_bits // outputs)
-    usable = range(0 if lowest == 1 else lowest, max_rate(state_bits) + 1)
-    distortion = {rate: gaussian_error(state_bits, rate) for rate in usable}
-    budget = int(bits * outputs * columns / 8) - 2 * (outputs if source.row_scales else 1)
-    budget -= column_scales_shape(columns)[1] if costs.scaled else 0
-    plan = (
-        plan_rates(costs.at_rate_0, distortion, lambda rate: packed_bytes(outputs, rate), budget)
-        if distortion
-        else None
-    )
+    nbytes, units = budget.nbytes(outputs, columns, source, costs), (1.0, 0.5) if budget.half_rates else (1.0,)
+    plans = (_plan_in(unit, outputs, state_bits, costs.at_rate_0, nbytes) for unit in units)
+    plan = min((plan for plan in plans if plan is not None), key=lambda plan: plan.error, default=None)
     if plan is None or not plan.rates.any():
         raise UnfitWeightError(
-            f"a weight of {outputs} x {columns} is too small for a trellis code within {bits} bits a weight; keep it "
-            "dense, or use method='rtn'"
+            f"a weight of {outputs} x {columns} is too small for a trellis code within {budget.bits} bits a weight; "
+            "keep it dense, or use method='rtn'"
         )
     return plan
+
+
+def _plan_in(unit: float, outputs: int, state_bits: int, cost: Tensor, nbytes: int) -> RatePlan | None:
+    """The best plan with rates that are multiples of ``unit`` bits."""
+    lowest = -(-state_bits // int(outputs * unit)) if outputs * unit >= 1 else state_bits
+    usable = range(0 if lowest == 1 else lowest, int(max_rate(state_bits) / unit) + 1)
+    if not usable:
+        return None
+    distortion = {rate: gaussian_error(state_bits, rate * unit) for rate in usable}
+    rate_bits = MAX_RATE_BITS + (unit < 1)
+    plan = plan_rates(cost, distortion, lambda rate: packed_bytes(int(outputs * rate * unit), 1), nbytes, rate_bits)
+    return None if plan is None else replace(plan, unit=unit)
 
 
 TRELLIS = Quantizer(quantize_trellis, TrellisSettings, energy=coded_energy, check=check_search)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqcompress.bitpack import pack
 from vqcompress.formats.column_scales import (
     COLUMN_SCALE_BITS,
     COLUMN_SCALES_ON_DISK,
@@ -17,8 +16,8 @@ from vqcompress.formats.column_scales import (
     pack_column_scales,
 )
 from vqcompress.formats.rates import join_blocks, pack_rates
-from vqcompress.formats.trellis import TrellisSpec
-from vqcompress.formats.trellis_table import gaussian_error, value_table
+from vqcompress.formats.trellis import TrellisSpec, pack_symbols, value_tables
+from vqcompress.formats.trellis_table import gaussian_error
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.column_rates import RatePlan
 from vqcompress.quantizers.coordinate_descent import descend, squared_error
@@ -66,7 +65,7 @@ class TrellisColumns:
     ) -> None:
         self.target = weight.t().contiguous()
         self.state_bits, self.source, self.plan = code.state_bits, code.source, code.plan
-        self.rates = self.plan.rates.tolist()
+        self.rates = self.plan.bits.tolist()
         leveled = weight if sizes is None else weight / sizes
         self.scale = rms_scale(leveled, self.source.row_scales)
         self.emphasis = emphasis(self.scale) if self.source.row_scales and output_moment is None else None
@@ -151,7 +150,7 @@ class TrellisColumns:
 
     def packed(self) -> tuple[TrellisSpec, dict[str, Tensor]]:
         """Spec and stored tensors."""
-        codes = join_blocks({rate: self._packed_block(rate) for rate in set(self.rates)})
+        codes = join_blocks({rate: self._packed_block(rate) for rate in set(self.plan.rates.tolist())})
         scale = self.scale if self.source.row_scales else self.scale[:1]
         tensors = {"weight": codes, "scale": scale.half()}
         if self.plan.rate_bits:
@@ -167,14 +166,15 @@ class TrellisColumns:
             code_bytes=codes.numel(),
             rotation=self.source.rotation,
             column_scales=self.column_scales is not None,
+            half_rates=self.plan.unit < 1,
         )
         return spec, tensors
 
     def _search(
         self, outputs: int, phase: int, on_gpu: torch.device | None
-    ) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
+    ) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
         """``(target [out], scale [out], rate)`` -> symbols and values."""
-        tables = {rate: value_table(self.state_bits, rate, self.source.tail) for rate in set(self.rates) if rate}
+        tables = value_tables(self.state_bits, self.rates, self.source.tail)
         if self.outputs is not None:
             return CoupledViterbi(outputs, self.state_bits, tables, phase, factor_metric(self.outputs, phase))
         if on_gpu is not None:
@@ -205,11 +205,12 @@ class TrellisColumns:
         return [self.symbols, self.values, *([] if self.column_scales is None else [self.column_scales])]
 
     def _packed_block(self, rate: int) -> Tensor:
+        """Codes of the columns of a rate as it is stored."""
         symbols = self.symbols[self.plan.rates == rate]
         if rate == 0:
             return torch.zeros(len(symbols), 0, dtype=torch.int8)
         at_once = max(1, PACK_WEIGHTS // symbols.shape[1])
-        return torch.cat([pack(part, rate) for part in symbols.split(at_once)])
+        return torch.cat([pack_symbols(part, rate * self.plan.unit) for part in symbols.split(at_once)])
 
 
 def emphasis(scale: Tensor) -> Tensor:

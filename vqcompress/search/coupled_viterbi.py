@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqcompress.search.viterbi import INFINITE, CpuViterbi, compiled_traceback, fast
+from vqcompress.search.alternating_steps import Step, kinds, steps
+from vqcompress.search.viterbi import INFINITE, CpuViterbi, fast
 
 MEMORY = 64  # errors that each path keeps
 CHUNK = 8  # weights searched between two decisions; a decision is therefore at least ``MEMORY - CHUNK`` weights back
@@ -53,33 +55,48 @@ class CoupledViterbi(CpuViterbi):
     ) -> None:
         super().__init__(outputs, state_bits, tables, phase)
         self._metric = metric
-        self._seam_weight = np.take(metric.weight, range(-(len(self._seam) // 2), len(self._seam) // 2), mode="wrap")
-        self._coupled = {rate: CoupledSearch(state_bits, rate, table, metric) for rate, table in self._tables.items()}
+        self._weight = np.empty_like(metric.weight)
+        self._weight[self._turn] = metric.weight
+        self._coupled: dict[float, CoupledSearch] = {}
 
-    def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, target: Tensor, scale: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """Codes for ``target [outputs]`` whose error ``e`` has a small ``eᵀ G e``; see `CpuViterbi`."""
-        x, r, seam, weight = target.numpy(), scale.numpy(), self._seam, self._seam_weight
-        boundary = int(self._searches[rate](x[seam] * weight, r[seam] * weight)[len(seam) // 2]) >> rate
-        return self._unturned(self._coupled[rate](x[self._turn], r[self._turn], boundary), rate)
+        if rate not in self._coupled:
+            self._coupled[rate] = CoupledSearch(self._state_bits, rate, self._tables, self._metric)
+        x, r, weight, turn = target.numpy(), scale.numpy(), self._weight, self._turn
+        boundary = self._boundary(x * weight, r * weight, rate)
+        return self._unturned(self._coupled[rate](x[turn], r[turn], boundary, turn), rate)
 
 
 class CoupledSearch:
-    """Searches one trellis under ``metric``. ``table [2**state_bits]`` is float32, in the order of states."""
+    """Searches one trellis under ``metric``. ``tables`` hold ``[2**state_bits]`` float32 by new bits, in the order of
+    states."""
 
-    def __init__(self, state_bits: int, rate: int, table: np.ndarray, metric: OutputMetric) -> None:
-        self._rate, self._metric = rate, metric
-        branches, outputs = 1 << rate, len(metric.weight)
-        self._table = np.ascontiguousarray(table.reshape(branches, -1, branches).transpose(2, 0, 1))
+    def __init__(self, state_bits: int, rate: float, tables: Mapping[int, np.ndarray], metric: OutputMetric) -> None:
+        from vqcompress.search.alternating_loops import compiled_traceback  # imports numba
+
+        self._state_bits, self._rate, self._metric = state_bits, rate, metric
+        self._steps = steps(state_bits, rate)
+        self._tables = [
+            np.ascontiguousarray(tables[step.own].reshape(step.sizes).transpose(2, 0, 1)) for step in self._steps
+        ]
         self._near = _near(metric.pull)
-        self._forward, self._traceback = compiled_forward(state_bits, rate), compiled_traceback()
+        self._forward, self._traceback = [compiled_forward(step) for step in self._steps], compiled_traceback()
         self._give_up = compiled_give_up()
-        groups = 1 << (state_bits - rate)
+        groups, outputs = 1 << (state_bits - int(rate)), len(metric.weight)
         self._best, self._back = np.empty(groups, np.float32), np.empty((outputs, groups), np.uint8)
         self._errors = np.empty((2, groups, MEMORY), np.float32)
 
-    def __call__(self, target: np.ndarray, scale: np.ndarray, boundary: int) -> np.ndarray:
-        """States ``[outputs]`` (int64) of a low-cost path with ``boundary`` at both ends."""
+    def __call__(
+        self, target: np.ndarray, scale: np.ndarray, boundary: int, places: np.ndarray | None = None
+    ) -> np.ndarray:
+        """States ``[outputs]`` (int64) of a low-cost path with ``boundary`` at both ends.
+
+        ``places [outputs]`` are those of the weights in the column, in sequence if ``None``.
+        """
         outputs = len(target)
+        kind = kinds(np.arange(outputs) if places is None else places, outputs, self._rate)
+        own = np.array([step.own for step in self._steps])[kind]
         states, errors, settled = np.empty(outputs, np.int64), np.empty(outputs, np.float32), 0
         self._best.fill(INFINITE)
         self._best[boundary] = 0
@@ -87,18 +104,26 @@ class CoupledSearch:
         for start in range(0, outputs, CHUNK):
             chunk = slice(start, min(start + CHUNK, outputs))
             if start + CHUNK - MEMORY > settled:
-                past = self._errors[start % 2]
-                decided = past[self._best.argmin(), settled % MEMORY :][:CHUNK].copy()
-                self._give_up(past, settled % MEMORY, decided, self._best)
+                groups = 1 << (self._state_bits - own[start])
+                best, past = self._best[:groups], self._errors[start % 2, :groups]
+                decided = past[best.argmin(), settled % MEMORY :][:CHUNK].copy()
+                self._give_up(past, settled % MEMORY, decided, best)
                 errors[settled : settled + CHUNK] = decided
                 settled += CHUNK
             moved = target[chunk] - self._metric.pull[chunk, :settled] @ errors[:settled]
-            self._forward(
-                target[chunk], moved, scale[chunk], self._metric.weight[chunk], self._near[chunk], self._table,
-                self._best, self._back[chunk], self._errors, start,
-            )  # fmt: skip
-        self._traceback(self._back, boundary, self._rate, states)
+            self._search(target, moved, scale, kind, chunk)
+        self._traceback(self._back, boundary, own, np.roll(own, -1), self._state_bits, states)
         return states
+
+    def _search(self, target: np.ndarray, moved: np.ndarray, scale: np.ndarray, kind: np.ndarray, chunk: slice) -> None:
+        """Search the weights of ``chunk``, each run of one kind of step by itself."""
+        ends = [*(np.flatnonzero(np.diff(kind[chunk])) + chunk.start + 1), chunk.stop]
+        for first, last in pairwise([chunk.start, *ends]):
+            run, one = slice(first, last), kind[first]
+            self._forward[one](
+                target[run], moved[first - chunk.start : last - chunk.start], scale[run], self._metric.weight[run],
+                self._near[run], self._tables[one], self._best, self._back[run], self._errors, first,
+            )  # fmt: skip
 
 
 def _near(pull: np.ndarray) -> np.ndarray:
@@ -113,15 +138,17 @@ def _near(pull: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def compiled_forward(state_bits: int, rate: int) -> Callable[..., None]:
-    """Signature ``(target [n], moved [n], scale [n], weight [n], near [n, MEMORY], table [symbols, branches, stems],
+def compiled_forward(step: Step) -> Callable[..., None]:
+    """Weights of one kind of step, one after the other.
+
+    Signature ``(target [n], moved [n], scale [n], weight [n], near [n, MEMORY], table [symbols, branches, stems],
     best [groups], back [>= n, groups] uint8, errors [2, groups, MEMORY], first)``: searches ``n`` weights starting at
     ``first``.
 
     ``moved`` is ``target`` moved by the errors already decided. ``errors`` holds the later ones; its two halves
     alternate as input and output of a step.
     """
-    return fast(_forward(1 << rate, 1 << (state_bits - 2 * rate)))
+    return fast(_forward(*step.sizes))
 
 
 @lru_cache(maxsize=1)
@@ -131,11 +158,11 @@ def compiled_give_up() -> Callable[..., None]:
     return fast(_give_up)
 
 
-def _forward(branches: int, stems: int) -> Callable[..., None]:
+def _forward(branches: int, stems: int, symbols: int) -> Callable[..., None]:
     groups, memory = branches * stems, MEMORY
 
     def forward(target, moved, scale, weight, near, table, best, back, errors, first):  # type: ignore[no-untyped-def]
-        low, arg = np.empty((branches, stems), np.float32), np.empty((branches, stems), np.int32)
+        low, arg = np.empty((symbols, stems), np.float32), np.empty((symbols, stems), np.int32)
         goal = np.empty(groups, np.float32)
         for t in range(len(target)):
             w, r = weight[t], weight[t] * scale[t]
@@ -146,7 +173,7 @@ def _forward(branches: int, stems: int) -> Callable[..., None]:
                 for k in range(kept):
                     pull += near[t, k] * old[group, k]
                 goal[group] = w * (moved[t] - pull)
-            for symbol in range(branches):
+            for symbol in range(symbols):
                 for stem in range(stems):
                     error = goal[stem] - r * table[symbol, 0, stem]
                     least, chosen = best[stem] + error * error, np.int32(0)
@@ -158,8 +185,8 @@ def _forward(branches: int, stems: int) -> Callable[..., None]:
                             least, chosen = cost, np.int32(branch)
                     low[symbol, stem], arg[symbol, stem] = least, chosen
             for stem in range(stems):
-                for symbol in range(branches):
-                    branch, group = arg[symbol, stem], stem * branches + symbol
+                for symbol in range(symbols):
+                    branch, group = arg[symbol, stem], stem * symbols + symbol
                     best[group], back[t, group] = low[symbol, stem], branch
                     before = branch * stems + stem
                     for k in range(kept):

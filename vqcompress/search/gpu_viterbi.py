@@ -37,11 +37,14 @@ class GpuViterbi:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # the tables are still being copied
 
-    def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Symbols and values of ``target [outputs]``, as `CpuViterbi` returns them; all tensors are on the CPU."""
+    def __call__(self, target: Tensor, scale: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """Symbols and values of ``target [outputs]``, as `CpuViterbi` returns them; all tensors are on the CPU.
+
+        ``rate`` is a whole number: this search has no half-integer rates.
+        """
         with torch.cuda.stream(self._stream):  # type: ignore[arg-type]
             there = target[None].to(self._device), scale.to(self._device)
-            symbols, values = self._search(*there, self._tables[rate], rate, self._phase)
+            symbols, values = self._search(*there, self._tables[int(rate)], int(rate), self._phase)
             return symbols[0].cpu(), values[0].cpu()
 
 

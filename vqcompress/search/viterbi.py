@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.machine_code import compiled
+from vqcompress.search.alternating_steps import arranged_tables, kinds
 
 SEAM = 32  # weights on either side of the seam in the search for the boundary
 INFINITE = np.float32(1e30)
@@ -29,34 +30,54 @@ LANES = 8  # floats per vector instruction
 class CpuViterbi:
     """Searches columns of ``outputs`` weights. It reuses its buffers between calls, so use one per thread.
 
-    ``tables`` holds the values ``[2**state_bits]`` by rate. ``phase`` in ``[0, outputs)`` is the weight where the
-    circular search starts. Another phase gives a different, equally good code.
+    ``tables`` holds the values ``[2**state_bits]`` by how many bits a weight adds. ``phase`` in ``[0, outputs)`` is the
+    weight where the circular search starts. Another phase gives a different, equally good code.
     """
 
     def __init__(self, outputs: int, state_bits: int, tables: Mapping[int, Tensor], phase: int = 0) -> None:
-        reach = min(SEAM, outputs)
         self._turn = np.roll(np.arange(outputs), -phase)
-        self._seam = np.concatenate([self._turn[outputs - reach :], self._turn[:reach]])
-        self._tables = {rate: table.float().numpy() for rate, table in tables.items()}
-        self._searches = {
-            rate: Search(state_bits, rate, table, len(self._seam) + outputs) for rate, table in self._tables.items()
-        }
+        self._tables = {bits: table.float().numpy() for bits, table in tables.items()}
+        self._state_bits = state_bits
+        self._searches: dict[float, Search | HalfRateSearch] = {}
 
-    def __call__(self, target: Tensor, scale: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, target: Tensor, scale: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """Codes for ``target [outputs]`` under the metric ``sum (target - scale * value)**2``.
 
-        ``scale [outputs]`` is float32. Returns symbols uint8 ``[outputs]`` (the new bits of each weight) and the
-        unscaled values float32 ``[outputs]`` they decode to. Needs ``outputs * rate >= state_bits``.
+        ``scale [outputs]`` is float32, ``rate`` a multiple of 1/2. Returns symbols uint8 ``[outputs]`` (the new bits of
+        each weight) and the unscaled values float32 ``[outputs]`` they decode to. Needs
+        ``outputs * rate >= state_bits``.
         """
-        x, r, turn, seam, search = target.numpy(), scale.numpy(), self._turn, self._seam, self._searches[rate]
-        boundary = int(search(x[seam], r[seam])[len(seam) // 2]) >> rate
-        return self._unturned(search(x[turn], r[turn], boundary), rate)
+        x, r, turn, search = target.numpy(), scale.numpy(), self._turn, self._search(rate)
+        boundary = self._boundary(x, r, rate)
+        return self._unturned(search(x[turn], r[turn], boundary, turn), rate)
 
-    def _unturned(self, states: np.ndarray, rate: int) -> tuple[Tensor, Tensor]:
+    def _boundary(self, x: np.ndarray, r: np.ndarray, rate: float) -> int:
+        """The bits that the first weight of the search finds, by a free search across the seam."""
+        # Half a bit a weight: as many bits as at one bit.
+        reach, search = min(SEAM if rate >= 1 else 2 * SEAM, len(self._turn)), self._search(rate)
+        seam = np.concatenate([self._turn[len(self._turn) - reach :], self._turn[:reach]])
+        return search.before(search(x[seam], r[seam], places=seam)[reach], seam[reach])
+
+    def _search(self, rate: float) -> Search | HalfRateSearch:
+        """The search at one rate, made once."""
+        if rate not in self._searches:
+            length = max(len(self._turn), 4 * SEAM)
+            self._searches[rate] = (
+                HalfRateSearch(self._state_bits, rate, self._tables, len(self._turn), length)
+                if rate % 1
+                else Search(self._state_bits, int(rate), self._tables[int(rate)], length)
+            )
+        return self._searches[rate]
+
+    def _unturned(self, states: np.ndarray, rate: float) -> tuple[Tensor, Tensor]:
         """Symbols and values of ``states``, which are in the order of the search."""
-        turn = self._turn
+        turn, low = self._turn, int(rate)
         symbols, values = np.empty(len(turn), np.uint8), np.empty(len(turn), np.float32)
-        symbols[turn], values[turn] = states & ((1 << rate) - 1), self._tables[rate][states]
+        symbols[turn], values[turn] = states & ((1 << low) - 1), self._tables[low][states]
+        if rate % 1:
+            more = turn % 2 == 1
+            symbols[turn[more]] = states[more] & ((2 << low) - 1)
+            values[turn[more]] = self._tables[low + 1][states[more]]
         return torch.from_numpy(symbols), torch.from_numpy(values)
 
 
@@ -73,16 +94,59 @@ class Search:
         self._best = np.empty(1 << (state_bits - rate), np.float32)
         self._back = np.empty((length, len(self._best)), np.uint8)
 
-    def __call__(self, target: np.ndarray, scale: np.ndarray, boundary: int = -1) -> np.ndarray:
+    def before(self, state: int, place: int) -> int:
+        """The bits of ``state`` that the weight at ``place`` in the column found there."""
+        return int(state) >> self._rate
+
+    def __call__(
+        self, target: np.ndarray, scale: np.ndarray, boundary: int = -1, places: np.ndarray | None = None
+    ) -> np.ndarray:
         """States ``[n]`` (int64) of the cheapest path for ``target [n]``, metric ``(target - scale * value)**2``.
 
         ``boundary`` fixes the ``L - k`` bits before the first weight and after the last; -1 leaves both ends free.
+        ``places``, where the weights are in the column, do not matter at a whole-number rate.
         """
         states = np.empty(len(target), np.int64)
         self._best.fill(0.0 if boundary < 0 else INFINITE)
         self._best[boundary] = 0.0
         self._forward(target, scale, self._table, self._best, self._back)
         self._traceback(self._back, boundary if boundary >= 0 else int(self._best.argmin()), self._rate, states)
+        return states
+
+
+class HalfRateSearch:
+    """The same at a half-integer rate, with ``tables`` by new bits, in columns of ``outputs`` weights.
+
+    Needs ``state_bits >= 2 * rate``.
+    """
+
+    def __init__(
+        self, state_bits: int, rate: float, tables: Mapping[int, np.ndarray], outputs: int, length: int
+    ) -> None:
+        from vqcompress.search.alternating_loops import compiled_forward, compiled_traceback  # these import numba
+
+        self._state_bits, self._rate, self._low, self._outputs = state_bits, rate, int(rate), outputs
+        self._tables = arranged_tables(state_bits, rate, tables)
+        self._forward, self._traceback = compiled_forward(state_bits, rate), compiled_traceback()
+        self._best = np.empty(1 << (state_bits - self._low), np.float32)
+        self._back = np.empty((length, len(self._best)), np.uint8)
+
+    def before(self, state: int, place: int) -> int:
+        """The bits of ``state`` that the weight at ``place`` in the column found there."""
+        return int(state) >> (self._low + int(place) % 2)
+
+    def __call__(
+        self, target: np.ndarray, scale: np.ndarray, boundary: int = -1, places: np.ndarray | None = None
+    ) -> np.ndarray:
+        """As `Search`; ``places [n]`` are those of the weights in the column, all of it if ``None``."""
+        places = np.arange(len(target)) if places is None else places
+        own, following = self._low + places % 2, self._low + (places + 1) % self._outputs % 2
+        states = np.empty(len(target), np.int64)
+        self._best.fill(0.0 if boundary < 0 else INFINITE)
+        self._best[boundary] = 0.0
+        self._forward(target, scale, kinds(places, self._outputs, self._rate), *self._tables, self._best, self._back)
+        last = boundary if boundary >= 0 else int(self._best[: 1 << (self._state_bits - following[-1])].argmin())
+        self._traceback(self._back, last, own, following, self._state_bits, states)
         return states
 
 

@@ -58,7 +58,8 @@ def rates_and_starts(
         rates = np.full(columns, spec.min_rate, dtype=np.int64)
         if "rates" in tensors:
             rates = unpack_rates(byte_array(tensors["rates"]), columns, spec.min_rate, spec.rate_bits)
-        return rates, column_starts(rates, spec.bits_per_rate(outputs) * np.arange(rates.max(initial=0) + 1))
+        lengths = [spec.column_bits(outputs, rate) for rate in range(rates.max(initial=0) + 1)]
+        return rates, column_starts(rates, np.array(lengths))
 
     return _COLUMNS(tensors.get("rates", tensors["weight"]), (spec, outputs, columns), find)
 
@@ -75,7 +76,7 @@ class RateBlock:
 
 @dataclass(frozen=True)
 class StoredOrder:
-    """``order [columns]`` (int64): the columns in stored order; their blocks, without that of rate 0."""
+    """``order [columns]`` (int64): the columns in stored order; their blocks, without columns of no bits."""
 
     order: Tensor
     blocks: tuple[RateBlock, ...]
@@ -92,7 +93,7 @@ _ORDERS: TensorCache[StoredOrder] = TensorCache()
 
 def stored_order(spec: RatedSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int) -> StoredOrder:
     """Made once for a weight."""
-    codes, bits = tensors["weight"], spec.bits_per_rate(outputs)
+    codes = tensors["weight"]
 
     def make() -> StoredOrder:
         rates = spec.rates(columns, tensors).cpu().numpy()
@@ -100,9 +101,9 @@ def stored_order(spec: RatedSpec, tensors: Mapping[str, Tensor], outputs: int, c
         known, counts = np.unique(rates, return_counts=True)
         blocks, first, start = [], 0, 0
         for rate, count in zip(known.tolist(), counts.tolist(), strict=True):
-            if rate:
+            if spec.column_bits(outputs, rate):
                 blocks.append(RateBlock(rate, first, first + count, start))
-            first, start = first + count, start + count * ((bits * rate + 7) // 8)
+            first, start = first + count, start + count * ((spec.column_bits(outputs, rate) + 7) // 8)
         return StoredOrder(order, tuple(blocks))
 
     return _ORDERS(tensors.get("rates", codes), (spec, outputs, columns), make)

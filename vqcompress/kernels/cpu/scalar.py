@@ -89,7 +89,7 @@ def _decoder(bits: int) -> Any:
 
     Its arguments: ``values [columns, outputs]``, codes, zeros, scales ``[groups, outputs]``, group size.
     """
-    loaded, step = window_bytes(bits, bits, 0), 2 * bits
+    loaded, step = window_bytes(2 * bits, bits, 0), 2 * bits
 
     def decode(first, last, arguments):
         values, _, outputs, codes_at, length, offsets_at, zero_bytes, scales, _, _, group_size = numbers(11, arguments)
@@ -125,7 +125,7 @@ def _product(bits: int) -> Any:
     their bytes, scales ``[groups, outputs]``, the bytes of each, groups, outputs, group size. Within a group the scale
     is the same for all inputs, so it is applied to the group's sum.
     """
-    loaded, step = window_bytes(bits, bits, 0), 2 * bits
+    loaded, step = window_bytes(2 * bits, bits, 0), 2 * bits
 
     def multiply(first, last, arguments):
         total, x, columns, codes_at, length, offsets_at, zero_bytes, scales, size, groups, outputs, group_size = (

@@ -1,12 +1,15 @@
 """Trellis columns to values, into a product, or to gradients; compiled for one state size and rate.
 
+Rates are in half bits here: a column of rate ``r`` ends its weight ``t`` with bit ``(t + 1) * r >> 1``. Where ``r`` is
+odd, weights add ``k`` and ``k + 1`` bits in turn, and their two tables lie one after the other.
+
 Decoding takes sixteen weights at a time. The first sixteen need the end of the circular stream before them, and the
 last few may end where memory does: both go through a small buffer that holds their bytes as if they lay in sequence.
 
 A product takes eight outputs at a time, their sums in registers, along a block of columns. Every weight is one look-up
 whose value goes straight into a multiplication; nothing else of it is ever written. Eight weights of ``k`` bits are
 ``k`` whole bytes, and with the two bytes before them at most ten, so one load (two above 6 bits) and constant shifts
-give all their states.
+give all their states. At half-integer rates every other eight weights begin in the middle of a byte: a shift by four.
 """
 
 from __future__ import annotations
@@ -55,14 +58,14 @@ from vqcompress.kernels.cpu.vectors import (
     times,
     word_at,
 )
-from vqcompress.kernels.cpu.windows import LANES, look_up, window_bytes
+from vqcompress.kernels.cpu.windows import LANES, look_up, second_table, window_bytes
 from vqcompress.machine_code import compiled
 
 EDGE = 34  # bytes of the small buffer: more than is ever loaded at once
 OUTPUTS = 8  # that a product takes at a time
 BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the first cache beside the table
 LINE = 64  # bytes of a cache line
-FIRST_WORD = 48  # bits of the group's own in the word that starts two bytes before it
+FIRST_WORD = 48  # bits of the group's own in the word that starts two bytes before it, four less after half a byte
 
 
 def decode(values: Tensor, spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> None:
@@ -72,11 +75,15 @@ def decode(values: Tensor, spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> 
     codes, tables = byte_array(tensors["weight"]), _all_tables(spec, tensors)
     scale = np.append(output_scale(tensors["scale"], outputs), np.zeros(-outputs % LANES, np.float32))
     for rate in np.unique(rates).tolist():
-        if rate == 0:
-            values[torch.from_numpy(rates == 0)] = torch.from_numpy(np.float32(0) * scale[:outputs])
+        if spec.column_bits(outputs, rate) == 0:
+            values[torch.from_numpy(rates == rate)] = torch.from_numpy(np.float32(0) * scale[:outputs])
         else:
-            loop = _decoder(spec.state_bits, rate)
-            run_over_columns(loop, values, codes, starts, rates, tables[rate - 1], scale)
+            halves = spec.halves(rate)
+            own = tables[halves // 2 : (halves + 3) // 2].ravel()
+            if halves % 2 and not set(spec.codebook_rates) & {halves // 2, halves // 2 + 1}:
+                own = _formula_pair(spec.state_bits, spec.tail, halves // 2)
+            loop = _decoder(spec.state_bits, halves, own.itemsize)
+            run_over_columns(loop, values, codes, starts, rates, own, scale, rate)
 
 
 def product_blocks(
@@ -85,10 +92,10 @@ def product_blocks(
     """The loops of a product, one for each rate."""
     stored, codes = stored_order(spec, tensors, outputs, columns), tensors["weight"]
     begin, values = codes.data_ptr(), stored.inputs(x)
-    end, tables = begin + codes.numel(), [_table(spec, block.rate, tensors) for block in stored.blocks]
+    end, tables = begin + codes.numel(), [_table(spec, spec.halves(block.rate), tensors) for block in stored.blocks]
     blocks = [
         block_arguments(
-            _product(spec.state_bits, block.rate),
+            _product(spec.state_bits, spec.halves(block.rate)),
             total,
             values.data_ptr() + 4 * block.first,
             block.last - block.first,
@@ -109,10 +116,11 @@ def parameter_gradients(spec: TrellisSpec, tensors: Mapping[str, Tensor], grad: 
     tables, scale = _all_tables(spec, tensors), output_scale(tensors["scale"], outputs)
     grad_tables, grad_scale = np.zeros(tables.shape), np.zeros(outputs)
     codes = byte_array(tensors["weight"])
-    _add_gradients(grad.numpy(), codes, starts, rates, tables, spec.state_bits, scale, grad_tables, grad_scale)
+    halves = rates * spec.halves(1)
+    _add_gradients(grad.numpy(), codes, starts, halves, tables, spec.state_bits, scale, grad_tables, grad_scale)
     found = {"scale": gradient_tensor(grad_scale if spec.row_scales else grad_scale.sum(keepdims=True))}
     if spec.codebook is not None:
-        found["codebooks"] = gradient_tensor(grad_tables[np.array(spec.codebook_rates, dtype=int) - 1])
+        found["codebooks"] = gradient_tensor(grad_tables[np.array(spec.codebook_rates, dtype=int)])
     return found
 
 
@@ -120,42 +128,53 @@ OPERATIONS = Operations(decode, lambda spec: OUTPUTS, product_blocks, parameter_
 
 
 def _all_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> np.ndarray:
-    """Value ``k - 1`` is the table of rate ``k``, learned or the formula's, float32 ``[max rate, 2**state_bits]``."""
-    tables = _formula_tables(spec.state_bits, spec.tail)
+    """Row ``k`` is the table of weights with ``k`` new bits, learned or the formula's, float32 ``[max rate + 1,
+    2**state_bits]``."""
+    tables = _formula_table(spec.state_bits, spec.tail).numpy()
     if spec.codebook is None:
         return tables
     tables = tables.copy()
-    tables[np.array(spec.codebook_rates) - 1] = float_array(tensors["codebooks"])
+    tables[np.array(spec.codebook_rates)] = float_array(tensors["codebooks"])
     return tables
 
 
-def _table(spec: TrellisSpec, rate: int, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The value table of one rate, learned or the formula's, float32 ``[2**state_bits]``."""
-    if rate in spec.codebook_rates:
-        return float_codebooks(tensors)[spec.codebook_rates.index(rate)]
-    return _formula_table(spec.state_bits, spec.tail, rate)
-
-
-@lru_cache(maxsize=32)
-def _formula_tables(state_bits: int, tail: float) -> np.ndarray:
-    return torch.stack([_formula_table(state_bits, tail, rate) for rate in range(1, max_rate(state_bits) + 1)]).numpy()
+def _table(spec: TrellisSpec, halves: int, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The value table of one rate, or its two, learned or the formula's, float32 ``[1 or 2, 2**state_bits]``."""
+    needed = range(halves // 2, (halves + 3) // 2)
+    if not set(needed) & set(spec.codebook_rates):
+        return _formula_table(spec.state_bits, spec.tail)[needed.start : needed.stop]
+    if halves % 2 == 0:
+        return float_codebooks(tensors)[spec.codebook_rates.index(needed.start)]
+    return torch.from_numpy(_all_tables(spec, tensors)[needed.start : needed.stop])
 
 
 @lru_cache(maxsize=64)
-def _formula_table(state_bits: int, tail: float, rate: int) -> Tensor:
-    return value_table(state_bits, rate, tail).float()
+def _formula_pair(state_bits: int, tail: float, less: int) -> np.ndarray:
+    """The two tables of a half-integer rate as they are, float16 ``[2 * 2**state_bits + 1]``, the last never used.
+
+    In float32 they would fill the first cache.
+    """
+    tables = [value_table(state_bits, bits, tail) for bits in (less, less + 1)]
+    return torch.cat([*tables, torch.zeros(1, dtype=torch.float16)]).numpy()
+
+
+@lru_cache(maxsize=32)
+def _formula_table(state_bits: int, tail: float) -> Tensor:
+    return torch.stack([value_table(state_bits, bits, tail) for bits in range(max_rate(state_bits) + 1)]).float()
 
 
 @compiled(inline="always")
 def _fill_edge(edge, stream, rate, outputs, group):
     """Bytes of sixteen weights and the two before them; zeros beyond the column."""
-    bits, first = outputs * rate, 2 * rate * group - 2
-    for place in range(2 * rate + 2):
+    bits, first = outputs * rate >> 1, rate * group - 2
+    for place in range(rate + 2):
         at = first + place
         edge[place] = stream[at] if at >= 0 and at * 8 < bits else 0
-    if group == 0:
+    if first < 0:
         last = _last_sixteen(stream.ctypes.data, bits)
-        edge[0], edge[1] = last >> np.uint64(8), last & np.uint64(255)
+        edge[-first - 1] = last & np.uint64(255)
+        if first == -2:
+            edge[0] = last >> np.uint64(8)
 
 
 @compiled(inline="always")
@@ -179,16 +198,17 @@ def _wrapped_sixteen(address, bits):
 
 
 @lru_cache(maxsize=64)
-def _decoder(state_bits: int, rate: int) -> Any:
+def _decoder(state_bits: int, rate: int, size: int) -> Any:
     """The loop that fills those of the columns ``first … last`` that have this rate.
 
-    Its arguments: ``values [columns, outputs]``, codes, starts, rates, value table, scale (outputs padded to sixteen).
+    Its arguments: ``values [columns, outputs]``, codes, starts, rates, value tables of ``size`` bytes a value, scale
+    (outputs padded to sixteen), the rate as it is stored.
     """
-    loaded = window_bytes(rate, state_bits, 2)
+    loaded, direct = window_bytes(rate, state_bits, 2), -(-2 // rate)  # groups before that one need the circle's end
 
     def decode(first, last, arguments):
-        out_at, columns, outputs, codes_at, length, starts_at, _, rates_at, _, table, _, scale, _ = numbers(
-            13, arguments
+        out_at, columns, outputs, codes_at, length, starts_at, _, rates_at, _, table, _, scale, _, stored = numbers(
+            14, arguments
         )
         codes, values = (
             carray(raw_pointer(codes_at), length, np.uint8),
@@ -200,22 +220,22 @@ def _decoder(state_bits: int, rate: int) -> Any:
         )
         edge, sixteen = np.zeros(EDGE, np.uint8), np.empty(LANES, np.float32)
         for column in range(first, last):
-            if rates[column] != rate:
+            if rates[column] != stored:
                 continue
             start, out = starts[column], values[column]
             at, target = codes_at + start, out_at + 4 * outputs * column
-            inner = max(1, min(outputs // LANES, (length - start + 2 - loaded) // (2 * rate) + 1))
-            for group in range(1, inner):
-                found = look_up(rate, state_bits, at + 2 * rate * group, table)
+            inner = max(direct, min(outputs // LANES, (length - start + 2 - loaded) // rate + 1))
+            for group in range(direct, inner):
+                found = look_up(rate, state_bits, size, at + rate * group, table)
                 store(times(found, load(LANES, scale + 4 * LANES * group)), target + 4 * LANES * group)
             group = 0
             while group * LANES < outputs:
                 _fill_edge(edge, codes[start:], rate, outputs, group)
-                found = look_up(rate, state_bits, edge.ctypes.data + 2, table)
+                found = look_up(rate, state_bits, size, edge.ctypes.data + 2, table)
                 store(times(found, load(LANES, scale + 4 * LANES * group)), sixteen.ctypes.data)
                 for output in range(min(LANES, outputs - LANES * group)):
                     out[LANES * group + output] = sixteen[output]
-                group = inner if group == 0 else group + 1
+                group = inner if group == direct - 1 else group + 1
 
     return shared_loop(decode)
 
@@ -224,7 +244,7 @@ def _decoder(state_bits: int, rate: int) -> Any:
 def _add_products(typing_context, rate, length, word, later, table, factor, totals):
     """``totals [8]`` plus ``factor`` times the values of a group's eight weights.
 
-    ``word`` has the sixteen bits before the group and its first 48, ``later`` the 64 bits from its 32nd on.
+    ``word`` has the sixteen bits before the group and its first 44 or 48, ``later`` those from its 24th or 32nd on.
     """
 
     def generate(context, builder, signature, arguments):
@@ -232,10 +252,13 @@ def _add_products(typing_context, rate, length, word, later, table, factor, tota
         _, _, word_, later_, table_, factor_, totals_ = arguments
         base, wide = pointer(builder, table_, ir.FloatType()), ir.IntType(64)
         for lane in range(OUTPUTS):
-            end = (lane + 1) * step
-            source, shift = (word_, FIRST_WORD - end) if end <= FIRST_WORD else (later_, 96 - end)
+            end = (lane + 1) * step >> 1
+            source, shift = (
+                (word_, FIRST_WORD - end) if end <= _first_word(step) else (later_, 64 + 8 * _later_byte(step) - end)
+            )
             state = builder.and_(builder.lshr(source, wide(shift)), wide((1 << bits) - 1))
-            value = builder.load(builder.gep(base, [state], inbounds=True, source_etype=ir.FloatType()), align=4)
+            own = builder.gep(base, [wide(second_table(lane, step, bits))], source_etype=ir.FloatType())
+            value = builder.load(builder.gep(own, [state], inbounds=True, source_etype=ir.FloatType()), align=4)
             total = fused(builder, value, factor_, builder.extract_value(totals_, lane))
             totals_ = builder.insert_value(totals_, total, lane)
         return totals_
@@ -257,12 +280,23 @@ def _bytes(address, end):
 
 
 @compiled()
-def _wrapped_word(address, before, bits, end):
-    """The word of a group at ``address`` with ``before`` bytes (0 or 1) before it: its circle's end, then the group."""
-    lead = _last_sixteen(address - before, bits)
-    if before == 1:
-        lead = ((lead & np.uint64(255)) << np.uint64(8)) | np.uint64(byte_at(address - 1))
-    return (lead << np.uint64(48)) | (_bytes(address, end) >> np.uint64(16))
+def _wrapped_word(column, before, bits, end):
+    """The word of a group with ``before`` bits, fewer than 16, before it in the ``column`` (address): its circle's end,
+    these bits, then the group."""
+    first = _bytes(column, end)
+    lead = (_last_sixteen(column, bits) << np.uint64(before)) | (first >> np.uint64(63 - before) >> np.uint64(1))
+    own = _bytes(column + (before >> 3), end) << np.uint64(before & 7)
+    return (lead << np.uint64(48)) | (own >> np.uint64(16))
+
+
+def _first_word(rate: int) -> int:
+    """Bits of its own that a group always has in its first word."""
+    return FIRST_WORD - 4 * (rate & 1)
+
+
+def _later_byte(rate: int) -> int:
+    """Where in the group's bytes the second word begins: the first weight that the first lacks needs 15 bits before."""
+    return 4 - (rate & 1)
 
 
 @lru_cache(maxsize=64)
@@ -272,18 +306,20 @@ def _product(state_bits: int, rate: int) -> Any:
     It goes over groups of eight outputs, from ``first`` to ``last``. Its arguments: ``total [8 * groups]``, inputs
     ``[n]``, ``n``, codes of these columns, end of memory, value table, outputs.
     """
-    reach = 12 if rate * OUTPUTS > FIRST_WORD else 8  # bytes read from where a group begins
+    reach = 12 if rate * OUTPUTS // 2 > _first_word(rate) else 8  # bytes read from where a group begins
+    later_byte = _later_byte(rate)
 
     def multiply(first, last, arguments):
         total, x, n, codes, end, values, outputs = numbers(7, arguments)
-        width, zero = (outputs * rate + 7) >> 3, np.float32(0)
-        lines = (last - first) * rate // LINE + 1  # of a column
+        width, zero = ((outputs * rate >> 1) + 7) >> 3, np.float32(0)
+        lines = (last - first) * rate // (2 * LINE) + 1  # of a column
         together = BLOCK * lines // (last - first) + 1
         for begin in range(0, n, BLOCK):
-            stop, ahead, left = min(begin + BLOCK, n), codes + (begin + BLOCK) * width + first * rate, lines
+            stop, ahead, left = min(begin + BLOCK, n), codes + (begin + BLOCK) * width + (first * rate >> 1), lines
             for group in range(first, last):
                 sums = (zero, zero, zero, zero, zero, zero, zero, zero)
-                at = codes + begin * width + group * rate
+                at = codes + begin * width + (group * rate >> 1)
+                within = np.uint64(4 * (group * rate & 1))  # of a byte
                 inside = max(begin, min(stop, begin + (end - reach - at) // width + 1))
                 # The next block's bytes of these groups, in step: as many streams as columns are more than a
                 # processor follows.
@@ -292,17 +328,20 @@ def _product(state_bits: int, rate: int) -> Any:
                     ahead, left = ahead + LINE, left - 1
                     if left == 0:
                         ahead, left = ahead + width - lines * LINE, lines
-                wraps = group * rate < 2
+                wraps = 4 * group * rate < 16
                 if wraps:
                     inside = begin
                 for column in range(begin, inside):
-                    word = word_at(at - 2)
-                    later = word_at(at + 4) if reach > 8 else word
+                    word = word_at(at - 2) << within
+                    later = word_at(at + later_byte) << within if reach > 8 else word
                     sums = _add_products(rate, state_bits, word, later, values, float_at(x + 4 * column), sums)
                     at += width
                 for column in range(inside, stop):
-                    word = _wrapped_word(at, group * rate, outputs * rate, end) if wraps else _bytes(at - 2, end)
-                    later = _bytes(at + 4, end)
+                    if wraps:
+                        word = _wrapped_word(at - (group * rate >> 1), 4 * group * rate, outputs * rate >> 1, end)
+                    else:
+                        word = _bytes(at - 2, end) << within
+                    later = _bytes(at + later_byte, end) << within
                     sums = _add_products(rate, state_bits, word, later, values, float_at(x + 4 * column), sums)
                     at += width
                 target = total + 4 * OUTPUTS * group
@@ -315,9 +354,10 @@ def _product(state_bits: int, rate: int) -> Any:
 @compiled(inline="always")
 def _state(stream, output, rate, outputs, state_bits):
     """The state of ``output`` in a circular stream: three bytes where the window lies inside of it, else bit by bit."""
-    bits, start = outputs * rate, (output + 1) * rate - state_bits
+    bits, stop = outputs * rate >> 1, (output + 1) * rate >> 1
+    start = stop - state_bits
     if start < 0:
-        return wrapped_window(stream, (output + 1) * rate, bits, state_bits)
+        return wrapped_window(stream, stop, bits, state_bits)
     if start + 24 > bits:
         return read_bits(stream, start, state_bits)
     at = start >> 3
@@ -327,14 +367,15 @@ def _state(stream, output, rate, outputs, state_bits):
 
 @compiled(nogil=True)
 def _add_gradients(grad, codes, starts, rates, tables, state_bits, scale, grad_tables, grad_scale):
-    """Add to ``grad_tables [max rate, 2**state_bits]`` and ``grad_scale [outputs]``."""
+    """Add to ``grad_tables [max rate + 1, 2**state_bits]`` and ``grad_scale [outputs]``."""
     outputs = grad.shape[1]
     for column in range(len(rates)):
         rate = rates[column]
-        if rate == 0:
+        if outputs * rate < 2:
             continue
         stream = codes[starts[column] :]
         for output in range(outputs):
             state = _state(stream, output, rate, outputs, state_bits)
-            grad_tables[rate - 1, state] += grad[column, output] * scale[output]
-            grad_scale[output] += grad[column, output] * tables[rate - 1, state]
+            new_bits = ((output + 1) * rate >> 1) - (output * rate >> 1)
+            grad_tables[new_bits, state] += grad[column, output] * scale[output]
+            grad_scale[output] += grad[column, output] * tables[new_bits, state]

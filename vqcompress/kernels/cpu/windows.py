@@ -1,8 +1,9 @@
 """Sixteen bit fields of a stream at a time: numba intrinsics that fill vector registers.
 
-Sixteen numbers of ``k`` bits are ``2 * k`` whole bytes, so the bytes that each field needs and the shift that brings it
-down are constants. LLVM turns that into one byte permutation, one shift by lanes, one mask and, for the trellis, one
-gather from the value table (AVX-512), or into whatever the processor has.
+Sixteen numbers of ``r`` half bits (field ``i`` ends with bit ``(i + 1) * r >> 1``) are ``r`` whole bytes, so the bytes
+that each field needs and the shift that brings it down are constants. LLVM turns that into one byte permutation, one
+shift by lanes, one mask and, for the trellis, one gather from the value table (AVX-512), or into whatever the processor
+has.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ GATHERS = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 
 
 def window_bytes(rate: int, length: int, lead: int) -> int:
-    """Bytes, 16 or 32, that sixteen windows of ``length`` bits, ``rate`` bits apart, are read from."""
-    return 16 if _first_byte(LANES - 1, rate, length, lead) + 4 <= 16 else 32
+    """Bytes, 16 or 32, that sixteen windows of ``length`` bits, ``rate`` half bits apart, are read from."""
+    return 16 if ((_end(LANES - 1, rate, lead) - length) >> 3) + 4 <= 16 else 32
 
 
-def _first_byte(lane: int, rate: int, length: int, lead: int) -> int:
-    return (8 * lead + (lane + 1) * rate - length) >> 3
+def _end(lane: int, rate: int, lead: int) -> int:
+    """Bits before the end of a window."""
+    return 8 * lead + ((lane + 1) * rate >> 1)
 
 
 def _windows(builder: Any, base: Any, rate: int, length: int, lead: int) -> Any:
@@ -42,9 +44,9 @@ def _windows(builder: Any, base: Any, rate: int, length: int, lead: int) -> Any:
     stream = builder.load(builder.bitcast(base, block.as_pointer()), align=1)
     places, shifts = [], []
     for lane in range(LANES):
-        first = _first_byte(lane, rate, length, lead)
-        places += [first + 3, first + 2, first + 1, first]  # most significant byte first, on a little-endian machine
-        shifts.append(32 - length - ((8 * lead + (lane + 1) * rate - length) & 7))
+        start = _end(lane, rate, lead) - length
+        places += [(start >> 3) + place for place in (3, 2, 1, 0)]  # most significant first, on a little-endian machine
+        shifts.append(32 - length - (start & 7))
     places = [min(place, size - 1) for place in places]  # a byte beyond is shifted out
     chosen = builder.shuffle_vector(stream, ir.Constant(block, ir.Undefined), _constant(places))
     words = builder.lshr(builder.bitcast(chosen, INTS), _constant(shifts))
@@ -53,6 +55,11 @@ def _windows(builder: Any, base: Any, rate: int, length: int, lead: int) -> Any:
 
 def _constant(values: list[int]) -> Any:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(values)), values)
+
+
+def second_table(lane: int, rate: int, length: int) -> int:
+    """Where the table of a weight begins: at half-integer rates every other one has the second."""
+    return (lane & rate & 1) << length
 
 
 def _gathered(builder: Any, table: Any, indices: Any) -> Any:
@@ -68,37 +75,60 @@ def _gathered(builder: Any, table: Any, indices: Any) -> Any:
     return builder.call(gather, [address, ir.Constant(ir.IntType(32), 4), every, ir.Constant(FLOATS, ir.Undefined)])
 
 
+def _gathered_halves(builder: Any, table: Any, indices: Any) -> Any:
+    """``table[indices]`` of a table of float16: a gather reads the value after each as well, and drops it."""
+    pointers = ir.VectorType(table.type, LANES)
+    address = GEPInstr(builder.block, table, [indices], True, "", source_etype=ir.IntType(16))
+    address.type = pointers
+    builder._insert(address)
+    mask = ir.VectorType(ir.IntType(1), LANES)
+    kind = ir.FunctionType(INTS, [pointers, ir.IntType(32), mask, INTS])
+    gather = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.gather.v16i32.v16p0")
+    every = ir.Constant(mask, [1] * LANES)
+    pairs = builder.call(gather, [address, ir.Constant(ir.IntType(32), 2), every, ir.Constant(INTS, ir.Undefined)])
+    low = builder.trunc(pairs, ir.VectorType(ir.IntType(16), LANES))
+    return builder.fpext(builder.bitcast(low, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
+
+
 def _looked_up(builder: Any, table: Any, base: Any, rate: int, length: int, lead: int) -> Any:
     """The same, one load after the other; windows that one word of 64 bits covers share it."""
-    values, wide, origin = ir.Constant(FLOATS, ir.Undefined), ir.IntType(64), -64
+    kind, wide, origin = table.type.pointee, ir.IntType(64), -64
+    values = ir.Constant(ir.VectorType(kind, LANES), ir.Undefined)
     for lane in range(LANES):
-        end = 8 * lead + (lane + 1) * rate
+        end = _end(lane, rate, lead)
         if end > origin + 64:
             origin = 8 * min((end - length) >> 3, window_bytes(rate, length, lead) - 8)
             address = builder.gep(base, [wide(origin >> 3)], source_etype=ir.IntType(8))
             word = builder.bswap(builder.load(builder.bitcast(address, wide.as_pointer()), align=1))
         state = builder.and_(builder.lshr(word, wide(origin + 64 - end)), wide((1 << length) - 1))
-        value = builder.load(builder.gep(table, [state], inbounds=True, source_etype=ir.FloatType()), align=4)
+        own = builder.gep(table, [wide(second_table(lane, rate, length))], source_etype=kind)
+        value = builder.load(builder.gep(own, [state], inbounds=True, source_etype=kind), align=2)
         values = builder.insert_element(values, value, ir.IntType(32)(lane))
-    return values
+    return values if kind == ir.FloatType() else builder.fpext(values, FLOATS)
 
 
 @intrinsic(prefer_literal=True)
-def look_up(typing_context, rate, length, codes, table):
-    """``table[window i]`` as sixteen floats, for windows of ``length`` bits, ``rate`` bits apart.
+def look_up(typing_context, rate, length, size, codes, table):
+    """``table[window i]`` as sixteen floats, for windows of ``length`` bits, ``rate`` half bits apart.
 
-    ``codes``, where the first ``rate`` bits are, and ``table`` are addresses.
+    ``codes``, where the first field is, and ``table`` are addresses. Where ``rate`` is odd, two tables lie there: for
+    the fields with fewer bits, which come first, and for those with more. Values have ``size`` bytes: 4, or 2 for
+    float16, with one more value after the last.
     """
 
     def generate(context, builder, signature, arguments):
         step, bits = (kind.literal_value for kind in signature.args[:2])
-        base = pointer(builder, builder.sub(arguments[2], arguments[2].type(LEAD)), ir.IntType(8))
-        values = pointer(builder, arguments[3], ir.FloatType())
+        halves = signature.args[2].literal_value == 2
+        base = pointer(builder, builder.sub(arguments[3], arguments[3].type(LEAD)), ir.IntType(8))
+        values = pointer(builder, arguments[4], ir.HalfType() if halves else ir.FloatType())
         if GATHERS:
-            return _gathered(builder, values, _windows(builder, base, step, bits, LEAD))
+            states = _windows(builder, base, step, bits, LEAD)
+            if step & 1:
+                states = builder.or_(states, _constant([second_table(lane, step, bits) for lane in range(LANES)]))
+            return (_gathered_halves if halves else _gathered)(builder, values, states)
         return _looked_up(builder, values, base, step, bits, LEAD)
 
-    return Floats(LANES)(rate, length, types.intp, types.intp), generate
+    return Floats(LANES)(rate, length, size, types.intp, types.intp), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -107,7 +137,7 @@ def differences(typing_context, bits, codes, offsets):
 
     def generate(context, builder, signature, arguments):
         count, byte = signature.args[0].literal_value, ir.IntType(8)
-        code, offset = (_windows(builder, pointer(builder, a, byte), count, count, 0) for a in arguments[1:])
+        code, offset = (_windows(builder, pointer(builder, a, byte), 2 * count, count, 0) for a in arguments[1:])
         return builder.sitofp(builder.sub(code, offset), FLOATS)
 
     return Floats(LANES)(bits, types.intp, types.intp), generate

@@ -36,11 +36,11 @@ def device_unsupported_reason(device: torch.device, interpreted: bool) -> str:
 def size_unsupported_reason(shape: tuple[int, ...], most_bits: int) -> str:
     """Why a weight of this shape, of at most ``most_bits`` each, is beyond the kernels' arithmetic, or an empty string.
 
-    They count the bits of a column too.
+    They count the half bits of a column too.
     """
     if math.prod(shape) * max(1, most_bits / 8) >= LARGEST_OFFSET:
         return "2**31 weights or bytes or more"
-    return "" if shape[0] * most_bits < LARGEST_OFFSET else "columns of 2**31 bits or more"
+    return "" if 2 * shape[0] * most_bits < LARGEST_OFFSET else "columns of 2**30 bits or more"
 
 
 def stored_bytes(tensor: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> str:
 def _size_unsupported_reason(spec: FormatSpec, shape: Shape) -> str:
     match spec:
         case TrellisSpec():
-            return size_unsupported_reason(shape, spec.largest_rate)
+            return size_unsupported_reason(shape, spec.halves(spec.largest_rate) // 2)
         case AdditiveSpec():
             return size_unsupported_reason(shape, -(-spec.codebooks * spec.code_bits // spec.dimension))
         case ScalarSpec():

@@ -1,8 +1,9 @@
 """Triton kernels for the trellis format: eight neighbouring weights of a column at a time.
 
-Eight weights of rate ``k`` take exactly ``k`` bytes, so one lane reads ``k`` bytes and the two before them (a state
-reaches back less than 16 bits), shifts its eight states out of one number and looks them up. Before a column's first
-group lie, the stream being circular, the column's last bits.
+Rates are in half bits here. Eight weights of rate ``r`` take ``r`` half bytes, so one lane reads the bytes that these
+are in and the two before them (a state reaches back less than 16 bits), shifts its eight states out of one number and
+looks them up; where ``r`` is odd, weights have two tables in turn. Before a column's first groups lie, the stream being
+circular, the column's last bits.
 
 Decoding is limited by memory: programs take lanes of eight weights in the order in which they are stored, so that codes
 are read once and in sequence; every program stays within one rate, a constant of its code, and finds its place from the
@@ -31,39 +32,41 @@ _LEARNED: TensorCache[Tensor] = TensorCache()
 
 
 def value_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Row ``i`` has the values of rate ``min_rate + i`` (zeros for rate 0), ``[rates, 2**state_bits]`` in float16.
+    """Values of weights that add as many bits as column rates of ``spec`` ask for: row ``i`` for ``i`` bits more than
+    the least, ``[numbers of bits, 2**state_bits]`` in float16.
 
     Kept for later calls; treat it as read-only.
     """
-    device, rates = tensors["weight"].device, tuple(spec.rate_range)
-    formula = _formula(spec.state_bits, spec.tail, rates, device)
-    if not set(rates) & set(spec.codebook_rates):
+    device, halves = tensors["weight"].device, [spec.halves(rate) for rate in spec.rate_range]
+    bits = tuple(range(halves[0] // 2, (halves[-1] + 1) // 2 + 1))
+    formula = _formula(spec.state_bits, spec.tail, bits, device)
+    if not set(bits) & set(spec.codebook_rates):
         return formula
     codebooks = tensors["codebooks"]
-    return _LEARNED(codebooks, spec, lambda: _with_learned(spec, formula, rates, codebooks))
+    return _LEARNED(codebooks, spec, lambda: _with_learned(spec, formula, bits, codebooks))
 
 
 @lru_cache(maxsize=64)
-def _formula(state_bits: int, tail: float, rates: tuple[int, ...], device: torch.device) -> Tensor:
+def _formula(state_bits: int, tail: float, bits: tuple[int, ...], device: torch.device) -> Tensor:
     # Outside inference mode, or the first caller's mode would stick to a table that all share.
     with torch.inference_mode(False):
-        zeros = torch.zeros(1 << state_bits, dtype=torch.float16)
-        return torch.stack([value_table(state_bits, rate, tail) if rate else zeros for rate in rates]).to(device)
+        return torch.stack([value_table(state_bits, number, tail) for number in bits]).to(device)
 
 
-def _with_learned(spec: TrellisSpec, formula: Tensor, rates: tuple[int, ...], codebooks: Tensor) -> Tensor:
+def _with_learned(spec: TrellisSpec, formula: Tensor, bits: tuple[int, ...], codebooks: Tensor) -> Tensor:
     with torch.no_grad():
         tables = formula.to(codebooks.dtype).clone()
-        for index, rate in enumerate(rates):
-            if rate in spec.codebook_rates:
-                tables[index] = codebooks[spec.codebook_rates.index(rate)]
+        for index, number in enumerate(bits):
+            if number in spec.codebook_rates:
+                tables[index] = codebooks[spec.codebook_rates.index(number)]
         return tables
 
 
 def _constants(spec: TrellisSpec, outputs: int) -> dict[str, Any]:
     return {
         "STATE_BITS": spec.state_bits,
-        "MIN_RATE": spec.rate_range.start,
+        "MIN_RATE": spec.halves(spec.rate_range.start),
+        "UNIT": spec.halves(1),
         "RATES": len(spec.rate_range),
         "WHOLE_GROUPS": outputs % 8 == 0,
         "IN_SHARED": spec.state_bits <= STATE_BITS_IN_SHARED,
@@ -112,37 +115,46 @@ def trellis_states(
     WHOLE_GROUPS: tl.constexpr,
 ):
     """States ``[lanes, 8]`` of outputs ``8 * group …`` of the columns at ``column [lanes]`` (pointers)."""
-    length = (outputs * RATE + 7) >> 3
-    own = group * RATE
+    bits = outputs * RATE >> 1
+    length = (bits + 7) >> 3
+    own = group * RATE >> 1  # byte
+    ALIGNED: tl.constexpr = RATE % 2 == 0
     before = tl.where(group == 0, length, own)
     reaches = inside & (before > 1)
     older = tl.load(column + before - 2, mask=reaches, other=0).to(tl.uint32)
-    newer = tl.load(column + before - 1, mask=inside, other=0).to(tl.uint32)
+    newer = tl.load(column + before - 1, mask=inside & (before > 0), other=0).to(tl.uint32)
     word = (older << 8) | newer
-    if not WHOLE_GROUPS:  # the circle closes inside a byte
-        pad = tl.where(group == 0, length * 8 - outputs * RATE, 0)
+    if not WHOLE_GROUPS or not ALIGNED:  # the circle closes inside a byte
+        pad = tl.where(group == 0, length * 8 - bits, 0)
         oldest = tl.load(column + before - 3, mask=inside & (pad > 0), other=0).to(tl.uint32)
         word = (((oldest << 16) | word) >> pad.to(tl.uint32)) & 0xFFFF
-    if RATE == 1:  # before the second group lies one byte, and before that the circle's last bits again
-        second = inside & (group == 1)
-        older = tl.load(column + length - 2, mask=second, other=0).to(tl.uint32)
-        newer = tl.load(column + length - 1, mask=second, other=0).to(tl.uint32)
-        last = ((older << 8) | newer) >> (length * 8 - outputs).to(tl.uint32)
-        word = tl.where(group == 1, ((last & 0xFF) << 8) | (word & 0xFF), word)
-    if RATE > 2:  # 16 bits and those of eight weights
+    if RATE < 4:  # before the second group (the second to fourth at half a bit) lie few bits, then the circle's last
+        near = inside & (group > 0) & (group * RATE < 4)
+        oldest = tl.load(column + tl.maximum(length - 3, 0), mask=near, other=0).to(tl.uint32)
+        older = tl.load(column + length - 2, mask=near, other=0).to(tl.uint32)
+        newer = tl.load(column + length - 1, mask=near, other=0).to(tl.uint32)
+        last = ((oldest << 16) | (older << 8) | newer) >> (length * 8 - bits).to(tl.uint32)
+        whole = (own * 8).to(tl.uint32)  # bits in whole bytes before the group's own; half a byte more comes below
+        word = tl.where(near, ((last << whole) | (word & ((1 << whole) - 1))) & 0xFFFF, word)
+    if RATE > 4:  # 16 bits and those of eight weights, and half a byte
         word = word.to(tl.uint64)
+    BYTES: tl.constexpr = (RATE + 1) // 2
     first = word
-    for index in tl.static_range(RATE):
+    for index in tl.static_range(BYTES):
         there = inside
-        if not WHOLE_GROUPS:
+        if not WHOLE_GROUPS or not ALIGNED:
             there = inside & (own + index < length)
         word = (word << 8) | tl.load(column + own + index, mask=there, other=0).to(word.dtype)
-        if index == 0:
-            first = word
+        if index == 2:
+            first = word  # with 24 bits from the group's first byte on
     place = tl.arange(0, 8)[None, :]
-    states = word[:, None] >> ((7 - place) * RATE).to(word.dtype)
-    if RATE > 6:  # the first state has left the top of the word
-        states = tl.where(place == 0, (first >> (8 - RATE))[:, None], states)
+    end = ((place + 1) * RATE) >> 1
+    if not ALIGNED:  # every other group begins and ends inside a byte
+        end += tl.where(group % 2 == 0, 0, 4)[:, None]
+    states = word[:, None] >> (8 * BYTES - end).to(word.dtype)
+    if RATE > 12:  # the first two states have left the top of the word, or may have
+        early = first[:, None] >> tl.where(place < 2, 24 - end, 0).to(word.dtype)
+        states = tl.where(place < 2, early, states)
     return states.to(tl.int32) & ((1 << STATE_BITS) - 1)
 
 
@@ -151,16 +163,20 @@ def look_up(
     table,
     states,
     LANES: tl.constexpr,
+    RATE: tl.constexpr,
     STATE_BITS: tl.constexpr,
     IN_SHARED: tl.constexpr,
 ):
-    """Values ``[lanes, 8]`` of ``states`` in ``table``, in its dtype.
+    """Values ``[lanes, 8]`` of ``states`` in ``table``, in its dtype; at odd rates every other weight in the one after.
 
     Through shared memory lanes that read different values rarely wait for each other, but the table must be brought
     there first and fit; through the L1 cache it need not.
     """
+    TABLES: tl.constexpr = 1 + RATE % 2
+    if TABLES == 2:
+        states += (tl.arange(0, 8) % 2 << STATE_BITS)[None, :]
     if IN_SHARED:
-        source = tl.load(table + tl.arange(0, 1 << STATE_BITS))
+        source = tl.load(table + tl.arange(0, TABLES << STATE_BITS))
         values = tl.reshape(tl.gather(source, tl.reshape(states, (LANES * 8,)), 0), (LANES, 8))
     else:
         values = tl.load(table + states)
@@ -195,9 +211,9 @@ def _decode_block(
     if RATE == 0:
         values = tl.zeros((LANES, 8), dtype=tl.float32)
     else:
-        start = codes + stored * ((outputs * RATE + 7) >> 3)
+        start = codes + stored * (((outputs * RATE >> 1) + 7) >> 3)
         states = trellis_states(start, group, inside, outputs, RATE, STATE_BITS, WHOLE_GROUPS)
-        values = look_up(table, states, LANES, STATE_BITS, IN_SHARED).to(tl.float32)
+        values = look_up(table, states, LANES, RATE, STATE_BITS, IN_SHARED).to(tl.float32)
     factor = tl.load(scale + output * SCALE_STRIDE, mask=wanted, other=0.0).to(tl.float32)
     tl.store(out + column[:, None] * outputs + output, (values * factor).to(out.dtype.element_ty), mask=wanted)
 
@@ -214,6 +230,7 @@ def decode_trellis(
     SCALE_STRIDE: tl.constexpr,
     STATE_BITS: tl.constexpr,
     MIN_RATE: tl.constexpr,
+    UNIT: tl.constexpr,
     RATES: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
     IN_SHARED: tl.constexpr,
@@ -232,18 +249,18 @@ def decode_trellis(
                 codes,
                 scale,
                 order + begin,
-                tables + (index << STATE_BITS),
+                tables + ((((MIN_RATE + index * UNIT) >> 1) - (MIN_RATE >> 1)) << STATE_BITS),
                 outputs,
                 lane,
                 end - begin,
                 SCALE_STRIDE,
-                MIN_RATE + index,
+                MIN_RATE + index * UNIT,
                 STATE_BITS,
                 WHOLE_GROUPS,
                 IN_SHARED,
                 LANES,
             )
-        codes += (end - begin) * ((outputs * (MIN_RATE + index) + 7) >> 3)
+        codes += (end - begin) * (((outputs * (MIN_RATE + index * UNIT) >> 1) + 7) >> 3)
         tile -= tiles
         begin = end
 
@@ -274,12 +291,12 @@ def _multiply_block(
     lane = tl.arange(0, DEPTH * GROUPS)
     group = tl.program_id(0) * GROUPS + lane % GROUPS
     example = tl.arange(0, BATCH)[:, None]
-    size = (outputs * RATE + 7) >> 3
+    size = ((outputs * RATE >> 1) + 7) >> 3
     for first in range(left, right, DEPTH):
         stored = first + lane // GROUPS
         inside = (group * 8 < outputs) & (stored < right)
         states = trellis_states(codes + stored * size, group, inside, outputs, RATE, STATE_BITS, WHOLE_GROUPS)
-        values = look_up(table, states, DEPTH * GROUPS, STATE_BITS, IN_SHARED)
+        values = look_up(table, states, DEPTH * GROUPS, RATE, STATE_BITS, IN_SHARED)
         weights = tl.reshape(values, (DEPTH, GROUPS * 8)).to(PRODUCT)
         place = first + tl.arange(0, DEPTH)
         column = tl.load(order + place, mask=place < right, other=0)[None, :]
@@ -305,6 +322,7 @@ def multiply_trellis(
     columns_per_split,
     STATE_BITS: tl.constexpr,
     MIN_RATE: tl.constexpr,
+    UNIT: tl.constexpr,
     RATES: tl.constexpr,
     WHOLE_GROUPS: tl.constexpr,
     IN_SHARED: tl.constexpr,
@@ -323,20 +341,20 @@ def multiply_trellis(
     begin = 0
     for index in tl.static_range(RATES):
         end = tl.load(ends + index)
-        if MIN_RATE + index > 0:  # columns of rate 0 are zero
+        if MIN_RATE + index * UNIT > 0:  # columns of rate 0 are zero
             total = _multiply_block(
                 total,
                 x,
                 codes,
                 order + begin,
-                tables + (index << STATE_BITS),
+                tables + ((((MIN_RATE + index * UNIT) >> 1) - (MIN_RATE >> 1)) << STATE_BITS),
                 outputs,
                 batch,
                 batch_stride,
                 column_stride,
                 tl.maximum(left, begin) - begin,
                 tl.minimum(right, end) - begin,
-                MIN_RATE + index,
+                MIN_RATE + index * UNIT,
                 STATE_BITS,
                 WHOLE_GROUPS,
                 IN_SHARED,
@@ -345,7 +363,7 @@ def multiply_trellis(
                 DEPTH,
                 PRODUCT,
             )
-        codes += (end - begin) * ((outputs * (MIN_RATE + index) + 7) >> 3)
+        codes += (end - begin) * (((outputs * (MIN_RATE + index * UNIT) >> 1) + 7) >> 3)
         begin = end
     example = tl.arange(0, BATCH)[:, None]
     output = tl.program_id(0) * GROUPS * 8 + tl.arange(0, GROUPS * 8)[None, :]

@@ -1,0 +1,63 @@
+"""`vqcompress bake-lora MODEL LORA[:SCALE]… -o DIR`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("bake-lora")
+@click.argument("model")
+@click.argument("loras", nargs=-1, required=True, metavar="LORA[:SCALE]...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Data type of the dense weights.",
+)
+@click.option("--bits", type=float, help="Quantize to so many bits per weight, instead of writing dense weights.")
+@click.option("--method", help="Method of quantization, with --bits.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+def bake_lora(
+    model: str,
+    loras: tuple[str, ...],
+    output: Path,
+    dtype: str,
+    bits: float | None,
+    method: str | None,
+    overwrite: bool,
+) -> None:
+    """Make LoRAs part of MODEL's weights, each times its SCALE. Write a dense pipeline or, with --bits, a packed one.
+
+    \b
+    vqcompress bake-lora sdxl style.safetensors:0.8 detail.safetensors -o out/sdxl-style
+    vqcompress bake-lora sdxl style.safetensors --bits 3 -o out/sdxl-style-vq3
+    """
+    import torch
+
+    from vqcompress.architectures import open_pipeline
+    from vqcompress.architectures.lora_baking import ScaledLora, bake
+    from vqcompress.checkpoint.publication import check_target, publish
+    from vqcompress.errors import RecipeError
+
+    if method and bits is None:
+        raise RecipeError("--method is for quantizing: give --bits too, or leave it out for a dense folder")
+    scaled = [ScaledLora.parse(text) for text in loras]
+    check_target(output, overwrite)
+    pipeline = open_pipeline(model)
+    bake(pipeline, scaled)
+    if bits is not None:
+        from vqcompress.compression import quantize
+
+        changes: dict[str, Any] = {"bits": bits} | ({"method": method} if method else {})
+        quantize(pipeline, output, overwrite=overwrite, **changes)
+        click.echo(f"{output}: {len(scaled)} LoRAs baked in, {bits:g} bits per weight")
+        return
+    pipeline.to(getattr(torch, dtype))
+    with publish(output, overwrite) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+    click.echo(f"{output}: {len(scaled)} LoRAs baked in, dense weights in {dtype}")
