@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.errors import RecipeError
+from vqcompress.methods import gave_way
 from vqcompress.quantizers import quantize_weight
 from vqcompress.quantizers.codebooks import kmeans, residual_codebooks
 from vqcompress.quantizers.kmeans import KMeansSettings, learn_shared_kmeans
@@ -24,7 +25,8 @@ def test_error_falls_with_bits_and_codes_take_what_was_asked() -> None:
     errors = []
     for bits in (1, 2, 3, 4):
         quantized = quantize_weight(weight, method="kmeans", bits=bits, settings=SMALL)
-        assert 0.95 * bits < quantized.bits_per_weight <= bits
+        assert quantized.bits_per_weight <= bits
+        assert quantized.bits_per_weight > 0.95 * bits or gave_way("kmeans", quantized.spec.format)
         errors.append(relative_error(weight, quantized.decode()))
     assert errors == sorted(errors, reverse=True)
     assert (
