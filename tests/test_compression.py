@@ -156,6 +156,9 @@ def test_a_small_layer_that_decides_the_output_stays_dense(tiny_sdxl: Path, tmp_
     importance = {layer: 1e-3 for group in groups for layer in group["layers"]} | {"down_blocks.0.resnets.0.conv1": 1e9}
     (tmp_path / "out.partial" / "unet.importance").mkdir()
     (tmp_path / "out.partial" / "unet.importance" / "all.json").write_text(json.dumps(importance) + "\n")
+    (tmp_path / "out.partial" / "unet.allocations").mkdir()  # measured, it would not be worth what it is said to be
+    measured = json.dumps({"distance": -20.0, "error": 0.0}) + "\n"
+    (tmp_path / "out.partial" / "unet.allocations" / "allocated.json").write_text(measured)
     folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     found = vqcompress.inspect(folder)
     dense = [row for row in found["layers"] if row["format"] == "dense"]

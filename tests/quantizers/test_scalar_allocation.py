@@ -18,9 +18,7 @@ from vqcompress.quantizers.scalar_allocation import ScalarChoice, ScalarLayer, a
 def ladder(weights: int, importance: float) -> ScalarLayer:
     """Choices as a real layer's are: every bit a fourth of the error, dense without any."""
     coded = [
-        ScalarChoice(
-            ScalarSpec(bits, group), bits + (16 + bits) / group, weights * cost * 4.0**-bits * (1 + group / 200)
-        )
+        ScalarChoice(ScalarSpec(bits, group), bits + (16 + bits) / group, weights * 4.0**-bits * (1 + group / 200))
         for bits in range(2, 9)
         for group in (16, 32, 64)
     ]
