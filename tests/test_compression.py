@@ -149,16 +149,21 @@ def test_the_table_of_layers_says_what_became_of_each(tiny_sdxl: Path, finished:
         assert record.rows is not None
 
 
+def plant(file: Path, content: dict[str, float]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content) + "\n")
+
+
 def test_a_small_layer_that_decides_the_output_stays_dense(tiny_sdxl: Path, tmp_path: Path) -> None:
     with pytest.raises(PowerCut):
         vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", progress=stopping_at("importance"), **RECIPE)
     groups = [json.loads(path.read_text()) for path in (tmp_path / "out.partial" / "unet.moments.layers").iterdir()]
     importance = {layer: 1e-3 for group in groups for layer in group["layers"]} | {"down_blocks.0.resnets.0.conv1": 1e9}
-    (tmp_path / "out.partial" / "unet.importance").mkdir()
-    (tmp_path / "out.partial" / "unet.importance" / "all.json").write_text(json.dumps(importance) + "\n")
-    (tmp_path / "out.partial" / "unet.allocations").mkdir()  # measured, it would not be worth what it is said to be
-    measured = json.dumps({"distance": -20.0, "error": 0.0}) + "\n"
-    (tmp_path / "out.partial" / "unet.allocations" / "allocated.json").write_text(measured)
+    plant(tmp_path / "out.partial" / "unet.importance" / "all.json", importance)
+    for prompt in range(8):
+        plant(tmp_path / "out.partial" / "unet.trajectories" / f"{prompt}.json", {})
+    # Measured, this allocation would not be worth what the planted importance says.
+    plant(tmp_path / "out.partial" / "unet.allocations" / "allocated.json", {"distance": -20.0, "error": 0.0})
     folder = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **RECIPE)
     found = vqcompress.inspect(folder)
     dense = [row for row in found["layers"] if row["format"] == "dense"]
