@@ -51,7 +51,7 @@ def publishing_steps(scene: Scene, folder: Path) -> list[int]:
     kinds: dict[tuple[str, str], int] = {}
     for number, (event, path) in enumerate(steps[first:], first + 1):
         kinds.setdefault(kind_of(event, path), number)
-    return [*kinds.values(), len(steps)]
+    return sorted({*kinds.values(), len(steps)})
 
 
 def _tell(pipe: int, event: str, path: str) -> None:
