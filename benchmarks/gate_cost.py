@@ -19,7 +19,7 @@ import torch
 
 from loading import in_a_fork, timed, write
 from synthetic import FORMATS
-from vqcompress.integrations.folder_checks import check_first  # noqa: F401 - imported before the first fork
+from vqcompress.integrations.opening_checks import check_first  # noqa: F401 - imported before the first fork
 
 OFF = (
     ("vqcompress.integrations.stored_tensors.StoredTensors.check", lambda *arguments: None),

@@ -7,18 +7,14 @@ from typing import Any
 
 import click
 
+from vqcompress.cli.dtype_option import dtype_option
+
 
 @click.command("bake-lora")
 @click.argument("model")
 @click.argument("loras", nargs=-1, required=True, metavar="LORA[:SCALE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Data type of the dense weights.",
-)
+@dtype_option("float16", "Data type of the dense weights.")
 @click.option("--bits", type=float, help="Quantize to so many bits per weight, instead of writing dense weights.")
 @click.option("--method", help="Method of quantization, with --bits.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")

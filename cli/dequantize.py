@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from vqcompress.cli.dtype_option import dtype_option
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -16,13 +18,7 @@ import click
     required=True,
     help="Folder or .safetensors file to write.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Data type of the dense weights.",
-)
+@dtype_option("float16", "Data type of the dense weights.")
 @click.option(
     "--layout",
     type=click.Choice(["diffusers", "ldm"]),

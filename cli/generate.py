@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vqcompress.cli.dtype_option import dtype_option
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
 
@@ -22,13 +23,7 @@ from vqcompress.errors import RecipeError
 @click.option("--images", default=1, show_default=True, type=click.IntRange(1), help="Images per prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Data type of the computation.",
-)
+@dtype_option("float32", "Data type of the computation.")
 @click.option("--no-verify", is_flag=True, help="Open MODEL without comparing it with its manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print prompts and seeds as JSON, without progress.")
 def generate(

@@ -15,8 +15,8 @@ OWN_CHECKS = ("verify", "inspect", "bundle", "kernels")
 """Operations in which no library opens the folder: any exception is ours."""
 # Where our code only hands on to a library: (file, function).
 HANDED_ON = {
-    ("component_loading.py", "check_packed"), ("folder_checks.py", "from_pretrained"), ("loading.py", "load"),
-    ("single_file.py", "from_single_file"), ("single_file.py", "_open"), ("diffusers_pipelines.py", "__call__"),
+    ("component_loading.py", "check_packed"), ("opening_checks.py", "looking"), ("loading.py", "load"),
+    ("single_file.py", "open_bundle"), ("single_file.py", "_open"), ("diffusers_pipelines.py", "__call__"),
     ("diffusers_pipelines.py", "refuse_pipes"),
 }  # fmt: skip
 MEMORY_WORDS = ("can't allocate", "cannot allocate", "not enough memory", "unable to allocate")

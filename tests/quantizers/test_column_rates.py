@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from vqcompress.quantizers.column_rates import allocate_rates, plan_rates
+from vqcompress.quantizers.column_rates import RateSteps, plan_rates
 
 DISTORTION = {0: 1.0, 1: 0.28, 2: 0.07, 3: 0.018, 4: 0.0046, 5: 0.0012}
 
@@ -24,7 +24,8 @@ def cost(sensitivity, rates) -> float:
 @pytest.mark.parametrize("budget", [0, 1, 7, 10, 15, 30])
 def test_allocation_is_optimal(budget):
     sensitivity = spread(5)
-    rates = allocate_rates(sensitivity, [DISTORTION[r] for r in range(4)], 0, lambda rate: rate, budget)
+    steps = RateSteps(sensitivity, [DISTORTION[r] for r in range(4)], 0, lambda rate: rate)
+    rates = steps.allocate(0, 3, budget)
     options = (r for r in itertools.product(range(4), repeat=5) if sum(r) <= budget)
     assert cost(sensitivity, rates) == pytest.approx(min(cost(sensitivity, r) for r in options))
     assert int(rates.sum()) <= budget

@@ -14,7 +14,7 @@ from torch import nn
 
 from vqcompress.component_files import StoredTensor, component_headers, packed_description
 from vqcompress.folder_files import check_regular, read_json
-from vqcompress.integrations.folder_checks import check_first, local_folder
+from vqcompress.integrations.opening_checks import check_first, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
 from vqcompress.layers import check_description
 from vqcompress.layers.description import layer_specs
@@ -26,7 +26,7 @@ CLASSES = {"diffusers.models.modeling_utils": "ModelMixin", "transformers.modeli
 
 def attach(module: ModuleType) -> None:
     """Make ``from_pretrained`` of ``module``'s model class check local folders. Calling it again changes nothing."""
-    check_first(module, CLASSES[module.__name__], check_packed)
+    check_first(module, CLASSES[module.__name__], "from_pretrained", check_packed)
 
 
 def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqcompress.errors import UnsupportedError
 from vqcompress.folder_files import check_regular
-from vqcompress.integrations.folder_checks import check_first, local_folder
+from vqcompress.integrations.opening_checks import check_first, local_folder
 
 _CHOICE = "_get_pipeline_class"
 
@@ -24,7 +24,7 @@ def attach(pipeline_utils: ModuleType) -> None:
         )
     if not isinstance(upstream, OursFirst):
         setattr(pipeline_utils, _CHOICE, OursFirst(upstream))
-    check_first(pipeline_utils, "DiffusionPipeline", refuse_pipes)
+    check_first(pipeline_utils, "DiffusionPipeline", "from_pretrained", refuse_pipes)
 
 
 def refuse_pipes(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[str, Any]) -> Any:

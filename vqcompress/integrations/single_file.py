@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from os import PathLike, fspath
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from vqcompress.bundle import Bundle, keep_for, read_bundle, temporary_folder
-from vqcompress.errors import CheckpointError, UnsupportedError
+from vqcompress.errors import CheckpointError
+from vqcompress.integrations.opening_checks import check_first
 
 MIXINS = {
     "diffusers.loaders.single_file": "FromSingleFileMixin",
@@ -22,25 +22,13 @@ NOT_NEEDED = (*SOURCES, "config", "original_config", "original_config_file", "su
 
 def attach(module: ModuleType) -> None:
     """Make ``from_single_file`` of ``module``'s mixin read bundles first. Calling it again changes nothing."""
-    mixin: Any = getattr(module, MIXINS[module.__name__], None)
-    method = vars(mixin).get("from_single_file") if mixin is not None else None
-    if not isinstance(method, classmethod):
-        raise UnsupportedError(
-            f"{module.__name__}.{MIXINS[module.__name__]}.from_single_file is gone, so vqcompress cannot open single "
-            "files through diffusers; install a version in the range that pyproject.toml declares"
-        )
-    if not getattr(method.__func__, "reads_bundles", False):
-        mixin.from_single_file = classmethod(_bundles_first(method.__func__))
+    check_first(module, MIXINS[module.__name__], "from_single_file", open_bundle)
 
 
-def _bundles_first(upstream: Any) -> Any:
-    @functools.wraps(upstream)
-    def from_single_file(cls: type, *source: Any, **options: Any) -> Any:
-        bundle = _bundle(source[0] if source else next((options[key] for key in SOURCES if key in options), None))
-        return upstream(cls, *source, **options) if bundle is None else _open(cls, bundle, options)
-
-    from_single_file.__dict__["reads_bundles"] = True
-    return from_single_file
+def open_bundle(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """``from_single_file``, where the file is a bundle from the folder that it unpacks to."""
+    bundle = _bundle(source[0] if source else next((options[key] for key in SOURCES if key in options), None))
+    return upstream(cls, *source, **options) if bundle is None else _open(cls, bundle, options)
 
 
 def _bundle(source: Any) -> Bundle | None:

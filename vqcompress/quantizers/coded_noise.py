@@ -39,7 +39,8 @@ def _rates(costs: np.ndarray, propagated: np.ndarray, level: float) -> np.ndarra
 def coded_noise(feedback: Feedback | None, errors: np.ndarray, outputs: int, generator: torch.Generator) -> Tensor:
     """Errors of ``outputs`` outputs, float32 ``[outputs, columns]``, with what ``errors`` (of `column_errors`) leave.
 
-    Their expected cost ``tr(E H Eᵀ)`` is ``outputs * errors.sum()``. ``feedback=None`` stands for white inputs.
+    Their expected cost ``tr(E H Eᵀ)`` is ``outputs * errors.sum()``. ``feedback`` must be that of columns that answer
+    in full, without distortion; ``None`` stands for white inputs.
     """
     spread = torch.from_numpy(errors) if feedback is None else torch.from_numpy(errors) / feedback.sensitivity.cpu()
     noise = torch.randn(len(errors), outputs, generator=generator) * spread.sqrt().float()[:, None]

@@ -77,18 +77,6 @@ def _falling(saved: np.ndarray, spent: np.ndarray) -> np.ndarray:
     return np.array([amount / price for amount, price, steps in pools for _ in range(steps)])
 
 
-def allocate_rates(
-    sensitivity: Tensor, distortion: Sequence[float], min_rate: int, column_bytes: Callable[[int], int], budget: int
-) -> Tensor:
-    """Rates ``[columns]`` (int64) from ``min_rate`` to ``min_rate + len(distortion) - 1`` within ``budget`` bytes of
-    codes.
-
-    ``distortion[i]`` is the mean squared error of the code at rate ``min_rate + i`` on a unit source.
-    """
-    steps = RateSteps(sensitivity, distortion, min_rate, column_bytes)
-    return steps.allocate(steps.first, steps.last, budget)
-
-
 @dataclass(frozen=True)
 class RatePlan:
     """Rates ``[columns]`` (int64) and how they are stored: as ``rate - min_rate`` in ``rate_bits`` bits each (0: not at
@@ -129,8 +117,9 @@ def plan_rates(
             if not steps.fits(min_rate, spare) or (rate_bits and min_rate == known[-1]):
                 continue
             rates = steps.allocate(min_rate, min(min_rate + (1 << rate_bits) - 1, known[-1]), spare)
-            if best is None or steps.error(rates) < best.error:
-                best = RatePlan(rates, min_rate, rate_bits, steps.error(rates))
+            error = steps.error(rates)
+            if best is None or error < best.error:
+                best = RatePlan(rates, min_rate, rate_bits, error)
     return best
 
 

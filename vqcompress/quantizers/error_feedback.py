@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -140,6 +140,7 @@ class FeedbackPlanner:
 
     second_moment: SecondMoment
     damping: float
+    _at_one_rate: dict[float, tuple[Tensor, Tensor | None]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def for_setting(cls, second_moment: SecondMoment, damping: float | Literal["auto"]) -> FeedbackPlanner:
@@ -154,9 +155,14 @@ class FeedbackPlanner:
         is ``scaled`` to its targets may decode to more than its weights' energy: to the noise of the columns before it.
         """
         energy = sizes.double().cpu().square()
-        found = self.feedback(torch.full_like(energy, 4.0**-bits))
-        costs, noise = found.pivots() * energy, found.propagated_error() if scaled else None
-        return costs if noise is None else torch.maximum(costs, (1 + noise) * water_level(costs, bits))
+        if bits not in self._at_one_rate:  # a layer asks more than once, and factors take as long as codes
+            found = self.feedback(torch.full_like(energy, 4.0**-bits))
+            self._at_one_rate[bits] = found.pivots(), found.propagated_error()
+        pivots, noise = self._at_one_rate[bits]
+        costs = pivots * energy
+        if noise is None or not scaled:
+            return costs
+        return torch.maximum(costs, (1 + noise) * water_level(costs, bits))
 
     def feedback(self, distortion: Tensor) -> Feedback:
         """`prepare_feedback` for codes of ``distortion [columns]``."""
@@ -178,10 +184,11 @@ class SquareFeedback(Feedback):
         target = weight[self.order].float()
         decoded, taken = torch.empty_like(target), (1 - self.distortion)[self.order].float()
         held_back = self._held_back()[:, None] * target
+        holds_back = bool(self.distortion.any())
         for start in range(0, len(order), BLOCK):
             stop = min(start + BLOCK, len(order))
             block = slice(start, stop)
-            lead = factor[block, start:] @ held_back[start:]
+            lead = factor[block, start:] @ held_back[start:] if holds_back else None
             part = _Block(factor[block, block], taken[block], lead)
             errors = part.sweep(target[block], decoded[block], order[block], encode)
             target[stop:] -= factor[start:stop, stop:].t() @ errors
@@ -192,8 +199,9 @@ class SquareFeedback(Feedback):
     def propagated_error(self) -> Tensor:
         """The variance that errors of earlier columns add to each column's target, by what its own error costs.
 
-        Where all columns cost the same after coding, ``e_i² = θ U_ii²``, the target of column j has gained the variance
-        ``Σ_i (U_ij / U_ii)² e_i² = θ Σ_i U_ij²`` over the columns ``i`` before it; this is that sum by ``U_jj²``.
+        Where all columns cost the same after coding, ``e_i² = θ U_ii²``, but for the share ``1 - D_i`` that they take
+        up, the target of column j has gained the variance ``Σ_i (U_ij / U_ii)² e_i² = θ Σ_i U_ij²`` over the columns
+        ``i`` before it; this is that sum by ``U_jj²``.
         """
         gained = torch.empty_like(self.sensitivity)
         gained[self.order] = self.factor.double().square().sum(0)

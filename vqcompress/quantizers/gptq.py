@@ -61,8 +61,9 @@ def quantize_gptq(
         eye = SecondMoment(torch.eye(len(columns), device=columns.device))
         return _encoded(columns, spec, prepare_feedback(eye))
     inputs = _Inputs(second_moment.as_square(), None if settings.zero_forcing else _grid_distortion(columns, spec))
-    damping = _chosen_damping(columns, inputs, spec) if settings.damping == "auto" else settings.damping
-    return _encoded(columns, spec, inputs.feedback(damping))
+    if settings.damping == "auto":
+        return _encoded(columns, spec, _chosen_feedback(columns, inputs, spec))
+    return _encoded(columns, spec, inputs.feedback(settings.damping))
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,23 @@ def _grid_distortion(columns: Tensor, spec: ScalarSpec) -> Tensor:
     """The share of each column's energy that its grid leaves as error: float64 ``[columns]`` of ``columns [columns,
     out]``."""
     grid = search_grid(columns, spec, columns.new_ones(len(columns)))
-    left = [(column - grid.decode(j, grid.encode(j, column))).square().sum() for j, column in enumerate(columns)]
-    energy = columns.square().sum(1)
-    return torch.where(energy > 0, torch.stack(left) / energy, 0).double().clamp_max(1)
+    left, energy = (columns - grid.rounded(columns)).square().sum(1), columns.square().sum(1)
+    return torch.where(energy > 0, left / energy, 0).double().clamp_max(1)
 
 
-def _chosen_damping(columns: Tensor, inputs: _Inputs, spec: ScalarSpec) -> float:
-    """The one of `DAMPINGS` with which `TRIED` of the outputs of ``columns [columns, out]`` have the least error.
+def _chosen_feedback(columns: Tensor, inputs: _Inputs, spec: ScalarSpec) -> Feedback:
+    """With the one of `DAMPINGS` that leaves `TRIED` of the outputs of ``columns [columns, out]`` the least error.
 
     The error is that of the output under the second moment, all of it: on `shapes-dit` this chooses what error on
     held-out prompts would choose to within a third of a per cent.
     """
     tried = columns[:, :: max(1, columns.shape[1] // TRIED)].contiguous()
 
-    def error(damping: float) -> float:
-        found, tensors = _encoded(tried, spec, inputs.feedback(damping))
+    def error(feedback: Feedback) -> float:
+        found, tensors = _encoded(tried, spec, feedback)
         return inputs.moment.power((found.decode_transposed(tried.shape[1], len(tried), tensors) - tried).t())
 
-    return min(DAMPINGS, key=error)
+    return min((inputs.feedback(damping) for damping in DAMPINGS), key=error)
 
 
 def _encoded(columns: Tensor, spec: ScalarSpec, feedback: Feedback) -> tuple[ScalarSpec, dict[str, Tensor]]:

@@ -7,7 +7,6 @@ Gersho 1988, Efficient bit allocation for an arbitrary set of quantizers; Fox 19
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vqcompress.formats import ScalarSpec
-from vqcompress.quantizers.scalar_grid import SCALAR_BITS, search_grid
+from vqcompress.quantizers.scalar_grid import SCALAR_BITS, search_grid, stored_bits
 
 GROUP_SIZES = (16, 32, 64, 128)
 MEASURED_BITS = 3  # a layer's grids are tried at this width; other widths follow as they do on Gaussian weights
@@ -43,12 +42,6 @@ class ScalarLayer:
     choices: tuple[ScalarChoice, ...]
 
 
-def stored_bits(spec: ScalarSpec, outputs: int, columns: int) -> float:
-    """Bits a weight of all that a layer stores."""
-    shapes = spec.tensor_shapes(outputs, columns).values()
-    return 8 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes) / (outputs * columns)
-
-
 def scalar_choices(
     weight: Tensor, sensitivity: Tensor, group_sizes: Sequence[int], scale_bits: int, dense_bits: float
 ) -> tuple[ScalarChoice, ...]:
@@ -71,8 +64,7 @@ def scalar_choices(
 def _error(columns: Tensor, spec: ScalarSpec, sensitivity: Tensor) -> float:
     """What rounding ``columns [columns, out]`` leaves, a mean over outputs: feedback changes targets, but not how far
     they are from the grid."""
-    grid = search_grid(columns, spec, sensitivity)
-    rounded = torch.stack([grid.decode(j, grid.encode(j, column)) for j, column in enumerate(columns)])
+    rounded = search_grid(columns, spec, sensitivity).rounded(columns)
     return float(((rounded - columns).double().square().mean(1) * sensitivity.double()).sum())
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from vqcompress.formats import FormatSpec, ScalarSpec
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.gptq import GPTQSettings, quantize_gptq
 from vqcompress.quantizers.layer_error import output_power
-from vqcompress.quantizers.scalar_grid import SCALAR_BITS, search_grid
+from vqcompress.quantizers.scalar_grid import SCALAR_BITS, search_grid, stored_bits
 
 GROUP_SIZES = (32, 64, 128)
 NO_CHANCE = 4.0  # times the error of an ideal code for Gaussian weights, 4^-bits
@@ -37,7 +36,7 @@ def better_of(vector: Packed, weight: Tensor, second_moment: SecondMoment | None
     lost = _error(vector, weight, second_moment)
     columns = weight.t().float()
     grid = search_grid(columns, spec, columns.new_ones(len(columns)))
-    rounded = torch.stack([grid.decode(j, grid.encode(j, column)) for j, column in enumerate(columns)]).t()
+    rounded = grid.rounded(columns).t()
     hopeless = (weight - rounded).square().sum() > NO_CHANCE * 4.0**-bits * weight.square().sum()
     if hopeless and lost < output_power(weight - rounded, second_moment):
         return vector
@@ -53,14 +52,9 @@ def largest_scalar_spec(outputs: int, columns: int, bits: float) -> ScalarSpec |
     for width in sorted(SCALAR_BITS, reverse=True):
         for group_size in GROUP_SIZES:
             spec = ScalarSpec(width, group_size)
-            stored = sum(_nbytes(*entry) for entry in spec.tensor_shapes(outputs, columns).values())
-            if 8 * stored <= bits * outputs * columns:
+            if stored_bits(spec, outputs, columns) <= bits:
                 return spec
     return None
-
-
-def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return torch.Size(shape).numel() * dtype.itemsize
 
 
 def _error(

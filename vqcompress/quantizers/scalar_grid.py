@@ -7,6 +7,7 @@ does with ``mse=True``), then fitting the scale in closed form to the codes that
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,10 @@ class ScalarGrid:
         group = column // self.spec.group_size
         return (codes - self.zero[group]).float() * self.scale[group].float()
 
+    def rounded(self, columns: Tensor) -> Tensor:
+        """The values nearest to ``columns [columns, out]`` in their grids."""
+        return torch.stack([self.decode(j, self.encode(j, column)) for j, column in enumerate(columns)])
+
     def tensors(self, codes: Tensor) -> dict[str, Tensor]:
         """The stored tensors for ``codes [columns, out]``."""
         stored = {
@@ -68,6 +73,12 @@ def scalar_spec(bits: float, group_size: int, scale_bits: int = FLOAT_SCALES) ->
             "methods 'trellis' and 'additive' take fractions"
         )
     return ScalarSpec(int(bits), group_size, scale_bits)
+
+
+def stored_bits(spec: ScalarSpec, outputs: int, columns: int) -> float:
+    """Bits a weight of all that a layer stores."""
+    shapes = spec.tensor_shapes(outputs, columns).values()
+    return 8 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes) / (outputs * columns)
 
 
 def check_group_size(group_size: int) -> None:

@@ -102,8 +102,10 @@ def quantize_trellis(
     column_scales = choose_column_scales(weight, settings.column_scales)
     columns = task.swept(column_scales)
     if settings.column_scales == "auto" and columns.out_of_range():
-        column_scales = column_scale_codes(weight)
-        columns = min(columns, task.swept(column_scales), key=lambda swept: swept.error(second_moment))
+        found = column_scale_codes(weight)
+        scaled = task.swept(found)
+        if scaled.error(second_moment) < columns.error(second_moment):
+            columns, column_scales = scaled, found
     columns = task.checked(columns, column_scales, second_moment)
     if second_moment is not None:
         for _ in range(settings.coordinate_descent):
@@ -234,7 +236,9 @@ def _plan(weight: Tensor, costs: _Costs, state_bits: int, source: SourceModel, b
 
 def _plan_in(unit: float, outputs: int, state_bits: int, cost: Tensor, nbytes: int) -> RatePlan | None:
     """The best plan with rates that are multiples of ``unit`` bits."""
-    lowest = -(-state_bits // int(outputs * unit)) if outputs * unit >= 1 else state_bits
+    if outputs * unit < 1:
+        return None
+    lowest = -(-state_bits // int(outputs * unit))
     usable = range(0 if lowest == 1 else lowest, int(max_rate(state_bits) / unit) + 1)
     if not usable:
         return None

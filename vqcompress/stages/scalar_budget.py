@@ -17,8 +17,8 @@ from vqcompress.quantizers.scalar_allocation import (
     ScalarLayer,
     allocate_scalar,
     scalar_choices,
-    stored_bits,
 )
+from vqcompress.quantizers.scalar_grid import stored_bits
 from vqcompress.quantizers.scales import mean_energy
 from vqcompress.stages.allocation_check import NARROW, Allocation, best_allocation
 from vqcompress.stages.layer_costs import costed_layers

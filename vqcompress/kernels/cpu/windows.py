@@ -62,30 +62,21 @@ def second_table(lane: int, rate: int, length: int) -> int:
     return (lane & rate & 1) << length
 
 
-def _gathered(builder: Any, table: Any, indices: Any) -> Any:
-    """``table[indices]``, ``<16 x float>``."""
-    pointers = ir.VectorType(table.type, LANES)
-    address = GEPInstr(builder.block, table, [indices], True, "", source_etype=ir.FloatType())
-    address.type = pointers
+def _gathered(builder: Any, table: Any, indices: Any, values: ir.VectorType, suffix: str, size: int) -> Any:
+    """``table[indices]`` as ``values`` (``suffix`` is their type's name in LLVM), from elements of ``size`` bytes."""
+    address = GEPInstr(builder.block, table, [indices], True, "", source_etype=ir.IntType(8 * size))
+    address.type = pointers = ir.VectorType(table.type, LANES)
     builder._insert(address)
     mask = ir.VectorType(ir.IntType(1), LANES)
-    kind = ir.FunctionType(FLOATS, [pointers, ir.IntType(32), mask, FLOATS])
-    gather = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.gather.v16f32.v16p0")
+    kind = ir.FunctionType(values, [pointers, ir.IntType(32), mask, values])
+    gather = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.gather.v16{suffix}.v16p0")
     every = ir.Constant(mask, [1] * LANES)
-    return builder.call(gather, [address, ir.Constant(ir.IntType(32), 4), every, ir.Constant(FLOATS, ir.Undefined)])
+    return builder.call(gather, [address, ir.Constant(ir.IntType(32), size), every, ir.Constant(values, ir.Undefined)])
 
 
 def _gathered_halves(builder: Any, table: Any, indices: Any) -> Any:
     """``table[indices]`` of a table of float16: a gather reads the value after each as well, and drops it."""
-    pointers = ir.VectorType(table.type, LANES)
-    address = GEPInstr(builder.block, table, [indices], True, "", source_etype=ir.IntType(16))
-    address.type = pointers
-    builder._insert(address)
-    mask = ir.VectorType(ir.IntType(1), LANES)
-    kind = ir.FunctionType(INTS, [pointers, ir.IntType(32), mask, INTS])
-    gather = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.gather.v16i32.v16p0")
-    every = ir.Constant(mask, [1] * LANES)
-    pairs = builder.call(gather, [address, ir.Constant(ir.IntType(32), 2), every, ir.Constant(INTS, ir.Undefined)])
+    pairs = _gathered(builder, table, indices, INTS, "i32", 2)
     low = builder.trunc(pairs, ir.VectorType(ir.IntType(16), LANES))
     return builder.fpext(builder.bitcast(low, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
 
@@ -125,7 +116,9 @@ def look_up(typing_context, rate, length, size, codes, table):
             states = _windows(builder, base, step, bits, LEAD)
             if step & 1:
                 states = builder.or_(states, _constant([second_table(lane, step, bits) for lane in range(LANES)]))
-            return (_gathered_halves if halves else _gathered)(builder, values, states)
+            if halves:
+                return _gathered_halves(builder, values, states)
+            return _gathered(builder, values, states, FLOATS, "f32", 4)
         return _looked_up(builder, values, base, step, bits, LEAD)
 
     return Floats(LANES)(rate, length, size, types.intp, types.intp), generate

@@ -1,4 +1,4 @@
-"""How the integrations look at a local folder before a library's ``from_pretrained`` opens it."""
+"""How the integrations look at what a class method of a library is asked to open, before it does."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ Opening = Callable[[Any, type, tuple[Any, ...], dict[str, Any]], Any]
 """``(upstream, class, source, options)`` -> what ``upstream(class, *source, **options)`` opens."""
 
 
-def check_first(home: ModuleType, name: str, opening: Opening) -> None:
-    """Make ``from_pretrained`` of ``home``'s class ``name`` go through ``opening``. Calling it again changes nothing.
+def check_first(home: ModuleType, name: str, method: str, opening: Opening) -> None:
+    """Make class method ``method`` of ``home``'s class ``name`` go through ``opening``. Calling it again changes
+    nothing.
 
     Raises `UnsupportedError` if this version of the library has no such method.
     """
     kind: Any = getattr(home, name, None)
-    method = vars(kind).get("from_pretrained") if kind is not None else None
-    if not isinstance(method, classmethod):
+    upstream = vars(kind).get(method) if kind is not None else None
+    if not isinstance(upstream, classmethod):
         raise UnsupportedError(
-            f"{home.__name__}.{name}.from_pretrained is gone, so vqcompress cannot look at folders before they are "
-            "opened; install a version in the range that pyproject.toml declares"
+            f"{home.__name__}.{name}.{method} is gone, so vqcompress cannot look at what it opens; install a version "
+            "in the range that pyproject.toml declares"
         )
-    if not getattr(method.__func__, "looks_first", False):
-        kind.from_pretrained = classmethod(_with(opening, method.__func__))
+    if not getattr(upstream.__func__, "looks_first", False):
+        setattr(kind, method, classmethod(_with(opening, upstream.__func__)))
 
 
 def _with(opening: Opening, upstream: Any) -> Any:
     @functools.wraps(upstream)
-    def from_pretrained(cls: type, *source: Any, **options: Any) -> Any:
+    def looking(cls: type, *source: Any, **options: Any) -> Any:
         return opening(upstream, cls, source, options)
 
-    from_pretrained.__dict__["looks_first"] = True
-    return from_pretrained
+    looking.__dict__["looks_first"] = True
+    return looking
 
 
 def local_folder(source: tuple[Any, ...], options: dict[str, Any]) -> Path | None:
