@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vqcompress.cli.dtype_option import dtype_option
+from vqcompress.methods import METHODS
 
 
 @click.command("bake-lora")
@@ -16,7 +17,7 @@ from vqcompress.cli.dtype_option import dtype_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @dtype_option("float16", "Data type of the dense weights.")
 @click.option("--bits", type=float, help="Quantize to so many bits per weight, instead of writing dense weights.")
-@click.option("--method", help="Method of quantization, with --bits.")
+@click.option("--method", type=click.Choice(list(METHODS)), help="Method of quantization, with --bits.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 def bake_lora(
     model: str,
@@ -37,6 +38,7 @@ def bake_lora(
 
     from vqcompress.architectures import open_pipeline
     from vqcompress.architectures.lora_baking import ScaledLora, bake
+    from vqcompress.checkpoint.local_names import forget_local_names
     from vqcompress.checkpoint.publication import check_target, publish
     from vqcompress.errors import RecipeError
 
@@ -56,4 +58,5 @@ def bake_lora(
     pipeline.to(getattr(torch, dtype))
     with publish(output, overwrite) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True)
+        forget_local_names(partial)
     click.echo(f"{output}: {len(scaled)} LoRAs baked in, dense weights in {dtype}")

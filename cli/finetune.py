@@ -59,7 +59,7 @@ def finetune(
     changes = {key: options[key] for key in ("preset", "steps", "rate") if options[key] is not None}
     changes |= dict(parse_setting(item) for item in options["settings"])
     if dry_run:
-        _dry_run(folder, options["prompts"], changes, as_json)
+        _dry_run(folder, options["prompts"], changes, as_json, not no_verify)
         return
     from vqcompress.tuning import finetune as tune
 
@@ -82,11 +82,11 @@ def finetune(
         click.echo(f"{written}: held-out error {outcome.before:.3e} -> {outcome.after:.3e} ({change:+.0%})")
 
 
-def _dry_run(folder: Path, prompts: str | None, changes: dict[str, Any], as_json: bool) -> None:
+def _dry_run(folder: Path, prompts: str | None, changes: dict[str, Any], as_json: bool, verified: bool) -> None:
     from vqcompress.tuning import tuning_cost
 
     with StageProgress(quiet=as_json):
-        expected = tuning_cost(folder, prompts, **changes)
+        expected = tuning_cost(folder, prompts, verified=verified, **changes)
     if as_json:
         click.echo(json.dumps(expected, indent=2))
         return

@@ -61,7 +61,7 @@ class LazyGroup(click.Group):
 
 
 def _of_this_machine(error: OSError | RuntimeError | MemoryError) -> str | None:
-    """One line on what the machine refuses, memory or disk; None for an error of another kind."""
+    """One line on what the machine refuses, memory, disk, file or network; None for an error of another kind."""
     from vqcompress.disk import write_problem
     from vqcompress.working_memory import is_out_of_memory
 
@@ -72,8 +72,8 @@ def _of_this_machine(error: OSError | RuntimeError | MemoryError) -> str | None:
         )
     if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
         return None
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{write_problem(error) or error.strerror or error}; what was finished is kept"
+    where, problem = f"{error.filename}: " if error.filename else "", write_problem(error)
+    return f"{where}{error.strerror or error}" if problem is None else f"{where}{problem}; what was finished is kept"
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,7 @@ class StoredTensor:
     @property
     def elements(self) -> int:
         """How many numbers it holds."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -64,13 +62,6 @@ class ComponentFiles:
         """Bytes of all its files on disk."""
         return bytes_below(self.folder)
 
-    def weight_files(self) -> list[Path]:
-        """Its safetensors files: the shards that the index names, or the one file without a variant.
-
-        Raises `CheckpointError` for an index that cannot be read or names files elsewhere.
-        """
-        return weight_files(self.folder)
-
     def tensors(self) -> dict[str, StoredTensor]:
         """Headers of all its tensors. Raises `CheckpointError` for a file that is missing or truncated."""
         return component_headers(self.folder)
@@ -83,7 +74,10 @@ def packed_description(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component's folder, see `ComponentFiles.weight_files`."""
+    """The safetensors files of a component's folder: shards that the index names, or the one file without a variant.
+
+    Raises `CheckpointError` for an index that cannot be read or names files elsewhere.
+    """
     if (index := _index(folder)) is not None:
         return sorted(folder / name for name in _shards(index))
     standard = [folder / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]

@@ -1,4 +1,4 @@
-"""Every failure that vqcompress raises on purpose, as one tree.
+"""Every failure that vqcompress raises on purpose, as one tree, and what others say in one line.
 
 A message says what went wrong, where, why, and what to do instead. The command line prints it on one
 line and leaves with exit code 2.
@@ -33,3 +33,9 @@ class CheckpointError(VQCompressError):
 
 class UnsupportedError(VQCompressError):
     """An operation has no meaning on packed weights; the message names an alternative."""
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, to the end of its first line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -6,7 +6,7 @@ reader. The limits are checked on the stream of parser events, before anything i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -15,6 +15,8 @@ import yaml
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
 MAX_ALIASES = 64
+MAX_NUMBER = 100
+"""Characters of a number: YAML's base 60 and hexadecimal make huge integers of long ones."""
 MAX_VALUES = 20_000
 """Values that the file stands for once its aliases are written out."""
 
@@ -108,6 +110,16 @@ class _PlainLoader(yaml.SafeLoader):
     }
 
 
+def _short(maker: Callable[..., Any]) -> Callable[[yaml.SafeLoader, yaml.ScalarNode], Any]:
+    def number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+        if len(node.value) > MAX_NUMBER:
+            what = f"a number of {len(node.value)} digits is longer than {MAX_NUMBER}"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return maker(loader, node)
+
+    return number
+
+
 def _not_plain(loader: yaml.SafeLoader, node: yaml.Node) -> NoReturn:
     kind = node.tag.rpartition(":")[2]
     raise yaml.constructor.ConstructorError(
@@ -116,3 +128,5 @@ def _not_plain(loader: yaml.SafeLoader, node: yaml.Node) -> NoReturn:
 
 
 _PlainLoader.add_constructor(None, _not_plain)
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _PlainLoader.add_constructor(_tag, _short(yaml.SafeLoader.yaml_constructors[_tag]))

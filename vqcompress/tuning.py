@@ -120,10 +120,12 @@ def _tune(
     return outcome
 
 
-def tuning_cost(folder: str | Path, prompts: str | None = None, **changes: Any) -> dict[str, Any]:
+def tuning_cost(
+    folder: str | Path, prompts: str | None = None, *, verified: bool = True, **changes: Any
+) -> dict[str, Any]:
     """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetune.cost.Cost`."""
     recipe = tuning_recipe(Path(folder), None, changes, prompts)
-    pipeline = load(folder)
+    pipeline = load(folder, checked=verified)
     architecture = architecture_of(pipeline)
     prompt = _prompts(recipe, architecture)[0]
     return asdict(cost(pipeline, architecture, recipe, prompt))

@@ -16,6 +16,7 @@ from diffusers import (
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
+    PNDMScheduler,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -137,6 +138,17 @@ def test_a_prediction_without_a_mark_is_not_written(sdxl) -> None:
 def test_few_steps_by_metadata(whole, base: Path, tmp_path: Path) -> None:
     path = saved(whole, tmp_path / "m.safetensors", **{"modelspec.title": "Something XL Lightning 4 steps"})
     assert architecture_of(open_pipeline(path, base=base)).defaults.steps == 4
+
+
+def test_few_steps_by_metadata_where_the_base_has_a_slow_sampler(tmp_path: Path) -> None:
+    pipeline = tiny_pipelines.sd15()
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    pipeline.save_pretrained(tmp_path / "base")
+    path = saved(ldm_tensors(pipeline), tmp_path / "m.safetensors", **{"modelspec.title": "LCM Dreams"})
+    opened = open_pipeline(path, base=tmp_path / "base")
+    assert architecture_of(opened).defaults.steps == 4
+    plain = saved(ldm_tensors(pipeline), tmp_path / "p.safetensors")
+    assert type(open_pipeline(plain, base=tmp_path / "base").scheduler) is PNDMScheduler
 
 
 # --- weights with scales ----------------------------------------------------------------------------------------------

@@ -85,3 +85,12 @@ def test_tokens_that_look_like_paths_stay(tmp_path: Path) -> None:
     forget_local_names(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"a": {}, **kept}
     assert json.loads((tmp_path / "tokenizer.json").read_text()) == config
+
+
+def test_paths_in_lists_go_and_tokens_stay_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the home of an unknown user is the root folder."""
+    monkeypatch.setenv("HOME", "/")
+    kept = {"token": "/", "tag": "/>", "prompt": "/imagine"}
+    (tmp_path / "config.json").write_text(json.dumps({"files": [str(tmp_path), "/imagine"], **kept}))
+    forget_local_names(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"files": ["/imagine"], **kept}

@@ -65,6 +65,7 @@ def test_the_same_as_active_adapters(case: tuple[Path, Path, Path], tmp_path: Pa
     active.load_lora_weights(str(one.parent), weight_name=one.name, adapter_name="one")
     active.load_lora_weights(str(two.parent), weight_name=two.name, adapter_name="two")
     active.set_adapters(["one", "two"], [0.5, 1.0])
+    assert all("_name_or_path" not in path.read_text() for path in (tmp_path / "out").rglob("*.json"))
     options = {"num_inference_steps": 1, "height": 16, "width": 16, "output_type": "latent"}
     drawn = [
         pipeline("a", generator=torch.Generator().manual_seed(0), **options).images for pipeline in (baked, active)

@@ -77,9 +77,8 @@ def generate(folder: Path) -> Callable[[int], None]:
     return work
 
 
-def quantize(source: Path, output: Path) -> Callable[[int], None]:
+def quantize(source: Path, output: Path, calibration: dict[str, Any]) -> Callable[[int], None]:
     """Quantize the pipeline in ``source`` to ``output``, and remove that."""
-    calibration = {"count": 2, "steps": 1, "height": 8, "width": 8, "prompts": str(source.with_name("prompts.txt"))}
 
     def work(cycle: int) -> None:
         vqcompress.quantize(str(source), output, method="rtn", bits=4, budget="model", calibration=calibration)
@@ -115,7 +114,6 @@ def main() -> None:
         tempfile.tempdir = str(temporary)
         tiny_stable_diffusion().save_pretrained(folder / "model")
         (folder / "prompts.txt").write_text("a\nb c\n")
-        run = quantize(folder / "model", folder / "out")
         calibration = {"count": 2, "steps": 1, "height": 8, "width": 8, "prompts": str(folder / "prompts.txt")}
         packed = vqcompress.quantize(
             str(folder / "model"),
@@ -126,7 +124,7 @@ def main() -> None:
         )
         works = [
             ("load, generate, free", options.loads, generate(packed)),
-            ("quantize", options.runs, run),
+            ("quantize", options.runs, quantize(folder / "model", folder / "out", calibration)),
         ]
         held = [report(what, cycles, *repeat(cycles, work, temporary)) for what, cycles, work in works if cycles]
         left = sorted(path.name for path in folder.iterdir())

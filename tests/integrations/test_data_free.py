@@ -39,6 +39,18 @@ def test_named_components_are_packed_and_the_rest_is_not(dense_folder, tmp_path,
     assert torch.equal(run_unet(again), run_unet(pipeline.unet))
 
 
+def test_a_layer_that_no_code_fits_stays_dense(make_tiny_pipeline, tmp_path):
+    pipeline, name = make_tiny_pipeline(), "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    pipeline.unet.get_submodule(name).weight.data.mul_(1e12)
+    pipeline.save_pretrained(tmp_path / "dense")
+    config = PipelineQuantizationConfig(
+        quant_backend="vqcompress", quant_kwargs={"bits": 4, "method": "rtn"}, components_to_quantize=["unet"]
+    )
+    packed = vq_layers(DiffusionPipeline.from_pretrained(tmp_path / "dense", quantization_config=config).unet)
+    assert len(packed) > 20
+    assert name not in packed
+
+
 @pytest.mark.feature("`modules_to_not_convert`", "UNet", "text encoder")
 def test_named_layers_stay_dense(dense_folder):
     config = PipelineQuantizationConfig(

@@ -36,7 +36,7 @@ def test_layers_left_dense_or_undersampled_are_named(comparison):
         undersampled_layers=tuple(f"experts.{i}.fc1" for i in range(6)),
     )
     text = to_markdown(replace(comparison, variants=(variant, *comparison.variants[1:])))
-    assert "the bit allocation left 1 layer dense (conv\\_a); their bytes" in text
+    assert "1 layer stayed dense (conv\\_a); their bytes" in text
     listed = "experts.0.fc1, experts.1.fc1, experts.2.fc1, experts.3.fc1 and 2 more"
     assert f"6 layers saw fewer samples in calibration than they have columns ({listed})" in text
     assert "## Layers" not in to_markdown(comparison)

@@ -14,7 +14,7 @@ from vqcompress.architectures.ldm_names import UNET_PREFIX, UNetNames
 from vqcompress.architectures.narrow_weights import NARROW
 from vqcompress.architectures.prediction import MARKS
 from vqcompress.architectures.scaled_weights import plain_weights
-from vqcompress.errors import ArchitectureError, UnsupportedError
+from vqcompress.errors import ArchitectureError, UnsupportedError, first_line
 
 PREFIXES = (UNET_PREFIX, "diffusion_model.", "transformer.", "unet.")
 SHOWN = 5  # names in a message
@@ -44,7 +44,7 @@ def load_denoiser(
         config = kind.load_config(base, subfolder=component)
     except OSError as error:
         raise ArchitectureError(
-            f"{header.path} needs the configuration of {component} in {base}: {str(error).splitlines()[0]}; "
+            f"{header.path} needs the configuration of {component} in {base}: {first_line(error)}; "
             f"`hf download {base}` once, or give a folder of that model"
         ) from error
     network = _empty(kind, config)
@@ -133,7 +133,7 @@ def _converted(
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise ArchitectureError(
             f"{header.path} looks like a {type(network).__name__}, but its tensors do not fit one "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); give a "
+            f"({type(error).__name__}: {first_line(error)}); give a "
             "diffusers folder instead"
         ) from error
     unread = left if len(left) < len(weights) and left is not converted else {}

@@ -15,7 +15,7 @@ from packaging.version import Version
 from safetensors import SafetensorError
 
 from vqcompress.architectures.narrow_weights import narrow_dtypes
-from vqcompress.errors import ArchitectureError, VQCompressError
+from vqcompress.errors import ArchitectureError, VQCompressError, first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,9 +60,7 @@ def open_folder(
         RuntimeError,
         SafetensorError,
     ) as error:
-        raise ArchitectureError(
-            f"{folder} could not be opened as a diffusers pipeline: {_first_line(error)}"
-        ) from error
+        raise ArchitectureError(f"{folder} could not be opened as a diffusers pipeline: {first_line(error)}") from error
 
 
 def problem_of(folder: Path, *, without: Container[str] = ()) -> str | None:
@@ -75,7 +73,7 @@ def problem_of(folder: Path, *, without: Container[str] = ()) -> str | None:
     try:
         components = _components(folder)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        return f"{folder / INDEX} cannot be read: {_first_line(error)}"
+        return f"{folder / INDEX} cannot be read: {first_line(error)}"
     for component in components:
         if component not in without and (problem := _component_problem(folder / component)):
             return problem
@@ -132,11 +130,6 @@ def _variants(component: Path) -> set[str | None]:
     """The variants of a component's weight files, None among them for files without one."""
     matches = (WEIGHT_FILE.fullmatch(path.name) for path in component.glob("*.safetensors"))
     return {match["variant"] or match["older"] for match in matches if match}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @lru_cache(maxsize=1)

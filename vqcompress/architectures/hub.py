@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqcompress.architectures.folder import problem_of
-from vqcompress.errors import ArchitectureError
+from vqcompress.errors import ArchitectureError, first_line
 
 TIMEOUT = 5.0
 """Seconds until the Hub is considered unreachable."""
@@ -76,7 +76,7 @@ def _download(repo: str, without: str) -> Path:
 
 
 def _unreachable(repo: str, error: Exception) -> ArchitectureError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return ArchitectureError(
         f"{repo} is not in the local Hub cache and could not be downloaded ({reason}); run `hf download {repo}` where "
         "there is a network and give the folder's path, or check the connection and HF_HUB_OFFLINE"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqcompress.errors import ArchitectureError
+from vqcompress.errors import ArchitectureError, first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -29,7 +29,7 @@ def _adapter(repo: str) -> Path:
     try:
         places = {Path(hf_hub_download(repo, name)).parent for name in (CONFIG_NAME, WEIGHTS_NAME)}
     except (LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ArchitectureError(
             f"{repo} is not in the local Hub cache and could not be downloaded ({reason}); run `hf download {repo}` "
             "where there is a network"

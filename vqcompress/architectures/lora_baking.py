@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vqcompress.architectures.architecture import Pipeline
-from vqcompress.errors import ArchitectureError, UnsupportedError
+from vqcompress.errors import ArchitectureError, UnsupportedError, first_line
 
 DOWN = (".lora_A.", ".lora.down.", ".lora_down.")
 """What the name of a LoRA's first matrix contains: PEFT's, diffusers' older and kohya's names."""
@@ -83,7 +83,7 @@ def _load(pipeline: Pipeline, lora: ScaledLora, name: str) -> None:
         read = pipeline.lora_state_dict(source, **options)
         pipeline.load_lora_weights(source, adapter_name=name, **options)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ArchitectureError(f"{lora.source} could not be loaded on this pipeline: {reason}") from error
     state = read[0] if isinstance(read, tuple) else read
     wanted = sum(any(part in key for part in DOWN) for key in state)

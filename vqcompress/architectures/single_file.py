@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from vqcompress.architectures.denoiser_file import load_denoiser, prefix_of
-from vqcompress.architectures.few_step import is_few_step
+from vqcompress.architectures.few_step import SAMPLERS, is_few_step
 from vqcompress.architectures.file_header import FileHeader
 from vqcompress.architectures.folder import dtype_option, open_folder
 from vqcompress.architectures.hub import cached_or_downloaded
@@ -22,7 +22,7 @@ from vqcompress.architectures.ldm_names import UNET_PREFIX, UNetNames
 from vqcompress.architectures.prediction import Prediction
 from vqcompress.architectures.scaled_weights import is_scale_or_mark
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
-from vqcompress.errors import ArchitectureError, UnsupportedError, VQCompressError
+from vqcompress.errors import ArchitectureError, UnsupportedError, VQCompressError, first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -187,7 +187,7 @@ def _from_file(header: FileHeader, layout: Layout, dtype: torch.dtype, given: di
         SafetensorError,
         SingleFileComponentError,
     ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ArchitectureError(
             f"{header.path} ({layout.pipeline}) could not be opened: {reason}; its configuration and tokenizers come "
             f"from {layout.config}: `hf download {layout.config}` once, or convert the file to a diffusers folder"
@@ -243,9 +243,11 @@ def _configure(pipeline: DiffusionPipeline, header: FileHeader) -> None:
     if (prediction := Prediction.of_file(header)) is not None and hasattr(pipeline, "unet"):
         prediction.apply(pipeline)
     if is_few_step(header.metadata) and "timestep_spacing" in pipeline.scheduler.config:
-        pipeline.scheduler = type(pipeline.scheduler).from_config(
-            pipeline.scheduler.config, timestep_spacing="trailing"
-        )
+        from diffusers import EulerDiscreteScheduler
+
+        kind = type(pipeline.scheduler)
+        kind = kind if kind.__name__ in SAMPLERS else EulerDiscreteScheduler
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
 
 
 def _described(header: FileHeader) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vqcompress.architectures.architecture import Pipeline
 from vqcompress.architectures.published import published
+from vqcompress.bundle import read_bundle
 from vqcompress.errors import ArchitectureError
 from vqcompress.working_memory import usable_cores
 
@@ -31,11 +32,10 @@ def source_files(model: str | Pipeline, pipeline: Pipeline) -> list[tuple[str, i
     ``model``; empty where these files are not all that its weights come from."""
     if not isinstance(model, str) or ((row := published(model)) and row[1].official):
         return []
-    folder, file = Path(str(getattr(pipeline, "name_or_path", ""))), Path(os.path.expanduser(model))
-    if os.path.isfile(file):
-        paths = [file]
-    else:
-        paths = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
+    folder, file = str(getattr(pipeline, "name_or_path", "")), Path(os.path.expanduser(model))
+    paths = sorted(Path(folder).rglob("*.safetensors")) if folder and os.path.isdir(folder) else []
+    if file.is_file():  # the other parts of a denoiser's file come from a folder, a bundle's folder is temporary
+        paths = [file] if read_bundle(file) is not None else [file, *paths]
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vqcompress.calibration.diversity import choose_diverse
-from vqcompress.errors import CalibrationError
+from vqcompress.errors import CalibrationError, first_line
 
 BUILT_IN = "vqcompress.calib_prompts"
 HUB = "hf:"
@@ -137,7 +137,7 @@ def _from_hub(source: str) -> PromptSet:
     try:
         rows = load_dataset(repo, split="train")
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CalibrationError(f"the Hub dataset {repo!r} could not be loaded: {reason}") from error
     prompts = [text.strip() for text in rows[_column(repo, column, rows.column_names)] if text and text.strip()]
     return _prompt_set(HUB + source, prompts, "\n".join(prompts).encode())

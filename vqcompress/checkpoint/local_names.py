@@ -48,11 +48,14 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if key not in SOURCES and not _is_local_path(item)}
         return {key: _cleaned(item) for key, item in kept.items()}
-    return [_cleaned(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value if not _is_local_path(item)]
+    return value
 
 
 def _is_local_path(value: Any) -> bool:
     """An absolute path of this machine. A token such as "/" or "/>" is none."""
-    return (
-        isinstance(value, str) and os.path.isabs(value) and len(Path(value).parts) > 2 and os.path.exists(value)
-    ) or (isinstance(value, str) and value.startswith(os.path.join(os.path.expanduser("~"), "")))
+    if not isinstance(value, str) or not os.path.isabs(value) or len(Path(value).parts) <= 2:
+        return False
+    home = os.path.join(os.path.expanduser("~"), "")  # "/" for users without a home
+    return os.path.exists(value) or (len(Path(home).parts) > 1 and value.startswith(home))

@@ -71,8 +71,10 @@ def _first_call(run: SamplingRun) -> dict[str, Tensor]:
 def _difference(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape:
         return float("inf")
-    largest = float(one.float().abs().max()) if one.numel() else 0.0
-    gap = float((one.float() - other.to(one.device).float()).abs().max()) if one.numel() else 0.0
+    one, other = one.float(), other.to(one.device).float()
+    if torch.equal(one, other):  # masks with infinity among them
+        return 0.0
+    largest, gap = float(one.abs().max()), float((one - other).abs().max())
     return gap / largest if largest else gap
 
 

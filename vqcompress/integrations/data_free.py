@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from torch import nn
 
+from vqcompress.errors import UnfitWeightError
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.layers import swap
 
@@ -14,7 +16,7 @@ def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
     """Pack the layers of ``component``, in place.
 
     The ignore rules for denoisers and text encoders apply. Layers whose name contains an entry of
-    ``asked.modules_to_not_convert`` stay dense too, as in other backends.
+    ``asked.modules_to_not_convert`` stay dense too, as in other backends, and so do weights that no code fits.
     """
     # Imported here because loading a packed folder must not import quantizers.
     from vqcompress.architectures.architecture import TEXT_IGNORE
@@ -28,4 +30,8 @@ def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
     names = [plan.name for plan in plan_layers(component, ignore) if plan.reason is None]
     weights = {name: component.get_submodule(name).weight.detach() for name in names}
     method, bits, seed = asked.method, asked.bits, asked.seed
-    swap(component, {n: quantize_weight(w, method=method, bits=bits, seed=seed) for n, w in weights.items()})
+    packed = {}
+    for name, weight in weights.items():
+        with suppress(UnfitWeightError):
+            packed[name] = quantize_weight(weight, method=method, bits=bits, seed=seed)
+    swap(component, packed)

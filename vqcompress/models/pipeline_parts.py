@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from vqcompress.errors import ArchitectureError
+from vqcompress.errors import ArchitectureError, first_line
 from vqcompress.models.class_pipeline import ClassConditionalPipeline
 from vqcompress.models.flag_dit import FlagDiT
 from vqcompress.models.lumina_pipeline import LuminaTextPipeline
@@ -119,5 +119,5 @@ def _part(folder: Path, name: str) -> Path:
 
 
 def _unreadable(place: Path, what: str, error: Exception) -> ArchitectureError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return ArchitectureError(f"{place} cannot be read as {what} stored as safetensors: {reason}")

@@ -110,8 +110,8 @@ def layer_notes(comparison: Comparison) -> list[str]:
     for variant in comparison.variants:
         if dense := variant.dense_layers:
             notes.append(
-                f"{variant.label}: the bit allocation left {_count(dense)} dense ({_some(dense)}); their bytes are "
-                "counted. Their error would cost the output more than their bits are worth."
+                f"{variant.label}: {_count(dense)} stayed dense ({_some(dense)}); their bytes are counted. Their error "
+                "would cost the output more than their bits are worth, or no code fits them."
             )
         if few := variant.undersampled_layers:
             notes.append(

@@ -9,7 +9,6 @@ errors as large as these.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,10 +21,7 @@ from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.metrics.denoiser_error import denoiser_error, energies_by_timestep
-from vqcompress.quantizers.coded_noise import coded_noise, column_errors
-from vqcompress.quantizers.scales import mean_energy
-from vqcompress.stages.importance import REFERENCE_BITS
-from vqcompress.stages.layer_costs import costed_layers
+from vqcompress.stages.importance import drawn_errors
 from vqcompress.stages.run import Run
 from vqcompress.tensor_tree import to_device
 
@@ -81,7 +77,9 @@ class _Bench:
 
     def _measure(self, allocation: Allocation) -> dict[str, float]:
         module, calls, originals = self.run.component(self.component), self._calls, self._originals
-        with weight_errors(module, self._noise, self._factors(allocation)):
+        noise, costs = self._drawn
+        factors = {layer: (allocation.left[layer] / cost) ** 0.5 if cost else 0.0 for layer, cost in costs.items()}
+        with weight_errors(module, noise, factors):
             lost = (self._finals() - originals).square().flatten(1).mean(1)
             energies = energies_by_timestep(
                 (float(call["timestep"].flatten()[0]), self._output(call), call["output"]) for call in calls
@@ -99,11 +97,6 @@ class _Bench:
             [torch.as_tensor(self._sampling.batch(i)).double().cpu() for i in range(self._sampling.batches)]
         )
 
-    def _factors(self, allocation: Allocation) -> dict[str, float]:
-        return {
-            layer: (allocation.left[layer] / left) ** 0.5 if left else 0.0 for layer, left in self._noise_cost.items()
-        }
-
     @cached_property
     def _sampling(self) -> SamplingRun:
         prompts, seen = self.run.prompts.prompts, set(self.run.chosen_prompts(self.run.recipe.calibration.count))
@@ -120,21 +113,9 @@ class _Bench:
         return record_teacher(self._sampling, count=CALLS)
 
     @cached_property
-    def _noise(self) -> dict[str, Tensor]:
-        return self._drawn[0]
-
-    @cached_property
-    def _noise_cost(self) -> dict[str, float]:
-        return self._drawn[1]
-
-    @cached_property
     def _drawn(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Errors of all layers at the reference's bits, in the dtype of the weights, and their costs."""
-        noise, cost = {}, {}
-        for layer in costed_layers(self.run, self.component, self.layers, self.groups, mean_energy):
-            errors, weight = column_errors(layer.cost, REFERENCE_BITS), self.run.weight(self.component, layer.name)
-            generator = torch.Generator().manual_seed((self.run.recipe.seed << 32) | zlib.crc32(layer.name.encode()))
-            drawn = coded_noise(layer.feedback, errors, layer.cost.outputs, generator)
-            noise[layer.name] = drawn.reshape(weight.shape).to(weight)
-            cost[layer.name] = layer.cost.outputs * float(errors.sum())
-        return noise, cost
+        noise, costs = {}, {}
+        for layer, errors, cost in drawn_errors(self.run, self.component, self.layers, self.groups):
+            noise[layer], costs[layer] = errors.to(self.run.weight(self.component, layer)), cost
+        return noise, costs

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqcompress.calibration.importance import layer_importance
 from vqcompress.calibration.trajectory_importance import trajectory_costs
 from vqcompress.denoiser_calls.sampler_steps import record_trajectory
+from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.quantizers.bit_allocation import joint_importance
 from vqcompress.quantizers.coded_noise import coded_noise, column_errors
 from vqcompress.quantizers.scales import mean_energy
@@ -39,15 +40,24 @@ def _importance(run: Run, component: str, layers: list[str], groups: dict[str, s
         f"{component}.importance", "all", lambda: _output_importance(run, component, layers)
     )
     drawn: dict[str, Tensor] = {}
-    left = run.recordings.load_or_make_json(
-        _stage(component), "errors", lambda: _draw(run, component, layers, groups, drawn)
-    )
-    prompts = run.chosen_prompts(PROMPTS)
-    found = []
-    for index in range(len(prompts)):
-        along = partial(_along, run, component, layers, groups, drawn, index)
-        cost = run.recordings.load_or_make_json(_stage(component), str(index), along)
-        run.progress(f"trajectories {component}", index + 1, len(prompts), "" if cost else "sampler not read")
+
+    def draw() -> dict[str, float]:
+        left = {}
+        for layer, errors, cost in drawn_errors(run, component, layers, groups, DRAWS):
+            drawn[layer], left[layer] = errors, cost
+        return left
+
+    left = run.recordings.load_or_make_json(_stage(component), "errors", draw)
+    sampling, found = run.calibration_run(PROMPTS), []
+
+    def along(index: int) -> dict[str, float]:
+        if not drawn:
+            draw()
+        return _along(run.component(component), sampling, index, drawn)
+
+    for index in range(len(sampling.prompts)):
+        cost = run.recordings.load_or_make_json(_stage(component), str(index), partial(along, index))
+        run.progress(f"trajectories {component}", index + 1, len(sampling.prompts), "" if cost else "sampler not read")
         found.append(cost)
     return joint_importance(output, [cost for cost in found if cost], left)
 
@@ -66,29 +76,20 @@ def _output_importance(run: Run, component: str, layers: list[str]) -> dict[str,
     )
 
 
-def _along(
-    run: Run, component: str, layers: list[str], groups: dict[str, str], drawn: dict[str, Tensor], index: int
-) -> dict[str, float]:
+def _along(network: nn.Module, sampling: SamplingRun, index: int, drawn: dict[str, Tensor]) -> dict[str, float]:
     """What each layer's error costs the image of prompt ``index``; empty where the sampler cannot be read."""
-    if not drawn:
-        _draw(run, component, layers, groups, drawn)
-    sampling = replace(run.calibration_run(PROMPTS), batch_size=1)
     trajectory = record_trajectory(sampling, index)
-    if trajectory is None:
-        return {}
-    return trajectory_costs(run.component(component), trajectory, drawn, run.recipe.seed + index)
+    return {} if trajectory is None else trajectory_costs(network, trajectory, drawn, sampling.seed + index)
 
 
-def _draw(
-    run: Run, component: str, layers: list[str], groups: dict[str, str], drawn: dict[str, Tensor]
-) -> dict[str, float]:
-    """Fill ``drawn`` with errors ``[draws, …]`` of each layer; returns their expected cost ``tr(E H Eᵀ)`` over all
-    outputs."""
-    left = {}
+def drawn_errors(
+    run: Run, component: str, layers: list[str], groups: dict[str, str], count: int | None = None
+) -> Iterator[tuple[str, Tensor, float]]:
+    """Each layer with errors ``[count, …]`` as its reference bits leave them, for all of its outputs where ``count`` is
+    None, and the expected cost ``tr(E H Eᵀ)`` of errors of all outputs."""
     for layer in costed_layers(run, component, layers, groups, mean_energy):
-        errors = column_errors(layer.cost, REFERENCE_BITS)
+        errors, outputs = column_errors(layer.cost, REFERENCE_BITS), layer.cost.outputs
         generator = torch.Generator().manual_seed((run.recipe.seed << 32) | zlib.crc32(layer.name.encode()))
+        drawn = coded_noise(layer.feedback, errors, count or outputs, generator)
         shape = run.weight(component, layer.name).shape[1:]
-        drawn[layer.name] = coded_noise(layer.feedback, errors, DRAWS, generator).reshape(DRAWS, *shape)
-        left[layer.name] = layer.cost.outputs * float(errors.sum())
-    return left
+        yield layer.name, drawn.reshape(len(drawn), *shape), outputs * float(errors.sum())

@@ -96,7 +96,7 @@ def open_store(
     source_note: Mapping[str, Any] | None = None,
 ) -> Iterator[RunStore]:
     """A run's folder, open in all processes of ``workers``; the first holds it for all, and keeps ``source_note`` in
-    it. A run of an older version goes on."""
+    it. A run of an older version is not refused for its keys' former names; its results are made anew."""
     if not workers.is_main_process:
         workers.barrier()
     with RunStore(folder, signature, joins=not workers.is_main_process, current=current_signature) as store:

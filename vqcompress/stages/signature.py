@@ -25,7 +25,10 @@ from vqcompress.run_signature import StageInputs
 from vqcompress.run_store import read_source_note
 
 LIBRARIES = ("torch", "diffusers", "transformers")
-NOT_IN_RESULTS = ("cli", "report", "shapes", "checkpoint", "integrations", "compression.py", "tuning.py", "estimate.py")
+NOT_IN_RESULTS = (
+    *("cli", "report", "shapes", "checkpoint", "integrations", "compression.py", "tuning.py", "estimate.py"),
+    *("bundle.py", "component_files.py", "folder_files.py", "disk.py", "stages/journal.py", "stages/disk_space.py"),
+)
 """Parts of the package whose code no stored result depends on."""
 
 OF_ENCODING = (
