@@ -194,7 +194,7 @@ def test_a_component_depends_on_those_that_were_packed_before_it() -> None:
 
     def found(stage: str, **changes: Any) -> Any:
         recipe = Recipe.parse({"model": "m", "components": ["text_encoder", "unet"], **changes})
-        inputs = run_inputs(recipe, Prompts(), {"weights": {}}, "unet")  # type: ignore[arg-type]
+        inputs = run_inputs(recipe, Prompts(), {"weights": {}}, ("unet",))  # type: ignore[arg-type]
         (one,) = [each for each in inputs if each.holds(stage)]
         return one.found
 

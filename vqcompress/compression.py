@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from vqcompress.architectures import architecture_of, open_pipeline
+from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.narrow_weights import hold_narrow
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.checkpoint import LayerRecord, save_pipeline
@@ -100,11 +100,13 @@ def _open_run(
     architecture = architecture_of(pipeline)
     prompts = named or load_prompts(architecture.prompt_set)
     layers, ignored = plan_components(recipe, pipeline, architecture)
+    _check_finetuning(recipe, architecture)
     known = [folder for folder in (work, calibration_folder) if folder]
     source, note = source_of(model, pipeline, known) if workers.is_main_process else ({}, None)
     if isinstance(model, str):
-        hold_narrow(architecture.module(pipeline, architecture.denoiser), layers.get(architecture.denoiser, ()))
-    depends = (recipe, prompts, source, architecture.denoiser)
+        for denoiser in architecture.denoisers:
+            hold_narrow(architecture.module(pipeline, denoiser), layers.get(denoiser, ()))
+    depends = (recipe, prompts, source, architecture.denoisers)
     store = recordings = held.enter_context(open_store(work, run_inputs(*depends), workers, note))
     if calibration_folder:
         recordings = held.enter_context(open_store(calibration_folder, recording_inputs(*depends), workers, note))
@@ -158,6 +160,16 @@ def _check_workers(recipe: Recipe) -> None:
         )
 
 
+def _check_finetuning(recipe: Recipe, architecture: Architecture) -> None:
+    """Fine-tuning is of one denoiser, the architecture's first."""
+    quantized = [name for name in recipe.components or architecture.denoisers if name in architecture.denoisers]
+    if recipe.finetune != "none" and quantized != [architecture.denoiser]:
+        raise RecipeError(
+            f"fine-tuning trains one denoiser, {architecture.denoiser}, and this run quantizes "
+            f"{', '.join(quantized) or 'none'}; use finetune='none', or components={architecture.denoiser!r}"
+        )
+
+
 def _check_method(recipe: Recipe) -> None:
     if recipe.output_feedback and not METHODS[recipe.method].output_feedback:
         able = ", ".join(name for name, method in METHODS.items() if method.output_feedback)
@@ -183,7 +195,7 @@ def _compress_component(run: Run, component: str, layers: list[str]) -> list[Lay
     codebooks = shared_codebooks(run, component, coded)
     record_outputs(run, component, coded)
     if in_order:
-        encoded, groups, quantized = encode_in_order(run, coded, bits, codebooks)
+        encoded, groups, quantized = encode_in_order(run, component, coded, bits, codebooks)
     else:
         encoded, quantized = run, encode_all(run, component, coded, bits, groups, codebooks)
     samples = {layer: recorded_group(encoded, component, key)["used_rows"] for layer, key in groups.items()}

@@ -30,7 +30,7 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
     """
     architecture, pipeline, parts = _planned(model, recipe)
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
-    components = recipe.components or (architecture.denoiser,)
+    components = recipe.components or architecture.denoisers
     plans = [plan for name in components for plan in architecture.layers(pipeline, name, ignore=ignore)]
     quantized = [plan for plan in plans if plan.reason is None]
     weights = sum(p.numel() for name in components for p in getattr(pipeline, name).parameters())
@@ -70,7 +70,7 @@ def _planned(model: str, recipe: Recipe) -> tuple[Architecture, Any, str]:
     """The architecture, the object with the modules, and which parts it has: "denoiser" if no pipeline is opened."""
     if published(model):
         architecture, shell = skeleton(model)
-        if set(recipe.components) <= {architecture.denoiser}:
+        if set(recipe.components) <= set(architecture.denoisers):
             return architecture, shell, "denoiser"
     pipeline = open_pipeline(model)
     return architecture_of(pipeline), pipeline, "pipeline"

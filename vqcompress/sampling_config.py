@@ -7,16 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ResolvedSampling:
-    """Sampling with nothing left open; ``height`` and ``width`` in pixels."""
+    """Sampling with nothing left open; ``height`` and ``width`` in pixels.
+
+    ``images`` is a folder with images for pipelines that need some (None: they are drawn).
+    """
 
     steps: int
     guidance: float
     height: int
     width: int
+    images: str | None = None
 
     def config(self) -> SamplingConfig:
         """The same as a request."""
-        return SamplingConfig(self.steps, self.guidance, self.height, self.width)
+        return SamplingConfig(self.steps, self.guidance, self.height, self.width, self.images)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class SamplingConfig:
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
+    images: str | None = None
 
     def resolve(self, defaults: ResolvedSampling) -> ResolvedSampling:
         """These values, and those of ``defaults`` where there are none."""
@@ -35,4 +40,5 @@ class SamplingConfig:
             defaults.guidance if self.guidance is None else self.guidance,
             self.height or defaults.height,
             self.width or defaults.width,
+            self.images,
         )

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 
+from tests.architectures.tiny_pipelines import sd15
 from vqcompress.architectures import architecture_of
 from vqcompress.errors import ArchitectureError
 from vqcompress.sampling_config import SamplingConfig
@@ -30,8 +31,25 @@ def test_plan_and_sample(other: Callable[[str], DiffusionPipeline], name: str, s
         family.encode(pipeline, ["a"], guidance=5.0)
 
 
-def test_pipelines_that_prompts_cannot_drive(sdxl: DiffusionPipeline) -> None:
+def test_editing_is_given_images(sdxl: DiffusionPipeline) -> None:
     parts = {**sdxl.components, "image_encoder": None, "feature_extractor": None}
     editing = StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
-    with pytest.raises(ArchitectureError, match="StableDiffusionXLImg2ImgPipeline is no text-to-image"):
-        architecture_of(editing)
+    family = architecture_of(editing)
+    options = {"seeds": [1, 2], "sampling": SamplingConfig(2, height=16, width=16), "output_type": "latent"}
+    both = family.sample(editing, ["a", "b"], **options)
+    assert both.shape == (2, 4, 8, 8)
+    assert not torch.equal(both[0], both[1])
+
+
+def test_inputs_that_another_pipeline_makes_are_named() -> None:
+    class Decoder(DiffusionPipeline):
+        def __init__(self, unet: UNet2DConditionModel) -> None:
+            super().__init__()
+            self.register_modules(unet=unet)
+
+        def __call__(self, prompt: str, image_embeds: torch.Tensor) -> None: ...
+
+    with pytest.raises(ArchitectureError, match="its call needs image_embeds, which another pipeline"):
+        architecture_of(Decoder(sd15().unet))
+    with pytest.raises(ArchitectureError, match="has no denoiser"):
+        architecture_of(Decoder(None))

@@ -51,7 +51,7 @@ def test_what_comes_back_is_published(compressed_pipeline: Any, tmp_path: Path, 
     ids=["denoiser", "text encoder"],
 )
 def test_other_weights_are_noticed(compressed_pipeline: Any, tmp_path: Path, file: str, name: str, named: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"{named} of the denoiser's first call differs by .* not published"):
+    with pytest.raises(CheckpointError, match=rf"{named} of the first call of unet differs by .* not published"):
         saved(compressed_pipeline, tmp_path / "out", lambda partial: with_another_value(partial, file, name))
     assert not list(tmp_path.iterdir())
 

@@ -32,8 +32,10 @@ TEXT_IGNORE: IgnoreRules = {
 class Architecture:
     """A pipeline's components by name.
 
-    ``denoiser`` is the component that runs at every timestep. ``components`` are all that can be quantized, the
-    denoiser first. ``prompt_set`` is the prompt set that suits the model (see `calibration.prompts.load_prompts`).
+    ``denoiser`` is the component that runs at every timestep, the first of them if there are ``other_denoisers``: a
+    second one for the last steps, or a prior. ``components`` are all that can be quantized, the denoisers first.
+    ``prompt_set`` is the prompt set that suits the model (see `calibration.prompts.load_prompts`). ``batch_limit`` is
+    how many prompts one call takes (None: any number).
     """
 
     ignore: ClassVar[IgnoreRules] = {}
@@ -50,6 +52,13 @@ class Architecture:
     components: tuple[str, ...]
     defaults: ResolvedSampling
     prompt_set: str = "general"
+    other_denoisers: tuple[str, ...] = ()
+    batch_limit: int | None = None
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """All components that run at every timestep, or at some."""
+        return (self.denoiser, *self.other_denoisers)
 
     @classmethod
     def supports(cls, pipeline: Pipeline) -> bool:
@@ -63,7 +72,7 @@ class Architecture:
 
     def ignore_rules(self, component: str) -> IgnoreRules:
         """The ignore rules that `layers` uses by default."""
-        return self.ignore if component == self.denoiser else TEXT_IGNORE
+        return self.ignore if component in self.denoisers else TEXT_IGNORE
 
     def layers(
         self, pipeline: Pipeline, component: str, ignore: IgnoreRules | Sequence[tuple[str, str]] | None = None
@@ -82,7 +91,7 @@ class Architecture:
         plans = plan_layers(
             self.module(pipeline, component), self.ignore_rules(component) if ignore is None else dict(ignore)
         )
-        return self.execution_order(plans) if component == self.denoiser else plans
+        return self.execution_order(plans) if component in self.denoisers else plans
 
     def module(self, pipeline: Pipeline, component: str) -> nn.Module:
         """The network called ``component``."""

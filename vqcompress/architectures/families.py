@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vqcompress.architectures.architecture import Architecture, Pipeline
+from vqcompress.architectures.call_inputs import missing_inputs
 from vqcompress.architectures.class_conditional import ClassConditionalArchitecture
 from vqcompress.architectures.clip_pixart import ClipPixArtArchitecture
 from vqcompress.architectures.dit import DiTArchitecture
-from vqcompress.architectures.generic import GenericArchitecture
+from vqcompress.architectures.generic import GenericArchitecture, find_denoisers
 from vqcompress.architectures.lumina import LuminaArchitecture
 from vqcompress.architectures.pixart import PixArtArchitecture
 from vqcompress.architectures.text_flow import TextFlowArchitecture
@@ -21,7 +22,7 @@ FAMILIES: tuple[type[Architecture], ...] = (
     LuminaArchitecture,
     ClipPixArtArchitecture,
     TextFlowArchitecture,
-    GenericArchitecture,  # last: it supports any pipeline with a prompt and a denoiser
+    GenericArchitecture,  # last: it supports any pipeline with a denoiser whose call it can give all inputs
 )
 
 
@@ -30,7 +31,12 @@ def architecture_of(pipeline: Pipeline) -> Architecture:
     for family in FAMILIES:
         if family.supports(pipeline):
             return family.of(pipeline)
+    kind = type(pipeline).__name__
+    if not find_denoisers(pipeline):
+        raise ArchitectureError(
+            f"{kind} has no denoiser, a network that is called with a time: vqcompress quantizes pipelines around one"
+        )
     raise ArchitectureError(
-        f"{type(pipeline).__name__} is no text-to-image or class-conditional pipeline that vqcompress can call: "
-        "it needs a `unet` or a `transformer`"
+        f"{kind} cannot be calibrated: its call needs {', '.join(missing_inputs(pipeline))}, which another pipeline "
+        "or a user makes; open the pipeline that makes them too (a combined one, where there is one)"
     )

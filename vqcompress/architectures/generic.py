@@ -1,11 +1,19 @@
-"""Any other diffusers text-to-image or text-to-video pipeline around a `transformer` or a `unet`."""
+"""Any other diffusers pipeline that prompts and images can drive, around one denoiser or several.
+
+A denoiser is a component whose call has a time. Which of its layers stay dense is told by following one call
+(`roles`), refined by names; where there is no pipeline to call, as for a network on the meta device, by names alone.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,18 +25,38 @@ from vqcompress.architectures.architecture import (
     latent_factor,
     present_text_encoders,
 )
-from vqcompress.architectures.few_step import few_step_sampling
-from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules
-from vqcompress.sampling_config import ResolvedSampling
-
-DENOISERS = ("transformer", "unet")
-EDITING = re.compile(
-    r"Img2Img|Image2Image|ImageToVideo|Image2Video|VideoToVideo|Inpaint|Edit|Fill|Control|Adapter|Pix2Pix|Upscale"
+from vqcompress.architectures.call_inputs import (
+    CallInputs,
+    drawn_inputs,
+    has_true_guidance,
+    missing_inputs,
+    parameters,
 )
+from vqcompress.architectures.few_step import few_step_sampling
+from vqcompress.architectures.layer_plan import (
+    FINAL,
+    LATENT_INPUT,
+    ONE_SAMPLE_PER_TIMESTEP,
+    IgnoreRules,
+    LayerPlan,
+    plan_layers,
+)
+from vqcompress.architectures.roles import REFUSALS, TIMES, trace_denoisers, why_dense
+from vqcompress.architectures.traced_call import TracedCall, block_candidates
+from vqcompress.sampling_config import ResolvedSampling, SamplingConfig
+
+FIRST = ("transformer", "unet")
+BESIDE = re.compile(r"vae|vqgan|movq|encoder|safety|controlnet|adapter|upsampler|vocoder|connector")
+TEXT = re.compile(r"text|txt|context|caption|cap_|prompt|llm|encoder_hid|condition_embed|image_embed")
+OUTSIDE = "outside of the blocks, where layers read latents, time and positions or write the estimate"
+STEPS, STEPS_FOR_ALL = 2, 6  # of the call that is followed; each of several denoisers is called in six
+SMALL = 256  # pixels a side: what a layer reads does not depend on it
+
+_traced: WeakKeyDictionary[nn.Module, TracedCall | None] = WeakKeyDictionary()
 
 
 class GenericArchitecture(Architecture):
-    """Ignore rules use layer names that diffusers models share. Call arguments follow the pipeline's signature.
+    """Call arguments follow the pipeline's signature.
 
     Modulation inside the blocks is quantized (a quarter of FLUX); embedders of time and pooled conditions are not.
     """
@@ -36,20 +64,65 @@ class GenericArchitecture(Architecture):
     ignore: ClassVar[IgnoreRules] = {
         r"^(pos_embed|patch_embed\w*|patchify_proj|x_embedder|img_in|conv_in|proj_in)(\.|$)": LATENT_INPUT,
         r"(^|[._])(time|timestep|guidance|class|label|pooled|aspect_ratio|resolution)\w*_?(emb\w*|proj\w*)(\.|$)|"
-        r"^(time_text_embed|adaln_single|add_embedding)\.": ONE_SAMPLE_PER_TIMESTEP,
+        r"^(time_text_embed|adaln_single|add_embedding|distilled_guidance_layer)\.": ONE_SAMPLE_PER_TIMESTEP,
         r"^(proj_out\w*|final_layer|norm_out|conv_out)(\.|$)": FINAL,
     }
+    """For a denoiser that no call was followed through."""
+
+    ignore_inside: ClassVar[IgnoreRules] = {
+        r"(^|[._])(time|timestep|guidance|class|label|pooled)\w*_?(emb\w*|proj\w*)(\.|$)": ONE_SAMPLE_PER_TIMESTEP,
+    }
+    """Inside of blocks, beside what the call tells of layers outside."""
 
     @classmethod
     def supports(cls, pipeline: Pipeline) -> bool:
-        parameters = _parameters(pipeline.__call__)
-        return _denoiser(pipeline) is not None and "prompt" in parameters and not _needs_more(pipeline, parameters)
+        return bool(find_denoisers(pipeline)) and not missing_inputs(pipeline)
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> GenericArchitecture:
-        denoiser = _denoiser(pipeline) or ""
-        name = type(getattr(pipeline, denoiser)).__name__
-        return cls(name, denoiser, (denoiser, *present_text_encoders(pipeline)), _defaults(pipeline, denoiser))
+        denoiser, *others = find_denoisers(pipeline)
+        return cls(
+            type(getattr(pipeline, denoiser)).__name__,
+            denoiser,
+            (denoiser, *others, *present_text_encoders(pipeline)),
+            _defaults(pipeline, denoiser),
+            other_denoisers=tuple(others),
+            batch_limit=1 if drawn_inputs(pipeline) else None,
+        )
+
+    def layers(
+        self, pipeline: Pipeline, component: str, ignore: IgnoreRules | Sequence[tuple[str, str]] | None = None
+    ) -> list[LayerPlan]:
+        if component not in self.denoisers:
+            return super().layers(pipeline, component, ignore)
+        module = self.module(pipeline, component)
+        traced = self._traced(pipeline, component)
+        if traced is None:
+            plans = super().layers(pipeline, component, ignore)
+            return plans if ignore is not None else _by_structure(module, plans)
+        rules = {**self.ignore_inside} if ignore is None else dict(ignore)
+        plans = [_by_role(traced, plan) if ignore is None else plan for plan in plan_layers(module, rules)]
+        return sorted(plans, key=lambda plan: traced.place(plan.name))
+
+    def _traced(self, pipeline: Pipeline, component: str) -> TracedCall | None:
+        """The first call of a denoiser, or that of one with the same configuration; None where there is no pipeline."""
+        networks = {name: self.module(pipeline, name) for name in self.denoisers}
+        if any(network not in _traced for network in networks.values()):
+            found = {} if isinstance(pipeline, SimpleNamespace) else self._trace(pipeline, networks)
+            for name, network in networks.items():
+                alike = (found.get(other) for other in networks if type(networks[other]) is type(network))
+                _traced[network] = found.get(name) or next((call for call in alike if call), None)
+        return _traced[networks[component]]
+
+    def _trace(self, pipeline: Pipeline, networks: dict[str, nn.Module]) -> dict[str, TracedCall]:
+        """Empty where the pipeline cannot be called: calibration then says what is wrong with it."""
+        height, width = (min(side, SMALL) for side in (self.defaults.height, self.defaults.width))
+        steps = STEPS if len(networks) == 1 else STEPS_FOR_ALL
+        for sampling in (SamplingConfig(steps, height=height, width=width), SamplingConfig(steps)):
+            draw = partial(self.sample, pipeline, ["a"], seeds=[0], sampling=sampling, output_type="latent")
+            with suppress(*REFUSALS):
+                return trace_denoisers(networks, draw)
+        return {}
 
     def run(
         self,
@@ -60,54 +133,72 @@ class GenericArchitecture(Architecture):
         sampling: ResolvedSampling,
         output_type: OutputType,
     ) -> Any:
-        offered = {
-            "prompt": prompts,
-            "num_inference_steps": sampling.steps,
-            "guidance_scale": sampling.guidance,
-            "height": sampling.height,
-            "width": sampling.width,
-            "generator": generators,
-            "output_type": output_type,
-            "clean_caption": False,
-            "use_resolution_binning": False,
-        }
-        accepted = _parameters(pipeline.__call__)
-        result = pipeline(**{name: value for name, value in offered.items() if name in accepted})
-        return result[0]
+        size = self.batch_limit or len(prompts)
+        results = [
+            pipeline(
+                **CallInputs(
+                    pipeline, prompts[first : first + size], generators[first : first + size], sampling, output_type
+                ).arguments()
+            )[0]
+            for first in range(0, len(prompts), size)
+        ]
+        return results[0] if len(results) == 1 else _joined(results)
 
 
-def _denoiser(pipeline: Pipeline) -> str | None:
-    return next((name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)), None)
+def find_denoisers(pipeline: Pipeline) -> list[str]:
+    """Components whose call has a time, `transformer` or `unet` first; control networks and adapters are none."""
+    names = [
+        name
+        for name, part in pipeline.components.items()
+        if isinstance(part, nn.Module) and not BESIDE.search(name) and any(map(TIMES.match, parameters(part.forward)))
+    ]
+    usual = [name for name in FIRST if isinstance(getattr(pipeline, name, None), nn.Module)]
+    return list(dict.fromkeys([*(name for name in usual if name in names or not names), *names]))
 
 
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(function).parameters)
+def _by_role(traced: TracedCall, plan: LayerPlan) -> LayerPlan:
+    return LayerPlan(plan.name, plan.reason or why_dense(traced, plan.name), plan.shape)
 
 
-def _needs_more(pipeline: Pipeline, parameters: dict[str, inspect.Parameter]) -> bool:
-    """Whether the pipeline needs an input other than prompts, such as an image.
+def _by_structure(denoiser: nn.Module, plans: list[LayerPlan]) -> list[LayerPlan]:
+    """Outside of the members of lists only layers that text goes through are quantized."""
+    blocks = tuple(name + "." for name in block_candidates(denoiser))
+    return [
+        plan
+        if plan.reason or plan.name.startswith(blocks) or TEXT.search(plan.name) or plan.name.startswith("mid_block.")
+        else LayerPlan(plan.name, OUTSIDE, plan.shape)
+        for plan in plans
+    ]
 
-    Signatures often give such an input the default None, so the class name is checked too.
-    """
-    wanted = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
-    return bool(wanted - {"prompt", "args", "kwargs"}) or bool(EDITING.search(type(pipeline).__name__))
+
+def _joined(results: list[Any]) -> Any:
+    """Results of single prompts as one."""
+    if isinstance(results[0], torch.Tensor):
+        return torch.cat(results)
+    return [item for result in results for item in result]
 
 
 def _defaults(pipeline: Pipeline, denoiser: str) -> ResolvedSampling:
     """The defaults in the pipeline's signature; sizes come from the denoiser if the signature has None."""
-    parameters = _parameters(pipeline.__call__)
+    accepted = parameters(pipeline.__call__)
 
     def default(name: str, otherwise: Any) -> Any:
-        value = parameters[name].default if name in parameters else None
+        value = accepted[name].default if name in accepted else None
         return otherwise if value is None or value is inspect.Parameter.empty else value
 
     side = _latent_side(pipeline, getattr(pipeline, denoiser)) * latent_factor(pipeline)
-    usual = int(default("num_inference_steps", 50)), float(default("guidance_scale", 1.0))
+    scale = "true_cfg_scale" if has_true_guidance(accepted) else "guidance_scale"
+    usual = int(default("num_inference_steps", 50)), _number(default(scale, 1.0))
     return ResolvedSampling(
         *(few_step_sampling(pipeline) or usual),
         int(default("height", side)),
         int(default("width", side)),
     )
+
+
+def _number(scale: Any) -> float:
+    """The first scale of a list of them."""
+    return float(scale[0] if isinstance(scale, list | tuple) else scale)
 
 
 def _latent_side(pipeline: Pipeline, denoiser: Any) -> int:

@@ -83,7 +83,7 @@ def record_moments(
     finite.
     """
     module = run.architecture.module(run.pipeline, component)
-    source = replace(run, encode_only=component != run.architecture.denoiser)
+    source = replace(run, encode_only=component not in run.architecture.denoisers)
     watched = Component(run.architecture, component, module)
     yield from record_inputs(watched, layers, source, run.seed, limits, progress, workers)
 
@@ -190,13 +190,13 @@ class _Recorder:
         """Whether the layer is given padded tokens that nothing reads: where the denoiser masks them, all text
         layers."""
         architecture = self.component.architecture
-        pattern, is_denoiser = architecture.masked_layers, self.component.name == architecture.denoiser
+        pattern, is_denoiser = architecture.masked_layers, self.component.name in architecture.denoisers
         return pattern is not None and (not is_denoiser or bool(re.search(pattern, name)))
 
     def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments, architecture = call_arguments(module, args, kwargs), self.component.architecture
         self.calls += 1
-        if self.component.name == architecture.denoiser:
+        if self.component.name in architecture.denoisers:
             check_latents(self.component.name, self.calls, arguments)
         if architecture.masked_layers is not None:
             self.text_mask = architecture.text_mask(arguments)

@@ -27,18 +27,23 @@ class _Seen(BaseException):
 def check_reopens(run: SamplingRun, folder: Path) -> None:
     """Raise `CheckpointError` unless ``folder`` opens and samples like ``run.pipeline``, from which it was written.
 
-    Both sample the first prompt up to the denoiser's first call. Its arguments show that tokenizers, text encoders and
-    scheduler came back, its output that the denoiser did.
+    Both sample the first prompt up to the first call of each denoiser. Its arguments show that tokenizers, text
+    encoders and scheduler came back, its output that the denoiser did.
     """
     network = run.architecture.module(run.pipeline, run.architecture.denoiser)
     opened = load(folder, dtype=_widest_dtype(network))
     opened.to(next(network.parameters()).device)
-    before, after = _first_call(run), _first_call(replace(run, pipeline=opened))
+    for denoiser in run.architecture.denoisers:
+        here = replace(run, component=denoiser)
+        _compare(denoiser, _first_call(here), _first_call(replace(here, pipeline=opened)))
+
+
+def _compare(denoiser: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     if before.keys() != after.keys():
-        raise _different(f"the denoiser is given {', '.join(sorted(before.keys() ^ after.keys()))} only once")
+        raise _different(f"{denoiser} is given {', '.join(sorted(before.keys() ^ after.keys()))} only once")
     for name, value in before.items():
         if not (difference := _difference(value, after[name])) <= TOLERANCE.get(value.dtype, EXACT):  # NaN is above too
-            raise _different(f"{name} of the denoiser's first call differs by {difference:.2g}")
+            raise _different(f"{name} of the first call of {denoiser} differs by {difference:.2g}")
 
 
 def _widest_dtype(network: nn.Module) -> torch.dtype:
@@ -48,8 +53,8 @@ def _widest_dtype(network: nn.Module) -> torch.dtype:
 
 
 def _first_call(run: SamplingRun) -> dict[str, Tensor]:
-    """Floating-point arguments and output of the denoiser's first call."""
-    network: nn.Module = run.architecture.module(run.pipeline, run.architecture.denoiser)
+    """Floating-point arguments and output of the denoiser's first call; nothing if it is not called."""
+    network: nn.Module = run.architecture.module(run.pipeline, run.denoiser)
     seen: dict[str, Tensor] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -44,7 +44,7 @@ def record_teacher(
         raise CalibrationError(f"at least one denoiser call must be kept, got {count}")
     calls = trajectory_length(run) if trajectory is None else trajectory
     if not calls:
-        raise CalibrationError(f"sampling never called {run.architecture.denoiser}; it has nothing to record")
+        raise CalibrationError(f"sampling never called {run.denoiser}; it has nothing to record")
     chosen = choose_calls(run.batches, calls, count, run.seed)
     kept: list[TeacherCall] = []
     for done, (batch, positions) in enumerate(sorted(chosen.items())):
@@ -114,10 +114,10 @@ def listening(run: SamplingRun, listener: Listener) -> Iterator[None]:
         nonlocal number
         number += 1
         arguments = call_arguments(module, args, kwargs)
-        check_latents(run.architecture.denoiser, number, arguments)
+        check_latents(run.denoiser, number, arguments)
         listener(arguments, first_output(output))
 
-    denoiser = run.architecture.module(run.pipeline, run.architecture.denoiser)
+    denoiser = run.architecture.module(run.pipeline, run.denoiser)
     handle = denoiser.register_forward_hook(hook, with_kwargs=True)
     try:
         yield

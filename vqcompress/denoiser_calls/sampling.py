@@ -11,13 +11,16 @@ from vqcompress.sampling_config import SamplingConfig
 from vqcompress.working_memory import is_out_of_memory
 
 PROBE_STEPS = 2
+STEPS_FOR_ALL = 6  # in which each of several denoisers is called, where they share the steps
 
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """Prompts to sample ``batch_size`` at a time; ``prompts[i]`` starts from noise seeded with ``seed + i``.
+    """Prompts to sample ``batch_size`` at a time, or as many as the architecture takes; ``prompts[i]`` starts from
+    noise seeded with ``seed + i``.
 
-    With ``encode_only`` only the text encoders run. Raises `CalibrationError` for no prompts and for a batch size
+    ``component`` is the denoiser whose calls are of interest (None: the architecture's first). With ``encode_only``
+    only the text encoders run. Raises `CalibrationError` for no prompts and for a batch size
     below 1.
     """
 
@@ -28,12 +31,20 @@ class SamplingRun:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: int = 1
     encode_only: bool = False
+    component: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise CalibrationError("no calibration prompts; give a prompt set with at least one")
         if self.batch_size < 1:
             raise CalibrationError(f"the calibration batch size must be at least 1, got {self.batch_size}")
+        if (limit := self.architecture.batch_limit) and self.batch_size > limit:
+            object.__setattr__(self, "batch_size", limit)
+
+    @property
+    def denoiser(self) -> str:
+        """The denoiser whose calls are of interest."""
+        return self.component or self.architecture.denoiser
 
     @property
     def batches(self) -> int:
@@ -52,12 +63,16 @@ class SamplingRun:
 
     def probe(self) -> None:
         """Sample the first prompt alone with few steps."""
-        self._sample(0, self.prompts[:1], replace(self.sampling, steps=min(PROBE_STEPS, self.steps)))
+        self._sample(0, self.prompts[:1], replace(self.sampling, steps=min(self._probe_steps, self.steps)))
+
+    @property
+    def _probe_steps(self) -> int:
+        return PROBE_STEPS if len(self.architecture.denoisers) == 1 else STEPS_FOR_ALL
 
     @property
     def repeats(self) -> float:
         """How many times as many samples all batches show as `probe` does, about."""
-        return len(self.prompts) * max(self.steps / PROBE_STEPS, 1.0)
+        return len(self.prompts) * max(self.steps / self._probe_steps, 1.0)
 
     def first_prompt(self) -> None:
         """Sample the first prompt alone with all steps."""

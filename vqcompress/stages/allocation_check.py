@@ -42,10 +42,10 @@ class Allocation:
 def best_allocation(run: Run, component: str, groups: dict[str, str], candidates: Sequence[Allocation]) -> Allocation:
     """The first of ``candidates`` that is no worse than the last, in images and in the denoiser's error.
 
-    Only the denoiser is measured; of other components the first is taken.
+    Only denoisers are measured; of other components the first is taken.
     """
     *preferred, last = candidates
-    if component != run.architecture.denoiser:
+    if component not in run.architecture.denoisers:
         return candidates[0]
     bench = _Bench(run, component, groups, list(last.left))
     limit = bench.measured(last)
@@ -102,7 +102,9 @@ class _Bench:
         prompts, seen = self.run.prompts.prompts, set(self.run.chosen_prompts(self.run.recipe.calibration.count))
         fresh = tuple(prompt for prompt in dict.fromkeys(prompts) if prompt not in seen)[:PROMPTS]
         seed = self.run.recipe.seed + SEEDS_FROM
-        return replace(self.run.calibration_run(), prompts=fresh or prompts[:PROMPTS], seed=seed)
+        return replace(
+            self.run.calibration_run(component=self.component), prompts=fresh or prompts[:PROMPTS], seed=seed
+        )
 
     @cached_property
     def _originals(self) -> Tensor:

@@ -28,9 +28,9 @@ REFERENCE_BITS = 3.0  # at which errors are drawn: recordings serve runs of othe
 def importance_of_layers(run: Run, component: str, layers: list[str], groups: dict[str, str]) -> dict[str, float]:
     """Layer -> what its error costs. ``layers`` are all of the component's: they are estimated together.
 
-    Equal for parts that are not the denoiser. ``groups`` are those of `stages.recording.record_component`.
+    Equal for parts that are no denoisers. ``groups`` are those of `stages.recording.record_component`.
     """
-    if component != run.architecture.denoiser:
+    if component not in run.architecture.denoisers:
         return dict.fromkeys(layers, 1.0)
     return run.main_process_first(lambda: _importance(run, component, layers, groups))
 
@@ -48,7 +48,7 @@ def _importance(run: Run, component: str, layers: list[str], groups: dict[str, s
         return left
 
     left = run.recordings.load_or_make_json(_stage(component), "errors", draw)
-    sampling, found = run.calibration_run(PROMPTS), []
+    sampling, found = run.calibration_run(PROMPTS, component), []
 
     def along(index: int) -> dict[str, float]:
         if not drawn:
@@ -70,7 +70,7 @@ def _output_importance(run: Run, component: str, layers: list[str]) -> dict[str,
     return layer_importance(
         run.component(component),
         layers,
-        teacher_calls(run),
+        teacher_calls(run, component),
         seed=run.recipe.seed,
         progress=lambda done, total, what: run.progress(f"importance {component}", done, total, what),
     )

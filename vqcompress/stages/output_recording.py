@@ -15,19 +15,19 @@ from vqcompress.stages.run import Run
 CALLS, PROMPTS = 16, 8  # recorded denoiser calls for the backward passes
 
 
-def teacher_calls(run: Run) -> list[dict[str, Any]]:
-    """Arguments of calls of the original denoiser, drawn from trajectories of a few calibration prompts."""
+def teacher_calls(run: Run, component: str) -> list[dict[str, Any]]:
+    """Arguments of calls of the original denoiser ``component``, drawn from trajectories of a few prompts."""
     batch_size = max(1, run.recipe.calibration.batch_size // 4)  # the backward pass keeps activations
-    calls = record_teacher(replace(run.calibration_run(PROMPTS), batch_size=batch_size), count=CALLS)
+    calls = record_teacher(replace(run.calibration_run(PROMPTS, component), batch_size=batch_size), count=CALLS)
     return [call["kwargs"] for call in calls]
 
 
 def record_outputs(run: Run, component: str, layers: list[str]) -> None:
-    """Record output moments of ``layers`` on disk, where the recipe asks for them and ``component`` is the denoiser.
+    """Record output moments of ``layers`` on disk, where the recipe asks for them and ``component`` is a denoiser.
 
     They go into the run's folder. Together they are as large as the second moments of the inputs.
     """
-    if not run.recipe.output_feedback or component != run.architecture.denoiser:
+    if not run.recipe.output_feedback or component not in run.architecture.denoisers:
         return
     stage = _stage(component)
     missing = [layer for layer in layers if layer not in run.store.done(stage)]
@@ -36,7 +36,7 @@ def record_outputs(run: Run, component: str, layers: list[str]) -> None:
         recorded = record_output_moments(
             run.component(component),
             sides,
-            teacher_calls(run),
+            teacher_calls(run, component),
             seed=run.recipe.seed,
             memory_budget=int(run.recipe.calibration.memory_budget_gb * 1e9),
             progress=lambda done, total, what: run.progress(f"calibrate outputs of {component}", done, total, what),

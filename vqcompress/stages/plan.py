@@ -16,10 +16,10 @@ def plan_components(
     recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architecture
 ) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
     """Component -> layers to quantize, in execution order; and component -> layer that stays dense -> reason."""
-    refuse_changed(pipeline, recipe.components or (architecture.denoiser,))
+    refuse_changed(pipeline, recipe.components or architecture.denoisers)
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
     layers, ignored = {}, {}
-    for component in recipe.components or (architecture.denoiser,):
+    for component in recipe.components or architecture.denoisers:
         if vq_layers(getattr(pipeline, component, None) or nn.Module()):
             raise ArchitectureError(
                 f"{component} of {recipe.model} is already compressed; start from the original model, or dequantize "

@@ -64,13 +64,17 @@ class Run:
         """The most diverse ``count`` calibration prompts."""
         return choose_diverse(self.prompts.prompts, count, self.recipe.seed)
 
-    def calibration_run(self, count: int | None = None) -> SamplingRun:
-        """The sampling that calibration records, on ``count`` prompts (None: as many as the recipe says)."""
+    def calibration_run(self, count: int | None = None, component: str | None = None) -> SamplingRun:
+        """The sampling that calibration records, on ``count`` prompts (None: as many as the recipe says).
+
+        ``component`` is the denoiser whose calls are of interest (None: the architecture's first).
+        """
         calibration = self.recipe.calibration
         prompts = self.chosen_prompts(count or calibration.count)
         return SamplingRun(
-            self.pipeline, self.architecture, prompts, self.recipe.seed, calibration.sampling, calibration.batch_size
-        )
+            self.pipeline, self.architecture, prompts, self.recipe.seed, calibration.sampling, calibration.batch_size,
+            component=component,
+        )  # fmt: skip
 
     def recording_limits(self) -> RecordingLimits:
         """The recipe's limits of recording."""

@@ -66,16 +66,15 @@ class Replay:
 
 
 def encode_in_order(
-    run: Run, layers: list[str], bits: dict[str, float], codebooks: Tensor | None
+    run: Run, component: str, layers: list[str], bits: dict[str, float], codebooks: Tensor | None
 ) -> tuple[Run, dict[str, str], dict[str, QuantizedWeight]]:
-    """Encode ``layers`` of the denoiser block by block; the dense denoiser is left as it is.
+    """Encode ``layers`` of the denoiser ``component`` block by block; the dense denoiser is left as it is.
 
     Returns the run with the moments that the layers were encoded for, the group of each layer in it, and the codes.
     Layers that no call reaches are encoded for white inputs.
     """
-    component = run.architecture.denoiser
     student = weight_sharing_copy(run.component(component))
-    calls = _recorded_calls(run)
+    calls = _recorded_calls(run, component)
     blocks = find_blocks(student, layers, finest=True)
     order = execution_order(student, list(blocks), lambda: _whole_call(student, calls))
     groups: dict[str, str] = {}
@@ -85,7 +84,7 @@ def encode_in_order(
         members = blocks[name]
         recorded = recorded_groups(in_order, component)
         if not (encoded_layers(run, component).issuperset(members) and recorded.keys() >= set(members)):
-            _record_block(in_order, Replay.of(student, name, calls), members, index, len(order))
+            _record_block(in_order, component, Replay.of(student, name, calls), members, index, len(order))
         found = recorded_groups(in_order, component)
         groups |= {layer: found[layer] for layer in members}
         codes = encode_all(in_order, component, members, bits, groups, codebooks)
@@ -97,12 +96,12 @@ def encode_in_order(
     return in_order, groups, quantized | encode_all(in_order, component, left, bits, {}, codebooks)
 
 
-def _recorded_calls(run: Run) -> DistillationDataset:
+def _recorded_calls(run: Run, component: str) -> DistillationDataset:
     """The original's calls on the calibration prompts, on disk within the budget for recordings."""
     return record(
-        run.calibration_run(),
+        run.calibration_run(component=component),
         run.recordings,
-        CALLS,
+        CALLS if component == run.architecture.denoiser else f"{component}.{CALLS}",
         budget=int(run.recipe.training.budget_gb * 1e9),
         progress=lambda done, total, what: run.progress("record calls", done, total, what),
     )
@@ -122,9 +121,8 @@ def _run_in_order(run: Run, done: int, total: int) -> Run:
     return replace(run, recordings=run.store, moments=MOMENTS, progress=report)
 
 
-def _record_block(in_order: Run, replay: Replay, layers: list[str], index: int, of: int) -> None:
+def _record_block(in_order: Run, component: str, replay: Replay, layers: list[str], index: int, of: int) -> None:
     """Record the inputs of the layers of block ``index``."""
-    component = in_order.architecture.denoiser
 
     def report(done: int, total: int, what: str) -> None:
         in_order.progress(f"calibrate {component}", index * total + done, of * total, replay.block)
@@ -142,4 +140,4 @@ def _forget_tensors(in_order: Run, component: str, keys: Iterable[str]) -> None:
 
 def encodes_in_order(run: Run, component: str) -> bool:
     """Whether the recipe asks for it: text encoders are shallow, and have no trajectory to replay."""
-    return run.recipe.calibration.order == "sequential" and component == run.architecture.denoiser
+    return run.recipe.calibration.order == "sequential" and component in run.architecture.denoisers

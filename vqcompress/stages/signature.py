@@ -63,7 +63,7 @@ def source_of(
 
 
 def recording_inputs(
-    recipe: Recipe, prompts: PromptSet, source: dict[str, Any], denoiser: str
+    recipe: Recipe, prompts: PromptSet, source: dict[str, Any], denoisers: tuple[str, ...]
 ) -> tuple[StageInputs, ...]:
     """Inputs of what calibration records.
 
@@ -77,27 +77,30 @@ def recording_inputs(
         "prompts": prompts.sha256,
     }
     inputs, packed = [], dict[str, Any]()
-    for component in recipe.components or (denoiser,):
+    for component in recipe.components or denoisers:
         found = source | ({"packed before": packed} if packed else {})
         inputs.append(StageInputs(rf"{component}\.(moments|moments\.layers|importance|outputs)", settings, found))
         costs = found | {"encoding code": code_hash()}
         inputs.append(StageInputs(rf"{component}\.trajectories", settings, costs))
-        if component == denoiser:
+        if component in denoisers:
             calls = found | {"training.budget_gb": recipe.training.budget_gb}
-            inputs.append(StageInputs(r"calls(\.trajectory)?", settings, calls))
-        packed = packed | {component: _encoding(recipe) | _tuning(recipe, component == denoiser)}
+            own = "" if component == denoisers[0] else rf"{component}\."
+            inputs.append(StageInputs(rf"{own}calls(\.trajectory)?", settings, calls))
+        packed = packed | {component: _encoding(recipe) | _tuning(recipe, component in denoisers)}
     return (*inputs, StageInputs(r"teacher\..*", settings, source))
 
 
-def run_inputs(recipe: Recipe, prompts: PromptSet, source: dict[str, Any], denoiser: str) -> tuple[StageInputs, ...]:
+def run_inputs(
+    recipe: Recipe, prompts: PromptSet, source: dict[str, Any], denoisers: tuple[str, ...]
+) -> tuple[StageInputs, ...]:
     """Inputs of all stages of a run."""
-    recordings = recording_inputs(recipe, prompts, source, denoiser)
+    recordings = recording_inputs(recipe, prompts, source, denoisers)
     encoding, inputs, packed = _encoding(recipe), list(recordings), dict[str, Any]()
-    for component in recipe.components or (denoiser,):
+    for component in recipe.components or denoisers:
         found = source | encoding | ({"packed before": packed} if packed else {})
         stages = r"bits|group-sizes|allocations|codebooks|layers|layers\.spec|moments-in-order|moments-in-order\.layers"
         inputs.append(StageInputs(rf"{component}\.({stages})", recordings[0].settings, found))
-        packed = packed | {component: encoding | _tuning(recipe, component == denoiser)}
+        packed = packed | {component: encoding | _tuning(recipe, component in denoisers)}
     tuned = source | {"packed": packed, "memory_budget_gb": recipe.calibration.memory_budget_gb}
     return (*inputs, StageInputs(r"finetune\..*", recordings[0].settings, tuned))
 

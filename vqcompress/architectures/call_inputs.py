@@ -1,0 +1,120 @@
+"""What a pipeline's call is given besides the prompts, by its signature: images, videos, frames, true guidance."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vqcompress.architectures.architecture import OutputType, Pipeline
+from vqcompress.architectures.drawn_images import images_of, mask
+from vqcompress.sampling_config import ResolvedSampling
+
+EDITING = re.compile(
+    r"Img2Img|Image2Image|I2I|ImageToVideo|Image2Video|I2V|VideoToVideo|ImageVariation|VideoDiffusion|Inpaint|Edit|Fill|"
+    r"Control(?!NetXS)|Adapter|Pix2Pix|Upscal|SuperRes|Kontext|Animate(?!Diff)|PIA|VideoToWorld|VACE|Vace|Depth2Img|Layered"
+)
+IMAGES = (
+    *("image", "control_image", "condtioning_image", "conditioning_image", "reference_image", "example_image"),
+    *("image_reference", "original_image", "init_image"),
+)
+MASKS = ("mask_image",)
+VIDEOS = ("video", "control_video", "pose_video", "face_video", "conditioning_frames")
+WORDS = ("source_subject_category", "target_subject_category", "source_prompt")
+GIVEN = {*IMAGES, *MASKS, *VIDEOS, *WORDS, "prompt"}
+TEMPORAL_FACTORS = (
+    *("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "temporal_vae_scale_factor"),
+    "vae_temporal_scale_factor",
+)
+FEW_FRAMES = 4  # of models that code each frame by itself: layers along time then see different inputs
+
+
+@dataclass(frozen=True)
+class CallInputs:
+    """One call of ``pipeline`` for ``prompts``; prompt ``i`` starts from ``generators[i]``."""
+
+    pipeline: Pipeline
+    prompts: list[str]
+    generators: list[torch.Generator]
+    sampling: ResolvedSampling
+    output_type: OutputType
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the call, as far as its signature has them."""
+        accepted = parameters(self.pipeline.__call__)
+        sampling, true_guidance = self.sampling, has_true_guidance(accepted)
+        offered: dict[str, Any] = {
+            "prompt": self.prompts,
+            "num_inference_steps": math.ceil(sampling.steps / _strength(accepted)),
+            "guidance_scale": None if true_guidance else sampling.guidance,
+            "true_cfg_scale": sampling.guidance if true_guidance else None,
+            "negative_prompt": [""] * len(self.prompts) if true_guidance else None,
+            "height": sampling.height,
+            "width": sampling.width,
+            "generator": self.generators,
+            "output_type": self.output_type,
+            "clean_caption": False,
+            "use_resolution_binning": False,
+            **dict.fromkeys(("num_frames", "video_length"), fewest_frames(self.pipeline)),
+            **dict.fromkeys(WORDS, self.prompts),
+        }
+        given = {name: value for name, value in offered.items() if name in accepted and value is not None}
+        return given | {name: self._drawn(name) for name in drawn_inputs(self.pipeline)}
+
+    def _drawn(self, name: str) -> Any:
+        size = self.sampling.height, self.sampling.width
+        if name in MASKS:
+            return mask(*size)
+        seed = self.generators[0].initial_seed() if self.generators else 0
+        count = fewest_frames(self.pipeline) if name in VIDEOS else 1
+        found = images_of(self.sampling.images, count, seed, *size)
+        return found if name in VIDEOS else found[0]
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Those of a function's signature, by name."""
+    return dict(inspect.signature(function).parameters)
+
+
+def _strength(accepted: dict[str, inspect.Parameter]) -> float:
+    """The share of its steps that a pipeline takes: those that start from an image leave out the first."""
+    default = accepted["strength"].default if "strength" in accepted else 1.0
+    return default if isinstance(default, int | float) and 0 < default < 1 else 1.0
+
+
+def has_true_guidance(accepted: dict[str, inspect.Parameter]) -> bool:
+    """Whether the call guides by a second, negative prompt unless told otherwise, beside a scale that is embedded."""
+    scale = accepted["true_cfg_scale"].default if "true_cfg_scale" in accepted else None
+    return "negative_prompt" in accepted and isinstance(scale, int | float) and scale > 1
+
+
+def drawn_inputs(pipeline: Pipeline) -> list[str]:
+    """Parameters of the call for images, masks and videos that are to be given.
+
+    Signatures often give such an input the default None, so the class name is looked at too.
+    """
+    accepted, edits = parameters(pipeline.__call__), EDITING.search(type(pipeline).__name__)
+    names = [name for name in (*IMAGES, *MASKS, *VIDEOS) if name in accepted]
+    return [name for name in names if edits or accepted[name].default is inspect.Parameter.empty]
+
+
+def missing_inputs(pipeline: Pipeline) -> list[str]:
+    """Parameters without a default that nothing here can give a value."""
+    required = [
+        name
+        for name, parameter in parameters(pipeline.__call__).items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    return [name for name in required if name not in GIVEN]
+
+
+def fewest_frames(pipeline: Pipeline) -> int:
+    """Frames of the shortest video with two latent frames; 4 where each frame is coded by itself."""
+    factors = (getattr(pipeline, name, None) for name in TEMPORAL_FACTORS)
+    factor = next((int(found) for found in factors if found), 1)
+    return factor + 1 if factor > 1 else FEW_FRAMES
