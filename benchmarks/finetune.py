@@ -111,7 +111,7 @@ class Examination:
         each = peak_signal_noise_ratio(images, self.images, data_range=1.0, dim=(1, 2, 3), reduction="none")
         return {
             "bits": round(bits_per_weight(unet), 3),
-            "error": denoiser_error(replay(unet, self.calls, lambda done, total: None)),
+            "error": denoiser_error(replay(unet, self.calls, lambda done, total: None).by_timestep),
             "guided": self.guided_error(unet),
             "psnr": round(fidelity["psnr"], 2),
             "mean": round(float(each.mean()), 2),

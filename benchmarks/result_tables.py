@@ -9,8 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-from vqcompress.report.comparison import Comparison, Variant
+from vqcompress.report.comparison import Comparison
 from vqcompress.report.formatting import percent_short
+from vqcompress.report.variant import Variant
 
 METHODS, WIDTHS = ("trellis", "additive", "gptq", "rtn"), (2, 3, 4)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqcompress.metrics import wilson_interval
-from vqcompress.report import ORIGINAL, Comparison, LayerError, Original, Settings, Share, Variant, verdicts
+from vqcompress.report import ORIGINAL, Comparison, LayerError, Original, Settings, Share, Trajectory, Variant, verdicts
 from vqcompress.report.pictures import to_png
 
 WEIGHTS = 14_400_000
@@ -28,6 +28,20 @@ def share(passed: int, total: int = 200) -> Share:
     return Share(passed / total, *wilson_interval(passed, total), count=total)
 
 
+def image_values(error: float) -> dict[str, tuple[float, ...]]:
+    """Every image's values: the same images are hard for every variant."""
+    hardness = [0.5, -1.0, 3.0, -2.0, 0.0, -0.5]
+    psnr = tuple(19 - 10 * math.log10(error) * 0.7 + hard for hard in hardness)
+    distances = tuple(0.01 * error**0.5 * 2**-hard for hard in hardness)
+    return {"psnr": psnr, "ssim": tuple(1 - min(0.9, 6 * error) for _ in hardness), "feature_distance": distances}
+
+
+def energies(error: float) -> tuple[tuple[float, float], ...]:
+    return tuple(
+        (error * signal * hard, signal) for signal, hard in ((10.0, 0.8), (12.0, 1.2), (9.0, 1.0), (11.0, 1.0))
+    )
+
+
 def make_row(method: str, bits: int, rng: np.random.Generator) -> Variant:
     factor, overhead = METHODS[method]
     error = factor * 4.0**-bits
@@ -36,6 +50,7 @@ def make_row(method: str, bits: int, rng: np.random.Generator) -> Variant:
     return Variant(
         label=f"{method} {bits}-bit",
         method=method,
+        scheme="uniform" if method in ("trellis", "additive") else "",
         bits_per_weight=bits + overhead,
         denoiser_bits=8 * nbytes / WEIGHTS,
         denoiser_bytes=nbytes,
@@ -50,6 +65,10 @@ def make_row(method: str, bits: int, rng: np.random.Generator) -> Variant:
             "psnr_worst": 9.0,
             "ssim": 1 - min(0.9, 6 * error),
         },
+        image_values=image_values(error),
+        energies=energies(error),
+        trajectory=Trajectory({float(t): 2 * error for t in range(950, 0, -50)}, energies(2 * error)),
+        memory_bytes=nbytes + 20_000,
         time_ratio=1.3,
         caption_accuracy={"all": share(passed), "count": share(passed + 10)},
     )
@@ -86,7 +105,9 @@ def make_comparison() -> Comparison:
             denoiser_calls=80,
             layer_inputs="the second moments of its inputs on 4 of the prompts",
             versions={"vqcompress": "0.1.0", "torch": "2.13.0"},
+            machine="an abacus, 2 cores",
         ),
+        pictured=(3, 0, 1, 2, 4, 5),
         pictures=make_pictures([ORIGINAL, *(variant.label for variant in variants)]),
     )
 

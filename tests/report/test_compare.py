@@ -1,7 +1,7 @@
 """The whole comparison on a tiny random pipeline, quantized here on a plain grid of each variant's range."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +26,9 @@ from vqcompress.report import (
     compare_folders,
     write_report,
 )
+from vqcompress.report.compare import _Bench
 from vqcompress.report.folders import evaluation_set
+from vqcompress.report.pictures import decode
 from vqcompress.sampling_config import SamplingConfig
 
 PROMPTS = ("a red fox", "two blue cups", "an old door")
@@ -131,9 +133,41 @@ def test_judge_counts_prompts(found):
     assert found.original.caption_accuracy["all"].count == 3
 
 
-def test_equal_bytes_are_read_off_the_scalar_curve(found):
-    verdict = found.verdicts[0]
-    assert (verdict.label, verdict.basis, verdict.rival) == ("trellis 4-bit", "curve", "rtn")
+def test_every_image_and_every_call_is_measured(found, original, candidates):
+    """One image of the trajectory by hand: its calls replayed, the guided latents of both runs compared."""
+    variant = found.variants[0]
+    assert len(variant.image_values["psnr"]) == len(PROMPTS)
+    assert variant.psnr_median.value == pytest.approx(variant.image_metrics["psnr_median"])
+    assert min(variant.image_values["psnr"]) == pytest.approx(variant.image_metrics["psnr_worst"])
+    assert len(variant.energies) == CONFIG.trajectory_prompts
+    errors, signals = zip(*variant.energies, strict=True)
+    assert sum(errors) / sum(signals) == pytest.approx(variant.denoiser_error)
+    assert variant.error.value == pytest.approx(variant.denoiser_error)
+    assert variant.error.low < variant.error.value < variant.error.high
+    times, strayed = zip(*variant.trajectory.by_timestep.items(), strict=True)
+    assert times == tuple(variant.error_by_timestep)
+    assert strayed[0] == 0  # the same noise
+    assert 0 < strayed[1] < strayed[2]
+    assert 0 < variant.memory_bytes < found.original.memory_bytes
+
+
+def test_verdicts_name_measured_neighbours(found):
+    error, _ = found.verdicts
+    assert (error.label, error.larger, error.smaller) == ("trellis 4-bit", None, None)  # the default allocates bits
+    assert found.pictured[:2] == (found.variants[0].worst_image, found.variants[0].median_image)
+
+
+def test_large_images_are_kept_in_full_for_the_first_variant():
+    bench = object.__new__(_Bench)
+    bench.pictures, bench.full_size = {}, {}
+    bench.images = torch.zeros(6, 3, 8, 400)
+    bench._picture("lead", bench.images + 0.5, (30.0, 20.0, 25.0, 40.0, 35.0, 28.0))
+    bench._picture("other", bench.images + 0.5, (10.0,) * 6)
+    assert bench.pictured == (1, 5, 0, 2, 3, 4)
+    assert list(bench.full_size) == [ORIGINAL, "lead"]
+    assert [len(files) for files in bench.full_size.values()] == [4, 4]
+    assert decode(bench.full_size["lead"][0]).size == (400, 8)
+    assert decode(bench.pictures["lead"][0]).size[0] == 384
 
 
 def test_it_can_be_written(found, tmp_path):
@@ -144,8 +178,8 @@ def test_it_can_be_written(found, tmp_path):
 
 def test_the_same_run_again_finds_the_same(found, original, candidates):
     again = run(original, candidates[:1], layer_prompts=1)
-    mine = {**vars(again.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
-    assert mine == {**vars(found.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
+    mine = {**asdict(again.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
+    assert mine == {**asdict(found.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
 
 
 def test_plain_layer_errors_need_no_activations(original, candidates):

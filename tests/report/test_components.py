@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from vqcompress.report import to_html, to_markdown
-from vqcompress.report.comparison import Comparison, ComponentCost
+from vqcompress.report.comparison import Comparison
 from vqcompress.report.components import component_costs, components_table
 from vqcompress.report.drawing import Drawing
+from vqcompress.report.variant import ComponentCost
 from vqcompress.sampling_config import ResolvedSampling
 
 DRAWING = Drawing(("a", "b"), 0, ResolvedSampling(2, 1.0, 8, 8))

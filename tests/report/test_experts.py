@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from vqcompress.checkpoint import LayerRecord
 from vqcompress.report import Comparison, to_html, to_markdown
-from vqcompress.report.comparison import ExpertUse
 from vqcompress.report.experts import expert_uses, experts_table
+from vqcompress.report.variant import ExpertUse
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
 TOKENS = (1200, 40, 3000, 360)

@@ -82,7 +82,7 @@ def test_prompts_cannot_break_the_page(html):
 
 def test_first_screen_answers_the_question(html):
     first = html[: html.index("<main")]
-    for part in ("trellis 3-bit", "6.07", "0.66", "33.3", "90", "28.8"):
+    for part in ("trellis 3-bit", "6.07", "0.66", "34.0", "90", "28.8"):
         assert part in first
 
 
@@ -107,7 +107,7 @@ def test_page_without_judge_layers_pictures_and_verdicts(comparison):
     text = to_html(bare)
     Page(text)
     assert "caption accuracy" not in text.lower()
-    assert "at equal bytes</h2>" not in text
+    assert "neighbours in size</h2>" not in text
 
 
 def test_a_broken_variant_is_shown_not_hidden(comparison):
@@ -116,6 +116,8 @@ def test_a_broken_variant_is_shown_not_hidden(comparison):
         comparison.variants[0],
         denoiser_error=nan,
         image_metrics={**comparison.variants[0].image_metrics, "psnr": nan, "ssim": nan},
+        image_values={"psnr": (nan,) * 6},
+        energies=((nan, 1.0),) * 4,
         error_by_timestep={900.0: nan, 1.0: nan},
     )
     text = to_html(replace(comparison, variants=(broken, *comparison.variants[1:])))

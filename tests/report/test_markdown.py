@@ -15,7 +15,9 @@ def test_table_has_one_line_a_variant_and_equal_columns(comparison):
 def test_table_says_the_numbers(comparison):
     text = to_markdown(comparison)
     line = next(line for line in text.splitlines() if line.startswith("| trellis 3-bit"))
-    assert [part.strip() for part in line.split("|")][2:5] == ["3.04", "6.07", "0.66\N{NO-BREAK SPACE}%"]
+    assert [part.strip() for part in line.split("|")][2:5] == [
+        "3.04", "6.07", "0.66\N{NO-BREAK SPACE}% 21.8\N{NO-BREAK SPACE}dB",
+    ]  # fmt: skip
 
 
 def test_verdicts_and_conditions_are_there(comparison):

@@ -16,13 +16,13 @@ def test_rows_stand_where_their_scheme_and_width_say(comparison: Comparison) -> 
         for variant in comparison.variants
         if variant.method == "trellis" and round(variant.bits_per_weight) == 3
     ]
-    uniform = replace(trellis, label="trellis 3-bit uniform", scheme="uniform", denoiser_bytes=7_770_000)
-    both = replace(comparison, variants=(*comparison.variants, uniform))
+    mixed = replace(trellis, label="trellis 3-bit mixed", scheme="", denoiser_bytes=7_770_000)
+    both = replace(comparison, variants=(*comparison.variants, mixed))
     mixed_line = next(line for line in result_tables.budget_table(both, True).splitlines() if "trellis" in line)
     same_line = next(line for line in result_tables.budget_table(both, False).splitlines() if "trellis" in line)
-    assert f"{trellis.denoiser_bytes / 1e6:.2f} MB" in mixed_line.split("|")[3]
-    assert "7.77 MB" in same_line.split("|")[3]
-    assert same_line.split("|")[2].strip() == "–"
+    assert f"{trellis.denoiser_bytes / 1e6:.2f} MB" in same_line.split("|")[3]
+    assert "7.77 MB" in mixed_line.split("|")[3]
+    assert mixed_line.split("|")[2].strip() == "–"
 
 
 def test_the_script_prints_all_tables(comparison: Comparison, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -6,6 +6,7 @@ the network is measured, and not how the sampler amplifies or damps errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -31,6 +32,21 @@ def energies_by_timestep(calls: Iterable[tuple[float, Tensor, Tensor]]) -> dict[
         error += float((output.double() - truth).square().sum())
         sums[float(timestep)] = Energies(error, signal + float(truth.square().sum()))
     return sums
+
+
+def energies_by_image(output: Tensor, reference: Tensor, images: int) -> list[Energies]:
+    """Energies of each of ``images`` images in one call, whose samples are ``k`` times those images in their order.
+
+    Guidance calls a denoiser with every image twice: without its prompt, then with it.
+    """
+    truth = reference.double().reshape(len(reference) // images, images, -1)
+    error = (output.double().reshape(truth.shape) - truth).square().sum((0, 2))
+    return [Energies(e, s) for e, s in zip(error.tolist(), truth.square().sum((0, 2)).tolist(), strict=True)]
+
+
+def signal_to_error_db(error: float) -> float:
+    """A relative squared error as the decibels by which the signal is above it: ``-10 log10(error)``."""
+    return -10 * math.log10(error) if error > 0 else math.nan if math.isnan(error) else math.inf
 
 
 def denoiser_error(energies: Mapping[float, Energies]) -> float:

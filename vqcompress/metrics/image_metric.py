@@ -13,7 +13,9 @@ class ImageMetric:
     """``measure(images, originals)`` compares two batches ``[n, channels, height, width]``, float64 in 0..1.
 
     ``name`` is the key in ``report.json``. Metrics with a ``heading`` have a column in the report's table, with
-    ``unit`` below it and so many ``decimals``.
+    ``unit`` below it and so many ``decimals``. Where ``per_image`` (the same arguments, ``[n]``) is given, the report
+    keeps every image's value under ``name`` and computes means, medians and their intervals from them; a metric that
+    ``falls`` is better when lower.
     """
 
     name: str
@@ -21,3 +23,5 @@ class ImageMetric:
     heading: str = ""
     unit: str = ""
     decimals: int = 1
+    per_image: Callable[[Tensor, Tensor], Tensor] | None = None
+    falls: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -17,8 +18,10 @@ def _per_image(images: Tensor, originals: Tensor) -> Tensor:
     return peak_signal_noise_ratio(images, originals, data_range=1.0, dim=(1, 2, 3), reduction="none")
 
 
-PSNR = ImageMetric("psnr", _over_all_pixels, "PSNR", "dB")
+PSNR = ImageMetric("psnr", _over_all_pixels, per_image=_per_image)
 """Over all pixels together, so one bad image weighs by its error."""
-PSNR_MEDIAN = ImageMetric("psnr_median", lambda images, originals: float(_per_image(images, originals).median()))
+PSNR_MEDIAN = ImageMetric(
+    "psnr_median", lambda images, originals: float(np.median(_per_image(images, originals).numpy()))
+)
 PSNR_MEAN = ImageMetric("psnr_mean", lambda images, originals: float(_per_image(images, originals).mean()))
 PSNR_WORST = ImageMetric("psnr_worst", lambda images, originals: float(_per_image(images, originals).min()))

@@ -8,9 +8,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from vqcompress.metrics.image_metric import ImageMetric
 
 
-def _mean(images: Tensor, originals: Tensor) -> float:
-    found = structural_similarity_index_measure(images, originals, data_range=1.0)
-    return float(found if isinstance(found, Tensor) else found[0])
+def _per_image(images: Tensor, originals: Tensor) -> Tensor:
+    """``[n]``."""
+    found = structural_similarity_index_measure(images, originals, data_range=1.0, reduction="none")
+    return (found if isinstance(found, Tensor) else found[0]).reshape(-1)
 
 
-SSIM = ImageMetric("ssim", _mean, "SSIM", decimals=3)
+SSIM = ImageMetric("ssim", lambda a, b: float(_per_image(a, b).mean()), "SSIM", "mean", 3, _per_image)

@@ -11,7 +11,8 @@ from vqcompress.checkpoint import RECIPE_NAME
 from vqcompress.errors import CheckpointError, VQCompressError
 from vqcompress.methods import METHODS
 from vqcompress.recipe import Recipe
-from vqcompress.report.comparison import ORIGINAL, other_scheme
+from vqcompress.report.comparison import ORIGINAL
+from vqcompress.report.variant import other_scheme
 
 
 @dataclass(frozen=True)

@@ -16,31 +16,37 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from vqcompress.architectures import Architecture
-from vqcompress.checkpoint import inspect, load, read_layer_table
+from vqcompress.checkpoint import LayerRecord, inspect, load, read_layer_table
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.errors import VQCompressError
-from vqcompress.methods import gave_way
+from vqcompress.methods import SCALAR_FORMAT, gave_way
 from vqcompress.metrics import (
     caption_accuracy,
     denoiser_error,
     error_by_timestep,
+    fidelity_per_image,
     image_fidelity,
     pipeline_bytes,
     weight_bytes,
 )
 from vqcompress.progress import Progress, silent
 from vqcompress.report.candidate import Candidate, check_labels
-from vqcompress.report.comparison import ORIGINAL, Comparison, LayerError, Original, Settings, Share, Variant
+from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Settings
 from vqcompress.report.components import component_costs
 from vqcompress.report.drawing import Drawing, draw
 from vqcompress.report.evaluation import EvaluationConfig, EvaluationSet
 from vqcompress.report.experts import expert_uses
+from vqcompress.report.latents import LatentsRecord, strayed
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
-from vqcompress.report.pictures import to_picture, to_png
+from vqcompress.report.machine import machine, weight_memory
+from vqcompress.report.pictures import full_png, is_scaled_down, to_picture, to_png
 from vqcompress.report.replay import replay
+from vqcompress.report.variant import LayerError, Share, Variant
 from vqcompress.report.verdicts import verdicts
 
-PICTURED = 12  # prompts whose images the report shows
+PICTURED = 12  # prompts whose images the report shows, the first variant's worst and median ones among them
+ENLARGED = 4  # of these in full size
+MAX_CALLS_A_STEP = 8  # of the denoiser for one batch: separate guidance calls times a solver's stages
 VERSIONS_OF = ("vqcompress", "torch", "diffusers", "transformers")
 
 
@@ -74,7 +80,9 @@ def compare(
         variants=tuple(variants),
         verdicts=verdicts(variants),
         settings=bench.settings(),
+        pictured=bench.pictured,
         pictures=bench.pictures,
+        full_size=bench.full_size,
     )
 
 
@@ -89,7 +97,10 @@ class _Bench:
     progress: Progress
     calls: list[TeacherCall] = field(default_factory=list)
     packed: dict[str, Packed] = field(default_factory=dict)
+    records: dict[str, dict[str, LayerRecord]] = field(default_factory=dict)
+    pictured: tuple[int, ...] = ()
     pictures: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+    full_size: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         prompts, config = self.evaluation.prompts[: self.config.count], self.config
@@ -97,12 +108,15 @@ class _Bench:
 
     def observe_original(self) -> None:
         """Draw the reference images and record the denoiser's calls."""
-        self.images, self.seconds = draw(self.original, self.architecture, self.drawing, self._step("draw", ORIGINAL))
-        self.caption_accuracy = self._judged(ORIGINAL, self.images)
+        self.latents = self._latents()
+        step = self._step("draw", ORIGINAL)
+        self.images, self.seconds = draw(self.original, self.architecture, self.drawing, step, self.latents)
+        self.caption_accuracy = self._judged(self.images)
         run = self.drawing.run(self.original, self.architecture, self.config.trajectory_prompts)
+        self.batches = [len(run.prompts[at : at + run.batch_size]) for at in range(0, len(run.prompts), run.batch_size)]
         self.calls = record_teacher(
             run,
-            count=self.config.trajectory_prompts * 2 * run.steps,
+            count=self.config.trajectory_prompts * MAX_CALLS_A_STEP * run.steps,
             progress=lambda done, total, _: self.progress("record denoiser", done, total, ORIGINAL),
         )
 
@@ -116,8 +130,8 @@ class _Bench:
             )
         pipeline = self._open(candidate.folder)
         self.packed[label] = packed_weights(pipeline, self.architecture)
-        images, seconds = draw(pipeline, self.architecture, self.drawing, self._step(f"draw {label}", ""))
-        energies = replay(self._module(pipeline), self.calls, self._step(f"replay {label}", ""))
+        memory = weight_memory(self._module(pipeline))
+        seconds, measured = self.measured(label, pipeline)
         costs = component_costs(
             self.original,
             pipeline,
@@ -131,6 +145,7 @@ class _Bench:
         gc.collect()
         nbytes = weight_bytes(candidate.folder / denoiser)
         records = read_layer_table(candidate.folder)
+        self.records[label] = {_recorded_name(record, denoiser): record for record in records}
         return Variant(
             label=label,
             method=candidate.method,
@@ -141,29 +156,51 @@ class _Bench:
             outliers=sum(record.outliers for record in records),
             experts=expert_uses(records),
             bits_per_weight=sizes["bits_per_weight"],
-            denoiser_bits=8 * nbytes / self._denoiser_weights(),
+            denoiser_bits=8 * nbytes / self.denoiser_weights,
             denoiser_bytes=nbytes,
             folder_bytes=sizes["bytes"],
-            denoiser_error=denoiser_error(energies),
-            error_by_timestep=error_by_timestep(energies),
             layer_errors=(),
-            image_metrics=image_fidelity(images, self.images),
             time_ratio=seconds / self.seconds,
-            caption_accuracy=self._judged(label, images),
             components=costs,
+            memory_bytes=memory,
+            **measured,
         )
+
+    def measured(self, label: str, pipeline: DiffusionPipeline) -> tuple[float, dict[str, Any]]:
+        """A variant's seconds per image, and the fields of `Variant` that follow from what it computes."""
+        latents = self._latents()
+        step = self._step(f"draw {label}", "")
+        images, seconds = draw(pipeline, self.architecture, self.drawing, step, latents)
+        step = self._step(f"replay {label}", "")
+        replayed = replay(self._module(pipeline), self.calls, step, self.batches)
+        values = fidelity_per_image(images, self.images)
+        self._picture(label, images, values["psnr"])
+        fields = {
+            "denoiser_error": denoiser_error(replayed.by_timestep),
+            "error_by_timestep": error_by_timestep(replayed.by_timestep),
+            "energies": replayed.by_image,
+            "trajectory": strayed(latents, self.latents),
+            "image_metrics": image_fidelity(images, self.images),
+            "image_values": values,
+            "caption_accuracy": self._judged(images),
+        }
+        return seconds, fields
 
     def layer_errors(self) -> dict[str, tuple[LayerError, ...]]:
         """Label -> layer errors, from one pass over the original."""
         few = self.config.layer_prompts
         run = self.drawing.run(self.original, self.architecture, few) if few else None
         step = self._step("layer errors", "")
-        return layer_errors(self.original, self.architecture, self.packed, run, step)
+        found = layer_errors(self.original, self.architecture, self.packed, run, step)
+        return {
+            label: tuple(_with_record(error, self.records.get(label, {}).get(error.layer)) for error in errors)
+            for label, errors in found.items()
+        }
 
     def original_sizes(self) -> Original:
         """The original: its sizes on disk if it came from a folder, else those of its weights at 16 bits."""
         folder = Path(str(getattr(self.original, "name_or_path", None) or ""))
-        weights = self._denoiser_weights()
+        weights = self.denoiser_weights
         known = (folder / "model_index.json").is_file()
         return Original(
             denoiser_bytes=weight_bytes(folder / self.architecture.denoiser) if known else 2 * weights,
@@ -171,6 +208,7 @@ class _Bench:
             denoiser_weights=weights,
             seconds_per_image=self.seconds,
             caption_accuracy=self.caption_accuracy,
+            memory_bytes=weight_memory(self._module(self.original)),
         )
 
     def settings(self) -> Settings:
@@ -188,6 +226,7 @@ class _Bench:
             denoiser_calls=len(self.calls),
             layer_inputs=moments if shown else "all inputs taken as equally large and independent",
             versions={package: version(package) for package in VERSIONS_OF},
+            machine=machine(self._module(self.original).device),
         )
 
     def _open(self, folder: Path) -> DiffusionPipeline:
@@ -198,19 +237,51 @@ class _Bench:
     def _module(self, pipeline: DiffusionPipeline):
         return self.architecture.module(pipeline, self.architecture.denoiser)
 
-    def _denoiser_weights(self) -> int:
+    def _latents(self) -> LatentsRecord:
+        return LatentsRecord(min(self.config.trajectory_prompts, len(self.drawing.prompts)))
+
+    @property
+    def denoiser_weights(self) -> int:
+        """Number of the denoiser's weights."""
         return sum(parameter.numel() for parameter in self._module(self.original).parameters())
 
-    def _judged(self, label: str, images: Tensor) -> dict[str, Share]:
-        """Keep the first images for the page; the judge's answers over all images."""
-        self.pictures[label] = tuple(to_png(image) for image in images[:PICTURED])
+    def _judged(self, images: Tensor) -> dict[str, Share]:
+        """The judge's answers over all images."""
         if (judge := self.evaluation.judge) is None:
             return {}
         answers = [judge(to_picture(i), p) for i, p in zip(images, self.drawing.prompts, strict=True)]
         return {question: Share(**share) for question, share in caption_accuracy(answers).items()}
 
+    def _picture(self, label: str, images: Tensor, psnr: tuple[float, ...]) -> None:
+        """Keep images for the page; which ones, the first variant decides."""
+        is_lead = not self.pictures
+        if is_lead:
+            self.pictured = shown(psnr)
+            self.pictures[ORIGINAL] = tuple(to_png(self.images[at]) for at in self.pictured)
+        self.pictures[label] = tuple(to_png(images[at]) for at in self.pictured)
+        if is_lead and is_scaled_down(images[0]):
+            for name, source in ((ORIGINAL, self.images), (label, images)):
+                self.full_size[name] = tuple(full_png(source[at]) for at in self.pictured[:ENLARGED])
+
     def _step(self, stage: str, detail: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total, detail)
+
+
+def shown(psnr: tuple[float, ...]) -> tuple[int, ...]:
+    """The prompts whose images a report shows: the worst one by PSNR, the median one, and the first ones."""
+    order = sorted(range(len(psnr)), key=lambda at: (psnr[at], at))
+    chosen = dict.fromkeys([order[0], order[(len(order) - 1) // 2], *range(len(psnr))])
+    return tuple(chosen)[:PICTURED]
+
+
+def _recorded_name(record: LayerRecord, denoiser: str) -> str:
+    return record.layer if record.component == denoiser else f"{record.component}.{record.layer}"
+
+
+def _with_record(error: LayerError, record: LayerRecord | None) -> LayerError:
+    if record is None:
+        return error
+    return replace(error, gap=record.gap, outliers=record.outliers, is_scalar=record.format == SCALAR_FORMAT)
 
 
 def _name_of(pipeline: DiffusionPipeline) -> str:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vqcompress.architectures import Architecture
 from vqcompress.metrics import image_fidelity
-from vqcompress.report.comparison import Comparison, ComponentCost, Variant
+from vqcompress.report.comparison import Comparison
 from vqcompress.report.drawing import Drawing, draw
 from vqcompress.report.formatting import fixed, megabytes
 from vqcompress.report.table import Cell, Heading, Line, Table
+from vqcompress.report.variant import ComponentCost, Variant
 
 IMAGES = 12  # drawn anew for every component
 

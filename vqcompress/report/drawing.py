@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from vqcompress.architectures import Architecture
+from vqcompress.denoiser_calls.record import listening
 from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.report.latents import LatentsRecord
 from vqcompress.sampling_config import ResolvedSampling
 
 PIXELS_AT_ONCE = 1 << 20
@@ -35,18 +38,39 @@ class Drawing:
 
 
 def draw(
-    pipeline: DiffusionPipeline, architecture: Architecture, drawing: Drawing, progress: Callable[[int, int], None]
+    pipeline: DiffusionPipeline,
+    architecture: Architecture,
+    drawing: Drawing,
+    progress: Callable[[int, int], None],
+    latents: LatentsRecord | None = None,
 ) -> tuple[Tensor, float]:
-    """Images ``[n, 3, height, width]`` in 0..1, float32 on the CPU, and seconds per image."""
+    """Images ``[n, 3, height, width]`` in 0..1, float32 on the CPU, and seconds per image.
+
+    ``latents`` sees the denoiser's calls for as many of the first prompts as it wants.
+    """
     batch = batch_size(architecture)
     warm_up = replace(drawing.sampling, steps=min(WARM_UP_STEPS, drawing.sampling.steps))
     _batch(pipeline, architecture, replace(drawing, sampling=warm_up), slice(0, 1))
     images = []
     start = time.perf_counter()
     for first in range(0, len(drawing.prompts), batch):
-        images.append(_batch(pipeline, architecture, drawing, slice(first, first + batch)))
+        part = slice(first, min(first + batch, len(drawing.prompts)))
+        with _watching(pipeline, architecture, drawing, latents, part):
+            images.append(_batch(pipeline, architecture, drawing, part))
         progress(min(first + batch, len(drawing.prompts)), len(drawing.prompts))
     return torch.cat(images), (time.perf_counter() - start) / len(drawing.prompts)
+
+
+def _watching(
+    pipeline: DiffusionPipeline,
+    architecture: Architecture,
+    drawing: Drawing,
+    latents: LatentsRecord | None,
+    part: slice,
+):
+    if latents is None or not latents.wants(part.start):
+        return nullcontext()
+    return listening(drawing.run(pipeline, architecture, 1), latents.of_images(part.stop - part.start))
 
 
 def batch_size(architecture: Architecture) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from vqcompress.checkpoint import LayerRecord
-from vqcompress.report.comparison import Comparison, ExpertUse, Variant
+from vqcompress.report.comparison import Comparison
 from vqcompress.report.formatting import NONE, percent_short
 from vqcompress.report.table import Cell, Heading, Line, Table
+from vqcompress.report.variant import ExpertUse, Variant
 
 EXPERT = re.compile(r"(?P<mixture>.*)\.experts\.(?P<number>\d+)\.")
 NOTE = (

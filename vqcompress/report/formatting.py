@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from vqcompress.report.comparison import Share
+from vqcompress.metrics import Estimate
+from vqcompress.report.variant import Share
 
 NONE = "–"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -68,6 +69,11 @@ def decibel(value: float) -> str:
 def whole_percent(share: float) -> str:
     """``91 %``."""
     return f"{100 * share:.0f}{SPACE}%"
+
+
+def span(estimate: Estimate, decimals: int) -> str:
+    """``31.0–36.2``: the interval's ends."""
+    return f"{fixed(estimate.low, decimals)}–{fixed(estimate.high, decimals)}"
 
 
 def interval(share: Share) -> str:

@@ -16,7 +16,7 @@ from vqcompress.report.experts import experts_table
 from vqcompress.report.palette import MARKERS, STYLES
 from vqcompress.report.table import variants_table
 from vqcompress.report.verdicts import verdict_lines
-from vqcompress.report.wording import key_figures, layer_notes, measured, overall, summary, title
+from vqcompress.report.wording import TABLE_NOTE, key_figures, layer_notes, measured, overall, summary, title
 
 FIRST_SCREEN = 8  # images of the first variant beside the title
 
@@ -33,6 +33,7 @@ def to_html(comparison: Comparison) -> str:
         figures=key_figures(comparison),
         verdicts=verdict_lines(comparison.verdicts),
         table=variants_table(comparison),
+        table_note=TABLE_NOTE,
         components=components_table(comparison),
         component_note=NOTE,
         experts=experts_table(comparison),

@@ -18,7 +18,7 @@ from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.layers import vq_layers
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.layer_error import relative_error
-from vqcompress.report.comparison import LayerError
+from vqcompress.report.variant import LayerError
 
 Packed = Mapping[str, Mapping[str, QuantizedWeight]]
 """Component -> layer -> packed weight."""

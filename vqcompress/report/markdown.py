@@ -10,11 +10,11 @@ from vqcompress.report.experts import NOTE as EXPERTS_NOTE
 from vqcompress.report.experts import experts_table
 from vqcompress.report.table import Heading, Line, variants_table
 from vqcompress.report.verdicts import verdict_lines
-from vqcompress.report.wording import layer_notes, measured, summary, title
+from vqcompress.report.wording import TABLE_NOTE, layer_notes, measured, summary, title
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Title, summary, table of variants, verdicts at equal bytes, and how all was measured."""
+    """Title, summary, table of variants, verdicts against the neighbours in size, and how all was measured."""
     return "\n".join(_blocks(comparison))
 
 
@@ -23,17 +23,21 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     yield f"{escape(summary(comparison))}\n"
     table = variants_table(comparison)
     yield from _table(table.headings, table.lines)
-    yield "\nSize and error are the denoiser's."
+    yield f"\n{TABLE_NOTE}"
     yield ""
     if components := components_table(comparison):
         yield "## What each component costs\n"
         yield f"{NOTE}\n"
         yield from _table(components.headings, components.lines)
         yield ""
+    if comparison.missing:
+        yield "## Not compared\n"
+        yield from (f"- {escape(sentence)}" for sentence in comparison.missing)
+        yield ""
     if comparison.pictures:
         yield "![images of the original and of each variant, from the same seeds](grid.png)\n"
     if comparison.verdicts:
-        yield "## At equal bytes\n"
+        yield "## Against the neighbours in size\n"
         lines = verdict_lines(comparison.verdicts)
         yield from (f"- {line.outcome}: **{escape(line.subject)}** {escape(line.text)}" for line in lines)
         yield ""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from vqcompress.methods import METHODS, Family
-from vqcompress.report.comparison import other_scheme
+from vqcompress.methods import METHODS
+from vqcompress.report.variant import Family, other_scheme
 
 INK = "#010203"
 FAINT = "#040506"

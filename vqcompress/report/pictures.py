@@ -32,6 +32,16 @@ def to_png(image: Tensor) -> bytes:
     return encode(picture)
 
 
+def full_png(image: Tensor) -> bytes:
+    """PNG file of the same in full size."""
+    return encode(to_picture(image))
+
+
+def is_scaled_down(image: Tensor) -> bool:
+    """Whether `to_png` makes the image smaller."""
+    return max(image.shape[-2:]) > MAX_SIDE
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """8-bit RGB picture of an image ``[3, height, width]`` in 0..1."""
     pixels = image.detach().float().nan_to_num(0.0).clamp(0, 1).mul(255).round()

@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from vqcompress.report.comparison import ORIGINAL, Comparison, Variant
+from vqcompress.report.comparison import ORIGINAL, Comparison
 from vqcompress.report.formatting import significant
 from vqcompress.report.palette import FAINT, GRID, INK, STANDINS, STYLES
+from vqcompress.report.variant import Variant
 from vqcompress.report.wording import overall
 
 SMALL, WIDE = (5.4, 3.9), (11.2, 3.9)
@@ -36,12 +37,21 @@ def error_by_bytes(comparison: Comparison) -> str:
 
 
 def psnr_by_bytes(comparison: Comparison) -> str:
-    """PSNR of the images by the denoiser's bytes on disk."""
+    """Median PSNR of the images, with intervals, by the denoiser's bytes on disk."""
     with _svg("psnr-by-bytes", SMALL) as (axes, text):
-        _curves(axes, comparison, lambda variant: variant.psnr)
-        axes.set_ylabel("PSNR of images, dB")
+        _curves(axes, comparison, median_psnr)
+        for variant in comparison.variants:
+            if (found := variant.psnr_median) and math.isfinite(found.low + found.high):
+                place = variant.denoiser_bytes / 1e6
+                axes.plot([place, place], [found.low, found.high], color=STYLES[variant.curve].color, linewidth=1)
+        axes.set_ylabel("median PSNR of images, dB, 95 % interval")
         _bits_axis(axes, comparison)
     return text.getvalue()
+
+
+def median_psnr(variant: Variant) -> float:
+    """In dB."""
+    return variant.psnr_median.value if variant.psnr_median else variant.image_metrics["psnr_median"]
 
 
 def error_by_timestep(comparison: Comparison) -> str:

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import TeacherCall
-from vqcompress.metrics import Energies, energies_by_timestep
+from vqcompress.metrics import Energies, energies_by_image
+from vqcompress.report.variant import Energy
 from vqcompress.tensor_tree import to_device
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """Error and signal energies by timestep, from noise to image, and of each image over all calls.
+
+    ``by_image`` is empty where the calls do not say which sample is of which image.
+    """
+
+    by_timestep: dict[float, Energies]
+    by_image: tuple[Energy, ...]
+
+
 def replay(
-    denoiser: nn.Module, calls: Sequence[TeacherCall], progress: Callable[[int, int], None]
-) -> dict[float, Energies]:
-    """Error and signal energies of ``denoiser`` on the recorded ``calls``, by timestep, from noise to image."""
-    energies = energies_by_timestep(_triples(denoiser, calls, progress))
-    return dict(sorted(energies.items(), reverse=_falls(calls)))
+    denoiser: nn.Module,
+    calls: Sequence[TeacherCall],
+    progress: Callable[[int, int], None],
+    batches: Sequence[int] = (1,),
+) -> Replayed:
+    """``denoiser`` on the recorded ``calls``, which were made batch by batch; ``batches`` has the images of each.
 
-
-def _triples(
-    denoiser: nn.Module, calls: Sequence[TeacherCall], progress: Callable[[int, int], None]
-) -> Iterator[tuple[float, Tensor, Tensor]]:
+    All batches must be recorded whole, as many calls for each; otherwise they count as one image.
+    """
     device = next(denoiser.parameters()).device
+    times: dict[float, Energies] = {}
+    images: list[list[Energies]] = [[Energies(0.0, 0.0)] * count for count in batches]
     for index, call in enumerate(calls):
         with torch.inference_mode():
-            output = first_output(denoiser(**to_device(call["kwargs"], device)))
-        yield timestep_of(call), output.cpu(), call["output"]
+            output = first_output(denoiser(**to_device(call["kwargs"], device))).cpu()
+        batch = index * len(batches) // len(calls)
+        found = _energies(output, call, batches[batch])
+        times[timestep_of(call)] = _add(times.get(timestep_of(call), Energies(0.0, 0.0)), *found)
+        if len(found) == batches[batch]:
+            images[batch] = [_add(old, new) for old, new in zip(images[batch], found, strict=True)]
         progress(index + 1, len(calls))
+    by_image = tuple((each.error, each.signal) for batch in images for each in batch)
+    known = all(signal > 0 for _, signal in by_image)
+    return Replayed(dict(sorted(times.items(), reverse=_falls(calls))), by_image if known else ())
+
+
+def _energies(output: torch.Tensor, call: TeacherCall, images: int) -> list[Energies]:
+    """One for each image, or a single one of all where samples are no multiple of the images."""
+    return energies_by_image(output, call["output"], images if len(output) % images == 0 else 1)
+
+
+def _add(first: Energies, *others: Energies) -> Energies:
+    each = (first, *others)
+    return Energies(sum(one.error for one in each), sum(one.signal for one in each))
 
 
 def timestep_of(call: TeacherCall) -> float:

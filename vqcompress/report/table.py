@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vqcompress.metrics import IMAGE_METRICS, ImageMetric
-from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Share, Variant
-from vqcompress.report.formatting import NONE, fixed, interval, megabytes, percent, percent_decimals, whole_percent
+from vqcompress.metrics import IMAGE_METRICS, ImageMetric, mean
+from vqcompress.report.comparison import ORIGINAL, Comparison, Original
+from vqcompress.report.formatting import (
+    NONE,
+    SPACE,
+    fixed,
+    interval,
+    megabytes,
+    percent,
+    percent_decimals,
+    span,
+    whole_percent,
+)
+from vqcompress.report.variant import Share, Variant
 from vqcompress.report.wording import overall
 
 
@@ -89,6 +100,39 @@ def _layer_errors(variant: Variant, decimals: Decimals) -> Cell:
     )
 
 
+def _error(variant: Variant, decimals: Decimals) -> Cell:
+    return Cell(percent(variant.denoiser_error, decimals.denoiser), f"{fixed(variant.signal_to_error, 1)}{SPACE}dB")
+
+
+def _strayed(variant: Variant, decimals: Decimals) -> Cell:
+    found = variant.trajectory_error
+    return Cell(percent(found.value, 2)) if found else Cell(NONE)
+
+
+def _psnr_median(variant: Variant, decimals: Decimals) -> Cell:
+    found = variant.psnr_median
+    if found is None:
+        return Cell(fixed(variant.image_metrics.get("psnr_median"), 1))
+    return Cell(fixed(found.value, 1), span(found, 1))
+
+
+def _psnr_mean(variant: Variant, decimals: Decimals) -> Cell:
+    found = variant.over_images("psnr", mean)
+    if found is None:
+        return Cell(fixed(variant.image_metrics.get("psnr_mean"), 1))
+    return Cell(fixed(found.value, 1), span(found, 1))
+
+
+def _worst(variant: Variant, decimals: Decimals) -> Cell:
+    number = variant.worst_image
+    return Cell(fixed(variant.image_metrics.get("psnr_worst"), 1), "" if number is None else f"#{number + 1}")
+
+
+def _features(variant: Variant, decimals: Decimals) -> Cell:
+    found = variant.over_images("feature_distance")
+    return Cell(fixed(1000 * found.value, 2) if found else NONE)
+
+
 def _original_bits(original: Original) -> Cell:
     return Cell(fixed(8 * original.denoiser_bytes / original.denoiser_weights, 2))
 
@@ -112,15 +156,25 @@ COLUMNS = (
         lambda variant, _: Cell(megabytes(variant.denoiser_bytes)),
         lambda original: Cell(megabytes(original.denoiser_bytes)),
     ),
-    Column(Heading("error", "relative"), lambda variant, d: Cell(percent(variant.denoiser_error, d.denoiser))),
+    Column(Heading("denoiser error", "relative, signal to error"), _error),
+    Column(Heading("latents' error", "own trajectory"), _strayed),
+    Column(Heading("PSNR median", "dB, 95 % interval"), _psnr_median),
+    Column(Heading("PSNR mean", "dB, 95 % interval"), _psnr_mean),
+    Column(Heading("PSNR worst", "dB, image"), _worst),
     *(_image_column(metric) for metric in IMAGE_METRICS if metric.heading),
+    Column(Heading("feature distance", "median, × 1000"), _features),
     CAPTIONS,
     Column(Heading("layer error", "mean (worst)"), _layer_errors),
     Column(Heading("bits", "whole denoiser"), lambda variant, _: Cell(fixed(variant.denoiser_bits, 2)), _original_bits),
     Column(
         Heading("pipeline", "all files, MB"),
-        lambda variant, _: Cell(megabytes(variant.folder_bytes)),
+        lambda variant, _: Cell(megabytes(variant.folder_bytes) if variant.folder_bytes else NONE),
         lambda original: Cell(megabytes(original.folder_bytes) if original.folder_bytes else NONE),
+    ),
+    Column(
+        Heading("memory", "weights, MB"),
+        lambda variant, _: Cell(megabytes(variant.memory_bytes) if variant.memory_bytes else NONE),
+        lambda original: Cell(megabytes(original.memory_bytes) if original.memory_bytes else NONE),
     ),
     Column(
         Heading("time", "× original"), lambda variant, _: Cell(fixed(variant.time_ratio, 2)), lambda _: Cell("1.00")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vqcompress.report.comparison import Comparison, Share, Variant
+from vqcompress.metrics.bootstrap import RESAMPLINGS
+from vqcompress.report.comparison import Comparison
 from vqcompress.report.formatting import (
     SPACE,
     decibel,
@@ -14,7 +16,20 @@ from vqcompress.report.formatting import (
     percent_short,
     significant,
     size,
+    span,
     whole_percent,
+)
+from vqcompress.report.variant import Share, Variant
+
+TABLE_NOTE = (
+    "Size and error are the denoiser's. Intervals are 95 % bootstrap intervals over images. Feature distance is "
+    "LPIPS's formula on fixed oriented filters, not on a trained network: it is comparable only within this table."
+)
+
+PEERS_NOTE = (
+    "Other packages: each quantized the weights of the same layers itself; the denoiser then ran with what it decodes "
+    "to, so their time is not measured. Their size is that of the format's own stored tensors, the layers that it "
+    "cannot take and all other tensors at 16 bits."
 )
 
 OVERALL = "all"
@@ -51,9 +66,20 @@ def _saving(comparison: Comparison, variant: Variant) -> str:
 
 def _loss(variant: Variant) -> str:
     return (
-        f"Given the original's inputs, its output has a relative mean squared error of "
-        f"{percent_short(variant.denoiser_error)}. With the same seeds, its images reach {decibel(variant.psnr)} PSNR "
-        "against the original's."
+        "Given the original's inputs, its output has a relative squared error of "
+        f"{percent_short(variant.denoiser_error)}, which is {decibel(variant.signal_to_error)} from signal to error. "
+        f"{_images(variant)}"
+    )
+
+
+def _images(variant: Variant) -> str:
+    found = variant.psnr_median
+    if found is None:
+        return f"With the same seeds, its images have a median PSNR of {decibel(variant.image_metrics['psnr_median'])}."
+    return (
+        f"With the same seeds, its images have a median PSNR of {decibel(found.value)} against the original's "
+        f"(95{SPACE}% interval {span(found, 1)}{SPACE}dB, {found.count} images); the worst has "
+        f"{decibel(variant.image_metrics['psnr_worst'])}."
     )
 
 
@@ -85,14 +111,38 @@ def key_figures(comparison: Comparison) -> list[KeyFigure]:
         KeyFigure(
             "Denoiser on disk", *_parts(size(variant.denoiser_bytes)), f"original {size(original.denoiser_bytes)}"
         ),
-        KeyFigure("Denoiser error", *_parts(percent_short(variant.denoiser_error)), "relative MSE"),
-        KeyFigure("PSNR", fixed(variant.psnr, 1), "dB", f"SSIM {fixed(variant.ssim, 3)}"),
+        KeyFigure(
+            "Denoiser error",
+            *_parts(percent_short(variant.denoiser_error)),
+            f"squared; {decibel(variant.signal_to_error)} signal to error",
+        ),
+        _psnr_figure(variant),
+        *_cost_figures(comparison, variant),
     ]
     share, reference = overall(variant.caption_accuracy), overall(original.caption_accuracy)
     if share and reference:
         remark = f"95 %: {interval(share)}, original {whole_percent(reference.share)}"
         figures.append(KeyFigure("Caption accuracy", f"{100 * share.share:.0f}", "%", remark))
     return figures
+
+
+def _psnr_figure(variant: Variant) -> KeyFigure:
+    found = variant.psnr_median
+    value = found.value if found else variant.image_metrics["psnr_median"]
+    remark = f"95 %: {span(found, 1)}, {found.count} images" if found else f"SSIM {fixed(variant.ssim, 3)}"
+    return KeyFigure("Median PSNR", fixed(value, 1), "dB", remark)
+
+
+def _cost_figures(comparison: Comparison, variant: Variant) -> Iterator[KeyFigure]:
+    """Time and memory, where they were measured."""
+    if not math.isnan(variant.time_ratio):
+        seconds = significant(comparison.original.seconds_per_image, 2)
+        yield KeyFigure(
+            "Time", fixed(variant.time_ratio, 2), "× original", f"which takes {seconds}{SPACE}s an image here"
+        )
+    if variant.memory_bytes:
+        before = size(comparison.original.memory_bytes)
+        yield KeyFigure("Weights in memory", *_parts(size(variant.memory_bytes)), f"original {before} as loaded")
 
 
 def _parts(text: str) -> tuple[str, str]:
@@ -148,16 +198,22 @@ def measured(comparison: Comparison) -> list[str]:
         "dense layers included.",
         f"Images: {len(settings.prompts)} prompts ({settings.prompt_source}), {settings.steps} steps, guidance "
         f"{settings.guidance:g}. Image i starts from seed {settings.seed} + i, in the original and in every variant. "
-        "PSNR is over all pixels together, SSIM is the mean over images.",
+        "PSNR and SSIM (Gaussian window of 11 pixels) are computed for each image in float64 on values in 0..1; "
+        "identical images have an infinite PSNR. Images are numbered from 1 in the order of the prompts.",
+        f"Intervals: 95{SPACE}% percentile intervals of {RESAMPLINGS} bootstrap resamplings of the images, from a "
+        "fixed seed. Two variants are compared on the same resampled images (paired). 'Differs' means that the "
+        "interval excludes no difference; 'does not differ' means that it does not, not that both are equal.",
         f"Denoiser error: Σ‖ŷ − y‖² / Σ‖y‖² over {settings.denoiser_calls} denoiser calls recorded while the original "
         f"drew {settings.trajectory_prompts} images. Every variant gets the original's inputs, so errors do not "
-        "accumulate.",
+        "accumulate. It is a ratio of squares; signal to error is -10 log10 of it, in dB. Its interval is over those "
+        "images.",
+        "Latents' error: the relative squared error of what the denoiser is given at the last step when every pipeline "
+        f"follows its own trajectory, with guidance {settings.guidance:g}, from the same seeds; over the first images.",
         f"Layer error: relative mean squared error of a layer's output, with {settings.layer_inputs}.",
-        "At equal bytes: between two measured sizes of a scalar code, the logarithm of its error is interpolated "
-        "linearly in the bytes. Nothing is extrapolated: beyond the measured sizes, a variant is better only than a "
-        "larger one with more error, and worse only than a smaller one with less. A vector code with the same bits in "
-        "every layer is compared with scalar codes that have the same bits in every layer, one with allocated bits "
-        "with all of them.",
+        "Verdicts: nothing is interpolated. Each vector code is compared with its two neighbours in bytes among the "
+        "scalar codes and other packages' formats that no other of them beats: the next larger and the next smaller "
+        "one. It is better if the larger one has more error, worse if the smaller one has less; otherwise both are "
+        "shown. Codes with the same bits in every layer are compared with such, codes with allocated bits with such.",
     ]
     if comparison.original.caption_accuracy:
         sentences.append(
@@ -165,8 +221,13 @@ def measured(comparison: Comparison) -> list[str]:
             f"95{SPACE}% interval."
         )
     sentences.append(
-        "Time: wall-clock time relative to the original, in this run on this machine. It is only an indication."
+        "Time: wall-clock time of drawing all images relative to the original, in this run on this machine; only an "
+        "indication. Memory: parameters and buffers of the denoiser as loaded, without activations."
     )
+    if any(variant.peer for variant in comparison.variants):
+        sentences.append(PEERS_NOTE)
+    if settings.machine:
+        sentences.append(f"Machine: {settings.machine}.")
     if settings.versions:
         sentences.append(f"Made with {', '.join(f'{name} {number}' for name, number in settings.versions.items())}.")
     return sentences

@@ -34,7 +34,7 @@ def write_report(
     """
     files = {name: page(comparison).encode() for name, page in pages.items()}
     if comparison.pictures:
-        files["grid.png"] = encode(image_grid(comparison.pictures, comparison.settings.prompts))
+        files["grid.png"] = encode(image_grid(comparison.pictures, comparison.shown_prompts))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
