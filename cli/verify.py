@@ -12,15 +12,16 @@ from vqcompress.errors import CheckpointError
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--seconds", type=click.FloatRange(min=0), help="Give up after this time. [default: as its size needs]")
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
-def verify(folder: Path, as_json: bool) -> None:
+def verify(folder: Path, seconds: float | None, as_json: bool) -> None:
     """Check a compressed FOLDER or bundle: the SHA-256 of every file, and the shape and values of every tensor.
 
     The exit code is 0 without problems and 2 with any.
     """
     from vqcompress.checkpoint import verify as check
 
-    problems = check(folder)
+    problems = check(folder, seconds)
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "problems": problems}))
         raise SystemExit(2 if problems else 0)

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("folder_files",),
+    ("folder_files", "time_limit"),
+    ("bundle",),
     (
         "bitpack",
-        "bundle",
         "cache_line",
         "component_files",
         "disk",

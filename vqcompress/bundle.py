@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import is_regular, json_object, name_problem, open_regular, read_bytes, regular_size, walk
+from vqcompress.time_limit import check_time
 
 MARK = "vqcompress_bundle"
 VERSION = 1
@@ -193,6 +194,14 @@ def _data_length(header: str) -> int | None:
         return None
 
 
+def stored_length(path: Path) -> int | None:
+    """Bytes that a safetensors file has by its own header, ``None`` where it has none."""
+    with open_regular(path) as file:
+        header = _header(file)
+    length = _data_length(header.decode(errors="replace")) if header else None
+    return None if header is None or length is None else LENGTH_BYTES + len(header) + length
+
+
 def _texts_problem(texts: Mapping[str, str]) -> str | None:
     for name, text in texts.items():
         try:
@@ -356,4 +365,5 @@ def _copy(source: BinaryIO, target: BinaryIO, length: int, block: int = 1 << 24)
 
 def _read_blocks(source: BinaryIO, length: int, block: int = 1 << 24) -> Iterator[bytes]:
     for start in range(0, length, block):
+        check_time()
         yield source.read(min(block, length - start))

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vqcompress.bundle import stored_length
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import json_object, name_problem, open_regular, read_json, regular_size, walk
 
 ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_DTYPES = {"I8": torch.int8, "F16": torch.float16, "I32": torch.int32}
+LOADED = tuple(
+    f"{stem}.safetensors{end}" for stem in ("diffusion_pytorch_model", "model") for end in ("", ".index.json")
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,14 @@ def weight_files(folder: Path) -> list[Path]:
         return sorted(folder / name for name in _shards(index))
     standard = [folder / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
     return [path for path in standard if path.exists()] or sorted(folder.glob("*.safetensors"))
+
+
+def check_found_by_loaders(folder: Path) -> None:
+    """Raise `CheckpointError` where a component has weight files, but none by a name that loaders look for."""
+    if weight_files(folder) and not any((folder / name).exists() for name in LOADED):
+        raise CheckpointError(
+            f"{folder} has weight files, but none of {', '.join(LOADED)}, by which they are found; download it again"
+        )
 
 
 def component_headers(folder: Path) -> dict[str, StoredTensor]:
@@ -160,7 +172,11 @@ def tensor_headers(files: list[Path]) -> dict[str, StoredTensor]:
 
 
 def _headers(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    open_regular(path).close()
+    size, said = regular_size(path), stored_length(path)
+    if said is not None and said != size:  # a file that is mostly a hole may be longer than what memory can map
+        raise CheckpointError(
+            f"{path} cannot be read: it has {size} bytes, its header says {said}; copy or download it again"
+        )
     try:
         with safe_open(path, framework="pt"):  # which checks the header; asking it for each tensor takes longer
             pass

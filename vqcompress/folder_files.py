@@ -20,6 +20,10 @@ from vqcompress.errors import CheckpointError
 JSON_LIMIT = 1 << 24
 """Bytes: a config of fifty thousand layers."""
 
+TEXT_LIMIT = 1 << 27
+"""Bytes of any other text that a library reads whole: a vocabulary of a million words, four times over."""
+TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".yaml", ".tiktoken")
+
 PART_LIMIT, NAME_LIMIT = 255, 1024  # bytes of a part of a path, and of a whole relative path
 
 
@@ -118,14 +122,22 @@ def is_regular(entry: os.DirEntry[str]) -> bool:
 
 
 def check_regular(folder: Path) -> None:
-    """Raise `CheckpointError` that names the first entry below ``folder`` that is neither a regular file nor a folder.
+    """Raise `CheckpointError` that names the first entry below ``folder`` that no loader should open.
 
-    Links to folders count as folders, and hidden entries of the folder itself are left alone: no loader reads them.
+    That is what is neither a regular file nor a folder, and a text too long to be read whole. Links to folders count as
+    folders, and hidden entries of the folder itself are left alone: no loader reads them.
     """
     for name, entry in walk(folder):
-        if not name.startswith(".") and not is_regular(entry) and not _is_folder(entry):
+        if name.startswith("."):
+            continue
+        if not is_regular(entry) and not _is_folder(entry):
             raise CheckpointError(
                 f"{folder / name} is no regular file but a {_kind(folder / name)}; it is not opened, remove it or "
+                "download the folder again"
+            )
+        if name.endswith(TEXT_SUFFIXES) and (regular_size(folder / name) or 0) > TEXT_LIMIT:
+            raise CheckpointError(
+                f"{folder / name} has more than {TEXT_LIMIT} bytes, which no text of a pipeline has; it is not opened, "
                 "download the folder again"
             )
 

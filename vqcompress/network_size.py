@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from vqcompress.errors import CheckpointError
+from vqcompress.time_limit import check_time
 
 SPARE_TENSORS, SPARE_ELEMENTS = 256, 1 << 22
 """What a network may have beyond its files: tied, constant and absent weights."""
@@ -42,6 +43,7 @@ def at_most(size: NetworkSize, where: str) -> Iterator[None]:
     thread = threading.get_ident()
 
     def take(kind: str, amount: int) -> None:
+        check_time()
         left[kind] -= amount
         if left[kind] < 0:
             raise CheckpointError(

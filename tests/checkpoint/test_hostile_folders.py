@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoint.make_old_folders import tiny_pipeline
 from tests.fuzz.cases import refresh_manifest
 from tests.fuzz.folders import honest_folders
 from vqcompress.architectures.folder import open_folder
@@ -26,7 +27,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory) -> dict[str, Path]:
-    return honest_folders(tmp_path_factory.mktemp("honest"))
+    return honest_folders(tmp_path_factory.mktemp("honest"), tiny_pipeline())
 
 
 @pytest.fixture

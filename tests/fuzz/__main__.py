@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,17 +54,26 @@ def main() -> int:
     prepare()
     from tests.fuzz.cases import Case
     from tests.fuzz.folders import honest_folders
-    from tests.fuzz.runner import run_cases, timed, to_line
+    from tests.fuzz.runner import run_cases, to_line
 
     options.out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="vqcompress-honest-") as home:
+        honest = honest_folders(Path(home))
+        if options.only is not None:
+            for result in run_cases([Case(options.seed, options.only)], honest):
+                sys.stdout.write(json.dumps(json.loads(to_line(result)), indent=1) + "\n")
+            return 0
+        return _run_to_file(options, honest)
+
+
+def _run_to_file(options: argparse.Namespace, honest: dict[str, Path]) -> int:
+    """Run the cases that the file of results lacks; 1 where any has a fault."""
+    from tests.fuzz.cases import Case
+    from tests.fuzz.runner import run_cases, timed, to_line
+
     results = options.out / f"seed-{options.seed}.jsonl"
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {line["index"] for line in lines}
-    honest = honest_folders(Path(mkdtemp(prefix="vqcompress-honest-")))
-    if options.only is not None:
-        for result in run_cases([Case(options.seed, options.only)], honest):
-            sys.stdout.write(json.dumps(json.loads(to_line(result)), indent=1) + "\n")
-        return 0
     cases = [Case(options.seed, index) for index in range(options.cases) if index not in done]
     with results.open("a") as out:
         for result, seconds in timed(run_cases(cases, honest)):

@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fuzz import descriptions, headers, pipeline_files, texts
 from tests.fuzz.mutations import BUNDLE_MUTATIONS, FOLDER_MUTATIONS, MANIFEST, files
+from tests.fuzz.watch import Swap
 from vqcompress.bundle import MARK
+
+KINDS = (FOLDER_MUTATIONS, FOLDER_MUTATIONS, headers.MUTATIONS, descriptions.MUTATIONS, texts.MUTATIONS,
+         pipeline_files.MUTATIONS)  # fmt: skip
+SHARES = {"whole": 6, "shards": 2, "bundle": 2}
+"""Of the cases that start from each honest folder: one in shards takes longer."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +36,30 @@ class Case:
 
 @dataclass(frozen=True)
 class Made:
-    """The folder or bundle of a case; ``stale``: a file differs from the manifest that came with the honest folder."""
+    """The folder or bundle of a case; ``stale``: a file differs from the manifest that came with the honest folder.
+
+    With ``swap`` the folder is honest until it is open.
+    """
 
     path: Path
     changes: tuple[str, ...]
     stale: bool
+    swap: Swap | None = None
 
 
 def make(case: Case, honest: Mapping[str, Path], home: Path) -> Made:
     """Copy an honest folder to ``home`` and change it."""
     rng = case.rng
-    name = rng.choices(sorted(honest), weights=[2 if name == "bundle" else 5 for name in sorted(honest)])[0]
+    name = rng.choices(sorted(honest), weights=[SHARES[name] for name in sorted(honest)])[0]
     source, path = honest[name], home / honest[name].name
     if source.is_file():
         shutil.copyfile(source, path)
-        changes = [rng.choice(BUNDLE_MUTATIONS)(rng, path) for _ in range(rng.choice((1, 1, 2)))]
+        mutations = (*BUNDLE_MUTATIONS, headers.play, headers.play)
+        changes = [rng.choice(mutations)(rng, path) for _ in range(rng.choice((1, 1, 2)))]
         return Made(path, (name, *changes), _bundled(source) != _bundled(path))
     shutil.copytree(source, path)
+    if rng.random() < 0.06:
+        return _swapped(rng, source, path)
     changes = [_mutated(rng, path) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
     if rng.random() < 0.6 and refresh_manifest(path):
         return Made(path, (name, *changes, "manifest renewed"), False)
@@ -53,7 +67,7 @@ def make(case: Case, honest: Mapping[str, Path], home: Path) -> Made:
 
 
 def _mutated(rng: random.Random, path: Path) -> str:
-    mutation = rng.choice(FOLDER_MUTATIONS)
+    mutation = rng.choice(rng.choice(KINDS))
     try:
         return mutation(rng, path)
     except (
@@ -63,6 +77,23 @@ def _mutated(rng: random.Random, path: Path) -> str:
         RecursionError,
     ) as error:
         return f"{mutation.__name__}: nothing left to change ({type(error).__name__})"
+
+
+def _swapped(rng: random.Random, source: Path, path: Path) -> Made:
+    """A folder of which a file is replaced while it is open, by what a mutation would have made of it."""
+    other = path.with_name("other")
+    shutil.copytree(source, other)
+    changes = [_mutated(rng, other) for _ in range(3)]
+    pairs = [(file, path / file.relative_to(other)) for file in files(other)]
+    changed = [file for file, old in pairs if old.is_file() and file.read_bytes() != old.read_bytes()]
+    if not changed:
+        return Made(path, ("nothing",), False)
+    chosen = rng.choice(changed)
+    target = path / chosen.relative_to(other)
+    swap = Swap(target, path.with_name("replacement"), rng.randrange(1, 40))
+    shutil.copyfile(chosen, swap.other)
+    shutil.copyfile(target, path.with_name("original"))
+    return Made(path, (f"{target.name} replaced at opening {swap.at}", *changes), False, swap)
 
 
 def refresh_manifest(folder: Path) -> bool:
@@ -99,9 +130,12 @@ def _bundled(path: Path) -> dict[str, bytes] | None:
 def _is_stale(source: Path, path: Path) -> bool:
     """Whether a file that the honest manifest lists has other bytes, while the manifest is the honest one."""
     manifest = path / MANIFEST
-    if not manifest.is_file() or manifest.read_bytes() != (source / MANIFEST).read_bytes():
+    honest = (source / MANIFEST).read_bytes()
+    if not manifest.is_file() or manifest.stat().st_size != len(honest) or manifest.read_bytes() != honest:
         return False
     return any(
-        not (path / name).is_file() or (path / name).read_bytes() != (source / name).read_bytes()
+        not (path / name).is_file()
+        or (path / name).stat().st_size != (source / name).stat().st_size
+        or (path / name).read_bytes() != (source / name).read_bytes()
         for name in json.loads(manifest.read_bytes())
     )

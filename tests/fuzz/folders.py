@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 
 from tests.checkpoint.make_old_folders import tiny_pipeline
 from tests.conftest import random_additive, random_scalar, random_trellis
@@ -67,19 +68,44 @@ MAKERS: tuple[Callable[[Shape, int], QuantizedWeight], ...] = (
     with_learned_tables,
     lambda shape, seed: random_scalar(shape, seed=seed, bits=3, group_size=4, scale_bits=5),
     lambda shape, seed: random_scalar(shape, seed=seed, bits=8, group_size=64),
+    lambda shape, seed: random_trellis(shape, seed=seed, min_rate=2, rate_bits=2, state_bits=8, half_rates=True),
 )
 
 
-def honest_folders(home: Path) -> dict[str, Path]:
-    """Name -> a folder whole, one in shards with an index, and a bundle, written below ``home``."""
+def smaller_pipeline() -> StableDiffusionPipeline:
+    """`tiny_pipeline` with what takes its time left out: 22 layers that can be packed, Linear and Conv2d."""
     pipeline = tiny_pipeline()
+    torch.manual_seed(0)
+    config = dict(pipeline.unet.config)
+    unet = UNet2DConditionModel.from_config({**config, "down_block_types": ("AttnDownBlock2D",)})
+    one = {f"{end}_block_out_channels": (4,) for end in ("encoder", "decoder")}
+    vae = AutoencoderTiny(**one, num_encoder_blocks=(1,), num_decoder_blocks=(1,), latent_channels=4)
+    for network in (unet, vae):
+        network.half().float()
+    parts = {**pipeline.components, "unet": unet.eval(), "vae": vae.eval()}
+    smaller = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    smaller.set_progress_bar_config(disable=True)
+    return smaller
+
+
+def honest_folders(home: Path, first: StableDiffusionPipeline | None = None) -> dict[str, Path]:
+    """Name -> a folder whole, one in shards with an index, and a bundle, written below ``home``.
+
+    `tiny_pipeline` in shards; the others are ``first``, by default `smaller_pipeline`.
+    """
+    recipe = {"model": "tests/tiny", "bits": 3.0}
+    larger, pipeline = packed(tiny_pipeline()), packed(first or smaller_pipeline())
+    folders = {
+        "whole": save_pipeline(pipeline, home / "whole", recipe=recipe),
+        "shards": save_pipeline(larger, home / "shards", recipe=recipe, max_shard_size="20KB"),
+    }
+    return {**folders, "bundle": write_bundle(folders["whole"], home / "bundle.safetensors")}
+
+
+def packed(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """``pipeline`` with random codes in its layers, of each format in turn."""
     for component in (pipeline.unet, pipeline.text_encoder):
         names = [name for name, layer in component.named_modules() if is_quantizable(layer) and name not in KEPT]
         shapes = {name: tuple(component.get_submodule(name).weight.shape) for name in names}
         swap(component, {name: MAKERS[i % len(MAKERS)](shapes[name], i) for i, name in enumerate(names)})
-    recipe = {"model": "tests/tiny", "bits": 3.0}
-    folders = {
-        "whole": save_pipeline(pipeline, home / "whole", recipe=recipe),
-        "shards": save_pipeline(pipeline, home / "shards", recipe=recipe, max_shard_size="20KB"),
-    }
-    return {**folders, "bundle": write_bundle(folders["whole"], home / "bundle.safetensors")}
+    return pipeline

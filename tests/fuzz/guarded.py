@@ -38,3 +38,8 @@ def guard(component: nn.Module) -> None:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(guarded(parameter.data), requires_grad=False)
+
+
+def forget() -> None:
+    """Let the guarded memory go with the tensors that are in it."""
+    _KEPT.clear()

@@ -38,14 +38,15 @@ def hostile(rng: random.Random, old: Any = None) -> Any:
 
 
 def files(folder: Path) -> list[Path]:
-    """Every regular file, in one order everywhere."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Every regular file, in one order everywhere, but those that are mostly a hole."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(path for path in found if path.stat().st_size < 1 << 28)
 
 
 def weight_file(rng: random.Random, folder: Path) -> Path:
     """One of the packed components' weight files."""
     found = [path for name in COMPONENTS for path in (folder / name).glob("*.safetensors")]
-    return rng.choice(sorted(path for path in found if path.is_file() and not path.is_symlink()))
+    return rng.choice(sorted(set(found) & set(files(folder))))
 
 
 # Bytes of any file
@@ -241,8 +242,8 @@ def _change_header(rng: random.Random, path: Path) -> str:
 # JSON
 
 
-def _edit(path: Path, change: Callable[[Any], str]) -> str:
-    if not path.is_file() or path.is_symlink():  # an earlier change has put something else there
+def edit(path: Path, change: Callable[[Any], str]) -> str:
+    if path not in files(path.parent):  # an earlier change has put something else there
         return "nothing"
     try:
         data = json.loads(path.read_bytes())
@@ -289,7 +290,7 @@ def change_layer(rng: random.Random, folder: Path) -> str:
             entry[key] = hostile(rng, entry.get(key))
         return f"{name}.{key} = {entry[key]!r:.60}"
 
-    return _edit(folder / rng.choice(COMPONENTS) / "config.json", change)
+    return edit(folder / rng.choice(COMPONENTS) / "config.json", change)
 
 
 def change_description(rng: random.Random, folder: Path) -> str:
@@ -313,7 +314,7 @@ def change_description(rng: random.Random, folder: Path) -> str:
         description[key] = hostile(rng, description.get(key))
         return f"{key} = {description[key]!r:.60}"
 
-    return _edit(folder / rng.choice(COMPONENTS) / "config.json", change)
+    return edit(folder / rng.choice(COMPONENTS) / "config.json", change)
 
 
 def change_network(rng: random.Random, folder: Path) -> str:
@@ -331,12 +332,12 @@ def change_network(rng: random.Random, folder: Path) -> str:
             config[key] = hostile(rng, config[key])
         return f"{key} = {config[key]!r:.60}"
 
-    return _edit(folder / rng.choice(COMPONENTS) / "config.json", change)
+    return edit(folder / rng.choice(COMPONENTS) / "config.json", change)
 
 
 def change_any_json(rng: random.Random, folder: Path) -> str:
     """A value anywhere in any JSON file."""
-    return _edit(
+    return edit(
         rng.choice([path for path in files(folder) if path.suffix == ".json"]), lambda data: _anywhere(rng, data)
     )
 
@@ -389,7 +390,7 @@ def change_manifest(rng: random.Random, folder: Path) -> str:
         manifest[name]["sha256"] = rng.choice(("0" * 64, "", hostile(rng)))
         return f"hash of {name}"
 
-    return _edit(folder / MANIFEST, change)
+    return edit(folder / MANIFEST, change)
 
 
 def change_index(rng: random.Random, folder: Path) -> str:
@@ -409,7 +410,7 @@ def change_index(rng: random.Random, folder: Path) -> str:
         index["weight_map"][key] = rng.choice((*HOSTILE_NAMES, *set(index["weight_map"].values()), hostile(rng)))
         return f"{key} in {index['weight_map'][key]!r:.60}"
 
-    return _edit(rng.choice(indices), change)
+    return edit(rng.choice(indices), change)
 
 
 def swap_components(rng: random.Random, folder: Path) -> str:

@@ -19,6 +19,7 @@ HANDED_ON = {
     ("single_file.py", "open_bundle"), ("single_file.py", "_open"), ("diffusers_pipelines.py", "__call__"),
     ("diffusers_pipelines.py", "refuse_pipes"),
 }  # fmt: skip
+FAULTS = ("crash", "hang", "memory", "foreign", "escape")
 MEMORY_WORDS = ("can't allocate", "cannot allocate", "not enough memory", "unable to allocate")
 
 
@@ -46,7 +47,7 @@ def _home(frame: FrameType) -> str:
 
 def faults(results: dict[str, str], stale: bool, uses: tuple[str, ...]) -> list[str]:
     """The faults among a case's results, operation -> kind."""
-    found = [f"{kind} in {name}" for name, kind in results.items() if kind in ("crash", "hang", "memory", "foreign")]
+    found = [f"{kind} in {name}" for name, kind in results.items() if kind in FAULTS]
     if stale and results.get("load") == "ok":
         found.append("altered, and load accepts it")
     if results.get("verify") == "ok":

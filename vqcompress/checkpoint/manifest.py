@@ -8,13 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vqcompress.bundle import Bundle, bundle_digest
+from vqcompress.bundle import HEADER_LIMIT, Bundle, bundle_digest, stored_length
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import is_regular, json_object, name_problem, open_regular, read_json, regular_size, walk
+from vqcompress.time_limit import check_time
 
 MANIFEST_NAME = "vqcompress_manifest.json"
 UNREAD_SUFFIXES = (".md", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".html", ".pdf")
 """What no loader reads: such a file may lie unlisted in the folder itself, as may hidden ones."""
+OTHER_LIMIT = 1 << 30
+"""Bytes of a file that holds no weights, such as a picture."""
+BLOCK = 1 << 22
+"""Bytes that are read at a time."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -71,7 +76,17 @@ def _problem(folder: Path, name: str, entry: dict) -> str | None:
     size = regular_size(folder / name)
     if size is None:
         return _difference(name, entry, None)
+    if size == entry["bytes"] and (problem := _length_problem(folder / name, size)):
+        return f"{name}: {problem}"
     return _difference(name, entry, (size, _sha256(folder / name) if size == entry["bytes"] else ""))
+
+
+def _length_problem(path: Path, size: int) -> str | None:
+    """Why a file of ``size`` bytes is not worth reading to its end, or ``None``: most of it may be a hole."""
+    if path.suffix != ".safetensors":
+        return f"has {size} bytes, more than {OTHER_LIMIT}, and is no weight file" if size > OTHER_LIMIT else None
+    said = stored_length(path) if size > HEADER_LIMIT else size
+    return None if said == size else f"has {size} bytes, its header says {said}"
 
 
 def _difference(name: str, entry: dict, found: tuple[int, str] | None) -> str | None:
@@ -98,5 +113,9 @@ def _entry(path: Path) -> dict:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK):
+            check_time()
+            digest.update(block)
+    return digest.hexdigest()

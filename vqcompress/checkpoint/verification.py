@@ -12,7 +12,14 @@ from torch import Tensor
 from vqcompress.bundle import read_bundle, temporary_folder
 from vqcompress.checkpoint.manifest import MANIFEST_NAME, bundle_problems, manifest_problems
 from vqcompress.checkpoint.skeleton import network_problems, packed_skeleton
-from vqcompress.component_files import ComponentFiles, StoredTensor, components, tensor_headers
+from vqcompress.component_files import (
+    ComponentFiles,
+    StoredTensor,
+    bytes_below,
+    check_found_by_loaders,
+    components,
+    tensor_headers,
+)
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.folder_files import check_regular, regular_size
 from vqcompress.formats import UNCHECKED_CONTENTS
@@ -21,12 +28,13 @@ from vqcompress.formats.gate import tensor_problem
 from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
+from vqcompress.time_limit import check_time, within
 
 BLOCK = 1 << 22
 """Numbers of a tensor that are looked at together."""
 
 
-def verify(path: str | Path) -> list[str]:
+def verify(path: str | Path, seconds: float | None = None) -> list[str]:
     """Everything wrong with a compressed folder, a bundle or another safetensors file, one line each.
 
     An empty list means that it is sound. Checked: every file against the manifest; format version; every tensor of
@@ -35,24 +43,37 @@ def verify(path: str | Path) -> list[str]:
     against its weight files. Of a safetensors file that is no bundle, the header and the numbers.
 
     What comes later is not looked at where something before it is wrong: no network is built from a config that the
-    manifest does not vouch for. The time goes with the bytes on disk, which are read twice, and the memory with those
-    of the JSON files.
+    manifest does not vouch for. It takes at most ``seconds`` of wall-clock time, by default `allowed_seconds` for the
+    bytes on disk, which are read twice; what is not finished then is a problem too. The memory goes with the JSON files
+    and headers, whose lengths are limited, and is independent of the weights'.
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            return _folder_problems(path)
-        if (bundle := read_bundle(path)) is not None:
-            if problems := bundle_problems(bundle):
-                return problems
-            with temporary_folder(bundle) as folder:
-                return _folder_problems(Path(folder))
-        if regular_size(path) is None:
-            return [f"{path} is neither a folder nor a file"]
-        headers = tensor_headers([path])
-        return [f"{path.name}/{key}: holds values that are not finite" for key in _not_finite(headers)]
+        with within(allowed_seconds(path) if seconds is None else seconds):
+            return _problems(path)
     except CheckpointError as error:
         return [str(error)]
+
+
+def allowed_seconds(path: Path) -> float:
+    """A minute and what reading at 10 MB/s takes, but no more than an hour: a file may say that it is longer than the
+    disk."""
+    length = bytes_below(path) if path.is_dir() else regular_size(path) or 0
+    return min(60 + length / 10e6, 3600)
+
+
+def _problems(path: Path) -> list[str]:
+    if path.is_dir():
+        return _folder_problems(path)
+    if (bundle := read_bundle(path)) is not None:
+        if problems := bundle_problems(bundle):
+            return problems
+        with temporary_folder(bundle) as folder:
+            return _folder_problems(Path(folder))
+    if regular_size(path) is None:
+        return [f"{path} is neither a folder nor a file"]
+    headers = tensor_headers([path])
+    return [f"{path.name}/{key}: holds values that are not finite" for key in _not_finite(headers)]
 
 
 def hash_problems(path: str | Path) -> list[str]:
@@ -92,6 +113,7 @@ def _component_problems(part: ComponentFiles, trusted: bool) -> list[str]:
     try:
         headers, specs = part.tensors(), dict[str, Any]()
         if part.description is not None:
+            check_found_by_loaders(part.folder)
             check_description(part.description, str(part.folder))
             specs = layer_specs(part.description)
         size = network_size(specs, headers, str(part.folder / "config.json"))
@@ -130,6 +152,7 @@ def _content_problems(specs: LayerSpecs, headers: Mapping[str, StoredTensor]) ->
 def _opened(path: Path, wanted: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
     with safe_open(path, framework="pt") as file:
         for layer, name in wanted:
+            check_time()
             yield (layer, name), file.get_tensor(f"{layer}.{name}")
 
 
@@ -147,4 +170,6 @@ def _not_finite(headers: Mapping[str, StoredTensor]) -> Iterator[str]:
 
 def _blocks(tensor: Tensor) -> Iterator[Tensor]:
     flat = tensor.reshape(-1)
-    return (flat[start : start + BLOCK] for start in range(0, len(flat) if flat.is_floating_point() else 0, BLOCK))
+    for start in range(0, len(flat) if flat.is_floating_point() else 0, BLOCK):
+        check_time()
+        yield flat[start : start + BLOCK]
