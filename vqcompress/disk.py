@@ -29,6 +29,8 @@ _PROBLEMS = {
     errno.ENOTDIR: "a part of the path is a file; choose another place",
     errno.ELOOP: "the path has a loop of symbolic links; choose another place",
 }
+TEMPORARY = ".tmp"
+"""How names of files end that `replace_file` has not renamed yet."""
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
@@ -102,6 +104,21 @@ def write_with_umask(path: Path, write: Callable[[Path], object]) -> None:
     mode = path.stat().st_mode & 0o777
     write(path)
     path.chmod(mode)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, sync and rename it. ``path`` is then complete and on disk, or as it was.
+
+    A process that is killed meanwhile leaves the temporary file, ``path`` and `TEMPORARY`.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        write_with_umask(temporary, write)
+        sync(temporary, os.O_RDWR)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

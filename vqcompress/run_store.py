@@ -23,14 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vqcompress.disk import sync, sync_folder, write_problem, write_with_umask
+from vqcompress.disk import TEMPORARY, replace_file, write_problem
 from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
 from vqcompress.run_signature import StageInputs, changes_since
 
 SIGNATURE = "signature.json"
 LOCK = ".lock"
 SOURCE = "source.json"
-TEMPORARY = ".tmp"
 TENSORS, JSON = ".safetensors", ".json"
 STAGE = re.compile(r"[\w-][\w.-]*")
 
@@ -299,18 +298,11 @@ def _publish_bytes(path: Path, content: bytes) -> None:
 
 
 def _publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file, sync and rename it. ``path`` is then complete and on disk, or absent."""
-    temporary = path.with_name(path.name + TEMPORARY)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_with_umask(temporary, write)
-        sync(temporary, os.O_RDWR)
-        temporary.replace(path)
-        sync_folder(path.parent)
+        replace_file(path, write)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(_unwritten(path, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unwritten(path: Path, error: Exception) -> str:

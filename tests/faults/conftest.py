@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,14 @@ class Scene:
     """``source`` has the model and prompts; ``whole`` is the finished folder's digest.
 
     ``steps`` are the changes of the disk of a whole run, as (event, path); ``encoded`` is the folder of a run that was
-    stopped before the first of those that publish.
+    stopped before the first of those that publish, and ``resumed`` are the changes of one that goes on from there.
     """
 
     source: Path
     whole: dict[str, str]
     steps: tuple[tuple[str, str], ...]
     encoded: Path
+    resumed: tuple[tuple[str, str], ...] = ()
 
     def run(self, folder: Path, *options: str, from_encoded: bool = False) -> TinyRun:
         """A run that writes ``folder/out``, new or where `encoded` stopped."""
@@ -35,8 +37,17 @@ class Scene:
 
     @property
     def publishing(self) -> int:
-        """The number of the first change that publishes."""
-        return next(number for number, (_, path) in enumerate(self.steps, 1) if path.startswith(".out."))
+        """The number of the first change that publishes, in a whole run."""
+        return _publishing(self.steps)
+
+    @property
+    def publishing_again(self) -> int:
+        """The same, in a run that finds everything encoded."""
+        return _publishing(self.resumed)
+
+    def number_of(self, event: str, path: str) -> int:
+        """The number of the first such change of a run that finds everything encoded."""
+        return next(number for number, step in enumerate(self.resumed, 1) if step == (event, path))
 
 
 @pytest.fixture(scope="session")
@@ -49,16 +60,25 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     for name in ("whole", "encoded"):
         (source / name).mkdir()
     run = TinyRun(source / "model", source / "prompts.txt", source / "whole" / "out")
-    log = source / "steps"
+    scene = Scene(source, {}, _steps(run, source / "steps"), source / "encoded")
+    stopped = TinyRun(run.model, run.prompts, source / "encoded" / "out")
+    stopped.run(at_change(stopped.output.parent, scene.publishing, lambda: os._exit(9)))
+    resumed = _steps(scene.run(source / "resumed", from_encoded=True), source / "resumed steps")
+    return replace(scene, whole=digest(run.output), resumed=resumed)
+
+
+def _publishing(steps: tuple[tuple[str, str], ...]) -> int:
+    return next(number for number, (_, path) in enumerate(steps, 1) if path.startswith(".out."))
+
+
+def _steps(run: TinyRun, log: Path) -> tuple[tuple[str, str], ...]:
+    """The changes of the disk of a run that nobody stops. Processes have no number in their names: ``.out.N.``."""
 
     def note(number: int, event: str, path: str) -> None:
+        name = re.sub(r"^\.out\.\d+\.", ".out.N.", str(Path(path).relative_to(run.output.parent)))
         with log.open("a") as file:
-            file.write(f"{event}\t{Path(path).relative_to(run.output.parent)}\n")
+            file.write(f"{event}\t{name}\n")
 
     done = run.run(changes_below(run.output.parent, note))
     assert done.code == 0, done.said
-    steps = tuple((event, path) for event, path in (line.split("\t") for line in log.read_text().splitlines()))
-    scene = Scene(source, digest(run.output), steps, source / "encoded")
-    stopped = TinyRun(run.model, run.prompts, source / "encoded" / "out")
-    stopped.run(at_change(stopped.output.parent, scene.publishing, lambda: os._exit(9)))
-    return scene
+    return tuple((event, path) for event, path in (line.split("\t") for line in log.read_text().splitlines()))

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import Scene
-from tests.faults.runs import TinyRun, at_change, changes_below, check_finished, digest, finish
+from tests.faults.runs import TinyRun, at_change, check_finished, digest, finish
+
+RENAMED = ".out.N.partial"
+"""The folder that is complete, before it gets its name."""
 
 
 def kill() -> None:
@@ -38,54 +40,26 @@ def killed_at(scene: Scene, folder: Path, number: int, from_encoded: bool) -> No
     check_finished(run, scene.whole)
 
 
-def publishing_steps(scene: Scene, folder: Path) -> list[int]:
-    """One change of each kind among those of a run that finds everything encoded, from publication on."""
-    run = scene.run(folder, from_encoded=True)
-    reading, writing = os.pipe()
-    started = run.start(changes_below(folder, lambda number, event, path: _tell(writing, event, path)))
-    os.close(writing)
-    assert finish(*started).code == 0
-    with os.fdopen(reading) as pipe:
-        steps = [line.split("\t") for line in pipe.read().splitlines()]
-    first = next(number for number, (_, path) in enumerate(steps) if "/.out." in path)
+def publishing_steps(scene: Scene) -> list[int]:
+    """One change of each kind among those of a run that finds everything encoded, from publication on, and the last."""
     kinds: dict[tuple[str, str], int] = {}
-    for number, (event, path) in enumerate(steps[first:], first + 1):
-        kinds.setdefault(kind_of(event, path), number)
-    return sorted({*kinds.values(), len(steps)})
-
-
-def _tell(pipe: int, event: str, path: str) -> None:
-    os.write(pipe, f"{event}\t{path}\n".encode())
+    for number, (event, path) in enumerate(scene.resumed, 1):
+        if number >= scene.publishing_again:
+            kinds.setdefault(kind_of(event, path), number)
+    return sorted({*kinds.values(), len(scene.resumed)})
 
 
 def test_killed_around_the_rename_and_in_clearing_up(scene: Scene, tmp_path: Path) -> None:
-    """The few steps that everything hangs on: before the journal, the rename, and the last removal."""
-    last = len(publishing_steps(scene, tmp_path / "count"))
-    assert last > 20
-    names = {path: number for number, (_, path) in enumerate(scene.steps, 1)}
-    rename = next(n for n, (event, path) in enumerate(scene.steps, 1) if event == "os.rename" and _is_partial(path))
-    offset = scene.publishing - _first_publishing(scene, tmp_path / "first")
-    for number in (rename, rename + 1, names[".out.partial.journal"]):
-        killed_at(scene, tmp_path / str(number), number - offset, from_encoded=True)
-
-
-def _is_partial(path: str) -> bool:
-    return re.fullmatch(r"\.out\.\d+\.partial", path) is not None
-
-
-def _first_publishing(scene: Scene, folder: Path) -> int:
-    run = scene.run(folder, from_encoded=True)
-    reading, writing = os.pipe()
-    started = run.start(changes_below(folder, lambda number, event, path: _tell(writing, event, path)))
-    os.close(writing)
-    finish(*started)
-    with os.fdopen(reading) as pipe:
-        return next(n for n, line in enumerate(pipe, 1) if "/.out." in line)
+    """The few steps that everything hangs on: the rename, the one after it, and the last removal."""
+    assert len(publishing_steps(scene)) > 20
+    rename = scene.number_of("os.rename", RENAMED)
+    for number in (rename, rename + 1, scene.number_of("os.remove", ".out.partial.journal")):
+        killed_at(scene, tmp_path / str(number), number, from_encoded=True)
 
 
 @pytest.mark.slow
 def test_killed_at_every_kind_of_publication_step(scene: Scene, tmp_path: Path) -> None:
-    for number in publishing_steps(scene, tmp_path / "count"):
+    for number in publishing_steps(scene):
         killed_at(scene, tmp_path / str(number), number, from_encoded=True)
 
 
@@ -109,15 +83,13 @@ def test_interrupted_while_encoding(scene: Scene, tmp_path: Path, number: int) -
 
 def test_a_second_run_on_one_folder_is_refused_while_the_first_lives(scene: Scene, tmp_path: Path) -> None:
     run = scene.run(tmp_path, from_encoded=True)
-    publishing = _first_publishing(scene, tmp_path / "first")
-    shutil.rmtree(tmp_path / "first")
     started, go_on = os.pipe(), os.pipe()
 
     def wait() -> None:
         os.write(started[1], b"!")
         os.read(go_on[0], 1)
 
-    first = run.start(at_change(tmp_path, publishing, wait))
+    first = run.start(at_change(tmp_path, scene.publishing_again, wait))
     try:
         os.read(started[0], 1)
         second = run.run()
@@ -144,11 +116,9 @@ def test_the_same_command_again_is_refused_once_all_is_done(scene: Scene, tmp_pa
 def test_another_command_clears_up_and_is_refused(scene: Scene, tmp_path: Path) -> None:
     """Where a run was killed after publication, its output is not that of a command with other settings."""
     run = scene.run(tmp_path, from_encoded=True)
-    number = next(n for n, (event, path) in enumerate(scene.steps, 1) if event == "os.rename" and _is_partial(path))
-    offset = scene.publishing - _first_publishing(scene, tmp_path / "first")
-    assert run.run(at_change(tmp_path, number + 1 - offset, kill)).code == -signal.SIGKILL
+    number = scene.number_of("os.rename", RENAMED) + 1
+    assert run.run(at_change(tmp_path, number, kill)).code == -signal.SIGKILL
     other = TinyRun(run.model, run.prompts, run.output, ("--bits", "3")).run()
     assert other.code == 2
     assert "--overwrite" in other.message
-    shutil.rmtree(tmp_path / "first")
     check_finished(run, scene.whole)

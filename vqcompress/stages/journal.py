@@ -17,7 +17,7 @@ from typing import Any
 
 from vqcompress.checkpoint import MANIFEST_NAME
 from vqcompress.checkpoint.publication import naming_disk_problems, remove_stale_partials
-from vqcompress.disk import sync, sync_folder
+from vqcompress.disk import replace_file
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,7 @@ class Journal:
         """Note that ``partial`` is about to be published, and the run's ``result`` (JSON values)."""
         entry = {"manifest": _hash_of(partial), "command": self._command_hash(), "result": result}
         with naming_disk_problems(self.path):
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
-            sync(temporary)
-            temporary.replace(self.path)
-            sync_folder(self.path.parent)
+            replace_file(self.path, lambda new: new.write_text(json.dumps(entry) + "\n", encoding="utf-8"))
 
     def clear(self) -> None:
         """Remove what the published run leaves: its folder, then the journal."""
