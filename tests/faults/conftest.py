@@ -63,7 +63,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     scene = Scene(source, {}, _steps(run, source / "steps"), source / "encoded")
     stopped = TinyRun(run.model, run.prompts, source / "encoded" / "out")
     stopped.run(at_change(stopped.output.parent, scene.publishing, lambda: os._exit(9)))
-    resumed = _steps(scene.run(source / "resumed", from_encoded=True), source / "resumed steps")
+    resumed = _steps(scene.run(source / "resumed", from_encoded=True), source / "steps again")
     return replace(scene, whole=digest(run.output), resumed=resumed)
 
 

@@ -102,7 +102,7 @@ def changes_below(folder: Path, act: Callable[[int, str, str], None]) -> Callabl
     """To be called in a child: ``act(number, event, path)`` before each change of the disk below ``folder``."""
 
     def install() -> None:
-        count, inside = 0, str(folder)
+        count, inside = 0, f"{folder}{os.sep}"
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal count
