@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from cli.main import main
 from tests.fuzz.cases import refresh_manifest
 from tests.fuzz.folders import honest_folders
 from vqcompress.bundle import stored_length
 from vqcompress.checkpoint import MANIFEST_NAME, load, verify
 from vqcompress.checkpoint.verification import allowed_seconds
+from vqcompress.cli.main import main
 from vqcompress.errors import CheckpointError
 from vqcompress.time_limit import check_time, within
 
