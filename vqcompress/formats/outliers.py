@@ -23,7 +23,7 @@ def outlier_shapes(count: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]
     return {VALUES: ((count,), torch.float16), POSITIONS: ((count,), torch.int32)} if count else {}
 
 
-def outlier_places(positions: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+def places_of(positions: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
     """Columns and outputs, int64 ``[n]`` each, of ``positions [n]`` in a weight of ``outputs`` outputs."""
     positions = positions.long()
     return positions // outputs, positions % outputs

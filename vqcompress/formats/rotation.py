@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 MAX_BLOCK = 256  # larger blocks gained nothing more, and take longer to undo
 
 
@@ -28,22 +29,32 @@ def rotate(values: Tensor, block: int) -> Tensor:
     """
     if not block:
         return values
-    signs = output_signs(values.shape[-1]).to(values.device)
-    return _hadamard(values * signs, block) * _norm(block)
+    return _hadamard(values * output_signs(values.shape[-1], values.device), block) * _norm(block)
 
 
 def unrotate(values: Tensor, block: int) -> Tensor:
     """The inverse of `rotate`: ``Rᵀ`` along the last dimension."""
     if not block:
         return values
-    signs = output_signs(values.shape[-1]).to(values.device)
-    return _hadamard(values, block) * _norm(block) * signs
+    return _hadamard(values, block) * _norm(block) * output_signs(values.shape[-1], values.device)
+
+
+@lru_cache(maxsize=1024)
+def output_signs(outputs: int, device: torch.device = CPU) -> Tensor:
+    """+1 or -1 for each output, float32 ``[outputs]``, computed on ``device``. Treat the result as read-only."""
+    with torch.inference_mode(False):  # or the first caller's mode would stick to a tensor that all share
+        return _signs(outputs, device)
 
 
 @lru_cache(maxsize=64)
-def output_signs(outputs: int) -> Tensor:
-    """+1 or -1 for each output, float32 ``[outputs]``. Treat the result as read-only."""
-    number = torch.arange(outputs, dtype=torch.int64)
+def normed_signs(outputs: int, block: int) -> Tensor:
+    """The signs times the norm of a rotation over ``block`` outputs, float32 ``[outputs]``, read-only. Multiplying by
+    both at once rounds as multiplying by one after the other: a sign changes no digit."""
+    return output_signs(outputs) * _norm(block)
+
+
+def _signs(outputs: int, device: torch.device) -> Tensor:
+    number = torch.arange(outputs, dtype=torch.int64, device=device)
     mixed = (number * 2654435769) & 0xFFFFFFFF
     mixed = ((mixed ^ (mixed >> 15)) * 2246822519) & 0xFFFFFFFF
     return 1.0 - 2.0 * ((mixed >> 31) & 1).float()

@@ -40,6 +40,10 @@ Multiply = Callable[[Tensor, FormatSpec, Shape, Mapping[str, Tensor], Tensor | N
 """``(x [..., columns], spec, shape, tensors, bias [outputs])`` -> ``[..., outputs]`` in ``x``'s dtype, accumulated in
 float32."""
 
+DenseWeight = Callable[[FormatSpec, Shape, Mapping[str, Tensor], torch.dtype], Tensor]
+"""``(spec, shape, tensors, dtype)`` -> the weight of ``shape``, column scales, rotation and outliers included, in the
+layout that the product reads best. Valid until the thread decodes its next weight."""
+
 ParameterGradients = Callable[[FormatSpec, Shape, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
 """``(spec, shape, tensors, gradient of Wᵀ [columns, outputs])`` -> name -> gradient of each differentiable quantization
 parameter (``scale``, ``codebooks``, ``group_scale``), float32, in its shape."""
@@ -51,7 +55,8 @@ class Kernel:
 
     ``unsupported_reason(spec, shape, case)`` is a short reason why the kernel does not support the case, empty if it
     does. ``purpose`` says what the kernel is for. With ``multiply``, it computes products of at most ``most_samples``
-    samples without a dense weight; without ``multiply``, it decodes the weight for products.
+    samples without a dense weight; without ``multiply``, it decodes the weight for products: with ``dense_weight`` if
+    it has that, else with ``decode_transposed``.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Kernel:
     parameter_gradients: ParameterGradients
     multiply: Multiply | None = None
     most_samples: int | None = None
+    dense_weight: DenseWeight | None = None
 
 
 _interpreting = False

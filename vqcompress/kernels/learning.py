@@ -20,7 +20,7 @@ from vqcompress.kernels.packed_layout import ConvGeometry, layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.table import choose_kernel, decode_case
 from vqcompress.kernels.transforms import is_rotated
-from vqcompress.matrix_view import Shape, from_transposed
+from vqcompress.matrix_view import Shape
 
 
 def learning_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
@@ -67,9 +67,7 @@ def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _dense(x: Tensor, layout: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    parsed = layout_from_text(layout)
-    kernel = choose_kernel(parsed.spec, parsed.shape, decode_case(x.device, x.dtype))
-    return from_transposed(kernel.decode_transposed(parsed.spec, parsed.shape, tensors, x.dtype), parsed.shape)
+    return operators.dense_weight(x, list(tensors.values()), layout)
 
 
 def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:

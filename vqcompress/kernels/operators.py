@@ -23,7 +23,7 @@ def multiply(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: 
     parsed = layout_from_text(layout)
     kernel = choose_kernel(parsed.spec, parsed.shape, product_case(x))
     if kernel.multiply is None:
-        return in_product_dtype(x, lambda x: F.linear(x, _dense(x, tensors, layout), _as(bias, x)))
+        return in_product_dtype(x, lambda x: F.linear(x, dense_weight(x, tensors, layout), _as(bias, x)))
     named = dict(zip(parsed.names, tensors, strict=True))
     return kernel.multiply(x, parsed.spec, parsed.shape, named, bias)
 
@@ -50,7 +50,7 @@ def convolve(
 ) -> Tensor:
     """`conv2d` without the torch operator, see `multiply`."""
     geometry = stride, padding, dilation
-    return in_product_dtype(x, lambda x: F.conv2d(x, _dense(x, tensors, layout), _as(bias, x), *geometry))
+    return in_product_dtype(x, lambda x: F.conv2d(x, dense_weight(x, tensors, layout), _as(bias, x), *geometry))
 
 
 @torch.library.custom_op("vqcompress::conv2d", mutates_args=())
@@ -80,14 +80,14 @@ def _(
     return F.conv2d(x, x.new_empty(layout_from_text(layout).shape), None, stride, padding, dilation)
 
 
-def _dense(x: Tensor, tensors: Sequence[Tensor], text: str) -> Tensor:
+def dense_weight(x: Tensor, tensors: Sequence[Tensor], text: str) -> Tensor:
+    """The weight in the dtype of ``x``, on its device. Valid until the thread decodes the next one."""
     layout = layout_from_text(text)
     named = dict(zip(layout.names, tensors, strict=True))
     kernel = choose_kernel(layout.spec, layout.shape, decode_case(x.device, x.dtype))
-    transposed = kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype)
-    if len(layout.shape) == 4 and x.device.type == "cpu":  # torch transposes a matrix twice as fast as a filter
-        transposed = transposed.t().contiguous().t()
-    return from_transposed(transposed, layout.shape)
+    if kernel.dense_weight is not None:
+        return kernel.dense_weight(layout.spec, layout.shape, named, x.dtype)
+    return from_transposed(kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype), layout.shape)
 
 
 def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:
@@ -129,7 +129,7 @@ conv2d.register_autograd(_conv2d_backward, setup_context=_remember)
 @torch.library.custom_op("vqcompress::multiply_back", mutates_args=())
 def multiply_back(grad: Tensor, tensors: list[Tensor], layout: str) -> Tensor:
     """Gradient of `linear` with respect to its input: ``grad [..., out]`` -> ``[..., in]``."""
-    return in_product_dtype(grad, lambda grad: grad @ _dense(grad, tensors, layout))
+    return in_product_dtype(grad, lambda grad: grad @ dense_weight(grad, tensors, layout))
 
 
 @multiply_back.register_fake
@@ -150,7 +150,7 @@ def convolve_back(
     """Gradient of `conv2d` with respect to its input, ``[batch, in, height, width]``."""
 
     def product(grad: Tensor) -> Tensor:
-        weight = _dense(grad, tensors, layout)
+        weight = dense_weight(grad, tensors, layout)
         return torch.nn.grad.conv2d_input(x_shape, weight, grad, stride, padding, dilation).contiguous()
 
     return in_product_dtype(grad, product)

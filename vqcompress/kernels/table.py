@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels import reference
+from vqcompress.kernels.cpu import dense as cpu_dense
 from vqcompress.kernels.cpu import operations as cpu
 from vqcompress.kernels.kernel import Case, Kernel, is_interpreted
 from vqcompress.kernels.transforms import code_spec, transformed
@@ -49,6 +50,7 @@ KERNELS: tuple[Kernel, ...] = (
         cpu.unsupported_reason,
         cpu.decode_transposed,
         cpu.parameter_gradients,
+        dense_weight=cpu_dense.dense_weight,
     ),
     Kernel(
         "reference",

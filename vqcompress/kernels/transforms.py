@@ -18,7 +18,7 @@ from torch import Tensor
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, unpack_column_scales
-from vqcompress.formats.outliers import POSITIONS, VALUES, add_outliers, outlier_places, outlier_problem
+from vqcompress.formats.outliers import POSITIONS, VALUES, add_outliers, outlier_problem, places_of
 from vqcompress.formats.rotation import rotate, unrotate
 from vqcompress.kernels.kernel import Kernel
 from vqcompress.kernels.lengths import check_input, check_lengths
@@ -71,7 +71,7 @@ def _without_rotation(spec: FormatSpec) -> FormatSpec:
     return replace(spec, rotation=0) if is_rotated(spec) else spec
 
 
-def _column_scales(shape: Shape, tensors: Mapping[str, Tensor]) -> Tensor:
+def column_factors(shape: Shape, tensors: Mapping[str, Tensor]) -> Tensor:
     """The factors, float32 ``[columns]``."""
     packed, columns = tensors[COLUMN_SCALES_ON_DISK], matrix_shape(shape)[1]
     return _COLUMN_SCALES(packed, columns, lambda: unpack_column_scales(packed, columns))
@@ -83,7 +83,7 @@ def _scaled(kernel: Kernel) -> Kernel:
     ) -> Tensor:
         check_lengths(spec, shape, tensors)
         values = kernel.decode_transposed(_without_column_scales(spec), shape, tensors, torch.float32)
-        return (values * _column_scales(shape, tensors)[:, None]).to(dtype)
+        return (values * column_factors(shape, tensors)[:, None]).to(dtype)
 
     def multiply(
         x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None
@@ -91,7 +91,7 @@ def _scaled(kernel: Kernel) -> Kernel:
         assert kernel.multiply is not None
         check_lengths(spec, shape, tensors)
         check_input(x, shape, bias)
-        scaled = x.float() * _column_scales(shape, tensors)
+        scaled = x.float() * column_factors(shape, tensors)
         # In float16, small scales would give subnormal numbers.
         scaled = scaled if x.dtype == torch.float16 else scaled.to(x.dtype)
         return kernel.multiply(scaled, _without_column_scales(spec), shape, tensors, bias).to(x.dtype)
@@ -100,7 +100,7 @@ def _scaled(kernel: Kernel) -> Kernel:
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
         check_lengths(spec, shape, tensors)
-        grad = grad.float() * _column_scales(shape, tensors)[:, None]
+        grad = grad.float() * column_factors(shape, tensors)[:, None]
         return kernel.parameter_gradients(_without_column_scales(spec), shape, tensors, grad)
 
     return replace(
@@ -145,7 +145,7 @@ def _with_outliers(kernel: Kernel) -> Kernel:
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
     ) -> Tensor:
         check_lengths(spec, shape, tensors)
-        _outlier_places(shape, tensors)  # which checks that they are in the weight
+        outlier_places(shape, tensors)  # which checks that they are in the weight
         values = kernel.decode_transposed(_without_outliers(spec), shape, tensors, torch.float32)
         return add_outliers(values, tensors).to(dtype)
 
@@ -155,7 +155,7 @@ def _with_outliers(kernel: Kernel) -> Kernel:
         assert kernel.multiply is not None
         check_lengths(spec, shape, tensors)
         check_input(x, shape, bias)
-        columns, outputs = _outlier_places(shape, tensors)
+        columns, outputs = outlier_places(shape, tensors)
         y = kernel.multiply(x, _without_outliers(spec), shape, tensors, bias).float()
         return y.index_add(-1, outputs, x[..., columns].float() * tensors[VALUES].float()).to(x.dtype)
 
@@ -164,7 +164,7 @@ def _with_outliers(kernel: Kernel) -> Kernel:
     ) -> dict[str, Tensor]:
         check_lengths(spec, shape, tensors)
         found = kernel.parameter_gradients(_without_outliers(spec), shape, tensors, grad)
-        return found | {VALUES: grad[_outlier_places(shape, tensors)].float()}
+        return found | {VALUES: grad[outlier_places(shape, tensors)].float()}
 
     side = "decoded weight" if kernel.multiply is None else "product"
     return replace(
@@ -176,14 +176,14 @@ def _with_outliers(kernel: Kernel) -> Kernel:
     )
 
 
-def _outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Columns and outputs of the outliers, int64 ``[n]`` each."""
     positions, (outputs, columns) = tensors[POSITIONS], matrix_shape(shape)
 
     def places() -> tuple[Tensor, Tensor]:
         if problem := outlier_problem(POSITIONS, positions, outputs, columns):
             raise CheckpointError(f"a packed weight of shape {tuple(shape)} {problem}, as its outliers'")
-        return outlier_places(positions, outputs)
+        return places_of(positions, outputs)
 
     return _PLACES(positions, (outputs, columns), places)
 
