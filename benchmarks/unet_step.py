@@ -2,8 +2,12 @@
 
 ``python benchmarks/unet_step.py`` makes SDXL's UNet and DiT-XL/2 at 1024 x 1024 pixels with guidance (a batch of two),
 packs every layer but the first and last with random codes made on the device, and times one call: eager, as a CUDA
-graph, and (with ``--compiled``) under ``torch.compile``. Peak memory is that of the weights and the call. On a CPU only
-``--small`` networks make sense: they prove the script.
+graph, and (with ``--compiled``) under ``torch.compile``. Peak memory is that of the weights and the call. ``kept`` is
+the packed network with a dense budget that holds every layer.
+
+On a CPU, ``--models shapes,quarter --sizes 16,32`` takes the embedded model's network and a UNet of SDXL's form with
+206 million parameters, at a batch of two latents of these sizes. Calls of all ways alternate, and times are seconds of
+the processor, which other processes disturb least. ``--small`` proves the script.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from synthetic import FORMATS, packed_weight
-from vqcompress.layers import swap
+from synthetic_pipeline import sdxl_config
+from vqcompress.embedded import EMBEDDED
+from vqcompress.layers import set_dense_budget, swap
 from vqcompress.matrix_view import is_quantizable
 
 Inputs = dict[str, Any]
@@ -35,10 +41,29 @@ Step = Callable[[], object]
 @click.option("--bits", default=3, show_default=True, help="Bits a weight.")
 @click.option("--compiled", is_flag=True, help="Time torch.compile too; compiling takes minutes.")
 @click.option("--small", is_flag=True, help="Networks of a few layers.")
+@click.option("--sizes", help="Sides of the latents, comma-separated [default: the network's own].")
+@click.option("--rounds", default=7, show_default=True, help="Calls of each way on a CPU.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the numbers here as well.")
-def main(models: str, formats: str, bits: int, compiled: bool, small: bool, json_path: str | None) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lines = benchmark(models.split(","), formats.split(","), bits, compiled, small, device)
+def main(
+    models: str,
+    formats: str,
+    bits: int,
+    compiled: bool,
+    small: bool,
+    sizes: str | None,
+    rounds: int,
+    json_path: str | None,
+) -> None:
+    if torch.cuda.is_available():
+        lines = benchmark(models.split(","), formats.split(","), bits, compiled, small, "cuda")
+    else:
+        sides = [int(side) for side in sizes.split(",")] if sizes else [0]
+        lines = [
+            line
+            for model in models.split(",")
+            for side in sides
+            for line in alternating(model, formats.split(","), bits, small, side, rounds)
+        ]
     print(markdown(lines))
     if json_path:
         Path(json_path).write_text(json.dumps(lines, indent=1))
@@ -63,6 +88,39 @@ def benchmark(
     return lines
 
 
+@torch.no_grad()
+def alternating(model: str, formats: list[str], bits: int, small: bool, side: int, rounds: int) -> list[dict[str, Any]]:
+    """A line for the dense network, for each format, and for each with all weights kept; float32 on the CPU."""
+    networks: dict[str, nn.Module] = {}
+    for weights in ("dense", *formats, *(f"{name}, kept" for name in formats)):
+        networks[weights] = filled(model, weights.removesuffix(", kept"), bits, small, "cpu", torch.float32)
+        if weights.endswith("kept"):
+            set_dense_budget(networks[weights], "all")
+    inputs = NETWORKS[model][1](networks["dense"], torch.float32, "cpu", side)
+    times: dict[str, list[float]] = {weights: [] for weights in networks}
+    for _ in range(rounds + 1):
+        for weights, network in networks.items():
+            start = time.process_time()
+            network(**inputs, return_dict=False)
+            times[weights].append(time.process_time() - start)
+    medians = {weights: statistics.median(taken[1:]) for weights, taken in times.items()}
+    bytes_of = {weights: sum(p.nbytes for p in network.parameters()) for weights, network in networks.items()}
+    dense_bytes = bytes_of["dense"]
+    return [
+        {
+            "model": f"{model}, {inputs[next(iter(inputs))].shape[-1]}",
+            "weights": weights,
+            "way": "eager",
+            "seconds": medians[weights],
+            "weight_bytes": bytes_of[weights],
+            "peak_bytes": bytes_of[weights] + (dense_bytes if weights.endswith("kept") else 0),
+            "ratio_to_dense": medians[weights] / medians["dense"],
+            "bytes_saved": dense_bytes - bytes_of[weights],
+        }
+        for weights in networks
+    ]
+
+
 def release(device: str) -> None:
     """Memory of the network before goes back, so that the next one's peak is its own."""
     torch._dynamo.reset()
@@ -75,12 +133,8 @@ def measured(
     model: str, weights: str, bits: int, compiled: bool, small: bool, device: str, dtype: torch.dtype
 ) -> Iterator[dict[str, Any]]:
     """The ways of running one network, from a fresh memory count."""
-    with torch.device("meta"):
-        network = (sdxl if model == "sdxl" else dit)(small)
-    if weights != "dense":
-        swap(network, random_codes(network, weights, bits, device))
-    fill(network, dtype, device)
-    inputs = (sdxl_inputs if model == "sdxl" else dit_inputs)(network, dtype, device)
+    network = filled(model, weights, bits, small, device, dtype)
+    inputs = NETWORKS[model][1](network, dtype, device)
     ways = {"eager": lambda: network(**inputs, return_dict=False)}
     if compiled:
         fast = torch.compile(network, fullgraph=True)
@@ -92,6 +146,16 @@ def measured(
         for way, step in graphs.items():
             with recorded(step) as replay:
                 yield one_line(model, weights, way, network, replay, device)
+
+
+def filled(model: str, weights: str, bits: int, small: bool, device: str, dtype: torch.dtype) -> nn.Module:
+    """The network with dense weights, or with random codes of a format."""
+    with torch.device("meta"):
+        network = NETWORKS[model][0](small)
+    if weights != "dense":
+        swap(network, random_codes(network, weights, bits, device))
+    fill(network, dtype, device)
+    return network
 
 
 def one_line(model: str, weights: str, way: str, network: nn.Module, step: Step, device: str) -> dict[str, Any]:
@@ -192,19 +256,37 @@ def sdxl(small: bool) -> nn.Module:
     ).eval()
 
 
-def sdxl_inputs(network: nn.Module, dtype: torch.dtype, device: str) -> Inputs:
+def quarter(small: bool) -> nn.Module:
+    """A UNet of SDXL's form with half its channels and a fifth of its transformer blocks: 206 million parameters."""
+    from diffusers import UNet2DConditionModel
+
+    return sdxl(True) if small else UNet2DConditionModel(**sdxl_config(blocks=2, width=160)).eval()
+
+
+def shapes(small: bool) -> nn.Module:
+    """The network of the embedded model of that name."""
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads((EMBEDDED["shapes"].path / "unet" / "config.json").read_text())
+    return UNet2DConditionModel.from_config(config).eval()
+
+
+def sdxl_inputs(network: nn.Module, dtype: torch.dtype, device: str, side: int = 0) -> Inputs:
     """Latents with and without the prompt."""
-    size = network.config.sample_size
+    size, config = side or network.config.sample_size, network.config
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=dtype, device=device)
 
-    return {
-        "sample": random(2, 4, size, size),
+    inputs: Inputs = {
+        "sample": random(2, config.in_channels, size, size),
         "timestep": torch.tensor(500, device=device),
-        "encoder_hidden_states": random(2, 77, network.config.cross_attention_dim),
-        "added_cond_kwargs": {"text_embeds": random(2, 1280), "time_ids": random(2, 6)},
+        "encoder_hidden_states": random(2, 77, config.cross_attention_dim),
     }
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {"text_embeds": random(2, pooled), "time_ids": random(2, 6)}
+    return inputs
 
 
 def dit(small: bool) -> nn.Module:
@@ -217,14 +299,23 @@ def dit(small: bool) -> nn.Module:
     return DiTTransformer2DModel(**size, in_channels=4, out_channels=8, patch_size=2).eval()
 
 
-def dit_inputs(network: nn.Module, dtype: torch.dtype, device: str) -> Inputs:
+def dit_inputs(network: nn.Module, dtype: torch.dtype, device: str, side: int = 0) -> Inputs:
     """Latents with and without the class."""
-    size = network.config.sample_size
+    size = side or network.config.sample_size
     return {
         "hidden_states": torch.randn(2, 4, size, size, dtype=dtype, device=device),
         "timestep": torch.tensor([500, 500], device=device),
         "class_labels": torch.tensor([207, 1000], device=device),
     }
+
+
+NETWORKS: dict[str, tuple[Callable[[bool], nn.Module], Callable[..., Inputs]]] = {
+    "sdxl": (sdxl, sdxl_inputs),
+    "quarter": (quarter, sdxl_inputs),
+    "shapes": (shapes, sdxl_inputs),
+    "dit": (dit, dit_inputs),
+}
+"""Name -> makes the network (of a few layers, if asked), and its inputs."""
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vqcompress.cli.dense_budget_option import dense_budget_option
 from vqcompress.cli.dtype_option import dtype_option
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
@@ -24,6 +25,7 @@ from vqcompress.errors import RecipeError
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
 @dtype_option("float32", "Data type of the computation.")
+@dense_budget_option
 @click.option("--no-verify", is_flag=True, help="Open MODEL without comparing it with its manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print prompts and seeds as JSON, without progress.")
 def generate(
@@ -35,6 +37,7 @@ def generate(
     steps: int | None,
     guidance: float | None,
     dtype: str,
+    dense_budget: str,
     no_verify: bool,
     as_json: bool,
 ) -> None:
@@ -52,6 +55,7 @@ def generate(
 
     from vqcompress.architectures import architecture_of, open_pipeline
     from vqcompress.checkpoint import check_hashes
+    from vqcompress.layers import set_dense_budget
     from vqcompress.report.pictures import tile
     from vqcompress.sampling_config import SamplingConfig
 
@@ -62,6 +66,9 @@ def generate(
         check_hashes(model)
     with StageProgress(quiet=as_json) as progress:
         pipeline, made = open_pipeline(model, dtype=getattr(torch, dtype)), []
+        kept = set_dense_budget(pipeline, dense_budget)
+        if kept.layers and not as_json:
+            click.echo(kept)
         for index, (prompt, one) in enumerate(zip(repeated, seeds, strict=True)):
             sample = architecture_of(pipeline).sample
             drawn = sample(pipeline, [prompt], seeds=[one], sampling=asked, output_type="pil")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vqcompress.cli.dense_budget_option import dense_budget_option
 from vqcompress.cli.progress import StageProgress
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
 @click.option("--seed", default=1000, show_default=True, help="Seed of the first image.")
+@dense_budget_option
 @click.option("--no-verify", is_flag=True, help="Open FOLDERS without comparing them with their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, without progress.")
 def report(
@@ -36,6 +38,7 @@ def report(
     steps: int | None,
     guidance: float | None,
     seed: int,
+    dense_budget: str,
     no_verify: bool,
     as_json: bool,
 ) -> None:
@@ -50,7 +53,9 @@ def report(
     from vqcompress.report import EvaluationConfig
     from vqcompress.sampling_config import SamplingConfig
 
-    config = EvaluationConfig(count, seed, SamplingConfig(steps, guidance), verified=not no_verify)
+    config = EvaluationConfig(
+        count, seed, SamplingConfig(steps, guidance), verified=not no_verify, dense_budget=dense_budget
+    )
     write_comparison(original, list(folders), output, prompts=prompts, config=config, quiet=as_json)
 
 

@@ -7,7 +7,7 @@ first. It does not import torch: names below are loaded when first used.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from vqcompress.errors import (
@@ -23,11 +23,21 @@ from vqcompress.integrations import register
 if TYPE_CHECKING:
     from vqcompress.checkpoint import dequantize, inspect, load, verify
     from vqcompress.compression import quantize
+    from vqcompress.layers import set_dense_budget
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
     from vqcompress.report import compare  # type: ignore[no-redef]
 
-__version__ = version("vqcompress")
+
+def _installed_version() -> str:
+    """As the package was installed; a checkout that is only on the path has none."""
+    try:
+        return version("vqcompress")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+__version__ = _installed_version()
 
 _LAZY = {
     "Recipe": "vqcompress.recipe",
@@ -37,6 +47,7 @@ _LAZY = {
     "load": "vqcompress.checkpoint",
     "quantize": "vqcompress.compression",
     "quantize_weight": "vqcompress.quantizers",
+    "set_dense_budget": "vqcompress.layers",
     "verify": "vqcompress.checkpoint",
 }
 
@@ -54,6 +65,7 @@ __all__ = [
     "load",
     "quantize",
     "quantize_weight",
+    "set_dense_budget",
     "verify",
 ]
 

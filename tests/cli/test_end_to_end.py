@@ -65,9 +65,13 @@ def test_another_seed_gives_other_bytes_and_the_same_seed_the_same(folder: Path,
 
 
 def test_generate_writes_a_grid(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "grid.png"
-    run("generate", str(folder), "three red squares on a gray background", "-o", str(out), "--steps", "4")
+    out, kept = tmp_path / "grid.png", tmp_path / "kept.png"
+    prompt = "three red squares on a gray background"
+    run("generate", str(folder), prompt, "-o", str(out), "--steps", "4")
     assert np.asarray(Image.open(out)).std() > 0
+    said = run("generate", str(folder), prompt, "-o", str(kept), "--steps", "4", "--dense-budget", "all")
+    assert "decoded weights are kept" in said
+    assert kept.read_bytes() == out.read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])

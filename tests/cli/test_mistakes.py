@@ -95,5 +95,9 @@ def test_generate_wants_a_png(tmp_path: Path) -> None:
     assert "PNG" in refuse("generate", "shapes", "a red circle", "-o", str(tmp_path / "grid.jpg"))
 
 
+def test_a_dense_budget_is_a_size(tmp_path: Path) -> None:
+    assert "4GB" in refuse("generate", "shapes", "a red circle", "--dense-budget", "plenty")
+
+
 def test_unknown_command_names_the_command() -> None:
     assert "squash" in refuse("squash")

@@ -65,6 +65,19 @@ def test_named_layers_stay_dense(dense_folder):
     assert not [name for name in packed if "to_q" in name or "mid_block" in name or "fc1" in name]
 
 
+def test_a_component_gets_its_dense_budget(dense_folder):
+    from diffusers import UNet2DConditionModel
+
+    from vqcompress.integrations.config import VQCompressConfig
+
+    config = VQCompressConfig(bits=4, method="rtn", dense_budget="all")
+    unet = UNet2DConditionModel.from_pretrained(dense_folder / "unet", quantization_config=config)
+    layers = vq_layers(unet).values()
+    assert layers
+    assert all(layer.__dict__["kept_weight"] is not None for layer in layers)
+    assert "dense_budget" not in str(unet.config.quantization_config.to_dict())
+
+
 def test_a_config_says_what_it_asks_for():
     from vqcompress.integrations.config import VQCompressConfig
 

@@ -34,6 +34,8 @@ def weights():
                 yield trellis(shape, 8, (3, 2, 5), extras)
                 if not (extras.rotation or extras.learned):
                     yield additive(shape, 8, 8, 3, extras)
+    for block in (1, 2, 16, 32, 64, 256):
+        yield trellis((256, 5), 8, (6, 5), Extras(column_scales=block == 16, rotation=block))
     for shape in ODD:
         yield trellis(shape, 12, (6, 1, 7), Extras(column_scales=True, outliers=1))
         yield additive(shape, 3, 5, 2, Extras(column_scales=True, outliers=1))

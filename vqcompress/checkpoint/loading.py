@@ -11,20 +11,32 @@ from vqcompress.architectures.folder import dtype_option
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.checkpoint.manifest import bundle_problems
 from vqcompress.checkpoint.verification import refuse, verify
+from vqcompress.layers.dense_budget import parse_budget, set_dense_budget
 
 
-def load(folder: str | Path, *, checked: bool = True, **options: Any) -> DiffusionPipeline:
+def load(
+    folder: str | Path, *, checked: bool = True, dense_budget: str | int | None = None, **options: Any
+) -> DiffusionPipeline:
     """``DiffusionPipeline.from_pretrained(folder, **options)`` after `verify`; never reads pickled weights.
 
     ``folder`` may also be a bundle, one .safetensors file. Raises `CheckpointError` that names the first problems of a
     folder that is not sound. Without ``checked``, the files are not compared with the manifest: packed layers are still
-    checked as they are read.
+    checked as they are read. ``dense_budget`` is how much memory decoded weights may take between steps, such as
+    ``"4GB"`` or ``"all"``, see `vqcompress.set_dense_budget`; without one, every call decodes.
     """
+    parse_budget(dense_budget)
+    pipeline = _load(folder, checked, options)
+    if dense_budget is not None:
+        set_dense_budget(pipeline, dense_budget)
+    return pipeline
+
+
+def _load(folder: str | Path, checked: bool, options: dict[str, Any]) -> DiffusionPipeline:
     if (bundle := read_bundle(folder)) is not None:
         if checked:
             refuse(folder, bundle_problems(bundle))
         directory = temporary_folder(bundle)
-        pipeline = load(directory.name, checked=checked, **options)
+        pipeline = _load(directory.name, checked, options)
         keep_for(pipeline, directory)
         return pipeline
     if checked:

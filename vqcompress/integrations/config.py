@@ -26,7 +26,8 @@ class VQCompressConfig(QuantizationConfigMixin):
 
     Without layers, the component is quantized while loading, without data: ``bits`` per weight, ``method`` and ``seed``
     as in `vqcompress.quantize_weight`. Example: ``PipelineQuantizationConfig(quant_backend="vqcompress",
-    quant_kwargs={"bits": 4})``. Layers whose name contains one of ``modules_to_not_convert`` stay dense.
+    quant_kwargs={"bits": 4})``. Layers whose name contains one of ``modules_to_not_convert`` stay dense. The component
+    then gets ``dense_budget`` (`vqcompress.set_dense_budget`), which is not stored with it.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class VQCompressConfig(QuantizationConfigMixin):
         method: str = DEFAULT_METHOD,
         seed: int = 0,
         modules_to_not_convert: Sequence[str] | None = None,
+        dense_budget: str | int | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -57,6 +59,7 @@ class VQCompressConfig(QuantizationConfigMixin):
         self.unpacked = {"dense": dict(dense or {}), "kept": dict(kept or {})}
         self.bits, self.method, self.seed = bits, method, seed
         self.modules_to_not_convert = list(modules_to_not_convert or ())
+        self.dense_budget = dense_budget
         check_description(self.description)
 
     @property

@@ -9,7 +9,7 @@ from torch import nn
 
 from vqcompress.errors import UnfitWeightError
 from vqcompress.integrations.config import VQCompressConfig
-from vqcompress.layers import swap
+from vqcompress.layers import set_dense_budget, swap
 
 
 def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
@@ -35,3 +35,5 @@ def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
         with suppress(UnfitWeightError):
             packed[name] = quantize_weight(weight, method=method, bits=bits, seed=seed)
     swap(component, packed)
+    if asked.dense_budget is not None:
+        set_dense_budget(component, asked.dense_budget)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels import operators, reference
+from vqcompress.kernels.kept_weights import KeptWeight, is_plain
 from vqcompress.kernels.learning import learning_conv2d, learning_linear
 from vqcompress.kernels.packed_layout import ConvGeometry, PackedLayout, layout_to_text
 from vqcompress.kernels.table import choose_kernel, decode_case
@@ -35,13 +36,20 @@ def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tens
     return packed_linear(x, _text(spec, shape, tensors), tensors, bias)
 
 
-def packed_linear(x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-    """`linear` with the geometry as text. A layer creates this text once."""
+def packed_linear(
+    x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, kept: KeptWeight | None = None
+) -> Tensor:
+    """`linear` with the geometry as text. A layer creates this text once.
+
+    A decoded weight is looked for, and left, in ``kept``, unless gradients are wanted or the call is traced.
+    """
     x = _autocast(x)
     if _learns(tensors):
+        _drop(kept)
         return learning_linear(x, layout, tensors, bias)
-    product = operators.multiply if _is_plain(x, bias) else operators.linear
-    return product(x, list(tensors.values()), bias, layout)
+    if is_plain(x, bias):
+        return operators.multiply(x, list(tensors.values()), bias, layout, kept)
+    return operators.linear(x, list(tensors.values()), bias, layout)
 
 
 def conv2d(
@@ -62,13 +70,22 @@ def packed_conv2d(
     tensors: Mapping[str, Tensor],
     bias: Tensor | None,
     geometry: ConvGeometry,
+    kept: KeptWeight | None = None,
 ) -> Tensor:
-    """`conv2d` with the geometry as text. A layer creates this text once."""
+    """`conv2d` with the geometry as text. A layer creates this text once. ``kept`` as in `packed_linear`."""
     x = _autocast(x)
     if _learns(tensors):
+        _drop(kept)
         return learning_conv2d(x, layout, tensors, bias, geometry)
-    convolution = operators.convolve if _is_plain(x, bias) else operators.conv2d
-    return convolution(x, list(tensors.values()), bias, layout, *map(list, geometry))
+    if is_plain(x, bias):
+        return operators.convolve(x, list(tensors.values()), bias, layout, geometry, kept)
+    return operators.conv2d(x, list(tensors.values()), bias, layout, *map(list, geometry))
+
+
+def _drop(kept: KeptWeight | None) -> None:
+    """A weight that is being trained is decoded in every call."""
+    if kept is not None:
+        kept.drop()
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -76,13 +93,6 @@ def _autocast(x: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
-
-
-def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether this call is not traced and needs no gradients, so that it can bypass the torch operator."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == "meta":
-        return False
-    return not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
 
 
 def _learns(tensors: Mapping[str, Tensor]) -> bool:

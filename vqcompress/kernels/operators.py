@@ -12,18 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqcompress.kernels.kept_weights import KeptWeight
 from vqcompress.kernels.packed_layout import layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.table import choose_kernel, decode_case, product_case
 from vqcompress.matrix_view import from_transposed
 
 
-def multiply(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: str) -> Tensor:
-    """`linear` without the torch operator, whose overhead is tens of microseconds. No gradients, no tracing."""
+def multiply(
+    x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: str, kept: KeptWeight | None = None
+) -> Tensor:
+    """`linear` without the torch operator, whose overhead is tens of microseconds. No gradients, no tracing.
+
+    A decoded weight is looked for, and left, in ``kept``.
+    """
     parsed = layout_from_text(layout)
     kernel = choose_kernel(parsed.spec, parsed.shape, product_case(x))
     if kernel.multiply is None:
-        return in_product_dtype(x, lambda x: F.linear(x, dense_weight(x, tensors, layout), _as(bias, x)))
+        return in_product_dtype(x, lambda x: F.linear(x, dense_weight(x, tensors, layout, kept), _as(bias, x)))
     named = dict(zip(parsed.names, tensors, strict=True))
     return kernel.multiply(x, parsed.spec, parsed.shape, named, bias)
 
@@ -44,13 +50,11 @@ def convolve(
     tensors: Sequence[Tensor],
     bias: Tensor | None,
     layout: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    geometry: Sequence[Sequence[int]],
+    kept: KeptWeight | None = None,
 ) -> Tensor:
-    """`conv2d` without the torch operator, see `multiply`."""
-    geometry = stride, padding, dilation
-    return in_product_dtype(x, lambda x: F.conv2d(x, dense_weight(x, tensors, layout), _as(bias, x), *geometry))
+    """`conv2d` without the torch operator, see `multiply`; ``geometry`` are stride, padding and dilation."""
+    return in_product_dtype(x, lambda x: F.conv2d(x, dense_weight(x, tensors, layout, kept), _as(bias, x), *geometry))
 
 
 @torch.library.custom_op("vqcompress::conv2d", mutates_args=())
@@ -64,7 +68,7 @@ def conv2d(
     dilation: list[int],
 ) -> Tensor:
     """``x [batch, in, height, width]`` -> ``[batch, out, …]``."""
-    return convolve(x, tensors, bias, layout, stride, padding, dilation)
+    return convolve(x, tensors, bias, layout, (stride, padding, dilation))
 
 
 @conv2d.register_fake
@@ -80,8 +84,10 @@ def _(
     return F.conv2d(x, x.new_empty(layout_from_text(layout).shape), None, stride, padding, dilation)
 
 
-def dense_weight(x: Tensor, tensors: Sequence[Tensor], text: str) -> Tensor:
+def dense_weight(x: Tensor, tensors: Sequence[Tensor], text: str, kept: KeptWeight | None = None) -> Tensor:
     """The weight in the dtype of ``x``, on its device. Valid until the thread decodes the next one."""
+    if kept is not None:
+        return kept.get(x, tensors, lambda: dense_weight(x, tensors, text))
     layout = layout_from_text(text)
     named = dict(zip(layout.names, tensors, strict=True))
     kernel = choose_kernel(layout.spec, layout.shape, decode_case(x.device, x.dtype))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vqcompress import kernels
 from vqcompress.errors import UnsupportedError
 from vqcompress.formats import FormatSpec
+from vqcompress.kernels.kept_weights import KeptWeight
 from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype, save_in_dtype
 from vqcompress.matrix_view import matrix_shape, stored_shape
 from vqcompress.quantized_weight import QuantizedWeight
@@ -37,7 +38,8 @@ class PackedLayer(nn.Module):
     """A layer whose ``weight`` is int8 codes. Its quantization parameters have the names listed in its spec.
 
     ``spec`` is the geometry of the code, ``dense_shape`` the shape of the dense weight. ``forward`` changes no tensor.
-    It decodes the weight on every call, with the kernel for the device and format.
+    It decodes the weight on every call, with the kernel for the device and format, unless there is a
+    `vqcompress.layers.dense_budget`.
     """
 
     spec: FormatSpec
@@ -72,7 +74,13 @@ class PackedLayer(nn.Module):
         layout = kernels.layout_to_text(kernels.PackedLayout(spec, shape, names))
         # nn.Module.__setattr__ is skipped: it is slow and would register the shared codebooks under every layer.
         self.__dict__ |= {"spec": spec, "dense_shape": shape, "quantization_parameter_names": stored}
-        self.__dict__ |= {"layout": layout, "shared_codebooks": shared}
+        self.__dict__ |= {"layout": layout, "shared_codebooks": shared, "kept_weight": None}
+
+    def keep_decoded(self, kept: KeptWeight | None) -> None:
+        """Keep the decoded weight in ``kept`` from now on, or nowhere; what was kept before is freed."""
+        if (before := self.__dict__.get("kept_weight")) is not None:
+            before.drop()
+        self.__dict__["kept_weight"] = kept
 
     def tensors(self) -> dict[str, Tensor]:
         """Codes ``[1, bytes]`` and all quantization parameters, including a shared codebook, as ``codebooks``."""
@@ -101,6 +109,8 @@ class PackedLayer(nn.Module):
             )
 
     def _apply(self, fn, recurse=True):
+        if (decoded := self.__dict__["kept_weight"]) is not None:
+            decoded.drop()
         kept = [getattr(self, name) for name in self.quantization_parameter_names]
         return super()._apply(keep_dtype(fn, kept), recurse)
 
@@ -132,8 +142,11 @@ class VQLinear(PackedLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]`` in the dtype of ``x``."""
+        kept = self.__dict__["kept_weight"]
+        if kept is not None and (weight := kept.found(x, self._parameters)) is not None:
+            return F.linear(x, weight, self._parameters["bias"])
         self._check_input(x)
-        return kernels.packed_linear(x, self.layout, self.tensors(), self.bias)
+        return kernels.packed_linear(x, self.layout, self.tensors(), self.bias, kept)
 
 
 class VQConv2d(PackedLayer, nn.Conv2d):
@@ -165,8 +178,10 @@ class VQConv2d(PackedLayer, nn.Conv2d):
         if isinstance(padding, str) or self.padding_mode != "zeros":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        geometry = kernels.ConvGeometry(self.stride, padding, self.dilation)
-        return kernels.packed_conv2d(x, self.layout, self.tensors(), self.bias, geometry)
+        geometry, kept = kernels.ConvGeometry(self.stride, padding, self.dilation), self.__dict__["kept_weight"]
+        if kept is not None and (weight := kept.found(x, self._parameters)) is not None:
+            return F.conv2d(x, weight, self._parameters["bias"], *geometry)
+        return kernels.packed_conv2d(x, self.layout, self.tensors(), self.bias, geometry, kept)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

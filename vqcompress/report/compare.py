@@ -231,7 +231,8 @@ class _Bench:
 
     def _open(self, folder: Path) -> DiffusionPipeline:
         module = self._module(self.original)
-        pipeline: Any = load(folder, checked=self.config.verified, dtype=module.dtype)
+        checked, budget = self.config.verified, self.config.dense_budget
+        pipeline: Any = load(folder, checked=checked, dense_budget=budget, dtype=module.dtype)
         return pipeline.to(module.device)
 
     def _module(self, pipeline: DiffusionPipeline):

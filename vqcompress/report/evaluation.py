@@ -27,8 +27,8 @@ class EvaluationConfig:
 
     Images are of the first ``count`` prompts; image ``i`` starts from ``seed + i``. The denoiser's calls are recorded
     on the first ``trajectory_prompts``, second moments for layer errors on the first ``layer_prompts`` (0: all inputs
-    count alike). With ``verified``, folders are compared with their manifests before they are opened. Raises
-    `VQCompressError` without images.
+    count alike). With ``verified``, folders are compared with their manifests before they are opened. ``dense_budget``
+    is that of each folder's pipeline (`vqcompress.set_dense_budget`). Raises `VQCompressError` without images.
     """
 
     count: int = 48
@@ -37,6 +37,7 @@ class EvaluationConfig:
     trajectory_prompts: int = 8
     layer_prompts: int = 4
     verified: bool = True
+    dense_budget: str | int | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:

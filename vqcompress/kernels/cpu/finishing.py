@@ -12,26 +12,80 @@ from numba import types
 from numba.extending import intrinsic
 
 from vqcompress.kernels.cpu.loops import numbers, shared_loop
-from vqcompress.kernels.cpu.vectors import float_at, pointer, put_float
+from vqcompress.kernels.cpu.vectors import add, float_at, load, pointer, put_float, splat, store, times
 from vqcompress.machine_code import compiled
 
 TILE = 16
+STEP = 4 * TILE  # bytes
+
+
+def _places(places: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), TILE), places)
+
+
+@intrinsic
+def _hadamard(typing_context, vector):
+    """The unnormalised Walsh-Hadamard transform of sixteen floats."""
+
+    def generate(context, builder, signature, arguments):
+        (values,) = arguments
+        for span in (1, 2, 4, 8):
+            other = builder.shuffle_vector(values, values, _places([place ^ span for place in range(TILE)]))
+            # A sum in the first place of a pair, first minus second in the other.
+            sums, differences = builder.fadd(values, other), builder.fsub(other, values)
+            chosen = [place + TILE if place & span else place for place in range(TILE)]
+            values = builder.shuffle_vector(sums, differences, _places(chosen))
+        return values
+
+    return vector(vector), generate
+
+
+@intrinsic
+def _minus(typing_context, left, right):
+    """``left - right``."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fsub(*arguments)
+
+    return left(left, right), generate
+
+
+@intrinsic
+def _scaled(typing_context, vector, factor):
+    """``vector * factor`` for a single ``factor``."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fmul(arguments[0], splat(builder, arguments[1], arguments[0].type.count))
+
+    return vector(vector, types.float32), generate
 
 
 @compiled(inline="always")
-def _unrotate(column, outputs, block, signs):
-    """Walsh-Hadamard transform over runs of ``block`` floats at ``column``, then times ``signs [outputs]``."""
-    for start in range(column, column + 4 * outputs, 4 * block):
-        span = 4
-        while span < 4 * block:
-            for pair in range(start, start + 4 * block, 2 * span):
-                for place in range(pair, pair + span, 4):
-                    first, second = float_at(place), float_at(place + span)
-                    put_float(first + second, place)
-                    put_float(first - second, place + span)
-            span *= 2
-    for output in range(outputs):
-        put_float(float_at(column + 4 * output) * float_at(signs + 4 * output), column + 4 * output)
+def _transform(start, block):
+    """The unnormalised Walsh-Hadamard transform of ``block`` floats at ``start``, fewer than sixteen."""
+    span = 4
+    while span < 4 * block:
+        for pair in range(start, start + 4 * block, 2 * span):
+            for place in range(pair, pair + span, 4):
+                first, second = float_at(place), float_at(place + span)
+                put_float(first + second, place)
+                put_float(first - second, place + span)
+        span *= 2
+
+
+@compiled(inline="always")
+def _transform_tiles(start, block):
+    """The same of sixteen floats or a multiple."""
+    for place in range(start, start + 4 * block, STEP):
+        store(_hadamard(load(TILE, place)), place)
+    span = STEP
+    while span < 4 * block:
+        for pair in range(start, start + 4 * block, 2 * span):
+            for place in range(pair, pair + span, STEP):
+                first, second = load(TILE, place), load(TILE, place + span)
+                store(add(first, second), place)
+                store(_minus(first, second), place + span)
+        span *= 2
 
 
 @shared_loop
@@ -42,14 +96,25 @@ def finish_columns(first, last, arguments):
     none).
     """
     values, outputs, block, signs, factors = numbers(5, arguments)
+    whole = outputs - outputs % TILE
     for column in range(first, last):
         at = values + 4 * outputs * column
         if block != 0:
-            _unrotate(at, outputs, block, signs)
+            for start in range(at, at + 4 * outputs, 4 * block):
+                if block < TILE:
+                    _transform(start, block)
+                else:
+                    _transform_tiles(start, block)
+            for place in range(0, 4 * whole, STEP):
+                store(times(load(TILE, at + place), load(TILE, signs + place)), at + place)
+            for place in range(4 * whole, 4 * outputs, 4):
+                put_float(float_at(at + place) * float_at(signs + place), at + place)
         if factors != 0:
             factor = float_at(factors + 4 * column)
-            for output in range(outputs):
-                put_float(float_at(at + 4 * output) * factor, at + 4 * output)
+            for place in range(at, at + 4 * whole, STEP):
+                store(_scaled(load(TILE, place), factor), place)
+            for place in range(at + 4 * whole, at + 4 * outputs, 4):
+                put_float(float_at(place) * factor, place)
 
 
 @intrinsic
@@ -82,10 +147,6 @@ def _turn_tile(typing_context, source, source_step, target, target_step):
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4), generate
-
-
-def _places(places: list[int]) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), TILE), places)
 
 
 @shared_loop

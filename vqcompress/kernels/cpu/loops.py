@@ -124,6 +124,19 @@ def take_parts(job):
         part = _next(job)
 
 
+@shared_loop
+def run_blocks(first, last, arguments):
+    """Several loops over ``first … last``, one after the other.
+
+    The arguments: how many, the numbers that each takes here; then for each the address of its loop and its arguments.
+    """
+    blocks, width = numbers(2, arguments)
+    for block in range(blocks):
+        at = arguments + 16 + 8 * width * block
+        (loop,) = numbers(1, at)
+        call(loop, first, last, at + 8)
+
+
 @compiled(inline="always")
 def scale_at(address, size):
     """The scale of ``size`` bytes at ``address``: float16 or float32."""

@@ -15,6 +15,7 @@ give all their states. At half-integer rates every other eight weights begin in 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -35,17 +36,18 @@ from vqcompress.kernels.cpu.arguments import (
     gradient_tensor,
     output_scale,
     rates_and_starts,
-    run_over_columns,
     stored_order,
 )
 from vqcompress.kernels.cpu.loops import (
     numbers,
     raw_pointer,
     read_bits,
+    run_blocks,
     shared_loop,
     wrapped_window,
 )
 from vqcompress.kernels.cpu.operations import Blocks, Operations
+from vqcompress.kernels.cpu.threads import parallel_for
 from vqcompress.kernels.cpu.vectors import (
     byte_at,
     fetch_ahead,
@@ -59,9 +61,11 @@ from vqcompress.kernels.cpu.vectors import (
     word_at,
 )
 from vqcompress.kernels.cpu.windows import LANES, look_up, second_table, window_bytes
+from vqcompress.kernels.tensor_cache import TensorCache
 from vqcompress.machine_code import compiled
 
 EDGE = 34  # bytes of the small buffer: more than is ever loaded at once
+DECODE_NUMBERS = 11  # of each rate's loop, its address included
 OUTPUTS = 8  # that a product takes at a time
 BLOCK = 32  # columns whose inputs, and the lines of whose codes, stay in the first cache beside the table
 LINE = 64  # bytes of a cache line
@@ -71,19 +75,67 @@ FIRST_WORD = 48  # bits of the group's own in the word that starts two bytes bef
 def decode(values: Tensor, spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> None:
     """Fill ``values [columns, outputs]``."""
     columns, outputs = values.shape
+    plan, scale = _decode_plan(spec, tensors, outputs, columns), _padded_scale(tensors["scale"], outputs)
+    if plan.empty is not None:
+        values[plan.empty] = 0 * scale[:outputs]
+    out, codes, factors = values.data_ptr(), tensors["weight"].data_ptr(), scale.data_ptr()
+    blocks: list[int] = []
+    for loop, length, starts, rates, table, stored in plan.blocks:
+        blocks += (loop, out, columns, outputs, codes, length, starts, rates, table, factors, stored)
+    parallel_for(run_blocks, columns, values.numel(), len(plan.blocks), DECODE_NUMBERS, *blocks)
+
+
+@dataclass(frozen=True)
+class _DecodePlan:
+    """What is the same in every decoding of a weight.
+
+    ``blocks``: for each rate the loop, bytes of codes, the addresses of starts, rates and value table, and the rate.
+    ``empty`` says which columns have no bits, if there are any. ``held`` is what lies at the addresses.
+    """
+
+    blocks: tuple[tuple[int, int, int, int, int, int], ...]
+    empty: Tensor | None
+    held: tuple[Any, ...]
+
+
+_PLANS: TensorCache[_DecodePlan] = TensorCache()
+_SCALES: TensorCache[Tensor] = TensorCache()
+
+
+def _decode_plan(spec: TrellisSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int) -> _DecodePlan:
+    """Made once for a weight, and again when learned tables or rates change."""
     rates, starts = rates_and_starts(spec, tensors, outputs, columns)
-    codes, tables = byte_array(tensors["weight"]), _all_tables(spec, tensors)
-    scale = np.append(output_scale(tensors["scale"], outputs), np.zeros(-outputs % LANES, np.float32))
+    changing = tensors["weight"] if spec.codebook is None else tensors["codebooks"]
+    # The address of `rates` stands for them: the plan holds them.
+    return _PLANS(changing, (spec, rates.ctypes.data), lambda: _make_plan(spec, tensors, outputs, rates, starts))
+
+
+def _make_plan(
+    spec: TrellisSpec, tensors: Mapping[str, Tensor], outputs: int, rates: np.ndarray, starts: np.ndarray
+) -> _DecodePlan:
+    tables, length = _all_tables(spec, tensors), tensors["weight"].numel()
+    blocks, owned, empty = [], [], np.zeros(len(rates), bool)
     for rate in np.unique(rates).tolist():
         if spec.column_bits(outputs, rate) == 0:
-            values[torch.from_numpy(rates == rate)] = torch.from_numpy(np.float32(0) * scale[:outputs])
-        else:
-            halves = spec.halves(rate)
-            own = tables[halves // 2 : (halves + 3) // 2].ravel()
-            if halves % 2 and not set(spec.codebook_rates) & {halves // 2, halves // 2 + 1}:
-                own = _formula_pair(spec.state_bits, spec.tail, halves // 2)
-            loop = _decoder(spec.state_bits, halves, own.itemsize)
-            run_over_columns(loop, values, codes, starts, rates, own, scale, rate)
+            empty |= rates == rate
+            continue
+        halves = spec.halves(rate)
+        own = tables[halves // 2 : (halves + 3) // 2].ravel()
+        if halves % 2 and not set(spec.codebook_rates) & {halves // 2, halves // 2 + 1}:
+            own = _formula_pair(spec.state_bits, spec.tail, halves // 2)
+        owned.append(own)
+        loop = _decoder(spec.state_bits, halves, own.itemsize).address
+        blocks.append((loop, length, starts.ctypes.data, rates.ctypes.data, own.ctypes.data, rate))
+    return _DecodePlan(tuple(blocks), torch.from_numpy(empty) if empty.any() else None, (rates, starts, owned))
+
+
+def _padded_scale(scale: Tensor, outputs: int) -> Tensor:
+    """A scale for each output, float32, zeros up to a multiple of `LANES`."""
+
+    def make() -> Tensor:
+        return torch.nn.functional.pad(scale.detach().float().expand(outputs), (0, -outputs % LANES))
+
+    return _SCALES(scale, (scale.dtype, outputs), make)
 
 
 def product_blocks(
@@ -207,9 +259,7 @@ def _decoder(state_bits: int, rate: int, size: int) -> Any:
     loaded, direct = window_bytes(rate, state_bits, 2), -(-2 // rate)  # groups before that one need the circle's end
 
     def decode(first, last, arguments):
-        out_at, columns, outputs, codes_at, length, starts_at, _, rates_at, _, table, _, scale, _, stored = numbers(
-            14, arguments
-        )
+        out_at, columns, outputs, codes_at, length, starts_at, rates_at, table, scale, stored = numbers(10, arguments)
         codes, values = (
             carray(raw_pointer(codes_at), length, np.uint8),
             carray(raw_pointer(out_at), (columns, outputs), np.float32),
