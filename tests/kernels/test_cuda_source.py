@@ -1,0 +1,134 @@
+"""The CUDA kernels' source, run on this machine under AddressSanitizer: every format, rate and shape, bit for bit."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kernels.host_gpu import COMPILER, Batch
+from tests.kernels.random_weights import Extras, additive, scalar, trellis
+from vqcompress.formats.trellis_table import STATE_BITS, max_rate
+from vqcompress.kernels import reference
+from vqcompress.kernels.cuda.jobs import ALIGNED, launches, size_problem
+from vqcompress.matrix_view import matrix_shape
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EVERYTHING = Extras(column_scales=True, outliers=7, rotation=4)
+
+
+def rates(state_bits):
+    """All rates in half bits, whole ones first."""
+    most = max_rate(state_bits)
+    return tuple(2 * rate for rate in range(most + 1)), tuple(range(1, 2 * most, 2))
+
+
+@lru_cache(maxsize=1)
+def weights():
+    """``(label, weight, dtype)``: a case of every kind."""
+    cases = []
+    for index, state_bits in enumerate(STATE_BITS):
+        for halves in rates(state_bits):
+            cases.append((trellis((64, 3 * len(halves)), state_bits, halves), DTYPES[index % 3]))
+            cases.append((trellis((45, len(halves)), state_bits, halves), torch.float32))
+    whole, _ = rates(12)
+    for dtype in DTYPES:
+        for outputs in (1, 2, 3, 5, 31, 32, 33, 96):
+            cases.append((trellis((outputs, 8), 12, (6, 4, 0)), dtype))
+        cases.append((trellis((64, 5), 12, (6, 5)), dtype))
+        cases.append((additive((64, 7), 8, 8, 2), dtype))
+        cases.append((scalar((64, 9), 3, 4), dtype))
+    for rotation in (1, 2, 8, 32, 64, 128, 256):
+        cases.append((trellis((256, 5), 12, (6, 4), Extras(rotation=rotation)), torch.float32))
+    cases.append((trellis((768, 3), 12, (6,), Extras(rotation=256, column_scales=True, outliers=9)), torch.bfloat16))
+    for shape in ((64, 12), (36, 2, 3, 3), (100, 3, 1, 3)):
+        cases.append((trellis(shape, 12, whole, EVERYTHING), torch.float16))
+        cases.append((trellis(shape, 8, (3, 4, 5), EVERYTHING), torch.bfloat16))
+        for learned in (Extras(learned=True), Extras(learned=True, row_scales=False)):
+            cases.append((trellis(shape, 8, (6, 4), learned), torch.float32))
+    cases.append((trellis((32, 4), 14, (6, 5), Extras(learned=True)), torch.float32))
+    for dimension, code_bits, books in ((8, 8, 3), (3, 5, 2), (1, 1, 1), (40, 3, 2), (16, 11, 1), (4, 16, 1)):
+        for outputs in (33, 64):
+            given = Extras(column_scales=outputs == 64, outliers=2, row_scales=dimension != 3)
+            cases.append((additive((outputs, 5), dimension, code_bits, books, given), torch.float32))
+    for bits in range(1, 9):
+        cases.append((scalar((32 + bits, 7), bits, 3), torch.float32))
+        cases.append((scalar((64, 5), bits, 4, max(2, bits)), torch.float16))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory):
+    """Each case's output, put together from its launches, and whether every element was written once."""
+    batch, counts = Batch(), []
+    for weight, dtype in weights():
+        counts.append(len(batch.add([weight], dtype)))
+    several = [trellis((64, n), 12, (6, 4), Extras(column_scales=True)) for n in (3, 9, 2)]
+    counts.append(len(batch.add(several, torch.bfloat16)))
+    outputs, found, start = batch.run(tmp_path_factory.mktemp("host")), [], 0
+    for count in counts:
+        found.append(outputs[start : start + count])
+        start += count
+    return found, several
+
+
+def assembled(outputs, weight, dtype):
+    """One output of those of several launches, which wrote to different columns of it."""
+    outputs_of, columns = matrix_shape(weight[1])
+    width = dtype.itemsize * outputs_of
+    rows = [output.reshape(columns, width) for output in outputs]
+    written = np.stack([(row != 0xAA).any(1) for row in rows])
+    assert (written.sum(0) == 1).all(), "a column that no launch wrote, or two did"
+    whole = sum(np.where(mask[:, None], row, 0).astype(np.uint8) for mask, row in zip(written, rows, strict=True))
+    return torch.from_numpy(whole.reshape(-1).copy()).view(dtype).view(columns, -1)
+
+
+def test_every_format_rate_and_shape_equals_the_reference_bit_for_bit(decoded):
+    for outputs, (weight, dtype) in zip(decoded[0], weights(), strict=False):
+        expected = reference.decode_transposed(*weight, dtype)
+        assert torch.equal(assembled(outputs, weight, dtype), expected), (weight[0], weight[1], dtype)
+
+
+def test_one_launch_decodes_several_weights(decoded):
+    outputs, several = decoded[0][-1], decoded[1]
+    assert len(outputs) == 2  # rates, not weights
+    expected = torch.cat([reference.decode_transposed(*weight, torch.bfloat16).view(-1) for weight in several])
+    stacked = torch.stack([torch.from_numpy(o.copy()).view(torch.bfloat16).view(-1, 64) for o in outputs])
+    untouched = torch.from_numpy(np.full(128, 0xAA, np.uint8)).view(torch.bfloat16)
+    written = (stacked.view(torch.int16) != untouched.view(torch.int16)).any(-1)
+    assert (written.sum(0) == 1).all()
+    whole = torch.where(written[0, :, None], stacked[0], stacked[1])
+    assert torch.equal(whole.view(-1), expected)
+
+
+def test_every_kernel_that_the_cases_need_is_one_of_few():
+    made = [launch.kernel for weight, dtype in weights() for launch in launches([weight], dtype, [0])]
+    halves = {kernel.halves for kernel in made if kernel.format == "trellis"}
+    assert halves == set(range(17))
+    assert {kernel.table for kernel in made} == {"SHARED_FLOAT", "SHARED_HALF", "GLOBAL_FLOAT", "GLOBAL_HALF", ""}
+    assert {kernel.flags & ALIGNED for kernel in made} == {0, ALIGNED}
+    assert len({kernel.symbol for kernel in made}) == len(set(made))
+
+
+def test_codes_that_do_not_lie_on_a_word_take_the_other_kernel():
+    spec, shape, tensors = trellis((64, 4), 12, (6,))
+    codes = tensors["weight"]
+    shifted = torch.empty(codes.numel() + 1, dtype=torch.int8)[1:].view(codes.shape).copy_(codes)
+    (aligned,) = launches([(spec, shape, tensors)], torch.float32, [0])
+    (other,) = launches([(spec, shape, tensors | {"weight": shifted})], torch.float32, [0])
+    assert aligned.kernel.flags & ALIGNED
+    assert not other.kernel.flags & ALIGNED
+
+
+def test_an_empty_weight_needs_no_launch():
+    assert launches([scalar((32, 0), 3, 4)], torch.float32, [0]) == []
+
+
+@pytest.mark.parametrize(("shape", "refused"), [((21504, 3072), False), ((50000, 50000), True), ((32, 1 << 26), True)])
+def test_sizes_beyond_32_bits_are_refused(shape, refused):
+    spec, _, _ = scalar((32, 4), 3, 4)
+    assert bool(size_problem(spec, shape)) == refused
