@@ -20,7 +20,7 @@ from torch import nn
 
 from encode_speed import SETTINGS, coding_speed, products_per_second, seconds
 from vqcompress.architectures.layer_plan import plan_layers
-from vqcompress.architectures.published import skeleton
+from vqcompress.architectures.published_skeleton import published_skeleton
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.quantizers.inverse_factor import inverse_upper_factor
 from vqcompress.working_memory import balanced
@@ -93,8 +93,8 @@ def layers_of(name: str) -> list[tuple[int, int]]:
     if name == "flux":
         plans = plan_layers(_flux(), {})
     else:
-        architecture, shell = skeleton(name)
-        plans = architecture.layers(shell, architecture.denoiser)
+        found = published_skeleton(name)
+        plans = found.architecture.layers(found.pipeline, found.architecture.denoiser)
     return [matrix_shape(plan.shape) for plan in plans if plan.reason is None]
 
 

@@ -9,8 +9,10 @@ from typing import Any
 def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
     """The numbers of `vqcompress.estimate.estimate` as text."""
     denoiser_only = expected["parts"] == "denoiser"
+    where = f" in {' and '.join(expected['components'])}" if len(expected["components"]) > 1 else ""
     yield (
-        f"{expected['model']}: {expected['quantized_layers']} layers to quantize, {expected['kept_layers']} stay dense"
+        f"{expected['model']}: {expected['quantized_layers']} layers to quantize{where}, {expected['kept_layers']} "
+        "stay dense"
     )
     yield f"  weights            {_millions(expected['quantized_weights'])} of {_millions(expected['weights'])}"
     yield f"  bytes before       {_bytes(expected['bytes_before'])} (fp16)"
@@ -27,10 +29,18 @@ def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
         f"  encoding           about {_duration(expected['encode_seconds'])} on one core of this machine, with "
         f"{expected['method']} at {expected['bits']:g} bits"
     )
+    if expected["obstacle"]:
+        yield f"  cannot run here    {expected['obstacle']}"
 
 
 def _calibration(expected: dict[str, Any]) -> Iterator[str]:
     yield f"  calibration        {expected['prompts']} prompts, sampled at most {expected['passes']} times"
+    sampling = expected["sampling"]
+    if sampling["height"]:
+        yield (
+            f"  sampling           {sampling['steps']} steps at guidance {sampling['guidance']:g}, "
+            f"{sampling['width']} × {sampling['height']} pixels"
+        )
     yield f"  second moments     at most {_bytes(expected['moment_bytes'])} on disk during the run"
     if expected["order"] == "sequential":
         yield (

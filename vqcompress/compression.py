@@ -16,6 +16,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
+from vqcompress.architectures.known_names import sampled_as_published
 from vqcompress.architectures.narrow_weights import hold_narrow
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.checkpoint import LayerRecord, save_pipeline
@@ -97,7 +98,7 @@ def _open_run(
     """The run, its folders held by ``held``."""
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
     pipeline = open_pipeline(model, narrow=recipe.finetune == "none") if isinstance(model, str) else model
-    architecture = architecture_of(pipeline)
+    architecture = sampled_as_published(architecture_of(pipeline), model)
     prompts = named or load_prompts(architecture.prompt_set)
     layers, ignored = plan_components(recipe, pipeline, architecture)
     _check_finetuning(recipe, architecture)
@@ -130,7 +131,7 @@ def _publish(run: Run, output: Path, records: list[LayerRecord], overwrite: bool
     """Write the folder, open it again, compare a call, note it in the journal, and put it into its place."""
 
     def check(partial: Path) -> None:
-        check_reopens(run.calibration_run(), partial)
+        check_reopens(run.calibration_run(), partial, run.layers)
         journal.write(partial)
 
     save_pipeline(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from vqcompress.architectures import Architecture, architecture_of, open_pipeline
-from vqcompress.architectures.published import published, skeleton
+from vqcompress.architectures import architecture_of, open_pipeline
+from vqcompress.architectures.known_names import known_name
+from vqcompress.architectures.published_skeleton import Skeleton, published_skeleton
 from vqcompress.formats.scalar import FLOAT_SCALES
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.methods import METHODS
@@ -24,11 +26,13 @@ WIDTHS = (2.0, 3.0, 4.0)  # bits per weight for which every estimate lists the s
 def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
     """Layers, bytes, memory and time of a run of ``recipe`` on ``model``. Encoding speed is measured on a small weight.
 
-    Published models (`architectures.published`) are planned on the meta device: nothing is downloaded or allocated, and
-    memory is that of the denoiser, without text encoders and VAE (``parts`` says which). Sizes are in bytes. Moments
-    and passes are upper bounds, because layers with the same input tensor share their moment.
+    Published models (`architectures.published`) are planned on the meta device: nothing is downloaded or allocated.
+    ``parts`` says whether memory is that of the whole pipeline or of the denoiser alone, and ``obstacle`` why this
+    machine could not run the pipeline, if so. Sizes are in bytes. Moments and passes are upper bounds, because layers
+    with the same input tensor share their moment.
     """
-    architecture, pipeline, parts = _planned(model, recipe)
+    planned = _planned(model, recipe)
+    architecture, pipeline = planned.architecture, planned.pipeline
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
     components = recipe.components or architecture.denoisers
     plans = [plan for name in components for plan in architecture.layers(pipeline, name, ignore=ignore)]
@@ -43,7 +47,9 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
         "model": model,
         "method": recipe.method,
         "bits": recipe.bits,
-        "parts": parts,
+        "parts": "pipeline" if planned.whole else "denoiser",
+        "obstacle": planned.obstacle,
+        "components": list(components),
         "quantized_layers": len(quantized),
         "kept_layers": len(plans) - len(quantized),
         "kept": {plan.name: plan.reason for plan in plans if plan.reason is not None},
@@ -53,6 +59,7 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
         "bytes_after": _bytes_after(weights, packed, recipe, recipe.bits),
         "bytes_by_bits": {f"{bits:g}": _bytes_after(weights, packed, recipe, bits) for bits in WIDTHS},
         "prompts": recipe.calibration.count if needs_moments else 0,
+        "sampling": asdict(recipe.calibration.sampling.resolve(architecture.defaults)),
         "order": recipe.calibration.order,
         "call_bytes": recipe.training.budget_gb * 1e9 if recipe.calibration.order == "sequential" else 0,
         "passes": math.ceil(sum(moments) / budget) + math.ceil(sum(outputs) / budget),
@@ -66,14 +73,13 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _planned(model: str, recipe: Recipe) -> tuple[Architecture, Any, str]:
-    """The architecture, the object with the modules, and which parts it has: "denoiser" if no pipeline is opened."""
-    if published(model):
-        architecture, shell = skeleton(model)
-        if set(recipe.components) <= set(architecture.denoisers):
-            return architecture, shell, "denoiser"
+def _planned(model: str, recipe: Recipe) -> Skeleton:
+    if known := known_name(model):
+        found = published_skeleton(known)
+        if found.whole or set(recipe.components) <= set(found.architecture.denoisers):
+            return found
     pipeline = open_pipeline(model)
-    return architecture_of(pipeline), pipeline, "pipeline"
+    return Skeleton(architecture_of(pipeline), pipeline, whole=True)
 
 
 def _bytes_after(weights: int, packed: int, recipe: Recipe, bits: float) -> int:

@@ -58,7 +58,7 @@ def test_embedded_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_names() -> None:
-    assert "unknown model 'sdxxl': give an alias (sdxl," in line("sdxxl")
+    assert "unknown model 'sdxxl': did you mean sdxl" in line("sdxxl")
     assert "no such file or folder" in line("./nowhere/model")
     assert "no such file or folder" in line("nowhere/model.safetensors")
 

@@ -12,18 +12,21 @@ from safetensors.torch import save_file
 
 from vqcompress.architectures import ALIASES, open_pipeline
 from vqcompress.architectures import opening as opening_module
-from vqcompress.architectures.published import PUBLISHED, published, skeleton, synonyms
+from vqcompress.architectures.published import PUBLISHED, published, synonyms
+from vqcompress.architectures.published_skeleton import published_skeleton
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
+from vqcompress.models.hub_pipelines import HUB_PIPELINES
 from vqcompress.models.linfusion import LinearAttention, LinFusionUNet2DConditionModel
 from vqcompress.models.presets import PRESETS, SYNONYMS
 
 # The largest is counted by the test of its estimate; sizes that differ in their patches alone are counted once.
-COUNTED = [n for n in PUBLISHED if n != "dit-moe-g-16e2a" and not n.endswith(("-4", "-8"))]
+COUNTED = [n for n in PRESETS if n != "dit-moe-g-16e2a" and not n.endswith(("-4", "-8"))]
 
 
 def test_presets_and_aliases_are_one_table() -> None:
-    assert PUBLISHED.keys() == PRESETS.keys()
+    assert PUBLISHED.keys() == PRESETS.keys() | HUB_PIPELINES.keys()
+    assert not PRESETS.keys() & HUB_PIPELINES.keys()
     assert {name for name, row in PUBLISHED.items() if row.hub} == ALIASES.keys() - SYNONYMS.keys() - EMBEDDED.keys()
     assert published("dit-moe-b") == ("dit-moe-b-8e2a", PUBLISHED["dit-moe-b-8e2a"])
     assert synonyms("dit-moe-b-8e2a") == ("dit-moe-b",)
@@ -32,7 +35,8 @@ def test_presets_and_aliases_are_one_table() -> None:
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_sizes(name: str) -> None:
-    architecture, shell = skeleton(name)
+    found = published_skeleton(name)
+    architecture, shell = found.architecture, found.pipeline
     denoiser = getattr(shell, architecture.denoiser)
     assert sum(p.numel() for p in denoiser.parameters()) == PUBLISHED[name].parameters
     assert all(p.is_meta for p in denoiser.parameters())
@@ -58,7 +62,7 @@ def test_names_without_a_folder_say_what_to_do(name: str, message: str) -> None:
 
 def test_unknown_skeleton() -> None:
     with pytest.raises(ArchitectureError, match="vqcompress presets"):
-        skeleton("sdxxl")
+        published_skeleton("sdxxl")
 
 
 def test_linfusion_is_mounted_on_its_base(

@@ -52,15 +52,15 @@ def test_recipe_can_replace_the_rules(sdxl: DiffusionPipeline) -> None:
 
 def test_text_encoders_are_components(sdxl: DiffusionPipeline) -> None:
     family = architecture_of(sdxl)
-    assert family.components == ("unet", "text_encoder", "text_encoder_2")
+    assert family.components == ("unet", "text_encoder", "text_encoder_2", "vae")
     kept = [plan.name for plan in family.layers(sdxl, "text_encoder_2") if plan.reason]
     assert kept[-1] == "text_projection"
     assert all("embedding" in name for name in kept[:-1])
 
 
 def test_unknown_component(sdxl: DiffusionPipeline) -> None:
-    with pytest.raises(ArchitectureError, match=r"no component 'vae'.*unet, text_encoder"):
-        architecture_of(sdxl).layers(sdxl, "vae")
+    with pytest.raises(ArchitectureError, match=r"no component 'scheduler'.*unet, text_encoder"):
+        architecture_of(sdxl).layers(sdxl, "scheduler")
 
 
 def test_turbo_is_told_by_its_sampler(sdxl: DiffusionPipeline) -> None:

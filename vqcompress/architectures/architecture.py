@@ -21,10 +21,18 @@ Pipeline = Any
 """A `diffusers.DiffusionPipeline`. Its components are attributes of the instance, so they have no static type."""
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+VAE = "vae"
 
 TEXT_IGNORE: IgnoreRules = {
     r"(^|\.)text_projection$": "sees one row per prompt: its input's second moment is rank-limited",
-    r"(^|\.)lm_head$": "not used for conditioning",
+    r"(^|\.)(lm_head|output_layer)$": "not used for conditioning",
+    r"(^|\.)(visual|vision_tower|vision_model|audio_tower|multi_modal_projector)(\.|$)": "reads images or sound, which "
+    "prompts do not have",
+}
+VAE_IGNORE: IgnoreRules = {
+    r"(^|\.)conv_in(\.|$)": "reads bare pixels or latents through few columns; every later layer depends on it",
+    r"(^|\.)conv_out(\.|$)": "writes pixels or latents themselves: nothing after it can absorb an error; small",
+    r"^(post_)?quant_conv$": "maps latents to latents: its error is in every pixel; tiny",
 }
 
 
@@ -72,7 +80,9 @@ class Architecture:
 
     def ignore_rules(self, component: str) -> IgnoreRules:
         """The ignore rules that `layers` uses by default."""
-        return self.ignore if component in self.denoisers else TEXT_IGNORE
+        if component in self.denoisers:
+            return self.ignore
+        return VAE_IGNORE if component == VAE else TEXT_IGNORE
 
     def layers(
         self, pipeline: Pipeline, component: str, ignore: IgnoreRules | Sequence[tuple[str, str]] | None = None
@@ -158,6 +168,24 @@ class Architecture:
         }
         with torch.no_grad(), evaluating(pipeline):
             pipeline.encode_prompt(**_accepted(pipeline.encode_prompt, offered))
+
+    def autoencode(
+        self,
+        pipeline: Pipeline,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        """Draw images and encode them again, to record statistics of both halves of the VAE.
+
+        Video is not encoded again: autoencoders of video have convolutions in time, which stay dense.
+        """
+        images = self.sample(pipeline, prompts, seeds=seeds, sampling=sampling, output_type="pt")
+        if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3:
+            vae = self.module(pipeline, VAE)
+            with torch.no_grad(), evaluating(pipeline):
+                vae.encode((2 * images - 1).to(vae.device, vae.dtype))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
         """True for text tokens that are not padding, bool ``[batch, tokens]``, from the arguments of a call of the

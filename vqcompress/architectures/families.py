@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from vqcompress.architectures.architecture import Architecture, Pipeline
+from dataclasses import replace
+
+from torch import nn
+
+from vqcompress.architectures.architecture import VAE, Architecture, Pipeline
 from vqcompress.architectures.call_inputs import missing_inputs
 from vqcompress.architectures.class_conditional import ClassConditionalArchitecture
 from vqcompress.architectures.clip_pixart import ClipPixArtArchitecture
@@ -30,7 +34,7 @@ def architecture_of(pipeline: Pipeline) -> Architecture:
     """The description of ``pipeline``. Raises `ArchitectureError` if no family supports it."""
     for family in FAMILIES:
         if family.supports(pipeline):
-            return family.of(pipeline)
+            return _with_vae(family.of(pipeline), pipeline)
     kind = type(pipeline).__name__
     if not find_denoisers(pipeline):
         raise ArchitectureError(
@@ -40,3 +44,8 @@ def architecture_of(pipeline: Pipeline) -> Architecture:
         f"{kind} cannot be calibrated: its call needs {', '.join(missing_inputs(pipeline))}, which another pipeline "
         "or a user makes; open the pipeline that makes them too (a combined one, where there is one)"
     )
+
+
+def _with_vae(found: Architecture, pipeline: Pipeline) -> Architecture:
+    has_one = isinstance(getattr(pipeline, VAE, None), nn.Module) and VAE not in found.components
+    return replace(found, components=(*found.components, VAE)) if has_one else found

@@ -108,7 +108,7 @@ class GenericArchitecture(Architecture):
         """The first call of a denoiser, or that of one with the same configuration; None where there is no pipeline."""
         networks = {name: self.module(pipeline, name) for name in self.denoisers}
         if any(network not in _traced for network in networks.values()):
-            found = {} if isinstance(pipeline, SimpleNamespace) else self._trace(pipeline, networks)
+            found = {} if _without_weights(pipeline, networks) else self._trace(pipeline, networks)
             for name, network in networks.items():
                 alike = (found.get(other) for other in networks if type(networks[other]) is type(network))
                 _traced[network] = found.get(name) or next((call for call in alike if call), None)
@@ -143,6 +143,11 @@ class GenericArchitecture(Architecture):
             for first in range(0, len(prompts), size)
         ]
         return results[0] if len(results) == 1 else _joined(results)
+
+
+def _without_weights(pipeline: Pipeline, networks: dict[str, nn.Module]) -> bool:
+    weights = (weight for network in networks.values() for weight in network.parameters())
+    return isinstance(pipeline, SimpleNamespace) or any(weight.is_meta for weight in weights)
 
 
 def find_denoisers(pipeline: Pipeline) -> list[str]:

@@ -28,6 +28,21 @@ def cached_or_downloaded(repo: str, *, without: str = "") -> Path:
     return folder
 
 
+def downloaded_file(where: str) -> Path:
+    """A file ``owner/name file`` on the Hub, from the local cache or downloaded. Raises `ArchitectureError`."""
+    from huggingface_hub import hf_hub_download
+
+    repo, file = where.split(" ", 1)
+    try:
+        return Path(hf_hub_download(repo, file, local_files_only=True))
+    except OSError:
+        _ask_hub(repo)
+    try:
+        return Path(hf_hub_download(repo, file))
+    except Exception as error:
+        raise _unreachable(repo, error) from error
+
+
 def _cached(repo: str, without: str) -> Path | None:
     from diffusers import DiffusionPipeline
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from vqcompress.architectures.folder import open_folder
-from vqcompress.architectures.hub import cached_or_downloaded
+from vqcompress.architectures.hub import cached_or_downloaded, downloaded_file
+from vqcompress.architectures.known_names import did_you_mean, known_name
 from vqcompress.architectures.linfusion import mount_published
 from vqcompress.architectures.published import PUBLISHED, Published, published
 from vqcompress.architectures.single_file import open_single_file
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
+from vqcompress.models.hub_pipelines import HUB_PIPELINES
 from vqcompress.models.presets import SYNONYMS
 
 if TYPE_CHECKING:
@@ -38,11 +40,11 @@ def open_pipeline(
 ) -> DiffusionPipeline:
     """Open ``model`` for compression, with weights cast to ``dtype``.
 
-    ``model`` is an alias (`ALIASES`), a local diffusers folder, a single ``.safetensors`` file (a whole checkpoint or a
-    denoiser), or a Hub id. Hub models are read from the local cache if they are complete there. With ``narrow``, a
-    denoiser stored in 16 bits stays so. ``base`` (alias, folder or Hub id) is the pipeline from which a single file
-    takes what it lacks, instead of its family's published one. Only safetensors are read, never pickles. Raises
-    `ArchitectureError`, which says what to do, if there is no such model or it is not a pipeline.
+    ``model`` is an alias (`ALIASES`, in any spelling), a local diffusers folder, a single ``.safetensors`` file (a
+    whole checkpoint or a denoiser), or a Hub id. Hub models are read from the local cache if they are complete there.
+    With ``narrow``, a denoiser stored in 16 bits stays so. ``base`` (alias, folder or Hub id) is the pipeline from
+    which a single file takes what it lacks, instead of its family's published one. Only safetensors are read, never
+    pickles. Raises `ArchitectureError`, which says what to do, if there is no such model or it is not a pipeline.
     """
     name = str(model)
     path = Path(os.path.expanduser(name))
@@ -54,12 +56,16 @@ def open_pipeline(
         return open_folder(path, dtype, narrow=narrow)
     if os.path.isfile(path):
         return _open_file(path, dtype, narrow, base)
+    if "/" not in name and (known := known_name(name)) and known != name:
+        return open_pipeline(known, dtype=dtype, narrow=narrow, base=base)
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
         return open_folder(cached_or_downloaded(name), dtype, narrow=narrow)
     raise _unknown(name)
 
 
 def _open_alias(name: str, dtype: torch.dtype, narrow: bool) -> DiffusionPipeline:
+    if (found := HUB_PIPELINES.get(name)) and found.weights:
+        return open_single_file(downloaded_file(found.weights), dtype, base=found.hub, narrow=narrow, few_step=True)
     pipeline = open_folder(cached_or_downloaded(ALIASES[name]), dtype, narrow=narrow)
     row = published(name)
     return mount_published(pipeline, row[1].official) if row and row[1].official else pipeline
@@ -92,8 +98,8 @@ def _unknown(name: str) -> ArchitectureError:
     if row := published(name):
         return _unopened(*row)
     return ArchitectureError(
-        f"unknown model {name!r}: give an alias ({', '.join(ALIASES)}; `vqcompress presets` lists all), a diffusers "
-        "folder, a .safetensors file, or a Hub id (owner/name)"
+        f"unknown model {name!r}: {did_you_mean(name) or 'give a name that `vqcompress presets` lists'}"
+        "; also a diffusers folder, a .safetensors file, or a Hub id (owner/name)"
     )
 
 

@@ -119,12 +119,13 @@ OTHER_PARTS = (*VAES, "conditioner.", "cond_stage_model.", "text_encoders.")
 
 
 def open_single_file(
-    path: Path, dtype: torch.dtype, *, base: str | None = None, narrow: bool = False
+    path: Path, dtype: torch.dtype, *, base: str | None = None, narrow: bool = False, few_step: bool = False
 ) -> DiffusionPipeline:
     """The pipeline in ``path``. A bundle contains everything; other files are recognised by their tensors' names.
 
     ``base``: a folder or a Hub id, for whatever is not in the file, instead of the published one of its family.
-    ``narrow``: a denoiser stored alone in 16 bits stays so. Raises `ArchitectureError` for a file that is damaged,
+    ``narrow``: a denoiser stored alone in 16 bits stays so. ``few_step``: the file is known to be distilled to a few
+    steps, although it does not say so. Raises `ArchitectureError` for a file that is damaged,
     unknown, quantized in a format that is not read, or that has tensors which the network has no place for.
     """
     if (bundle := read_bundle(path)) is not None:
@@ -136,7 +137,7 @@ def open_single_file(
     layout = layout_of(header)
     layout = layout._replace(config=base) if base else layout
     pipeline = _around_denoiser(header, layout, dtype, narrow) if layout.component else _whole(header, layout, dtype)
-    _configure(pipeline, header)
+    _configure(pipeline, header, few_step)
     return pipeline
 
 
@@ -238,11 +239,11 @@ def _around_denoiser(header: FileHeader, layout: Layout, dtype: torch.dtype, nar
     return open_folder(folder, dtype, given=given)
 
 
-def _configure(pipeline: DiffusionPipeline, header: FileHeader) -> None:
+def _configure(pipeline: DiffusionPipeline, header: FileHeader, few_step: bool) -> None:
     """Set what the file says of itself."""
     if (prediction := Prediction.of_file(header)) is not None and hasattr(pipeline, "unet"):
         prediction.apply(pipeline)
-    if is_few_step(header.metadata) and "timestep_spacing" in pipeline.scheduler.config:
+    if (few_step or is_few_step(header.metadata)) and "timestep_spacing" in pipeline.scheduler.config:
         from diffusers import EulerDiscreteScheduler
 
         kind = type(pipeline.scheduler)

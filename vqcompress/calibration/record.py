@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vqcompress.architectures import Architecture
+from vqcompress.architectures import VAE, Architecture
 from vqcompress.calibration.exchange import gather_round, owners
 from vqcompress.calibration.input_samples import input_samples, sample_count
 from vqcompress.calibration.passes import plan_passes
@@ -83,7 +83,8 @@ def record_moments(
     finite.
     """
     module = run.architecture.module(run.pipeline, component)
-    source = replace(run, encode_only=component not in run.architecture.denoisers)
+    others = component not in run.architecture.denoisers
+    source = replace(run, encode_only=others and component != VAE, autoencode=others and component == VAE)
     watched = Component(run.architecture, component, module)
     yield from record_inputs(watched, layers, source, run.seed, limits, progress, workers)
 

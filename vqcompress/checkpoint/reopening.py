@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqcompress.architectures import VAE, Pipeline
 from vqcompress.checkpoint.loading import load
 from vqcompress.denoiser_calls.call import call_arguments, first_output
 from vqcompress.denoiser_calls.call_tensors import flatten
@@ -24,11 +26,12 @@ class _Seen(BaseException):
     """Ends a sampling run after its first call. Not an Exception, so that no pipeline swallows it."""
 
 
-def check_reopens(run: SamplingRun, folder: Path) -> None:
+def check_reopens(run: SamplingRun, folder: Path, components: Collection[str] = ()) -> None:
     """Raise `CheckpointError` unless ``folder`` opens and samples like ``run.pipeline``, from which it was written.
 
     Both sample the first prompt up to the first call of each denoiser. Its arguments show that tokenizers, text
-    encoders and scheduler came back, its output that the denoiser did.
+    encoders and scheduler came back, its output that the denoiser did. If the VAE is among the ``components`` that were
+    quantized, both decode what this pipeline gives its own.
     """
     network = run.architecture.module(run.pipeline, run.architecture.denoiser)
     opened = load(folder, dtype=_widest_dtype(network))
@@ -36,6 +39,8 @@ def check_reopens(run: SamplingRun, folder: Path) -> None:
     for denoiser in run.architecture.denoisers:
         here = replace(run, component=denoiser)
         _compare(denoiser, _first_call(here), _first_call(replace(here, pipeline=opened)))
+    if VAE in components and not (gap := _decoding_gap(run, opened)) <= TOLERANCE.get(_widest_dtype(network), EXACT):
+        raise _different(f"an image that {VAE} decodes differs by {gap:.2g}")
 
 
 def _compare(denoiser: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
@@ -44,6 +49,28 @@ def _compare(denoiser: str, before: dict[str, Tensor], after: dict[str, Tensor])
     for name, value in before.items():
         if not (difference := _difference(value, after[name])) <= TOLERANCE.get(value.dtype, EXACT):  # NaN is above too
             raise _different(f"{name} of the first call of {denoiser} differs by {difference:.2g}")
+
+
+def _decoding_gap(run: SamplingRun, opened: Pipeline) -> float:
+    vae, seen = run.architecture.module(run.pipeline, VAE), []
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        seen.append((args, kwargs))
+        raise _Seen
+
+    vae.decode = note  # type: ignore[assignment]
+    try:
+        replace(run, autoencode=True).probe()
+    except _Seen:
+        pass
+    finally:
+        del vae.decode
+    if not seen:
+        return 0.0
+    args, kwargs = seen[0]
+    with torch.no_grad():
+        one, other = (part.decode(*args, **kwargs) for part in (vae, run.architecture.module(opened, VAE)))  # type: ignore[operator]
+    return _difference(first_output(one), first_output(other))
 
 
 def _widest_dtype(network: nn.Module) -> torch.dtype:

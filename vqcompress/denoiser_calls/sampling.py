@@ -20,7 +20,8 @@ class SamplingRun:
     noise seeded with ``seed + i``.
 
     ``component`` is the denoiser whose calls are of interest (None: the architecture's first). With ``encode_only``
-    only the text encoders run. Raises `CalibrationError` for no prompts and for a batch size
+    only the text encoders run, with ``autoencode`` the images are decoded and encoded again. Raises `CalibrationError`
+    for no prompts and for a batch size
     below 1.
     """
 
@@ -32,6 +33,7 @@ class SamplingRun:
     batch_size: int = 1
     encode_only: bool = False
     component: str | None = None
+    autoencode: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -57,7 +59,7 @@ class SamplingRun:
         return self.sampling.resolve(self.architecture.defaults).steps
 
     def batch(self, index: int) -> Any:
-        """Sample batch ``index``; returns its final latents, ``[n, channels, …]``, or None with ``encode_only``."""
+        """Sample batch ``index``; returns its final latents, ``[n, channels, …]``, or None for other parts."""
         first = index * self.batch_size
         return self._sample(first, self.prompts[first : first + self.batch_size], self.sampling)
 
@@ -72,7 +74,7 @@ class SamplingRun:
     @property
     def repeats(self) -> float:
         """How many times as many samples all batches show as `probe` does, about."""
-        return len(self.prompts) * max(self.steps / self._probe_steps, 1.0)
+        return len(self.prompts) * (1.0 if self.autoencode else max(self.steps / self._probe_steps, 1.0))
 
     def first_prompt(self) -> None:
         """Sample the first prompt alone with all steps."""
@@ -85,6 +87,9 @@ class SamplingRun:
             return None
         seeds = range(self.seed + first, self.seed + first + len(prompts))
         try:
+            if self.autoencode:
+                self.architecture.autoencode(self.pipeline, prompts, seeds=seeds, sampling=sampling)
+                return None
             return self.architecture.sample(
                 self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -28,8 +30,10 @@ def plan_components(
         plans = architecture.layers(pipeline, component, ignore=ignore)
         layers[component] = [plan.name for plan in plans if plan.reason is None]
         if not layers[component]:
+            reason, count = Counter(plan.reason for plan in plans).most_common(1)[0] if plans else ("no matrix", 0)
             raise ArchitectureError(
-                f"{component} has no layer to quantize under this recipe; see its 'ignore' patterns"
+                f"{component} has no layer to quantize under this recipe ({count} of {len(plans)} matrices: {reason}); "
+                "see the recipe's 'ignore' patterns, or leave this component out"
             )
         ignored[component] = {plan.name: plan.reason for plan in plans if plan.reason is not None}
     return layers, ignored
