@@ -6,7 +6,9 @@ b, the same weights with correlated inputs (singular values 1/i); c, heavy-taile
 freedom) with correlated inputs. Each method runs on one thread. Second moments are exact, but for "held-out": there
 methods learn from the even samples of X, are told their number, and are scored on the odd ones. "gap" is what a method
 spends in bits a weight above the rate-distortion bound of Gaussian weights (`vqcompress.moments.rate_distortion`). A
-Markdown table goes to standard output, and the numbers to ``--json``.
+Markdown table goes to standard output, and the numbers to ``--json``. ``--peers`` adds other packages' formats
+(`vqcompress.peers`), comma-separated or "all"; those that are not installed are named with the command that installs
+them. Seconds of those that run in a process of their own are not counted.
 """
 
 from __future__ import annotations
@@ -26,11 +28,20 @@ from torch import Tensor
 from vqcompress.formats.trellis_table import STATE_BITS, max_rate
 from vqcompress.moments.rate_distortion import gap_in_bits, spectrum
 from vqcompress.moments.second_moment import SecondMoment
+from vqcompress.peers import PEERS, Peer, UnfitForPeerError, peer_named
 from vqcompress.quantizers import GPTQSettings, RTNSettings, TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 from water_sic import water_sic
 
-BLIND = ("rtn", "faiss")  # these never look at inputs: what they learn is the same
+BLIND = (
+    "rtn",
+    "faiss",
+    "nf4",
+    "fp4",
+    "hqq",
+    "torchao",
+    "sdnq",
+)  # these never look at inputs: what they learn is the same
 Quantize = Callable[[Tensor, Tensor | SecondMoment | None], tuple[Tensor, float]]
 """``(weight [out, columns], second moment) -> (decoded weight, bits a weight)``."""
 
@@ -71,24 +82,54 @@ class Result:
 @click.option("--layers", type=click.Path(exists=True, dir_okay=False), help="safetensors file with NAME.W and NAME.X.")
 @click.option("--bits", default="2,2.5,3,3.1,3.5,4", show_default=True, help="Bit budgets, comma-separated.")
 @click.option("--only", default="", help="Run the methods whose name contains one of these words, comma-separated.")
+@click.option("--peers", default="", help="Other packages' formats as well, comma-separated, or 'all'.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write all results here as well.")
 @click.option("--states", is_flag=True, help="Every state size of the trellis, at each whole number of bits.")
 @click.option("--tails", is_flag=True, help="Every answer of the trellis to heavy tails, at each of the budgets.")
 @click.option("--seed", default=0, show_default=True)
-def main(layers: str | None, bits: str, only: str, states: bool, tails: bool, json_path: str | None, seed: int) -> None:
+def main(
+    layers: str | None, bits: str, only: str, peers: str, states: bool, tails: bool, json_path: str | None, seed: int
+) -> None:
     torch.set_num_threads(1)
     data = read_layers(layers) if layers else make_layers(seed)
     results = []
     budgets = [float(b) for b in bits.split(",")]
     table = state_sizes if states else answers_to_tails if tails else methods
-    for name, quantize in table(budgets, seed).items():
-        if any(word.strip() in name for word in only.split(",")):
-            warm_up(quantize)
-            results += [measure(name, quantize, layer) for layer in data]
-            click.echo(f"{name}: done", err=True)
+    asked, missing = other_packages(peers)
+    chosen = {
+        name: run for name, run in table(budgets, seed).items() if any(w.strip() in name for w in only.split(","))
+    }
+    for name, quantize in {**chosen, **asked}.items():
+        warm_up(quantize)
+        for layer in data:
+            try:
+                results.append(measure(name, quantize, layer))
+            except UnfitForPeerError as refusal:
+                missing.append(f"{name}, layer {layer.name}: {refusal}")
+        click.echo(f"{name}: done", err=True)
     click.echo(markdown(results, [layer.name for layer in data]))
+    for sentence in missing:
+        click.echo(f"\n{sentence}")
     if json_path:
         Path(json_path).write_text(json.dumps([asdict(result) for result in results], indent=1))
+
+
+def other_packages(names: str) -> tuple[dict[str, Quantize], list[str]]:
+    """The peers called ``names`` that are installed, and a sentence about each of the others."""
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    peers = list(PEERS.values()) if asked == ["all"] else [peer_named(name) for name in asked]
+    absent = [f"{peer.name} is not installed: {peer.install}" for peer in peers if not peer.found()]
+    return {peer.name: theirs(peer) for peer in peers if peer.found()}, absent
+
+
+def theirs(peer: Peer) -> Quantize:
+    """A format of another package."""
+
+    def run(weight: Tensor, moment: Tensor | SecondMoment | None) -> tuple[Tensor, float]:
+        made = peer.quantize(weight, None if moment is None else SecondMoment.of(moment))
+        return made.decode(), made.bits_per_weight
+
+    return run
 
 
 def methods(budgets: list[float], seed: int) -> dict[str, Quantize]:
@@ -251,12 +292,21 @@ def markdown(results: list[Result], layers: list[str]) -> str:
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method in dict.fromkeys(result.method for result in results):
-        row = [result for result in results if result.method == method]
-        held_out = ["–" if r.held_out is None else f"{r.held_out:.3g}" for r in row]
-        cells = [method, " / ".join(f"{r.bits:.3f}" for r in row), *(f"{r.error:.3g}" for r in row)]
-        cells += [" / ".join(f"{r.gap:.3f}" for r in row), *held_out]
-        lines.append("| " + " | ".join([*cells, " / ".join(f"{r.seconds:.2f}" for r in row)]) + " |")
+        row = by_layer(results, method, layers)
+        cells = [method, " / ".join(row("bits", ".3f")), *row("error", ".3g"), " / ".join(row("gap", ".3f"))]
+        lines.append("| " + " | ".join([*cells, *row("held_out", ".3g"), " / ".join(row("seconds", ".2f"))]) + " |")
     return "\n".join(lines)
+
+
+def by_layer(results: list[Result], method: str, layers: list[str]) -> Callable[[str, str], list[str]]:
+    """(field, format) -> the method's numbers, layer by layer; a dash where it has none."""
+    found = {result.layer: result for result in results if result.method == method}
+
+    def numbers(field: str, form: str) -> list[str]:
+        values = [getattr(found.get(layer), field, None) for layer in layers]
+        return ["–" if value is None else format(value, form) for value in values]
+
+    return numbers
 
 
 if __name__ == "__main__":

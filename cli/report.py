@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
 @click.option("--seed", default=1000, show_default=True, help="Seed of the first image.")
 @dense_budget_option
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME",
+    help="Compare with another package's format as well: gguf-q4_k, nf4, hqq-3, torchao-int4, sdnq-uint4, "
+    "llmcompressor-gptq-3, gptqmodel-3, … (may be repeated).",
+)
 @click.option("--no-verify", is_flag=True, help="Open FOLDERS without comparing them with their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, without progress.")
 def report(
@@ -39,6 +47,7 @@ def report(
     guidance: float | None,
     seed: int,
     dense_budget: str,
+    peers: tuple[str, ...],
     no_verify: bool,
     as_json: bool,
 ) -> None:
@@ -56,7 +65,7 @@ def report(
     config = EvaluationConfig(
         count, seed, SamplingConfig(steps, guidance), verified=not no_verify, dense_budget=dense_budget
     )
-    write_comparison(original, list(folders), output, prompts=prompts, config=config, quiet=as_json)
+    write_comparison(original, list(folders), output, peers=peers, prompts=prompts, config=config, quiet=as_json)
 
 
 def write_comparison(
@@ -64,6 +73,7 @@ def write_comparison(
     folders: list[Path],
     output: Path,
     *,
+    peers: tuple[str, ...] = (),
     prompts: str | None = None,
     config: EvaluationConfig | None = None,
     quiet: bool = False,
@@ -72,7 +82,7 @@ def write_comparison(
     from vqcompress.report import compare_folders, write_report
 
     with StageProgress(quiet=quiet) as progress:
-        comparison = compare_folders(original, folders, prompts=prompts, config=config, progress=progress)
+        comparison = compare_folders(original, folders, peers=peers, prompts=prompts, config=config, progress=progress)
     write_report(comparison, output)
     if quiet:
         click.echo(json.dumps(comparison.to_json()))

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("formats", "quantized_weight", "recipe", "run_store"),
     ("kernels", "metrics", "models", "moments"),
-    ("architectures", "layers", "search"),
+    ("architectures", "layers", "peers", "search"),
     ("denoiser_calls", "quantizers"),
     ("calibration",),
     ("checkpoint", "finetune", "integrations"),

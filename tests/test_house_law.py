@@ -56,7 +56,7 @@ def declared_names(extras: Collection[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("vqcompress", "cli", "calib_prompts", "shapes"), ("lora", "gpu", "datasets")),
+        (("vqcompress", "cli", "calib_prompts", "shapes"), ("lora", "gpu", "datasets", "peers")),
         (("tests", "benchmarks"), ("test", "peers", "networks")),
     ],
     ids=["package", "tests"],

@@ -3,15 +3,18 @@ from dataclasses import replace
 import pytest
 
 from vqcompress.methods import METHODS
+from vqcompress.peers import PEERS
 from vqcompress.report import plots
 from vqcompress.report.palette import MARKERS, PALETTES, STYLES
 
 
 def test_every_method_has_a_style_and_families_differ_in_more_than_colour():
     other = {"trellis": "uniform", "additive": "uniform", "kmeans": "mixed", "gptq": "mixed", "rtn": "mixed"}
-    assert STYLES.keys() == METHODS.keys() | {f"{method}-{scheme}" for method, scheme in other.items()}
+    ours = METHODS.keys() | {f"{method}-{scheme}" for method, scheme in other.items()}
+    assert STYLES.keys() == ours | {peer.curve for peer in PEERS.values()}
     for curve, style in STYLES.items():
-        assert style.dashed == (METHODS[curve.split("-")[0]].family == "scalar")
+        assert style.dashed == (curve not in ours or METHODS[curve.split("-")[0]].family == "scalar")
+    assert len({style for curve, style in STYLES.items() if curve not in ours}) == len(STYLES) - len(ours)
     styles = [style for palette in PALETTES.values() for pair in palette for style in pair]
     assert len({style.marker for style in styles}) == len(styles)
     assert {style.marker for style in styles} == MARKERS.keys()

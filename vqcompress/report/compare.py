@@ -6,17 +6,19 @@ The original stays loaded. Compressed folders are opened one after the other, an
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from vqcompress.architectures import Architecture
-from vqcompress.checkpoint import LayerRecord, inspect, load, read_layer_table
+from vqcompress.checkpoint import RECIPE_NAME, LayerRecord, inspect, load, read_layer_table
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.errors import VQCompressError
 from vqcompress.methods import SCALAR_FORMAT, gave_way
@@ -29,7 +31,10 @@ from vqcompress.metrics import (
     pipeline_bytes,
     weight_bytes,
 )
+from vqcompress.moments.second_moment import SecondMoment
+from vqcompress.peers import Peer
 from vqcompress.progress import Progress, silent
+from vqcompress.recipe import Recipe
 from vqcompress.report.candidate import Candidate, check_labels
 from vqcompress.report.comparison import ORIGINAL, Comparison, Original, Settings
 from vqcompress.report.components import component_costs
@@ -39,6 +44,14 @@ from vqcompress.report.experts import expert_uses
 from vqcompress.report.latents import LatentsRecord, strayed
 from vqcompress.report.layer_errors import Packed, layer_errors, packed_weights
 from vqcompress.report.machine import machine, weight_memory
+from vqcompress.report.peers import (
+    PeerWeights,
+    calibration_run,
+    denoiser_moments,
+    exchanged_weights,
+    missing_peers,
+    quantize_with_peers,
+)
 from vqcompress.report.pictures import full_png, is_scaled_down, to_picture, to_png
 from vqcompress.report.replay import replay
 from vqcompress.report.variant import LayerError, Share, Variant
@@ -57,13 +70,15 @@ def compare(
     evaluation: EvaluationSet,
     config: EvaluationConfig | None = None,
     *,
+    peers: Sequence[Peer] = (),
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare compressed folders with the pipeline that they were made from; the report is about the first.
 
-    ``name`` is what the report calls the model. Raises `VQCompressError` for no prompts or for labels used twice, and
-    whatever opening a folder raises.
+    ``peers`` quantize the layers that the first folder's recipe names, on the same calibration; those that are not
+    installed are named in `Comparison.missing`. ``name`` is what the report calls the model. Raises `VQCompressError`
+    for no prompts or for labels used twice, and whatever opening a folder raises.
     """
     check_labels(candidates)
     if not evaluation.prompts:
@@ -71,7 +86,9 @@ def compare(
     bench = _Bench(original, architecture, evaluation, config or EvaluationConfig(), progress or silent)
     bench.observe_original()
     variants = [bench.variant(candidate) for candidate in candidates]
-    errors = bench.layer_errors()
+    with TemporaryDirectory(prefix="vqcompress-peers-") as spool:
+        variants += bench.peer_variants(peers, candidates[0], Path(spool))
+        errors = bench.layer_errors()
     variants = [replace(variant, layer_errors=errors.get(variant.label, ())) for variant in variants]
     return Comparison(
         model=name or _name_of(original),
@@ -81,6 +98,7 @@ def compare(
         verdicts=verdicts(variants),
         settings=bench.settings(),
         pictured=bench.pictured,
+        missing=missing_peers(peers),
         pictures=bench.pictures,
         full_size=bench.full_size,
     )
@@ -163,6 +181,46 @@ class _Bench:
             time_ratio=seconds / self.seconds,
             components=costs,
             memory_bytes=memory,
+            **measured,
+        )
+
+    def peer_variants(self, peers: Sequence[Peer], candidate: Candidate, spool: Path) -> list[Variant]:
+        """One variant for each installed peer, of the layers that the recipe of ``candidate`` quantizes."""
+        if not any(peer.found() for peer in peers):
+            return []
+        recipe = Recipe.read(candidate.folder / RECIPE_NAME)
+        denoiser = self._module(self.original)
+        plans = self.architecture.layers(self.original, self.architecture.denoiser, recipe.ignore)
+        layers = {p.name: denoiser.get_parameter(f"{p.name}.weight").detach() for p in plans if p.reason is None}
+
+        def moments() -> Iterator[tuple[str, SecondMoment | None]]:
+            run = calibration_run(self.original, self.architecture, recipe)
+            step = self._step("calibrate peers", "")
+            return denoiser_moments(run, list(layers), recipe.calibration.rows_per_call, step)
+
+        made = quantize_with_peers(peers, layers, moments, spool, self._step("quantize by peers", ""))
+        weights = sum(weight.numel() for weight in layers.values())
+        return [self._peer_variant(result, weights) for result in made if result.weights]
+
+    def _peer_variant(self, result: PeerWeights, weights: int) -> Variant:
+        label, denoiser = result.peer.name, self._module(self.original)
+        self.packed[label] = {self.architecture.denoiser: result.weights}
+        with exchanged_weights(denoiser, result.weights):
+            _, measured = self.measured(label, self.original)
+        quantized = sum(denoiser.get_parameter(f"{name}.weight").numel() for name in result.weights)
+        nbytes = result.nbytes + 2 * (self.denoiser_weights - quantized)
+        known = self.original_sizes()
+        return Variant(
+            label=label,
+            method=result.peer.curve,
+            peer=result.packages,
+            dense_layers=tuple(result.dense),
+            bits_per_weight=(8 * result.nbytes + 16 * (weights - quantized)) / weights,
+            denoiser_bits=8 * nbytes / self.denoiser_weights,
+            denoiser_bytes=nbytes,
+            folder_bytes=known.folder_bytes - known.denoiser_bytes + nbytes if known.folder_bytes else 0,
+            layer_errors=(),
+            time_ratio=math.nan,
             **measured,
         )
 

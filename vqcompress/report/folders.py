@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.embedded import EMBEDDED
+from vqcompress.peers import peer_named
 from vqcompress.progress import Progress
 from vqcompress.report.candidate import candidate_at, with_own_labels
 from vqcompress.report.compare import compare
@@ -23,16 +24,19 @@ def compare_folders(
     original: str,
     folders: Sequence[str | Path],
     *,
+    peers: Sequence[str] = (),
     prompts: str | None = None,
     config: EvaluationConfig | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare compressed ``folders`` with the model called ``original`` (alias, Hub id, folder or file).
 
+    ``peers`` are names of other packages' formats (`vqcompress.peers`), refused before anything runs if unknown.
     ``prompts`` names a prompt set or file; by default one that the model was not calibrated on. Images of the embedded
     models are checked against their captions. See `compare` for the rest.
     """
     config = config or EvaluationConfig()
+    asked = [peer_named(name) for name in dict.fromkeys(peers)]
     candidates = with_own_labels([candidate_at(folder) for folder in folders])
     pipeline = open_pipeline(original)
     architecture = architecture_of(pipeline)
@@ -42,6 +46,7 @@ def compare_folders(
         candidates,
         evaluation_set(architecture, prompts, config.count),
         config,
+        peers=asked,
         name=original if "/" not in original else Path(original).name,
         progress=progress,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -20,7 +21,17 @@ from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.report.variant import LayerError
 
-Packed = Mapping[str, Mapping[str, QuantizedWeight]]
+
+class Decodable(Protocol):
+    """A packed weight, ours or another package's."""
+
+    @property
+    def bits_per_weight(self) -> float: ...
+
+    def decode(self) -> Tensor: ...
+
+
+Packed = Mapping[str, Mapping[str, Decodable]]
 """Component -> layer -> packed weight."""
 
 MEMORY_BUDGET = 4_000_000_000  # bytes of second moments held at once

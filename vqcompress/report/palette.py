@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from vqcompress.methods import METHODS
+from vqcompress.peers import PEERS
 from vqcompress.report.variant import Family, other_scheme
 
 INK = "#010203"
@@ -44,6 +45,18 @@ SCALAR: Palette = (
     (Style("#a87400", "#f0b429", "v", True), Style("#6e4d00", "#ffd980", "X", True)),
     (Style("#b02a2a", "#f08a8a", "d", True), Style("#7d1f1f", "#f6b8b8", "H", True)),
 )
+PEER_STYLES: tuple[Style, ...] = (
+    Style("#555b61", "#c3c9cf", "s", True),
+    Style("#8a5a2b", "#d9a877", "D", True),
+    Style("#2f6f73", "#7fc6ca", "v", True),
+    Style("#7a4a86", "#cfa3da", "^", True),
+    Style("#6b6f1d", "#c8cc6e", "o", True),
+    Style("#3d5a99", "#a4bbef", "P", True),
+    Style("#96444a", "#eba0a6", "X", True),
+    Style("#4d7a3a", "#a5d491", "d", True),
+    Style("#80713c", "#dccb8d", "p", True),
+)
+"""For other packages' formats in the order of the table of peers: hollow and dashed like scalar codes."""
 PALETTES: dict[Family, Palette] = {"vector": VECTOR, "scalar": SCALAR}
 
 
@@ -76,7 +89,9 @@ def _styles() -> dict[str, Style]:
         place[method.family] += 1
         defaults[name] = default
         others[f"{name}-{other_scheme(name)}"] = other
-    return {**defaults, **others}
+    curves = dict.fromkeys(peer.curve for peer in PEERS.values())
+    peers = {curve: PEER_STYLES[place % len(PEER_STYLES)] for place, curve in enumerate(curves)}
+    return {**defaults, **others, **peers}
 
 
 STYLES: dict[str, Style] = _styles()

@@ -158,7 +158,9 @@ def layer_notes(comparison: Comparison) -> list[str]:
     """Layers that were left dense, saw too few samples or have a scalar code; how many outliers there are."""
     notes = []
     for variant in comparison.variants:
-        if dense := variant.dense_layers:
+        if (dense := variant.dense_layers) and variant.peer:
+            notes.append(f"{variant.label}: {_count(dense)} do not fit its format and stayed dense ({_some(dense)}).")
+        elif dense:
             notes.append(
                 f"{variant.label}: {_count(dense)} stayed dense ({_some(dense)}); their bytes are counted. Their error "
                 "would cost the output more than their bits are worth, or no code fits them."

@@ -1,0 +1,22 @@
+"""Every peer by its name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from vqcompress.errors import VQCompressError
+from vqcompress.peers import gguf, gptqmodel, hqq, llmcompressor, nf4, sdnq, torchao
+from vqcompress.peers.peer import Peer
+
+_MODULES = (gguf, nf4, hqq, torchao, sdnq, llmcompressor, gptqmodel)
+
+PEERS: dict[str, Peer] = {peer.name: peer for module in _MODULES for peer in module.peers()}
+
+
+def peer_named(name: str) -> Peer:
+    """The peer called ``name``. Raises `VQCompressError` with those of similar names for an unknown one."""
+    if name in PEERS:
+        return PEERS[name]
+    similar = get_close_matches(name, PEERS, n=3, cutoff=0.5)
+    choices = f"did you mean {', '.join(similar)}?" if similar else f"there are {', '.join(PEERS)}"
+    raise VQCompressError(f"unknown peer {name!r}; {choices}")
