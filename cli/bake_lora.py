@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vqcompress.cli.dtype_option import dtype_option
+from vqcompress.cli.placement_options import chosen_placement, device_options
 from vqcompress.methods import METHODS
 
 
@@ -16,6 +17,7 @@ from vqcompress.methods import METHODS
 @click.argument("loras", nargs=-1, required=True, metavar="LORA[:SCALE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @dtype_option("float16", "Data type of the dense weights.")
+@device_options
 @click.option("--bits", type=float, help="Quantize to so many bits per weight, instead of writing dense weights.")
 @click.option("--method", type=click.Choice(list(METHODS)), help="Method of quantization, with --bits.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
@@ -24,6 +26,8 @@ def bake_lora(
     loras: tuple[str, ...],
     output: Path,
     dtype: str,
+    device: str,
+    offload: str,
     bits: float | None,
     method: str | None,
     overwrite: bool,
@@ -46,13 +50,14 @@ def bake_lora(
         raise RecipeError("--method is for quantizing: give --bits too, or leave it out for a dense folder")
     scaled = [ScaledLora.parse(text) for text in loras]
     check_target(output, overwrite)
+    placement = None if bits is None else chosen_placement(device, "auto", offload)
     pipeline = open_pipeline(model)
     bake(pipeline, scaled)
     if bits is not None:
         from vqcompress.compression import quantize
 
         changes: dict[str, Any] = {"bits": bits} | ({"method": method} if method else {})
-        quantize(pipeline, output, overwrite=overwrite, **changes)
+        quantize(pipeline, output, overwrite=overwrite, device=placement, **changes)
         click.echo(f"{output}: {len(scaled)} LoRAs baked in, {bits:g} bits per weight")
         return
     pipeline.to(getattr(torch, dtype))

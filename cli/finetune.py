@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.cli.quantize import parse_setting
+
+if TYPE_CHECKING:
+    from vqcompress.placement import Placement
 
 
 @click.command()
@@ -33,6 +37,7 @@ from vqcompress.cli.quantize import parse_setting
     metavar="KEY=VALUE",
     help="Key of the recipe's training section, as in weighting=min-snr.",
 )
+@placement_options
 @click.option("--dry-run", is_flag=True, help="Print the memory, time and disk space that it needs; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("--no-verify", is_flag=True, help="Open FOLDER without comparing it with its manifest.")
@@ -58,8 +63,12 @@ def finetune(
     """
     changes = {key: options[key] for key in ("preset", "steps", "rate") if options[key] is not None}
     changes |= dict(parse_setting(item) for item in options["settings"])
+    from vqcompress.workers import is_main_process_by_environment
+
+    quiet = as_json or not is_main_process_by_environment()
+    placement = chosen_placement(options["device"], options["dtype"], options["offload"], quiet=quiet)
     if dry_run:
-        _dry_run(folder, options["prompts"], changes, as_json, not no_verify)
+        _dry_run(folder, options["prompts"], changes, as_json, not no_verify, placement)
         return
     from vqcompress.tuning import finetune as tune
 
@@ -72,6 +81,7 @@ def finetune(
             overwrite=overwrite,
             progress=progress,
             verified=not no_verify,
+            device=placement,
             **changes,
         )
     change = outcome.after / outcome.before - 1 if outcome.before else 0.0
@@ -82,11 +92,18 @@ def finetune(
         click.echo(f"{written}: held-out error {outcome.before:.3e} -> {outcome.after:.3e} ({change:+.0%})")
 
 
-def _dry_run(folder: Path, prompts: str | None, changes: dict[str, Any], as_json: bool, verified: bool) -> None:
+def _dry_run(
+    folder: Path,
+    prompts: str | None,
+    changes: dict[str, Any],
+    as_json: bool,
+    verified: bool,
+    placement: Placement,
+) -> None:
     from vqcompress.tuning import tuning_cost
 
     with StageProgress(quiet=as_json):
-        expected = tuning_cost(folder, prompts, verified=verified, **changes)
+        expected = tuning_cost(folder, prompts, verified=verified, device=placement, **changes)
     if as_json:
         click.echo(json.dumps(expected, indent=2))
         return

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vqcompress.cli.dense_budget_option import dense_budget_option
-from vqcompress.cli.dtype_option import dtype_option
+from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
 
@@ -24,7 +24,7 @@ from vqcompress.errors import RecipeError
 @click.option("--images", default=1, show_default=True, type=click.IntRange(1), help="Images per prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
-@dtype_option("float32", "Data type of the computation.")
+@placement_options
 @dense_budget_option
 @click.option("--no-verify", is_flag=True, help="Open MODEL without comparing it with its manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print prompts and seeds as JSON, without progress.")
@@ -36,7 +36,9 @@ def generate(
     images: int,
     steps: int | None,
     guidance: float | None,
+    device: str,
     dtype: str,
+    offload: str,
     dense_budget: str,
     no_verify: bool,
     as_json: bool,
@@ -51,10 +53,9 @@ def generate(
     """
     if output.suffix.lower() != ".png":
         raise RecipeError(f"images are written as PNG; name the file {output.with_suffix('.png')}, not {output}")
-    import torch
-
-    from vqcompress.architectures import architecture_of, open_pipeline
-    from vqcompress.checkpoint import check_hashes
+    placement = chosen_placement(device, dtype, offload, quiet=as_json)
+    from vqcompress.generation import generate as draw
+    from vqcompress.generation import open_placed
     from vqcompress.layers import set_dense_budget
     from vqcompress.report.pictures import tile
     from vqcompress.sampling_config import SamplingConfig
@@ -62,18 +63,13 @@ def generate(
     asked = SamplingConfig(steps, guidance)
     repeated = [prompt for prompt in prompts for _ in range(images)]
     seeds = list(range(seed, seed + len(repeated)))
-    if not no_verify:
-        check_hashes(model)
     with StageProgress(quiet=as_json) as progress:
-        pipeline, made = open_pipeline(model, dtype=getattr(torch, dtype)), []
+        pipeline = open_placed(model, placement, verified=not no_verify)
         kept = set_dense_budget(pipeline, dense_budget)
         if kept.layers and not as_json:
             click.echo(kept)
-        for index, (prompt, one) in enumerate(zip(repeated, seeds, strict=True)):
-            sample = architecture_of(pipeline).sample
-            drawn = sample(pipeline, [prompt], seeds=[one], sampling=asked, output_type="pil")
-            made.append(_frames(drawn[0]))
-            progress("generating", index + 1, len(repeated), prompt[:60])
+        drawn = draw(pipeline, repeated, seeds=seeds, sampling=asked, progress=progress)
+    made = [_frames(image) for image in drawn]
     columns = len(made[0]) if len(made[0]) > 1 else images if images > 1 else min(len(made), 4)
     tile([frame for frames in made for frame in frames], columns=columns).save(output)
     record = {"output": str(output), "images": [{"prompt": p, "seed": s} for p, s in zip(repeated, seeds, strict=True)]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS
@@ -87,6 +88,7 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
     type=click.Path(path_type=Path),
     help="Folder that keeps the calibration data, for later runs with other methods or bits.",
 )
+@placement_options
 @click.option("--recipe", "recipe_path", type=click.Path(path_type=Path), help="YAML recipe; options here override it.")
 @click.option("--report", is_flag=True, help="Also compare with the original and write OUTPUT-report.")
 @click.option("--dry-run", is_flag=True, help="Print what a run would do, need and produce; write nothing.")
@@ -105,19 +107,23 @@ def quantize(
     \b
     vqcompress quantize shapes -o out/shapes-vq3
     vqcompress quantize sdxl -o out/sdxl-vq3 --bits 3 --prompts general --count 256
+    vqcompress quantize flux-dev -o out/flux-vq3 --device cuda --offload group
     vqcompress quantize my_model.safetensors -o out/mine --method additive
     vqcompress quantize dit-moe-g --dry-run
     torchrun --nproc-per-node 8 -m vqcompress.cli quantize sdxl -o out/sdxl-vq3
     """
     recipe = _recipe(model, options)
-    if dry_run:
+    from vqcompress.workers import is_main_process_by_environment
+
+    if output is None and not dry_run:
+        raise RecipeError("no output is given; name the folder to write with -o FOLDER")
+    quiet = as_json or dry_run or not is_main_process_by_environment()
+    placement = chosen_placement(options["device"], options["dtype"], options["offload"], quiet=quiet)
+    if output is None or dry_run:
         _dry_run(model, recipe, as_json)
         return
-    if output is None:
-        raise RecipeError("no output is given; name the folder to write with -o FOLDER")
     from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
-    from vqcompress.workers import is_main_process_by_environment
 
     with StageProgress(quiet=as_json or not is_main_process_by_environment()) as progress:
         folder = compress(
@@ -127,6 +133,7 @@ def quantize(
             overwrite=overwrite,
             calibration_folder=options["calibration"],
             progress=progress,
+            device=placement,
         )
     if not is_main_process_by_environment():
         return
@@ -142,7 +149,7 @@ def quantize(
     if report:
         from vqcompress.cli.report import write_comparison
 
-        write_comparison(model, [folder], folder.with_name(folder.name + "-report"), quiet=as_json)
+        write_comparison(model, [folder], folder.with_name(folder.name + "-report"), quiet=as_json, placement=placement)
 
 
 def _recipe(model: str, options: dict[str, Any]) -> Recipe:

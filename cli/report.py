@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from vqcompress.cli.dense_budget_option import dense_budget_option
+from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 
 if TYPE_CHECKING:
+    from vqcompress.placement import Placement
     from vqcompress.report import EvaluationConfig
 
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     help="Compare with another package's format as well: gguf-q4_k, nf4, hqq-3, torchao-int4, sdnq-uint4, "
     "llmcompressor-gptq-3, gptqmodel-3, … (may be repeated).",
 )
+@placement_options
 @click.option("--no-verify", is_flag=True, help="Open FOLDERS without comparing them with their manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON, without progress.")
 def report(
@@ -48,6 +51,9 @@ def report(
     seed: int,
     dense_budget: str,
     peers: tuple[str, ...],
+    device: str,
+    dtype: str,
+    offload: str,
     no_verify: bool,
     as_json: bool,
 ) -> None:
@@ -59,13 +65,23 @@ def report(
     \b
     vqcompress report shapes out/shapes-vq3 out/shapes-gptq4
     """
+    placement = chosen_placement(device, dtype, offload, quiet=as_json)
     from vqcompress.report import EvaluationConfig
     from vqcompress.sampling_config import SamplingConfig
 
     config = EvaluationConfig(
         count, seed, SamplingConfig(steps, guidance), verified=not no_verify, dense_budget=dense_budget
     )
-    write_comparison(original, list(folders), output, peers=peers, prompts=prompts, config=config, quiet=as_json)
+    write_comparison(
+        original,
+        list(folders),
+        output,
+        peers=peers,
+        prompts=prompts,
+        config=config,
+        quiet=as_json,
+        placement=placement,
+    )
 
 
 def write_comparison(
@@ -77,12 +93,15 @@ def write_comparison(
     prompts: str | None = None,
     config: EvaluationConfig | None = None,
     quiet: bool = False,
+    placement: Placement | None = None,
 ) -> None:
     """Run the comparison, write the report and print it; ``quiet`` prints JSON."""
     from vqcompress.report import compare_folders, write_report
 
     with StageProgress(quiet=quiet) as progress:
-        comparison = compare_folders(original, folders, peers=peers, prompts=prompts, config=config, progress=progress)
+        comparison = compare_folders(
+            original, folders, peers=peers, prompts=prompts, config=config, progress=progress, device=placement
+        )
     write_report(comparison, output)
     if quiet:
         click.echo(json.dumps(comparison.to_json()))

@@ -30,14 +30,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "workers",
         "working_memory",
     ),
-    ("formats", "quantized_weight", "recipe", "run_store"),
+    ("formats", "placement", "quantized_weight", "recipe", "run_store"),
     ("kernels", "metrics", "models", "moments"),
     ("architectures", "layers", "peers", "search"),
     ("denoiser_calls", "quantizers"),
     ("calibration",),
     ("checkpoint", "finetune", "integrations"),
     ("report", "stages"),
-    ("compression", "estimate", "tuning"),
+    ("compression", "estimate", "generation", "tuning"),
     ("cli", "shapes", "calib_prompts"),
 )
 """From the ground up. A module imports from lower floors and from its own room."""

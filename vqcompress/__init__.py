@@ -23,6 +23,7 @@ from vqcompress.integrations import register
 if TYPE_CHECKING:
     from vqcompress.checkpoint import dequantize, inspect, load, verify
     from vqcompress.compression import quantize
+    from vqcompress.generation import generate
     from vqcompress.layers import set_dense_budget
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
@@ -43,6 +44,7 @@ _LAZY = {
     "Recipe": "vqcompress.recipe",
     "compare": "vqcompress.report",
     "dequantize": "vqcompress.checkpoint",
+    "generate": "vqcompress.generation",
     "inspect": "vqcompress.checkpoint",
     "load": "vqcompress.checkpoint",
     "quantize": "vqcompress.compression",
@@ -61,6 +63,7 @@ __all__ = [
     "VQCompressError",
     "compare",
     "dequantize",
+    "generate",
     "inspect",
     "load",
     "quantize",

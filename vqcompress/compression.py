@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
@@ -27,6 +28,7 @@ from vqcompress.finetune import Teacher, TuningContext, prepare_distillation, sw
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import METHODS
+from vqcompress.placement import Placement, place, take_back
 from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
@@ -55,6 +57,9 @@ def quantize(
     overwrite: bool = False,
     calibration_folder: str | Path | None = None,
     progress: Progress | None = None,
+    device: str | Placement | None = None,
+    dtype: str | None = None,
+    offload: str | None = None,
     **changes: Any,
 ) -> Path:
     """Compress ``model`` (alias, Hub id, folder, single file, or a loaded pipeline) into the folder ``output``.
@@ -64,12 +69,17 @@ def quantize(
     recordings are deleted with the run's own folder. A pipeline that is passed in is compressed in place. Returns the
     folder, which ``DiffusionPipeline.from_pretrained`` loads. Raises a `VQCompressError` for whatever a user can fix,
     before anything is written at ``output``.
+
+    ``device``, ``dtype`` and ``offload`` say where the pipeline computes, see `Placement`: by default on the
+    accelerator, where there is one, in the checkpoint's dtype. A pipeline that is passed in stays where it is unless a
+    ``device`` is given, and in its dtype. Codes are searched on the host's cores.
     """
-    output = Path(output)
+    output, placement = Path(output), _placement_of(model, device, dtype, offload)
     recipe = effective_recipe(model, recipe, changes)
     quantizer_of(recipe.method).check(settings_for(recipe.method, recipe.settings))
     _check_workers(recipe)
     _check_method(recipe)
+    _check_dtype(recipe, placement)
     journal = Journal(output.with_name(output.name + ".partial"), output, {"recipe": recipe.to_dict()})
     with joined_workers() as workers:
         settled = workers.all_gather(workers.is_main_process and journal.settle() is not None)[0]
@@ -77,7 +87,7 @@ def quantize(
             check_target(output, overwrite)
             with ExitStack() as held:
                 folder = Path(calibration_folder) if calibration_folder else None
-                run = _open_run(held, model, recipe, journal.work, folder, workers, progress or silent)
+                run = _open_run(held, model, recipe, placement, journal.work, folder, workers, progress or silent)
                 if workers.is_main_process:
                     check_disk_space(run, output)
                 _compress(run, output, overwrite, journal)
@@ -90,6 +100,7 @@ def _open_run(
     held: ExitStack,
     model: str | DiffusionPipeline,
     recipe: Recipe,
+    placement: Placement,
     work: Path,
     calibration_folder: Path | None,
     workers: Workers,
@@ -97,14 +108,16 @@ def _open_run(
 ) -> Run:
     """The run, its folders held by ``held``."""
     named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
-    pipeline = open_pipeline(model, narrow=recipe.finetune == "none") if isinstance(model, str) else model
+    dtype = torch.float32 if recipe.finetune != "none" else placement.opening_dtype
+    narrow = isinstance(model, str) and recipe.finetune == "none" and dtype == torch.float32
+    pipeline = open_pipeline(model, dtype=dtype, narrow=narrow) if isinstance(model, str) else model
     architecture = sampled_as_published(architecture_of(pipeline), model)
     prompts = named or load_prompts(architecture.prompt_set)
     layers, ignored = plan_components(recipe, pipeline, architecture)
     _check_finetuning(recipe, architecture)
     known = [folder for folder in (work, calibration_folder) if folder]
-    source, note = source_of(model, pipeline, known) if workers.is_main_process else ({}, None)
-    if isinstance(model, str):
+    source, note = source_of(model, pipeline, known, dtype) if workers.is_main_process else ({}, None)
+    if narrow:
         for denoiser in architecture.denoisers:
             hold_narrow(architecture.module(pipeline, denoiser), layers.get(denoiser, ()))
     depends = (recipe, prompts, source, architecture.denoisers)
@@ -112,7 +125,23 @@ def _open_run(
     if calibration_folder:
         recordings = held.enter_context(open_store(calibration_folder, recording_inputs(*depends), workers, note))
     report = progress if workers.is_main_process else silent
-    return Run(recipe, pipeline, architecture, store, recordings, prompts, report, layers, ignored, workers)
+    placement = place(pipeline, placement, gradients=True)
+    held.callback(take_back, pipeline)
+    return Run(recipe, pipeline, architecture, store, recordings, prompts, report, layers, ignored, workers, placement)
+
+
+def _placement_of(
+    model: str | DiffusionPipeline, device: str | Placement | None, dtype: str | None, offload: str | None
+) -> Placement:
+    if isinstance(model, str):
+        return Placement.parse(device, dtype, offload)
+    if dtype is not None:
+        raise RecipeError("a pipeline that is passed in computes in its own dtype: leave dtype out, or cast it before")
+    if device is not None:
+        return Placement.parse(device, None, offload)
+    if offload not in (None, "none", "auto"):
+        raise RecipeError("offload needs a device to load to: give device='cuda', or another that is here")
+    return Placement.of(architecture_of(model).module(model, architecture_of(model).denoiser))
 
 
 def _compress(run: Run, output: Path, overwrite: bool, journal: Journal) -> None:
@@ -131,7 +160,7 @@ def _publish(run: Run, output: Path, records: list[LayerRecord], overwrite: bool
     """Write the folder, open it again, compare a call, note it in the journal, and put it into its place."""
 
     def check(partial: Path) -> None:
-        check_reopens(run.calibration_run(), partial, run.layers)
+        check_reopens(run.calibration_run(), partial, run.layers, run.placement)
         journal.write(partial)
 
     save_pipeline(
@@ -168,6 +197,14 @@ def _check_finetuning(recipe: Recipe, architecture: Architecture) -> None:
         raise RecipeError(
             f"fine-tuning trains one denoiser, {architecture.denoiser}, and this run quantizes "
             f"{', '.join(quantized) or 'none'}; use finetune='none', or components={architecture.denoiser!r}"
+        )
+
+
+def _check_dtype(recipe: Recipe, placement: Placement) -> None:
+    if recipe.finetune != "none" and placement.dtype not in (None, torch.float32):
+        raise RecipeError(
+            "fine-tuning within a quantization computes in float32: leave dtype out, or quantize with finetune='none' "
+            "and fine-tune the folder afterwards (vqcompress finetune), whose original may be in 16 bits"
         )
 
 

@@ -32,6 +32,7 @@ from vqcompress.finetune import (
 )
 from vqcompress.finetune.cost import cost
 from vqcompress.layers import vq_layers
+from vqcompress.placement import Placement, place
 from vqcompress.progress import Progress, silent
 from vqcompress.recipe import FORMER_TRAINING_NAMES, Recipe, current_names
 from vqcompress.run_signature import StageInputs
@@ -51,6 +52,9 @@ def finetune(
     overwrite: bool = False,
     progress: Progress | None = None,
     verified: bool = True,
+    device: str | Placement | None = None,
+    dtype: str | None = None,
+    offload: str | None = None,
     **changes: Any,
 ) -> tuple[Path, Outcome]:
     """Fine-tune the denoiser in ``folder`` on outputs of the original model; write ``output`` (None: ``folder``
@@ -59,10 +63,12 @@ def finetune(
     ``model`` is that original and ``prompts`` a prompt set, by default those that the folder's recipe names: a local
     model and a file of prompts must be given, because a folder says nothing of the machine that it was made on.
     ``changes`` are keys of `Training`. Prompts that calibration used are left out. A run that was stopped goes on with
-    the same call. Without ``verified``, the folder is not compared with its manifest. Returns the folder written, and
-    held-out losses before and after. Raises a `VQCompressError` for whatever a user can fix.
+    the same call. Without ``verified``, the folder is not compared with its manifest. ``device``, ``dtype`` and
+    ``offload`` say where the original runs, see `Placement`, and where the compressed model learns, in float32 or what
+    `Training.dtype` says. Returns the folder
+    written, and held-out losses before and after. Raises a `VQCompressError` for whatever a user can fix.
     """
-    folder = Path(folder)
+    folder, placement = Path(folder), Placement.parse(device, dtype, offload)
     output = folder if output is None else Path(output)
     recipe = tuning_recipe(folder, model, changes, prompts)
     journal = Journal(output.with_name(output.name + ".finetune.partial"), output, {"finetune": recipe.to_dict()})
@@ -74,8 +80,8 @@ def finetune(
         if verified:
             check_hashes(folder)  # before anything is recorded, which can take hours
         tell = progress if progress and workers.is_main_process else silent
-        with _tuning_store(journal.work, folder, recipe, workers, tell) as store:
-            outcome = _tune(folder, output, recipe, store, journal, workers, tell, verified)
+        with _tuning_store(journal.work, folder, recipe, workers, tell, placement) as store:
+            outcome = _tune(folder, output, recipe, store, journal, workers, tell, verified, placement)
         if workers.is_main_process:
             journal.clear()
         workers.barrier()
@@ -91,14 +97,16 @@ def _tune(
     workers: Workers,
     progress: Progress,
     verified: bool,
+    placement: Placement,
 ) -> Outcome:
     """Train the denoiser in ``folder`` on what ``store`` has of the original, in all processes; the first publishes."""
     distillation = open_distillation(store.folder)
     pipeline = load(folder, checked=verified)
+    placement = place(pipeline, placement, gradients=True)
     architecture = architecture_of(pipeline)
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
     context = TuningContext.of(pipeline, architecture, recipe, distillation, store, workers=workers, progress=progress)
-    requantization = plan_requantization(denoiser, lambda: _dense_denoiser(recipe), context)
+    requantization = plan_requantization(denoiser, lambda: _dense_denoiser(recipe, placement), context)
     outcome = tune_whole(denoiser, context, requantization)
     _check_kinship(outcome, folder, recipe)
     if workers.is_main_process:
@@ -106,7 +114,7 @@ def _tune(
         run = SamplingRun(pipeline, architecture, one, recipe.seed, recipe.calibration.sampling)
 
         def check(partial: Path) -> None:
-            check_reopens(run, partial)
+            check_reopens(run, partial, placement=placement)
             journal.write(partial, asdict(outcome))
 
         save_pipeline(
@@ -121,11 +129,19 @@ def _tune(
 
 
 def tuning_cost(
-    folder: str | Path, prompts: str | None = None, *, verified: bool = True, **changes: Any
+    folder: str | Path,
+    prompts: str | None = None,
+    *,
+    verified: bool = True,
+    device: str | Placement | None = None,
+    dtype: str | None = None,
+    offload: str | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetune.cost.Cost`."""
-    recipe = tuning_recipe(Path(folder), None, changes, prompts)
+    recipe, placement = tuning_recipe(Path(folder), None, changes, prompts), Placement.parse(device, dtype, offload)
     pipeline = load(folder, checked=verified)
+    place(pipeline, placement, gradients=True)
     architecture = architecture_of(pipeline)
     prompt = _prompts(recipe, architecture)[0]
     return asdict(cost(pipeline, architecture, recipe, prompt))
@@ -145,7 +161,9 @@ def tuning_recipe(folder: Path, model: str | None, changes: dict[str, Any], prom
 
 
 @contextmanager
-def _tuning_store(work: Path, folder: Path, recipe: Recipe, workers: Workers, progress: Progress) -> Iterator[RunStore]:
+def _tuning_store(
+    work: Path, folder: Path, recipe: Recipe, workers: Workers, progress: Progress, placement: Placement
+) -> Iterator[RunStore]:
     """The run's folder with the original's calls in it. The first process records them, and frees the original before
     the packed model is opened."""
     if not workers.is_main_process:
@@ -153,12 +171,13 @@ def _tuning_store(work: Path, folder: Path, recipe: Recipe, workers: Workers, pr
             workers.barrier()
             yield store
         return
-    pipeline: Pipeline = _original(recipe)
+    pipeline: Pipeline = _original(recipe, placement)
     architecture = architecture_of(pipeline)
     if vq_layers(architecture.module(pipeline, architecture.denoiser)):
         raise VQCompressError(f"{recipe.model} is compressed itself; name the original model with --model")
     prompts = _prompts(recipe, architecture)
-    source, note = source_of(recipe.model, pipeline, [work])
+    source, note = source_of(recipe.model, pipeline, [work], placement.opening_dtype)
+    place(pipeline, placement)
     with open_store(work, _inputs(folder, recipe, prompts, source), workers, note) as store:
         used = choose_diverse(prompts, recipe.calibration.count, recipe.seed)
         record_distillation(Teacher(pipeline, architecture, prompts, used), recipe, store, progress)
@@ -177,9 +196,9 @@ def _inputs(folder: Path, recipe: Recipe, prompts: Sequence[str], source: Mappin
     )
 
 
-def _original(recipe: Recipe) -> Pipeline:
+def _original(recipe: Recipe, placement: Placement) -> Pipeline:
     try:
-        return open_pipeline(recipe.model)
+        return open_pipeline(recipe.model, dtype=placement.opening_dtype)
     except ArchitectureError as error:
         raise ArchitectureError(f"{error}; name the original model, or where it is, with --model") from error
 
@@ -191,8 +210,9 @@ def _prompts(recipe: Recipe, architecture: Architecture) -> tuple[str, ...]:
         raise CalibrationError(f"{error}; name the prompt set with --prompts") from error
 
 
-def _dense_denoiser(recipe: Recipe) -> nn.Module:
-    pipeline: Pipeline = _original(recipe)
+def _dense_denoiser(recipe: Recipe, placement: Placement) -> nn.Module:
+    """The original, on the host."""
+    pipeline: Pipeline = _original(recipe, placement)
     architecture = architecture_of(pipeline)
     return architecture.module(pipeline, architecture.denoiser)
 

@@ -15,6 +15,7 @@ from packaging.version import Version
 from safetensors import SafetensorError
 
 from vqcompress.architectures.narrow_weights import narrow_dtypes
+from vqcompress.architectures.stored_dtype import stored_dtype
 from vqcompress.errors import ArchitectureError, VQCompressError, first_line
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ DTYPE_SINCE = Version("0.42")  # older diffusers ignores `dtype` silently; since
 
 
 def open_folder(
-    folder: Path, dtype: torch.dtype, *, narrow: bool = False, given: Mapping[str, Any] | None = None
+    folder: Path, dtype: torch.dtype | None, *, narrow: bool = False, given: Mapping[str, Any] | None = None
 ) -> DiffusionPipeline:
-    """The pipeline in ``folder``, weights cast to ``dtype``. With ``narrow``, a denoiser stored in 16 bits stays so.
+    """The pipeline in ``folder``, weights cast to ``dtype``; None: the one that its denoiser is stored in.
+
+    With ``narrow``, a denoiser stored in 16 bits stays so.
 
     ``given`` are components to take instead of the folder's. Raises `ArchitectureError` if ``folder`` is not a pipeline
     or is incomplete.
@@ -43,6 +46,7 @@ def open_folder(
     if problem := problem_of(folder, without=given):
         raise ArchitectureError(problem)
     options: dict[str, Any] = {"variant": variant_of(folder, without=given), "use_safetensors": True}
+    dtype = dtype or stored_dtype(folder)
     dtypes = {**narrow_dtypes(folder), "default": dtype} if narrow else dtype
     try:
         return pipeline_class(folder).from_pretrained(

@@ -36,9 +36,13 @@ ALIASES: dict[str, str] = {
 
 
 def open_pipeline(
-    model: str | Path, *, dtype: torch.dtype = torch.float32, narrow: bool = False, base: str | Path | None = None
+    model: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    narrow: bool = False,
+    base: str | Path | None = None,
 ) -> DiffusionPipeline:
-    """Open ``model`` for compression, with weights cast to ``dtype``.
+    """Open ``model`` for compression, with weights cast to ``dtype``; None: the one that its denoiser is stored in.
 
     ``model`` is an alias (`ALIASES`, in any spelling), a local diffusers folder, a single ``.safetensors`` file (a
     whole checkpoint or a denoiser), or a Hub id. Hub models are read from the local cache if they are complete there.
@@ -63,7 +67,7 @@ def open_pipeline(
     raise _unknown(name)
 
 
-def _open_alias(name: str, dtype: torch.dtype, narrow: bool) -> DiffusionPipeline:
+def _open_alias(name: str, dtype: torch.dtype | None, narrow: bool) -> DiffusionPipeline:
     if (found := HUB_PIPELINES.get(name)) and found.weights:
         return open_single_file(downloaded_file(found.weights), dtype, base=found.hub, narrow=narrow, few_step=True)
     pipeline = open_folder(cached_or_downloaded(ALIASES[name]), dtype, narrow=narrow)
@@ -81,7 +85,7 @@ def _embedded(name: str) -> Path:
     return folder
 
 
-def _open_file(path: Path, dtype: torch.dtype, narrow: bool, base: str | Path | None) -> DiffusionPipeline:
+def _open_file(path: Path, dtype: torch.dtype | None, narrow: bool, base: str | Path | None) -> DiffusionPipeline:
     if path.suffix != ".safetensors":
         raise ArchitectureError(
             f"{path} is a single file but not a .safetensors file; other kinds can hold code and are not read: "

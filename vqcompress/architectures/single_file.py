@@ -21,6 +21,7 @@ from vqcompress.architectures.hub import cached_or_downloaded
 from vqcompress.architectures.ldm_names import UNET_PREFIX, UNetNames
 from vqcompress.architectures.prediction import Prediction
 from vqcompress.architectures.scaled_weights import is_scale_or_mark
+from vqcompress.architectures.stored_dtype import dtype_of_entries
 from vqcompress.bundle import keep_for, read_bundle, temporary_folder
 from vqcompress.errors import ArchitectureError, UnsupportedError, VQCompressError, first_line
 
@@ -119,7 +120,7 @@ OTHER_PARTS = (*VAES, "conditioner.", "cond_stage_model.", "text_encoders.")
 
 
 def open_single_file(
-    path: Path, dtype: torch.dtype, *, base: str | None = None, narrow: bool = False, few_step: bool = False
+    path: Path, dtype: torch.dtype | None, *, base: str | None = None, narrow: bool = False, few_step: bool = False
 ) -> DiffusionPipeline:
     """The pipeline in ``path``. A bundle contains everything; other files are recognised by their tensors' names.
 
@@ -134,6 +135,7 @@ def open_single_file(
         keep_for(pipeline, directory)
         return pipeline
     header = FileHeader.read(path)
+    dtype = dtype or dtype_of_entries((entry.dtype, entry.shape) for entry in header.entries.values())
     layout = layout_of(header)
     layout = layout._replace(config=base) if base else layout
     pipeline = _around_denoiser(header, layout, dtype, narrow) if layout.component else _whole(header, layout, dtype)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from vqcompress.denoiser_calls.backward_projection import Watch, backward_projection, frozen
 from vqcompress.denoiser_calls.call import first_output
+from vqcompress.placement import execution_device
 from vqcompress.progress import StageProgress
+from vqcompress.tensor_tree import to_device
 
 Use = Callable[[str, Tensor], None]
 """``(layer, gradients [samples, outputs])`` of a random projection of the denoiser's output in one call."""
@@ -57,11 +59,11 @@ def backward_projections(
     ``use`` is given the gradients that reach the outputs of ``layers``. The denoiser's output counts relative to its
     norm, unless that is zero. Which directions are drawn does not depend on ``layers``.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), execution_device(denoiser)
     watches: dict[str, Watch] = {name: lambda layer, arguments, name=name: partial(use, name) for name in layers}  # type: ignore[misc]
 
     def project(call: dict[str, Any]) -> Tensor:
-        out = first_output(denoiser(**with_gradients(call)))
+        out = first_output(denoiser(**with_gradients(to_device(call, device))))
         direction = torch.randn(out.shape, generator=generator).to(out)
         norm = out.detach().norm()
         return (out * direction).sum() / torch.where(norm > 0, norm, 1.0)

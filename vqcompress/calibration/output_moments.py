@@ -44,4 +44,5 @@ def record_output_moments(
 
         backward_projections(denoiser, names, calls, seed, add, progress)
         for name in names:
-            yield name, moments.pop(name, torch.zeros(outputs[name], outputs[name])).cpu()
+            found = moments.pop(name, None)
+            yield name, torch.zeros(outputs[name], outputs[name]) if found is None else found.cpu()

@@ -22,8 +22,11 @@ from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.moments.accumulate import MomentAccumulator
 from vqcompress.moments.second_moment import SecondMoment
+from vqcompress.placement import execution_device
 from vqcompress.progress import StageProgress
 from vqcompress.workers import Workers
+
+SQUARES = 2  # of a group in memory: the sum so far, and that of the batch under way
 
 
 class Source(Protocol):
@@ -47,11 +50,21 @@ class Source(Protocol):
 @dataclass(frozen=True)
 class RecordingLimits:
     """``memory_budget`` bytes for the second moments of one pass (None: all in one), how many samples a layer's moment
-    takes of one call (None: all; see `MomentAccumulator`), and bytes that are free on the disk for all moments."""
+    takes of one call (None: all; see `MomentAccumulator`), and bytes that are free on the disk for all moments.
+
+    ``on_device`` are bytes for moments on an accelerator that computes; what has no room there is summed on the host,
+    within ``memory_budget``.
+    """
 
     memory_budget: int | None = None
     samples_per_call: int | None = None
     free_disk: int | None = None
+    on_device: int = 0
+
+    @property
+    def of_a_pass(self) -> int | None:
+        """Bytes of the moments of one pass."""
+        return None if self.memory_budget is None else self.memory_budget + self.on_device // SQUARES
 
 
 @dataclass(frozen=True)
@@ -102,12 +115,12 @@ def record_inputs(
     limits, workers = limits or RecordingLimits(), workers or Workers()
     groups = shared_inputs(component.module, layers, source.probe, source.repeats)
     _check_disk(groups, limits.free_disk)
-    passes = plan_passes(groups, limits.memory_budget)
+    passes = plan_passes(groups, limits.of_a_pass)
     total = len(passes) * source.batches
     if progress:
         progress(0, total, f"{len(passes)} passes")
     for index, members in enumerate(passes):
-        recorder = _Recorder(component, limits.samples_per_call, seed, workers)
+        recorder = _Recorder(component, limits, seed, workers)
         what = f"pass {index + 1} of {len(passes)}"
         for done in recorder.record(members, source):
             if progress:
@@ -129,7 +142,7 @@ class _Recorder:
     """One pass: an accumulator per group, fed by a hook on the group's first layer."""
 
     component: Component
-    samples_per_call: int | None
+    limits: RecordingLimits
     seed: int
     workers: Workers
     accumulators: dict[str, MomentAccumulator] = field(default_factory=dict)
@@ -142,11 +155,12 @@ class _Recorder:
         with ExitStack() as hooks:
             hooks.callback(module.register_forward_pre_hook(self._note_call, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(self._check_output).remove)
+            device = execution_device(module)
+            spilled = _spilled(groups, None if device.type == "cpu" else self.limits.on_device)
             for group in groups:
-                layer = module.get_submodule(group.layers[0])
-                hooks.callback(layer.register_forward_pre_hook(self._feed(group), with_kwargs=True).remove)
+                layer, home = module.get_submodule(group.layers[0]), torch.device("cpu") if group in spilled else None
+                hooks.callback(layer.register_forward_pre_hook(self._feed(group, home), with_kwargs=True).remove)
             owner, world_size = owners(groups, self.workers), self.workers.world_size
-            device = next(module.parameters()).device
             for first in range(0, source.batches, world_size):
                 recording = min(world_size, source.batches - first)
                 if self.workers.rank < recording:
@@ -169,10 +183,15 @@ class _Recorder:
         source.batch(number)
         self._check_finite()
 
-    def _feed(self, group: InputGroup) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def _feed(
+        self, group: InputGroup, home: torch.device | None
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         name = group.layers[0]
         accumulator = MomentAccumulator(
-            group.columns, max_samples_per_call=self.samples_per_call, seed=_layer_seed(self.seed, name)
+            group.columns,
+            max_samples_per_call=self.limits.samples_per_call,
+            seed=_layer_seed(self.seed, name),
+            home=home,
         )
         self.accumulators[name] = accumulator
         is_masked = self._reads_padding(name)
@@ -212,6 +231,20 @@ class _Recorder:
         for name, accumulator in self.accumulators.items():
             if not accumulator.is_finite():
                 raise _not_finite(f"the input of {self.component.name}.{name}")
+
+
+def _spilled(groups: Sequence[InputGroup], room: int | None) -> set[InputGroup]:
+    """The ``groups`` whose sums have no place in ``room`` bytes of the device; none where that is the host."""
+    if room is None:
+        return set()
+    found = set()
+    for group in groups:
+        needed = SQUARES * group.nbytes
+        if needed > room:
+            found.add(group)
+        else:
+            room -= needed
+    return found
 
 
 def _not_finite(what: str) -> CalibrationError:

@@ -28,6 +28,7 @@ from vqcompress.calibration.weight_errors import flat_response
 from vqcompress.denoiser_calls.backward_projection import Watch, backward_projection, frozen
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.sampler_steps import Trajectory
+from vqcompress.placement import execution_device
 from vqcompress.tensor_tree import to_device
 
 SIGNS = 16  # random combinations of a layer's outputs
@@ -85,7 +86,7 @@ def backward_along(
 ) -> None:
     """Send ``direction``, a gradient of the final sample, back through all calls, the last one first; ``watches`` are
     shown the gradients in every call."""
-    last, device = len(trajectory.calls), next(denoiser.parameters()).device
+    last, device = len(trajectory.calls), execution_device(denoiser)
     samples = {last: direction.to(device)}  # call -> gradient of its sample
     outputs: dict[tuple[int, int], Tensor] = {}  # call, branch -> gradient of its output
     with frozen(denoiser):

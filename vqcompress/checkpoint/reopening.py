@@ -16,38 +16,45 @@ from vqcompress.denoiser_calls.call import call_arguments, first_output
 from vqcompress.denoiser_calls.call_tensors import flatten
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CheckpointError
+from vqcompress.placement import Placement, place
 
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference relative to the largest value. Kernels round differently by where in memory tensors lie."""
 EXACT = 1e-4
+TENSOR_CORES = 5e-3  # which an accelerator uses for float32 convolutions, with 10 bits of mantissa
 
 
 class _Seen(BaseException):
     """Ends a sampling run after its first call. Not an Exception, so that no pipeline swallows it."""
 
 
-def check_reopens(run: SamplingRun, folder: Path, components: Collection[str] = ()) -> None:
+def check_reopens(
+    run: SamplingRun, folder: Path, components: Collection[str] = (), placement: Placement | None = None
+) -> None:
     """Raise `CheckpointError` unless ``folder`` opens and samples like ``run.pipeline``, from which it was written.
 
     Both sample the first prompt up to the first call of each denoiser. Its arguments show that tokenizers, text
     encoders and scheduler came back, its output that the denoiser did. If the VAE is among the ``components`` that were
-    quantized, both decode what this pipeline gives its own.
+    quantized, both decode what this pipeline gives its own. ``placement`` is where ``run.pipeline`` computes, by
+    default where it is.
     """
     network = run.architecture.module(run.pipeline, run.architecture.denoiser)
+    placement = placement or Placement.of(network)
     opened = load(folder, dtype=_widest_dtype(network))
-    opened.to(next(network.parameters()).device)
+    place(opened, placement)
+    exact = EXACT if placement.on_host else TENSOR_CORES
     for denoiser in run.architecture.denoisers:
         here = replace(run, component=denoiser)
-        _compare(denoiser, _first_call(here), _first_call(replace(here, pipeline=opened)))
-    if VAE in components and not (gap := _decoding_gap(run, opened)) <= TOLERANCE.get(_widest_dtype(network), EXACT):
+        _compare(denoiser, _first_call(here), _first_call(replace(here, pipeline=opened)), exact)
+    if VAE in components and not (gap := _decoding_gap(run, opened)) <= TOLERANCE.get(_widest_dtype(network), exact):
         raise _different(f"an image that {VAE} decodes differs by {gap:.2g}")
 
 
-def _compare(denoiser: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+def _compare(denoiser: str, before: dict[str, Tensor], after: dict[str, Tensor], exact: float) -> None:
     if before.keys() != after.keys():
         raise _different(f"{denoiser} is given {', '.join(sorted(before.keys() ^ after.keys()))} only once")
     for name, value in before.items():
-        if not (difference := _difference(value, after[name])) <= TOLERANCE.get(value.dtype, EXACT):  # NaN is above too
+        if not (difference := _difference(value, after[name])) <= TOLERANCE.get(value.dtype, exact):  # NaN is above too
             raise _different(f"{name} of the first call of {denoiser} differs by {difference:.2g}")
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqcompress.placement import saved_on_host
+
 Watch = Callable[[nn.Module, tuple[Any, ...]], Callable[[Tensor], None]]
 """``(layer, arguments)``, when the layer has run, with the positional arguments of that call; returns what is to be
 called with the projection's gradients ``[samples, outputs]`` with respect to the layer's output. A sample is a token
@@ -31,6 +33,7 @@ def backward_projection(denoiser: nn.Module, watches: Mapping[str, Watch], proje
     depend on.
     """
     with ExitStack() as hooks, torch.enable_grad():
+        hooks.enter_context(saved_on_host(denoiser))
         for name, watch in watches.items():
             hooks.callback(denoiser.get_submodule(name).register_forward_hook(_hook(watch)).remove)
         project().backward()

@@ -22,6 +22,7 @@ from vqcompress.finetune.curvature import draw_samples
 from vqcompress.finetune.learnable import learnable_names, make_learnable, put_tensors, tensors_of
 from vqcompress.finetune.trainer import Schedule, Trainer
 from vqcompress.layers import swap
+from vqcompress.placement import execution_device, saved_on_host
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.recipe import Training
 from vqcompress.run_store import RunStore
@@ -47,13 +48,14 @@ def tune_blocks(denoiser: nn.Module, quantized: Mapping[str, QuantizedWeight], c
     finished are taken from the run's store. Layers that no call reaches are put in as they are.
     """
     preset, distillation, seed = context.preset, context.distillation, context.recipe.seed
-    train = _calls(distillation.train, preset.block_samples, preset.micro_batch, seed)
-    held_out = _calls(distillation.held_out, preset.block_samples // HELD_OUT_SHARE, preset.micro_batch, seed)
+    draw = _Draw(preset.micro_batch, seed, execution_device(denoiser))
+    train = draw.calls(distillation.train, preset.block_samples)
+    held_out = draw.calls(distillation.held_out, preset.block_samples // HELD_OUT_SHARE)
     schedule = Schedule(preset.block_steps, preset.rate, measure_every=max(1, preset.block_steps // 3))
     blocks = find_blocks(denoiser, list(quantized))
     teacher = weight_sharing_copy(denoiser)
     with torch.no_grad():
-        first = distillation.train.batch([0], next(denoiser.parameters()).device)
+        first = distillation.train.batch([0], execution_device(denoiser))
         order = execution_order(denoiser, list(blocks), lambda: denoiser(**first.kwargs))
     for index, name in enumerate(order):
         block = _Block(denoiser, teacher, name, {layer: quantized[layer] for layer in blocks[name]})
@@ -88,8 +90,8 @@ class _Block:
             module = self._packed()
             if not learnable_names(module, training.learn):
                 return tensors_of(module)
-            task = _BlockTask(module, calls, tests)
-            learnable = make_learnable(module, training.learn)
+            task = _BlockTask(self.denoiser, module, calls, tests)
+            learnable = make_learnable(module, training.learn, execution_device(self.denoiser))
             outcome = Trainer(learnable, task.gradient, task.measure, schedule).run()
             learnable.finalize()
             change = outcome.after / outcome.before - 1 if outcome.before else 0.0
@@ -115,12 +117,14 @@ class _Block:
 class _BlockTask:
     """``gradient`` and ``measure`` for `Trainer`; losses are relative to the mean square of the targets."""
 
-    def __init__(self, block: nn.Module, train: Sequence[BlockCall], held_out: Sequence[BlockCall]) -> None:
-        self.block, self.train, self.held_out = block, train, held_out
+    def __init__(
+        self, denoiser: nn.Module, block: nn.Module, train: Sequence[BlockCall], held_out: Sequence[BlockCall]
+    ) -> None:
+        self.denoiser, self.block, self.train, self.held_out = denoiser, block, train, held_out
 
     def gradient(self, step: int) -> float:
         """One call a step, in turn."""
-        with torch.enable_grad():
+        with torch.enable_grad(), saved_on_host(self.denoiser):
             loss = self._loss(self.train[step % len(self.train)])
             loss.backward()
         return float(loss.detach())
@@ -144,7 +148,16 @@ def tensors_in(output: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in tensors_in(value)]
 
 
-def _calls(dataset: DistillationDataset, count: int, at_once: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` samples drawn by ``seed``, as denoiser calls of ``at_once`` samples."""
-    chosen = draw_samples(len(dataset), max(1, count), seed)
-    return [dataset.batch(chosen[at : at + at_once]).kwargs for at in range(0, len(chosen), at_once)]
+@dataclass(frozen=True)
+class _Draw:
+    """Samples drawn by ``seed``, as denoiser calls of ``at_once`` samples on ``device``."""
+
+    at_once: int
+    seed: int
+    device: torch.device
+
+    def calls(self, dataset: DistillationDataset, count: int) -> list[dict[str, Any]]:
+        """``count`` samples of ``dataset``."""
+        chosen = draw_samples(len(dataset), max(1, count), self.seed)
+        at_once = (chosen[at : at + self.at_once] for at in range(0, len(chosen), self.at_once))
+        return [dataset.batch(indices, self.device).kwargs for indices in at_once]

@@ -70,8 +70,11 @@ class Learnable:
         return value.to(dtype).float()
 
 
-def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS) -> Learnable:
+def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS, device: torch.device | None = None) -> Learnable:
     """Freeze ``module``, then make float32 masters of the parameters in ``groups``, in place.
+
+    They lie on ``device``, by default where the parameters do: those of a network whose weights wait on the host must
+    be where it computes.
 
     ``scales`` are those of packed layers, ``codebooks`` their codebooks and stored trellis tables, ``norms`` the
     affine parameters of normalisations, ``dense`` the weights of layers that stayed dense, and ``biases`` those of
@@ -89,7 +92,7 @@ def make_learnable(module: nn.Module, groups: Iterable[str] = GROUPS) -> Learnab
         stored[name] = (
             torch.float16 if _is_quantization_parameter(owner, key) else narrowest_dtype([parameter.detach()])
         )
-        parameters[name] = nn.Parameter(parameter.detach().float().clone())
+        parameters[name] = nn.Parameter(parameter.detach().float().to(device or parameter.device, copy=True))
         setattr(owner, key, parameters[name])
     if not parameters:
         raise RecipeError(f"{type(module).__name__} has nothing of {', '.join(sorted(groups))} that could learn")

@@ -146,7 +146,7 @@ def requantize_before_blocks(
             moments = from_tensors(store.load_or_make(WORST, key, measure))
 
         def make(name: str, moments: Mapping[str, LossMoment] = moments) -> QuantizedWeight:
-            weight = _weight(denoiser, name)
+            weight = _weight(denoiser, name).cpu()
             return _kept(store, name, quantized[name], lambda: encoder(weight, moments[name], quantized[name]))
 
         with one_thread_each(), ThreadPoolExecutor(usable_cores()) as pool:
@@ -240,7 +240,7 @@ class Requantizer:
         steps = self.preset.requantize_steps
         if steps == 0:
             return
-        learnable = make_learnable(self.denoiser, self.context.training.learn)
+        learnable = make_learnable(self.denoiser, self.context.training.learn, self.task.device)
         schedule = Schedule(steps, RATE * self.preset.rate, measure_every=max(1, steps // 2), matrices=MATRICES)
         Trainer(learnable, lambda step: self.task.gradient(first_step + step), self.task.measure, schedule).run()
         learnable.finalize()
@@ -249,9 +249,9 @@ class Requantizer:
         """Encode a layer and keep it in the store, with all that has been learned until now."""
         name, key = self.names[index], _key(index)
         dense, old = self.denoiser.get_submodule(name), self.old[name]
-        weight = dense.weight.detach()
-        fresh = self.requantization.encode(weight, moment.to(weight.device), old.quantized_weight())
-        self._put(name, type(old)(dense, fresh.spec, fresh.tensors, old.__dict__["shared_codebooks"]))
+        fresh = self.requantization.encode(dense.weight.detach().cpu(), moment.to("cpu"), old.quantized_weight())
+        tensors = {key: tensor.to(old.weight.device) for key, tensor in fresh.tensors.items()}
+        self._put(name, type(old)(dense, fresh.spec, tensors, old.__dict__["shared_codebooks"]))
         own = self.denoiser.get_submodule(name).named_parameters(prefix=name)
         self.store.put_json(WHOLE, key, spec_to_dict(fresh.spec))
         self.store.put(WHOLE, key, tensors_of(self.denoiser) | {name: parameter.detach() for name, parameter in own})

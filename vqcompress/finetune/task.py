@@ -22,6 +22,7 @@ from vqcompress.finetune.objective import (
     sample_losses,
     trajectory_weights,
 )
+from vqcompress.placement import execution_device, saved_on_host
 from vqcompress.workers import Workers
 
 
@@ -42,7 +43,7 @@ class WholeDenoiser:
         self.denoiser, self.step_config = denoiser, step_config
         self.train, self.held_out = distillation.train, distillation.held_out
         self.workers = workers or Workers()
-        self.device = next(denoiser.parameters()).device
+        self.device = execution_device(denoiser)
         self.signal = self._signal()
 
     def gradient(self, step: int) -> float:
@@ -51,8 +52,9 @@ class WholeDenoiser:
         total = torch.zeros((), device=self.device)
         for indices in self._micro_batches(chosen):
             batch = self.train.batch(indices, self.device)
-            loss = (self.losses(batch) * batch.weights).sum() / (len(chosen) * self.signal)
-            loss.backward()
+            with saved_on_host(self.denoiser):
+                loss = (self.losses(batch) * batch.weights).sum() / (len(chosen) * self.signal)
+                loss.backward()
             total += loss.detach()
         self._share(total)
         return float(total)

@@ -42,7 +42,7 @@ def tune_whole(
     if requantization is not None:
         with checkpointing(denoiser, training.checkpointing):
             change = Requantizer(task, requantization, context).run()
-    learnable = make_learnable(denoiser, training.learn)
+    learnable = make_learnable(denoiser, training.learn, task.device)
     trainer = Trainer(
         learnable, task.gradient, task.measure, schedule_of(context.preset),
         keep=(lambda state: _keep(store, state)) if workers.is_main_process else None, keep_seconds=keep_seconds,

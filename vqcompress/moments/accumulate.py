@@ -26,7 +26,8 @@ class PartialSum:
 
     ``samples`` are chunks ``[n, columns]`` while they are few; then ``upper [columns, columns]`` is their sum, of which
     only blocks on and above the diagonal count. The sum takes the chunks one after another, so it has the same bits
-    whenever it is made.
+    whenever it is made. ``home`` is where ``upper`` lies, by default the chunks' device: a square that has no room
+    there is multiplied there block by block and summed on the host.
     """
 
     columns: int
@@ -34,6 +35,7 @@ class PartialSum:
     used: int = 0
     samples: list[Tensor] = field(default_factory=list)
     upper: Tensor | None = None
+    home: torch.device | None = None
 
     def add(self, chunk: Tensor) -> None:
         """Add samples ``[n, columns]``, float32."""
@@ -82,10 +84,15 @@ class PartialSum:
 
     def _multiply(self, chunks: list[Tensor]) -> None:
         if self.upper is None:
-            self.upper = torch.zeros(self.columns, self.columns, device=chunks[0].device if chunks else None)
+            home = self.home or (chunks[0].device if chunks else None)
+            self.upper = torch.zeros(self.columns, self.columns, device=home)
         for x in chunks:
             for block in _blocks(self.columns):
-                self.upper[block, block.start :].addmm_(x[:, block].t(), x[:, block.start :])
+                strip = self.upper[block, block.start :]
+                if x.device == strip.device:
+                    strip.addmm_(x[:, block].t(), x[:, block.start :])
+                else:
+                    strip.add_((x[:, block].t() @ x[:, block.start :]).to(strip.device))
 
 
 class MomentAccumulator:
@@ -95,11 +102,18 @@ class MomentAccumulator:
     replacement from a generator seeded with ``seed`` and the part's number, each weighted by samples / drawn samples:
     the sum's expectation is the full sum. Samples are multiplied `BUFFERED_SAMPLES` or more at a time, or not at all
     where they are so few that they take less memory than their square. `take_part` ends a part, `absorb` adds parts to
-    the total, in the order in which it gets them.
+    the total, in the order in which it gets them. Sums lie at ``home``, as in `PartialSum`.
     """
 
-    def __init__(self, columns: int, *, max_samples_per_call: int | None = None, seed: int = 0) -> None:
-        self.columns = columns
+    def __init__(
+        self,
+        columns: int,
+        *,
+        max_samples_per_call: int | None = None,
+        seed: int = 0,
+        home: torch.device | None = None,
+    ) -> None:
+        self.columns, self.home = columns, home
         self._max_samples, self._seed = max_samples_per_call, seed
         self._pending: list[Tensor] = []
         self._kept: list[PartialSum] = []
@@ -109,7 +123,7 @@ class MomentAccumulator:
 
     def start_part(self, number: int) -> None:
         """What is added from here on is part ``number``: its draws depend on that number alone."""
-        self._part = PartialSum(self.columns)
+        self._part = PartialSum(self.columns, home=self.home)
         self._generator = torch.Generator().manual_seed((self._seed + number * PART_STRIDE) % (1 << 63))
 
     def add(self, samples: Tensor) -> None:
@@ -137,7 +151,7 @@ class MomentAccumulator:
     def take_part(self) -> PartialSum:
         """The part so far; a new one of the same number begins."""
         self._flush()
-        part, self._part = self._part, PartialSum(self.columns)
+        part, self._part = self._part, PartialSum(self.columns, home=self.home)
         return part
 
     def absorb(self, part: PartialSum) -> None:

@@ -89,11 +89,12 @@ class SecondMoment:
         return all_finite(self.values)
 
     def power(self, matrix: Tensor) -> float:
-        """``tr(M H Mᵀ)`` for ``matrix [m, columns]``: products in H's own precision, sums in float64."""
+        """``tr(M H Mᵀ)`` for ``matrix [m, columns]`` on any device: products in H's own precision and place, sums in
+        float64."""
         if self.samples is None:
-            matrix = matrix.to(self.values.dtype)
+            matrix = matrix.to(self.values)
             return float(((matrix @ self.values) * matrix).sum(dtype=torch.float64))
-        matrix = matrix.float()
+        matrix = matrix.to(self.device).float()
         seen = (self.samples @ matrix.t()).square().sum(dtype=torch.float64)
         return float(seen + self.ridge * matrix.square().sum(dtype=torch.float64))
 

@@ -60,7 +60,8 @@ def quantize_gptq(
     if second_moment is None:
         eye = SecondMoment(torch.eye(len(columns), device=columns.device))
         return _encoded(columns, spec, prepare_feedback(eye))
-    inputs = _Inputs(second_moment.as_square(), None if settings.zero_forcing else _grid_distortion(columns, spec))
+    distortion = None if settings.zero_forcing else _grid_distortion(columns, spec)
+    inputs = _Inputs(second_moment.as_square(), distortion, columns.device)
     if settings.damping == "auto":
         return _encoded(columns, spec, _chosen_feedback(columns, inputs, spec))
     return _encoded(columns, spec, inputs.feedback(settings.damping))
@@ -68,13 +69,17 @@ def quantize_gptq(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The moment of the inputs, and the ``distortion [columns]`` that grids have, ``None`` for grids taken as exact."""
+    """The moment of the inputs, and the ``distortion [columns]`` that grids have, ``None`` for grids taken as exact.
+
+    A moment on an accelerator is factored there; what follows is computed at ``home``.
+    """
 
     moment: SecondMoment
     distortion: Tensor | None
+    home: torch.device
 
     def feedback(self, damping: float) -> Feedback:
-        return prepare_feedback(self.moment, damping, distortion=self.distortion)
+        return prepare_feedback(self.moment, damping, distortion=self.distortion).to(self.home)
 
 
 def _grid_distortion(columns: Tensor, spec: ScalarSpec) -> Tensor:

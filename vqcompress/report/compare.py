@@ -33,6 +33,7 @@ from vqcompress.metrics import (
 )
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.peers import Peer
+from vqcompress.placement import Placement, place
 from vqcompress.progress import Progress, silent
 from vqcompress.recipe import Recipe
 from vqcompress.report.candidate import Candidate, check_labels
@@ -73,17 +74,20 @@ def compare(
     peers: Sequence[Peer] = (),
     name: str | None = None,
     progress: Progress | None = None,
+    placement: Placement | None = None,
 ) -> Comparison:
     """Compare compressed folders with the pipeline that they were made from; the report is about the first.
 
     ``peers`` quantize the layers that the first folder's recipe names, on the same calibration; those that are not
-    installed are named in `Comparison.missing`. ``name`` is what the report calls the model. Raises `VQCompressError`
-    for no prompts or for labels used twice, and whatever opening a folder raises.
+    installed are named in `Comparison.missing`. ``name`` is what the report calls the model. ``placement`` is where it
+    runs, and folders will; by default where it is. Raises `VQCompressError` for no prompts or for labels used twice,
+    and whatever opening a folder raises.
     """
     check_labels(candidates)
     if not evaluation.prompts:
         raise VQCompressError("a comparison needs at least one prompt")
-    bench = _Bench(original, architecture, evaluation, config or EvaluationConfig(), progress or silent)
+    placement = placement or Placement.of(architecture.module(original, architecture.denoiser))
+    bench = _Bench(original, architecture, evaluation, config or EvaluationConfig(), progress or silent, placement)
     bench.observe_original()
     variants = [bench.variant(candidate) for candidate in candidates]
     with TemporaryDirectory(prefix="vqcompress-peers-") as spool:
@@ -113,6 +117,7 @@ class _Bench:
     evaluation: EvaluationSet
     config: EvaluationConfig
     progress: Progress
+    placement: Placement
     calls: list[TeacherCall] = field(default_factory=list)
     packed: dict[str, Packed] = field(default_factory=dict)
     records: dict[str, dict[str, LayerRecord]] = field(default_factory=dict)
@@ -288,10 +293,11 @@ class _Bench:
         )
 
     def _open(self, folder: Path) -> DiffusionPipeline:
-        module = self._module(self.original)
         checked, budget = self.config.verified, self.config.dense_budget
-        pipeline: Any = load(folder, checked=checked, dense_budget=budget, dtype=module.dtype)
-        return pipeline.to(module.device)
+        dtype = self._module(self.original).dtype
+        pipeline = load(folder, checked=checked, dense_budget=budget, dtype=dtype)
+        place(pipeline, self.placement)
+        return pipeline
 
     def _module(self, pipeline: DiffusionPipeline):
         return self.architecture.module(pipeline, self.architecture.denoiser)

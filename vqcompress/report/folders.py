@@ -10,6 +10,7 @@ from vqcompress.architectures import Architecture, architecture_of, open_pipelin
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.embedded import EMBEDDED
 from vqcompress.peers import peer_named
+from vqcompress.placement import Placement, place
 from vqcompress.progress import Progress
 from vqcompress.report.candidate import candidate_at, with_own_labels
 from vqcompress.report.compare import compare
@@ -28,17 +29,22 @@ def compare_folders(
     prompts: str | None = None,
     config: EvaluationConfig | None = None,
     progress: Progress | None = None,
+    device: str | Placement | None = None,
+    dtype: str | None = None,
+    offload: str | None = None,
 ) -> Comparison:
     """Compare compressed ``folders`` with the model called ``original`` (alias, Hub id, folder or file).
 
     ``peers`` are names of other packages' formats (`vqcompress.peers`), refused before anything runs if unknown.
     ``prompts`` names a prompt set or file; by default one that the model was not calibrated on. Images of the embedded
-    models are checked against their captions. See `compare` for the rest.
+    models are checked against their captions. ``device``, ``dtype`` and ``offload`` say where all of them run, see
+    `Placement`. See `compare` for the rest.
     """
+    placement = Placement.parse(device, dtype, offload)
     config = config or EvaluationConfig()
     asked = [peer_named(name) for name in dict.fromkeys(peers)]
     candidates = with_own_labels([candidate_at(folder) for folder in folders])
-    pipeline = open_pipeline(original)
+    pipeline = open_pipeline(original, dtype=placement.opening_dtype)
     architecture = architecture_of(pipeline)
     return compare(
         pipeline,
@@ -49,6 +55,7 @@ def compare_folders(
         peers=asked,
         name=original if "/" not in original else Path(original).name,
         progress=progress,
+        placement=place(pipeline, placement),
     )
 
 

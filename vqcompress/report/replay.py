@@ -12,6 +12,7 @@ from torch import nn
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import TeacherCall
 from vqcompress.metrics import Energies, energies_by_image
+from vqcompress.placement import execution_device
 from vqcompress.report.variant import Energy
 from vqcompress.tensor_tree import to_device
 
@@ -37,7 +38,7 @@ def replay(
 
     All batches must be recorded whole, as many calls for each; otherwise they count as one image.
     """
-    device = next(denoiser.parameters()).device
+    device = execution_device(denoiser)
     times: dict[float, Energies] = {}
     images: list[list[Energies]] = [[Energies(0.0, 0.0)] * count for count in batches]
     for index, call in enumerate(calls):

@@ -21,6 +21,7 @@ from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.metrics.denoiser_error import denoiser_error, energies_by_timestep
+from vqcompress.placement import execution_device
 from vqcompress.stages.importance import drawn_errors
 from vqcompress.stages.run import Run
 from vqcompress.tensor_tree import to_device
@@ -90,7 +91,7 @@ class _Bench:
     @torch.no_grad()
     def _output(self, call: TeacherCall) -> Tensor:
         module = self.run.component(self.component)
-        return first_output(module(**to_device(call["kwargs"], next(module.parameters()).device))).cpu()
+        return first_output(module(**to_device(call["kwargs"], execution_device(module)))).cpu()
 
     def _finals(self) -> Tensor:
         return torch.cat(
@@ -118,6 +119,9 @@ class _Bench:
     def _drawn(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Errors of all layers at the reference's bits, in the dtype of the weights, and their costs."""
         noise, costs = {}, {}
+        placement = self.run.placement  # errors are as large as the weights: where these wait, they do
+        device = placement.device if placement.offload == "none" else torch.device("cpu")
         for layer, errors, cost in drawn_errors(self.run, self.component, self.layers, self.groups):
-            noise[layer], costs[layer] = errors.to(self.run.weight(self.component, layer)), cost
+            dtype = self.run.weight(self.component, layer).dtype
+            noise[layer], costs[layer] = errors.to(device, dtype), cost
         return noise, costs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 from torch import nn
@@ -31,7 +32,7 @@ def check_disk_space(run: Run, output: Path, free: int | None = None) -> None:
 
 def bytes_needed(run: Run) -> int:
     """Bytes of the codes, once in the run's folder and once published, and of the dense rest."""
-    packed = sum(run.weight(component, layer).numel() for component, layers in run.layers.items() for layer in layers)
+    packed = sum(prod(run.shape(component, layer)) for component, layers in run.layers.items() for layer in layers)
     networks = [part for part in run.pipeline.components.values() if isinstance(part, nn.Module)]
     weights = sum(parameter.numel() for network in networks for parameter in network.parameters())
     return NARROW * (weights - packed) + int(2 * packed * run.recipe.bits / 8)

@@ -20,7 +20,7 @@ from vqcompress.quantizers import quantize_weight, quantizer_of, settings_for
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.stages.output_recording import output_moment_of
 from vqcompress.stages.recording import moment_of, recorded_group
-from vqcompress.stages.run import Run
+from vqcompress.stages.run import FACTORING, Run
 from vqcompress.stages.scalar_budget import settings_of
 from vqcompress.workers import workers_here
 from vqcompress.working_memory import WorkingMemory, balanced, one_thread_each, return_freed_memory, usable_cores
@@ -42,13 +42,14 @@ def encode_all(
     Layers whose weights no code fits are not among the result; `why_unfit` says why.
     Where several processes work together, each encodes its share and then finds the others' in the run folder.
     """
-    room = WorkingMemory(int(run.recipe.calibration.memory_budget_gb * 1e9))
+    room, there = WorkingMemory(int(run.recipe.calibration.memory_budget_gb * 1e9)), run.factoring_room()
 
     def encode(layer: str) -> tuple[QuantizedWeight | None, float]:
         outputs, columns, side = _sides(run, component, layer, groups.get(layer))
         needed = 9 * columns * side + 32 * outputs * columns  # the moment, its factor, copies of the weight
         needed += 32 * outputs**2 if run.recipe.output_feedback else 0  # the output moment and its factors
-        with room.holding(needed):
+        on_device = run.factoring_device(columns, side).type != "cpu" and groups.get(layer) is not None
+        with room.holding(needed), there.holding(FACTORING * columns * side if on_device else 0):
             start = time.perf_counter()
             weight = _encode(run, component, layer, bits[layer], groups.get(layer), codebooks)
             return_freed_memory()
@@ -95,7 +96,7 @@ def _cost(run: Run, component: str, layer: str, group: str | None) -> float:
 
 def _sides(run: Run, component: str, layer: str, group: str | None) -> tuple[int, int, int]:
     """Outputs and columns of a layer's matrix, and the height of its stored second moment: columns, or few samples."""
-    outputs, columns = matrix_shape(run.weight(component, layer).shape)
+    outputs, columns = matrix_shape(run.shape(component, layer))
     seen = 0 if group is None else recorded_group(run, component, group)["used_rows"]
     return outputs, columns, seen if keeps_samples(columns, seen) else columns
 

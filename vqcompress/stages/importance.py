@@ -91,5 +91,5 @@ def drawn_errors(
         errors, outputs = column_errors(layer.cost, REFERENCE_BITS), layer.cost.outputs
         generator = torch.Generator().manual_seed((run.recipe.seed << 32) | zlib.crc32(layer.name.encode()))
         drawn = coded_noise(layer.feedback, errors, count or outputs, generator)
-        shape = run.weight(component, layer.name).shape[1:]
+        shape = run.shape(component, layer.name)[1:]
         yield layer.name, drawn.reshape(len(drawn), *shape), outputs * float(errors.sum())

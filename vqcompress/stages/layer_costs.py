@@ -36,11 +36,12 @@ def costed_layers(
     """
     for key in dict.fromkeys(groups.get(layer) for layer in layers):
         moment = moment_of(run, component, key)
-        feedback = None if moment is None or not feeds_back else prepare_feedback(moment)
+        feedback = None if moment is None or not feeds_back else prepare_feedback(moment).to("cpu")
         for layer in (name for name in layers if groups.get(name) == key):
             weight = to_matrix(run.weight(component, layer)).float()
             white = torch.ones(weight.shape[1])
-            sensitivity = white if moment is None else moment.diagonal() if feedback is None else feedback.sensitivity
+            alone = white if moment is None else moment.diagonal().cpu()
+            sensitivity = alone if feedback is None else feedback.sensitivity
             propagated = None if feedback is None else feedback.propagated_error()
             cost = LayerCost(len(weight), sensitivity, energy(weight), 1.0, propagated, dense_bits(weight))
             yield CostedLayer(layer, cost, feedback)

@@ -32,7 +32,7 @@ def record_outputs(run: Run, component: str, layers: list[str]) -> None:
     stage = _stage(component)
     missing = [layer for layer in layers if layer not in run.store.done(stage)]
     if missing and run.workers.is_main_process:
-        sides = {layer: matrix_shape(run.weight(component, layer).shape)[0] for layer in missing}
+        sides = {layer: matrix_shape(run.shape(component, layer))[0] for layer in missing}
         recorded = record_output_moments(
             run.component(component),
             sides,

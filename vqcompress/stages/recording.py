@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from vqcompress.calibration.record import record_moments
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.moments.shrinkage import expert_key, is_undersampled, shrunk_moment
@@ -35,7 +37,7 @@ def keep_recorded(run: Run, component: str, recorded: Iterable[tuple[list[str], 
     """Write moments to disk as they come, each under its first layer's name."""
     stage = run.moments_of(component)
     for names, moments in recorded:
-        run.recordings.put(stage, names[0], moments.state_dict())
+        run.recordings.put(stage, names[0], moments.to("cpu").state_dict())
         run.recordings.put_json(f"{stage}.layers", names[0], {"layers": names, "used_rows": moments.used})
 
 
@@ -51,18 +53,24 @@ def recorded_group(run: Run, component: str, key: str) -> dict[str, Any]:
 
 
 def moment_of(run: Run, component: str, key: str | None) -> SecondMoment | None:
-    """The second moment of a group, or None where no sample was seen or none is needed: white inputs."""
+    """The second moment of a group, or None where no sample was seen or none is needed: white inputs.
+
+    It is where the run factors moments, unless it has no room there.
+    """
     if key is None:
         return None
     moments = _recorded_moments(run, component, key)
-    return shrunk_moment(moments, _other_experts(run, component, key) if is_undersampled(moments) else [])
+    moments = moments.to(run.factoring_device(moments.columns, len(moments.values)))
+    others = _other_experts(run, component, key, moments.device) if is_undersampled(moments) else []
+    return shrunk_moment(moments, others)
 
 
 def _recorded_moments(run: Run, component: str, key: str) -> SecondMoment:
     return SecondMoment.from_state_dict(run.recordings.load(run.moments_of(component), key))
 
 
-def _other_experts(run: Run, component: str, key: str) -> list[SecondMoment]:
-    """What the same layer of all experts saw, this one included."""
+def _other_experts(run: Run, component: str, key: str, device: torch.device) -> list[SecondMoment]:
+    """What the same layer of all experts saw, this one included, on ``device``."""
     wanted, keys = expert_key(key), sorted(run.recordings.done(run.moments_of(component)))
-    return [_recorded_moments(run, component, each) for each in keys if wanted and expert_key(each) == wanted]
+    experts = (_recorded_moments(run, component, each) for each in keys if wanted and expert_key(each) == wanted)
+    return [expert.to(device) for expert in experts]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -17,14 +18,17 @@ from vqcompress.calibration.record import RecordingLimits
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.disk import free_bytes
 from vqcompress.finetune import DistillationData
+from vqcompress.placement import Placement
 from vqcompress.progress import Progress
 from vqcompress.recipe import Recipe, current_signature
 from vqcompress.run_signature import StageInputs
 from vqcompress.run_store import RunStore
 from vqcompress.storage_dtype import narrowest_dtype
 from vqcompress.workers import Workers
+from vqcompress.working_memory import WorkingMemory
 
 Made = TypeVar("Made")
+FACTORING = 24  # of a second moment, in float32, and its factors, in float64
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Run:
     """What the stages of one run share.
 
     ``layers`` maps a component to its layers to quantize; ``ignored`` to those that stay dense, and why. ``moments``
-    names the recorded second moments that layers are encoded for.
+    names the recorded second moments that layers are encoded for. ``placement`` is where the pipeline computes; what
+    comes from there to the host are recorded calls and moments, and what is encoded are weights on the host.
     """
 
     recipe: Recipe
@@ -45,6 +50,7 @@ class Run:
     layers: dict[str, list[str]]
     ignored: dict[str, dict[str, str]]
     workers: Workers
+    placement: Placement = field(default_factory=Placement)
     distillation: DistillationData | None = None
     moments: str = "moments"
 
@@ -57,8 +63,15 @@ class Run:
         return f"{component}.{self.moments}"
 
     def weight(self, component: str, layer: str) -> Tensor:
-        """A layer's dense weight."""
-        return self.component(component).get_submodule(layer).weight.detach()
+        """A layer's dense weight, on the host."""
+        return self._parameter(component, layer).detach().cpu()
+
+    def shape(self, component: str, layer: str) -> tuple[int, ...]:
+        """That of a layer's dense weight."""
+        return tuple(self._parameter(component, layer).shape)
+
+    def _parameter(self, component: str, layer: str) -> Tensor:
+        return self.component(component).get_submodule(layer).weight
 
     def chosen_prompts(self, count: int) -> tuple[str, ...]:
         """The most diverse ``count`` calibration prompts."""
@@ -80,7 +93,24 @@ class Run:
         """The recipe's limits of recording."""
         calibration = self.recipe.calibration
         free = free_bytes(self.recordings.folder)
-        return RecordingLimits(int(calibration.memory_budget_gb * 1e9), calibration.rows_per_call, free)
+        return RecordingLimits(
+            int(calibration.memory_budget_gb * 1e9), calibration.rows_per_call, free, self._free_on_device() // 2
+        )
+
+    def factoring_device(self, columns: int, height: int) -> torch.device:
+        """Where a moment of ``columns``, stored as ``height`` lines of them, is factored: it and what is made of it
+        take about `FACTORING` bytes a number."""
+        device = self.placement.factors_on
+        if device.type != "cpu" and FACTORING * columns * height > self._free_on_device() // 2:
+            return torch.device("cpu")
+        return device
+
+    def factoring_room(self) -> WorkingMemory:
+        """The device's memory for moments that are factored at once."""
+        return WorkingMemory(self._free_on_device() // 2)
+
+    def _free_on_device(self) -> int:
+        return 0 if self.placement.on_host else self.placement.free_bytes()
 
     def main_process_first(self, make: Callable[[], Made]) -> Made:
         """What ``make`` finds or makes in a run folder: the first process makes it, the others find it."""

@@ -19,6 +19,7 @@ from vqcompress.denoiser_calls.blocks import execution_order, find_blocks
 from vqcompress.denoiser_calls.dataset import DistillationDataset, record
 from vqcompress.denoiser_calls.partial_run import run_through_block, weight_sharing_copy
 from vqcompress.layers import swap
+from vqcompress.placement import execution_device
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.stages.encoding import encode_all, encoded_layers
 from vqcompress.stages.recording import keep_recorded, recorded_groups
@@ -61,7 +62,7 @@ class Replay:
     @torch.no_grad()
     def batch(self, index: int) -> None:
         """Run one call."""
-        device = next(self.denoiser.parameters()).device
+        device = execution_device(self.denoiser)
         run_through_block(self.block, self.denoiser, self.calls.batch(self.indices[index], device).kwargs)
 
 
@@ -109,7 +110,7 @@ def _recorded_calls(run: Run, component: str) -> DistillationDataset:
 
 @torch.no_grad()
 def _whole_call(denoiser: nn.Module, calls: DistillationDataset) -> None:
-    denoiser(**calls.batch([0], next(denoiser.parameters()).device).kwargs)
+    denoiser(**calls.batch([0], execution_device(denoiser)).kwargs)
 
 
 def _run_in_order(run: Run, done: int, total: int) -> Run:

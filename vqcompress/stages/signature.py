@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 import vqcompress
@@ -27,7 +28,16 @@ from vqcompress.run_store import read_source_note
 LIBRARIES = ("torch", "diffusers", "transformers")
 NOT_IN_RESULTS = (
     *("cli", "report", "shapes", "checkpoint", "integrations", "compression.py", "tuning.py", "estimate.py"),
-    *("bundle.py", "component_files.py", "folder_files.py", "disk.py", "stages/journal.py", "stages/disk_space.py"),
+    "generation.py",
+    *(
+        "placement",
+        "bundle.py",
+        "component_files.py",
+        "folder_files.py",
+        "disk.py",
+        "stages/journal.py",
+        "stages/disk_space.py",
+    ),
 )
 """Parts of the package whose code no stored result depends on."""
 
@@ -41,15 +51,24 @@ OF_ENCODING = (
 
 
 def source_of(
-    model: str | DiffusionPipeline, pipeline: DiffusionPipeline, folders: Sequence[Path]
+    model: str | DiffusionPipeline,
+    pipeline: DiffusionPipeline,
+    folders: Sequence[Path],
+    dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What calibration finds in the source, and a note of it for run folders: ten gigabytes need not be read again at
-    every start. ``folders`` may have such notes. None for a source that is no files.
+    every start. ``folders`` may have such notes. None for a source that is no files. ``dtype`` is what weights were
+    opened in; None: the one that they are stored in.
+
+    On which device, and in which dtype, something was computed is no part of it: what a GPU recorded in 16 bits may be
+    encoded on a CPU. Only weights that the dtype has rounded are others.
 
     Raises `ArchitectureError` if a weight is not finite.
     """
     files = source_files(model, pipeline)
-    stamp = json_hash(files) if files else None
+    # Weights that were rounded when they were opened are others than those of the files.
+    rounded = [] if dtype in (None, torch.float32) else [str(dtype)]
+    stamp = json_hash([*files, *rounded]) if files else None
     known = next((note for note in map(read_source_note, folders) if stamp and note.get("files") == stamp), None)
     hashes = known["hashes"] if known else component_hashes(pipeline, files)
     found = {

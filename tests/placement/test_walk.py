@@ -1,0 +1,57 @@
+"""Whole runs on a device that there is not (`pretended`): no operator mixes devices, and the bytes are the CPU's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vqcompress
+from tests.architectures import tiny_pipelines
+from tests.placement.pretended import CUDA, pretended_cuda
+from vqcompress.placement import Offload, Placement
+
+CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2, "prompts": "shapes"}
+FEW = r"(down_blocks|transformer_blocks)\.1\.(.*\.)?(attn2\.to_[kv]|ff\.net\.2|resnets\.0\.conv1)"
+RECIPE: dict[str, Any] = {
+    "method": "trellis",
+    "bits": 4.0,
+    "settings": {"state_bits": 8},
+    "calibration": CALIBRATION,
+    "ignore": {rf"^(?!{FEW}$)": "few layers are quick to encode"},
+}
+TRAINING = {
+    "prompts": 2, "held_out": 1, "steps": 2, "batch_size": 2, "micro_batch": 2, "block_steps": 2, "requantize": 1,
+}  # fmt: skip
+MODELS = {"UNet and two text encoders": tiny_pipelines.sdxl, "DiT": tiny_pipelines.pixart}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "dense"
+    MODELS[request.param]().save_pretrained(folder)
+    return folder
+
+
+def placed(offload: Offload) -> Placement:
+    return Placement(CUDA, torch.float32, offload, memory=1 << 30)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def on_cpu(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = {**RECIPE, "finetune": "full", "training": TRAINING}
+    return vqcompress.quantize(str(model), tmp_path_factory.mktemp("cpu") / "out", device="cpu", **recipe)
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "group", "sequential"])
+def test_calibrate_encode_swap_and_tune(offload: Offload, model: Path, on_cpu: Path, tmp_path: Path) -> None:
+    recipe = {**RECIPE, "finetune": "full", "training": TRAINING}
+    with pretended_cuda():
+        folder = vqcompress.quantize(str(model), tmp_path / "out", device=placed(offload), **recipe)
+    assert files(folder) == files(on_cpu)
