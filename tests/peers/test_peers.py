@@ -75,7 +75,10 @@ def test_an_importance_matrix_lowers_the_error_of_what_matters(name):
 def test_short_rows_get_the_format_that_llama_cpp_falls_back_to():
     if not PEERS["gguf-q3_k"].found():
         pytest.skip(f"not installed: {PEERS['gguf-q3_k'].install}")
-    assert PEERS["gguf-q3_k"].quantize(weight(8, 96)).bits_per_weight == 4.5  # iq4_nl: 18 bytes for 32 weights
+    fallen = PEERS["gguf-q3_k"].quantize(weight(8, 96))
+    assert fallen.bits_per_weight == 4.5  # iq4_nl: 18 bytes for 32 weights
+    assert fallen.note.startswith("as iq4_nl")
+    assert not PEERS["gguf-q3_k"].quantize(weight(8, 256)).note
     assert PEERS["gguf-q4_k"].quantize(weight(8, 96)).bits_per_weight == 5.5  # q5_0: 22 bytes for 32
     with pytest.raises(UnfitForPeerError, match="100 columns"):
         PEERS["gguf-q4_k"].quantize(weight(8, 100))

@@ -72,7 +72,9 @@ def _encode(name: str, matrix: Tensor, moment: SecondMoment | None) -> PeerWeigh
     if written != packed.nbytes:
         raise UnfitForPeerError(f"ggml wrote {written} bytes for {name} instead of {packed.nbytes}")
     dense = dequantize(packed, GGMLQuantizationType(number))
-    return PeerWeight(torch.from_numpy(np.asarray(dense, np.float32)), packed.nbytes)
+    made = GGMLQuantizationType(number).name.lower()
+    note = "" if made == name else f"as {made}, which llama.cpp falls back to for rows that are no multiple of 256"
+    return PeerWeight(torch.from_numpy(np.asarray(dense, np.float32)), packed.nbytes, note)
 
 
 def peers() -> list[Peer]:

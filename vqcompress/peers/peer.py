@@ -19,10 +19,14 @@ class UnfitForPeerError(UnsupportedError):
 
 @dataclass(frozen=True)
 class PeerWeight:
-    """``dense``, float32, is what the package decodes to; ``nbytes`` what its stored tensors take."""
+    """``dense``, float32, is what the package decodes to; ``nbytes`` what its stored tensors take.
+
+    ``note`` says where the weight did not get the format that was asked for.
+    """
 
     dense: Tensor
     nbytes: int
+    note: str = ""
 
     @property
     def bits_per_weight(self) -> float:
@@ -70,4 +74,4 @@ class Peer:
         """
         matrix = to_matrix(weight.detach()).float().cpu().contiguous()
         made = self.encode(matrix, moment if self.calibrated else None)
-        return PeerWeight(made.dense.float().reshape(weight.shape), made.nbytes)
+        return PeerWeight(made.dense.float().reshape(weight.shape), made.nbytes, made.note)

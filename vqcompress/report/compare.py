@@ -218,7 +218,7 @@ class _Bench:
         return Variant(
             label=label,
             method=result.peer.curve,
-            peer=result.packages,
+            peer=result.made_by,
             dense_layers=tuple(result.dense),
             bits_per_weight=(8 * result.nbytes + 16 * (weights - quantized)) / weights,
             denoiser_bits=8 * nbytes / self.denoiser_weights,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from vqcompress.report import plots
+from vqcompress.report.blocks import NOTE as BLOCKS_NOTE
+from vqcompress.report.blocks import blocks_table
 from vqcompress.report.comparison import ORIGINAL, Comparison
 from vqcompress.report.components import NOTE, components_table
 from vqcompress.report.experts import NOTE as EXPERTS_NOTE
 from vqcompress.report.experts import experts_table
+from vqcompress.report.figure_data import data_url, figure_data
 from vqcompress.report.palette import MARKERS, STYLES
 from vqcompress.report.table import variants_table
 from vqcompress.report.verdicts import verdict_lines
+from vqcompress.report.viewer import viewer
 from vqcompress.report.wording import TABLE_NOTE, key_figures, layer_notes, measured, overall, summary, title
 
 FIRST_SCREEN = 8  # images of the first variant beside the title
@@ -40,10 +46,17 @@ def to_html(comparison: Comparison) -> str:
         experts_note=EXPERTS_NOTE,
         notes=layer_notes(comparison),
         measured=measured(comparison),
-        pictures=_pictures(comparison),
+        pictures=_data_urls(comparison.pictures),
         plots=_plots(comparison),
         original=ORIGINAL,
         shown=FIRST_SCREEN,
+        viewer=viewer(comparison),
+        full_size=Markup(json.dumps(_data_urls(comparison.full_size))),
+        blocks=blocks_table(comparison),
+        blocks_note=BLOCKS_NOTE,
+        csv={name: data_url(text, "text/csv") for name, text in figure_data(comparison).items()},
+        report_json=data_url(json.dumps(comparison.to_json(), ensure_ascii=False), "application/json"),
+        script=Markup(_resource("report.js")),
         style=Markup(_resource("report.css")),
         styles=STYLES,
         markers={marker: Markup(drawn) for marker, drawn in MARKERS.items()},
@@ -54,11 +67,12 @@ def _resource(name: str) -> str:
     return files("vqcompress.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _pictures(comparison: Comparison) -> dict[str, list[str]]:
-    return {
-        label: [f"data:image/png;base64,{b64encode(png).decode()}" for png in files]
-        for label, files in comparison.pictures.items()
-    }
+def _data_urls(pictures: Mapping[str, Sequence[bytes]]) -> dict[str, list[str]]:
+    return {label: [_data_url(png) for png in files] for label, files in pictures.items()}
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode()}"
 
 
 def _plots(comparison: Comparison) -> dict[str, Markup]:
@@ -66,9 +80,14 @@ def _plots(comparison: Comparison) -> dict[str, Markup]:
     drawn = {"error_by_bytes": plots.error_by_bytes, "psnr_by_bytes": plots.psnr_by_bytes}
     if any(variant.error_by_timestep for variant in comparison.variants):
         drawn["error_by_timestep"] = plots.error_by_timestep
+    if any(variant.trajectory.by_timestep for variant in comparison.variants):
+        drawn["latents_by_timestep"] = plots.latents_by_timestep
     if overall(comparison.original.caption_accuracy):
         drawn["caption_accuracy"] = plots.caption_accuracy
     if any(variant.layer_errors for variant in comparison.variants):
         drawn["error_by_layer"] = plots.error_by_layer
+        drawn["bits_by_layer"] = plots.bits_by_layer
+    if any(each.gap is not None for variant in comparison.variants for each in variant.layer_errors):
+        drawn["gap_by_layer"] = plots.gap_by_layer
     # Our own drawing, with all text in it escaped by matplotlib.
     return {name: Markup(draw(comparison)) for name, draw in drawn.items()}

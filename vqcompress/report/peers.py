@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ class PeerWeights:
     packages: str
     weights: dict[str, SpooledWeight] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def made_by(self) -> str:
+        """The packages, and what they made of how many layers where that is not what was asked for."""
+        return "; ".join([self.packages, *(f"{count} layers {note}" for note, count in self.notes.items())])
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +111,8 @@ def _take(result: PeerWeights, name: str, weight: Tensor, moment: SecondMoment |
         result.dense[name] = str(error)
         return
     save_file({"weight": quantized.dense.contiguous()}, path)
+    if quantized.note:
+        result.notes[quantized.note] += 1
     result.weights[name] = SpooledWeight(path, quantized.nbytes, quantized.bits_per_weight)
 
 

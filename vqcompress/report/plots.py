@@ -16,13 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from vqcompress.metrics import Estimate
 from vqcompress.report.comparison import ORIGINAL, Comparison
 from vqcompress.report.formatting import significant
 from vqcompress.report.palette import FAINT, GRID, INK, STANDINS, STYLES
-from vqcompress.report.variant import Variant
+from vqcompress.report.variant import LayerError, Variant
 from vqcompress.report.wording import overall
 
-SMALL, WIDE = (5.4, 3.9), (11.2, 3.9)
+SMALL, WIDE, LOW = (5.4, 3.9), (11.2, 3.9), (11.2, 2.2)
 MIN_LABEL_SHARE = 0.035  # a block narrower than this part of the axis gets no name
 
 
@@ -30,6 +31,7 @@ def error_by_bytes(comparison: Comparison) -> str:
     """Denoiser error by the denoiser's bytes on disk, a line for each method and bit allocation."""
     with _svg("error-by-bytes", SMALL) as (axes, text):
         _curves(axes, comparison, lambda variant: variant.denoiser_error)
+        _intervals(axes, comparison, lambda variant: variant.error)
         _log_percent(axes)
         axes.set_ylabel("denoiser error")
         _bits_axis(axes, comparison)
@@ -40,10 +42,7 @@ def psnr_by_bytes(comparison: Comparison) -> str:
     """Median PSNR of the images, with intervals, by the denoiser's bytes on disk."""
     with _svg("psnr-by-bytes", SMALL) as (axes, text):
         _curves(axes, comparison, median_psnr)
-        for variant in comparison.variants:
-            if (found := variant.psnr_median) and math.isfinite(found.low + found.high):
-                place = variant.denoiser_bytes / 1e6
-                axes.plot([place, place], [found.low, found.high], color=STYLES[variant.curve].color, linewidth=1)
+        _intervals(axes, comparison, lambda variant: variant.psnr_median)
         axes.set_ylabel("median PSNR of images, dB, 95 % interval")
         _bits_axis(axes, comparison)
     return text.getvalue()
@@ -71,6 +70,23 @@ def error_by_timestep(comparison: Comparison) -> str:
     return text.getvalue()
 
 
+def latents_by_timestep(comparison: Comparison) -> str:
+    """How far each variant's own guided trajectory strays from the original's, for the variants that `peers` picks."""
+    with _svg("latents-by-timestep", SMALL) as (axes, text):
+        for variant in peers(comparison):
+            points = [(t, error) for t, error in variant.trajectory.by_timestep.items() if error > 0]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=variant.label, **_line(variant, size=4))
+        times = list(comparison.variants[0].error_by_timestep)
+        if times and times[0] > times[-1]:
+            axes.invert_xaxis()
+        _log_percent(axes)
+        axes.set_xlabel("timestep (noise on the left, image on the right)")
+        axes.set_ylabel("latents' error, own trajectory")
+        _legend(axes)
+    return text.getvalue()
+
+
 def caption_accuracy(comparison: Comparison) -> str:
     """Each variant's caption accuracy with its interval, and the original's as a band."""
     variants = [
@@ -94,21 +110,40 @@ def caption_accuracy(comparison: Comparison) -> str:
 def error_by_layer(comparison: Comparison) -> str:
     """Relative output error of every layer in execution order, for the variants that `peers` picks."""
     with _svg("error-by-layer", WIDE) as (axes, text):
-        names = [each.layer for each in comparison.variants[0].layer_errors]
-        place = {name: index for index, name in enumerate(names)}
-        for variant in peers(comparison):
-            points = [(place[each.layer], each.error) for each in variant.layer_errors if each.layer in place]
-            style = {
-                **_line(variant, size=4),
-                "linestyle": "none",
-                "markeredgewidth": 1 if STYLES[variant.curve].dashed else 0,
-            }
-            axes.plot(*zip(*points, strict=True), label=variant.label, **style)
+        _by_layer(axes, comparison, lambda each: each.error)
         _log_percent(axes)
-        _block_axis(axes, names)
         axes.set_ylabel("relative output error")
-        _legend(axes, columns=6)
     return text.getvalue()
+
+
+def bits_by_layer(comparison: Comparison) -> str:
+    """Bits a weight of every layer in execution order, for the variants that `peers` picks."""
+    with _svg("bits-by-layer", LOW) as (axes, text):
+        _by_layer(axes, comparison, lambda each: each.bits)
+        axes.set_ylabel("bits a weight")
+    return text.getvalue()
+
+
+def gap_by_layer(comparison: Comparison) -> str:
+    """Bits a weight above the rate-distortion bound, where calibration recorded them."""
+    with _svg("gap-by-layer", LOW) as (axes, text):
+        _by_layer(axes, comparison, lambda each: math.nan if each.gap is None else each.gap)
+        axes.set_ylabel("bits above the bound")
+    return text.getvalue()
+
+
+def _by_layer(axes: Axes, comparison: Comparison, value: Callable[[LayerError], float]) -> None:
+    names = [each.layer for each in comparison.variants[0].layer_errors]
+    place = {name: index for index, name in enumerate(names)}
+    for variant in peers(comparison):
+        points = [(place[each.layer], value(each)) for each in variant.layer_errors if each.layer in place]
+        known = [point for point in points if math.isfinite(point[1])]
+        if known:
+            edge = 1 if STYLES[variant.curve].dashed else 0
+            style = {**_line(variant, size=4), "linestyle": "none", "markeredgewidth": edge}
+            axes.plot(*zip(*known, strict=True), label=variant.label, **style)
+    _block_axis(axes, names)
+    _legend(axes, columns=6)
 
 
 def peers(comparison: Comparison) -> list[Variant]:
@@ -135,6 +170,13 @@ def _curves(axes: Axes, comparison: Comparison, value: Callable[[Variant], float
         if points:
             axes.plot([p[0] for p in points], [p[1] for p in points], label=curve, **_line(points[0][2], size=6))
     _legend(axes, above=1.19)
+
+
+def _intervals(axes: Axes, comparison: Comparison, of: Callable[[Variant], Estimate | None]) -> None:
+    for variant in comparison.variants:
+        if (found := of(variant)) and math.isfinite(found.low + found.high):
+            place = variant.denoiser_bytes / 1e6
+            axes.plot([place, place], [found.low, found.high], color=STYLES[variant.curve].color, linewidth=1)
 
 
 def _bits_axis(axes: Axes, comparison: Comparison) -> None:

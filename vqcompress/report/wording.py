@@ -137,9 +137,7 @@ def _cost_figures(comparison: Comparison, variant: Variant) -> Iterator[KeyFigur
     """Time and memory, where they were measured."""
     if not math.isnan(variant.time_ratio):
         seconds = significant(comparison.original.seconds_per_image, 2)
-        yield KeyFigure(
-            "Time", fixed(variant.time_ratio, 2), "× original", f"which takes {seconds}{SPACE}s an image here"
-        )
+        yield KeyFigure("Time", fixed(variant.time_ratio, 2), "×", f"the original's {seconds}{SPACE}s an image here")
     if variant.memory_bytes:
         before = size(comparison.original.memory_bytes)
         yield KeyFigure("Weights in memory", *_parts(size(variant.memory_bytes)), f"original {before} as loaded")
@@ -158,6 +156,8 @@ def layer_notes(comparison: Comparison) -> list[str]:
     """Layers that were left dense, saw too few samples or have a scalar code; how many outliers there are."""
     notes = []
     for variant in comparison.variants:
+        if variant.peer:
+            notes.append(f"{variant.label}: made by {variant.peer}.")
         if (dense := variant.dense_layers) and variant.peer:
             notes.append(f"{variant.label}: {_count(dense)} do not fit its format and stayed dense ({_some(dense)}).")
         elif dense:
