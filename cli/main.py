@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
 import click
 
 from vqcompress.errors import VQCompressError
+from vqcompress.near_misses import did_you_mean
 
 VERBS = {
     "presets": "List the models that have a name here, with sizes and sources.",
@@ -21,7 +23,11 @@ VERBS = {
     "dequantize": "Write a dense pipeline from a compressed folder.",
     "bake-lora": "Make LoRAs part of a model's weights, dense or quantized.",
     "bundle": "Write a compressed folder as one file.",
+    "env": "Show versions, devices, kernels, and what is missing.",
 }
+
+
+GOES_ON = ("quantize", "finetune")  # verbs that keep what they finished and go on from there
 
 
 class UserError(click.ClickException):
@@ -31,6 +37,12 @@ class UserError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"vqcompress: {' '.join(self.message.split())}", err=True)
+
+
+class StoppedError(UserError):
+    """The user pressed Ctrl-C; the exit code is a shell's for that signal."""
+
+    exit_code = 130
 
 
 class LazyGroup(click.Group):
@@ -49,15 +61,49 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise _in_one_line(error) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS:
+            near = did_you_mean(args[0], VERBS) or "; vqcompress --help lists what there is"
+            raise UserError(f"there is no command {args[0]!r}{near}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _in_one_line(error) from None
+        except KeyboardInterrupt:
+            kept = "what was finished is kept, and the same command goes on from there"
+            raise StoppedError(f"stopped; {kept if ctx.invoked_subcommand in GOES_ON else 'start it again'}") from None
         except VQCompressError as error:
             raise UserError(str(error)) from error
         except (OSError, RuntimeError, MemoryError) as error:
             if (message := _of_this_machine(error)) is None:
                 raise
             raise UserError(message) from error
+
+
+def _in_one_line(error: click.UsageError) -> click.ClickException:
+    """What click says of a command line, with the nearest choice and the command whose help says more."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    said = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
+    said = f"{said[:1].lower()}{said[1:]}"
+    chosen = isinstance(error, click.BadParameter) and error.param is not None and error.param.type
+    if isinstance(chosen, click.Choice) and (value := re.search(r"'([^']*)' is not one of", said)):
+        said += did_you_mean(value[1], map(str, chosen.choices))
+    where = error.ctx.command_path if error.ctx else "vqcompress"
+    return UserError(said if "did you mean" in said else f"{said}; see {where} --help")
 
 
 def _of_this_machine(error: OSError | RuntimeError | MemoryError) -> str | None:

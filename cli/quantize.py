@@ -93,9 +93,17 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
 @click.option("--report", is_flag=True, help="Also compare with the original and write OUTPUT-report.")
 @click.option("--dry-run", is_flag=True, help="Print what a run would do, need and produce; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every layer as it is encoded, not every block.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
 def quantize(
-    model: str, output: Path | None, as_json: bool, overwrite: bool, dry_run: bool, report: bool, **options: Any
+    model: str,
+    output: Path | None,
+    as_json: bool,
+    verbose: bool,
+    overwrite: bool,
+    dry_run: bool,
+    report: bool,
+    **options: Any,
 ) -> None:
     """Compress MODEL into a folder that plain diffusers loads after `import vqcompress`.
 
@@ -125,7 +133,7 @@ def quantize(
     from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
 
-    with StageProgress(quiet=as_json or not is_main_process_by_environment()) as progress:
+    with StageProgress(quiet=as_json or not is_main_process_by_environment(), layers=verbose) as progress:
         folder = compress(
             model,
             output,

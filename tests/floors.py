@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "machine_code",
         "matrix_view",
         "methods",
+        "near_misses",
         "network_size",
         "plain_yaml",
         "progress",
@@ -37,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("calibration",),
     ("checkpoint", "finetune", "integrations"),
     ("report", "stages"),
-    ("compression", "estimate", "generation", "tuning"),
+    ("compression", "environment", "estimate", "generation", "tuning"),
     ("cli", "shapes", "calib_prompts"),
 )
 """From the ground up. A module imports from lower floors and from its own room."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vqcompress.compression import quantize
     from vqcompress.generation import generate
     from vqcompress.layers import set_dense_budget
+    from vqcompress.environment import env
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
     from vqcompress.report import compare  # type: ignore[no-redef]
@@ -44,6 +45,7 @@ _LAZY = {
     "Recipe": "vqcompress.recipe",
     "compare": "vqcompress.report",
     "dequantize": "vqcompress.checkpoint",
+    "env": "vqcompress.environment",
     "generate": "vqcompress.generation",
     "inspect": "vqcompress.checkpoint",
     "load": "vqcompress.checkpoint",
@@ -63,6 +65,7 @@ __all__ = [
     "VQCompressError",
     "compare",
     "dequantize",
+    "env",
     "generate",
     "inspect",
     "load",

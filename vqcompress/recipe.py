@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
+from vqcompress.near_misses import did_you_mean
 from vqcompress.plain_yaml import PlainYAMLError, read_plain_yaml
 from vqcompress.sampling_config import SamplingConfig
 
@@ -42,6 +45,13 @@ class _RetiredKeyError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+            raise PydanticCustomError("not_a_switch", "is not something to turn on or off")
+        return value
 
 
 class Calibration(_Section):
@@ -135,7 +145,7 @@ class Recipe(_Section):
     bits: float = Field(default=3.0, ge=1.0, le=8.0)
     budget: Budget | None = None
     components: tuple[str, ...] = ()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     settings: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
     shared_codebooks: bool = True
     ignore: dict[str, str] | None = None
@@ -168,11 +178,13 @@ class Recipe(_Section):
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Recipe:
-        """Validate plain data. Raises `RecipeError` with one line per problem, which names the key."""
+        """Validate plain data. Raises `RecipeError` that names the first key at fault, and how many more there are."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError("; ".join(_problem(item) for item in error.errors())) from None
+            first, *others = dict.fromkeys(map(_problem, error.errors()))
+            more = f" (and {len(others)} more {'problem' if len(others) == 1 else 'problems'})" if others else ""
+            raise RecipeError(first + more) from None
 
     @classmethod
     def read(cls, path: str | Path, **changes: Any) -> Recipe:
@@ -202,10 +214,51 @@ def current_signature(signature: Any) -> Any:
         return signature
 
 
+_SAID = {
+    "greater_than_equal": "is less than {ge}",
+    "greater_than": "is not more than {gt}",
+    "less_than_equal": "is more than {le}",
+    "less_than": "is not less than {lt}",
+    "not_a_switch": "is not something to turn on or off",
+    "finite_number": "is not a finite number",
+    "literal_error": "is not one of {expected}",
+    "enum": "is not one of {expected}",
+    "missing": "is missing",
+    "bool": "is not true or false",
+    "int": "is not a whole number",
+    "float": "is not a number",
+    "string": "is not text",
+    "dict": "is not a mapping",
+    "model": "is not a mapping",
+    "tuple": "is not a list",
+}
+"""Pydantic's type of error, or the part before its first underscore -> what is wrong with the value."""
+
+
 def _problem(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "recipe"
-    if isinstance(error := item.get("ctx", {}).get("error"), _RetiredKeyError):
+    context = item.get("ctx", {})
+    if isinstance(error := context.get("error"), _RetiredKeyError):
         return str(error)
+    value = item.get("input")
     if item["type"] == "extra_forbidden":
-        return f"unknown recipe key {where!r}"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {reprlib.repr(item.get('input'))})"
+        return f"unknown recipe key {where!r}{_nearest_key(item['loc'])}"
+    if isinstance(value, float) and not isfinite(value):
+        return f"{where}: {value} is not a finite number"
+    if item["loc"][:1] == ("settings",) and len(item["loc"]) > 1:
+        return f"settings.{item['loc'][1]}: {reprlib.repr(value)} is not a number, a text, true, false or null"
+    kind = item["type"] if item["type"] in _SAID else item["type"].partition("_")[0]
+    if kind not in _SAID:  # one of the sentences of this file
+        return item["msg"].removeprefix("Value error, ")
+    meant = did_you_mean(str(value), context["expected"].split("'")[1::2]) if "expected" in context else ""
+    limits = {key: f"{limit:g}" if isinstance(limit, float) else limit for key, limit in context.items()}
+    return f"{where}: {reprlib.repr(value)} {_SAID[kind].format(**limits)}{meant}"
+
+
+def _nearest_key(location: tuple[str | int, ...]) -> str:
+    """What may have been meant by an unknown key, among the keys of its section."""
+    *sections, key = location
+    model: Any = Recipe
+    for section in sections:
+        model = model.model_fields[section].annotation
+    return did_you_mean(str(key), model.model_fields)

@@ -2,27 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from io import StringIO
+
 import pytest
+from rich.console import Console
 
-from vqcompress.cli.progress import StageProgress
+from vqcompress.cli.progress import StageProgress, _Log, _Terminal, block_of
+from vqcompress.progress import EncodedLayer
 
-DETAIL = "down_blocks.0.resnets.0.conv1: 3.00 bits, error 0.00[1], 2.3 s"
+
+def encoded(layer: str, bits: float, error: float, seconds: float = 2.0) -> EncodedLayer:
+    return EncodedLayer(layer, f"{bits:.2f} bits, error {error:.2g}, {seconds:.1f} s", bits, error, seconds)
 
 
-def progress_text(capsys: pytest.CaptureFixture[str], *, quiet: bool) -> str:
-    with StageProgress(quiet=quiet) as progress:
+LAYERS = (
+    encoded("blocks.0.attn.to_q", 3.0, 0.01),
+    encoded("blocks.0.attn.to_k", 2.5, 0.02),
+    encoded("blocks.1.ff", 3.25, 0.03),
+    EncodedLayer("blocks.1.odd", "stays dense: too small"),
+)
+
+
+def progress_lines(capsys: pytest.CaptureFixture[str], *, quiet: bool = False, layers: bool = False) -> list[str]:
+    with StageProgress(quiet=quiet, layers=layers) as progress:
         progress("calibrate unet", 1, 2, "pass 1 of 1")
-        progress("encode unet", 1, 771, DETAIL)
+        for index, layer in enumerate(LAYERS):
+            progress("encode unet", index + 1, len(LAYERS), layer)
     captured = capsys.readouterr()
     assert captured.out == ""
-    return captured.err
+    return captured.err.splitlines()
 
 
-def test_every_encoded_layer_leaves_a_line_with_its_bits_error_and_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = progress_text(capsys, quiet=False).splitlines()
-    assert f"1/771 {DETAIL}" in lines
-    assert not any(line.startswith("1/2 pass") for line in lines)
+def test_every_block_leaves_a_line_with_its_layers_bits_worst_error_and_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = progress_lines(capsys)
+    assert "  blocks.0: 2 layers, 2.50 to 3.00 bits, error at most 0.02 (attn.to_k), 4.0 s" in lines
+    assert "  blocks.1: 1 layer, 3.25 bits, error at most 0.03 (ff), 2.0 s" in lines
+    assert "blocks.1.odd: stays dense: too small" in lines
+
+
+def test_every_layer_leaves_a_line_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = progress_lines(capsys, layers=True)
+    assert [line for line in lines if line in LAYERS] == list(LAYERS)
+    assert not any("layers," in line for line in lines)
 
 
 def test_quiet_runs_tell_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert progress_text(capsys, quiet=True) == ""
+    assert progress_lines(capsys, quiet=True) == []
+
+
+def test_a_log_tells_share_and_remaining_time_from_the_first_step_on() -> None:
+    """Steps of ten seconds: a line for the first, one for each tenth or half minute, one for the last."""
+    text, clock = StringIO(), iter(range(0, 10_000, 10))
+    log = _Log(Console(file=text), clock=lambda: next(clock))
+    for done in range(1, 41):
+        log.step("encode", done, 40, f"layer {done}")
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "encode: 1/40 (2 %)  layer 1"
+    assert lines[1] == "encode: 4/40 (10 %)  0:30 elapsed, 6:00 left  layer 4"
+    assert lines[-1] == "encode: 40/40 (100 %)  6:30 elapsed  layer 40"
+    assert len(lines) == 14
+
+
+@pytest.fixture
+def terminals() -> Iterator[dict[int, str]]:
+    drawn = {}
+    for width in (80, 120):
+        text = StringIO()
+        shown = _Terminal(Console(file=text, force_terminal=True, width=width, color_system=None))
+        shown.start()
+        shown.step("calibrate transformer", 31, 771, "pass 1 of 3: everything up to transformer_blocks.17.ff.net.2")
+        shown.line(
+            "  transformer_blocks.17: 12 layers, 2.50 to 3.00 bits, error at most 0.02 (attn.to_add_out), 14.0 s"
+        )
+        shown.stop()
+        drawn[width] = text.getvalue()
+    yield drawn
+
+
+def test_a_line_of_progress_fits_the_terminal(terminals: dict[int, str]) -> None:
+    for width, text in terminals.items():
+        lines = [line.strip("\r\x1b[2K1A?25lh") for line in text.splitlines()]
+        assert any("31/771" in line for line in lines)
+        assert max(map(len, lines)) <= width
+    assert "attn.to_add_out" in terminals[120]
+    assert "…" in terminals[80]
+
+
+@pytest.mark.parametrize(
+    ("layer", "block"),
+    [
+        ("transformer_blocks.3.attn.to_q", "transformer_blocks.3"),
+        ("down_blocks.1.resnets.0.conv1", "down_blocks.1"),
+        ("proj_out", "proj_out"),
+        ("layers.11", "layers.11"),
+        ("time_embedding.linear_1", "time_embedding.linear_1"),
+    ],
+)
+def test_a_block_is_the_name_up_to_its_first_number(layer: str, block: str) -> None:
+    assert block_of(layer) == block

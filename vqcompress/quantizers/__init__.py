@@ -13,6 +13,7 @@ from vqcompress.errors import CalibrationError, RecipeError, UnfitWeightError
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import DEFAULT_METHOD, METHODS
 from vqcompress.moments.second_moment import SecondMoment, all_finite
+from vqcompress.near_misses import did_you_mean
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers.additive import AdditiveSettings
 from vqcompress.quantizers.gptq import GPTQSettings
@@ -88,7 +89,8 @@ def settings_for(method: str, values: Mapping[str, Any]) -> Any:
     for given, value in values.items():
         name = OLD_NAMES[given] if OLD_NAMES.get(given) in known else given
         if name not in known:
-            raise RecipeError(f"unknown setting {given!r} of method {method!r}; it has {', '.join(known)}")
+            meant = did_you_mean(given, [*known, *OLD_NAMES]) or f"; it has {', '.join(known)}"
+            raise RecipeError(f"unknown setting {given!r} of method {method!r}{meant}")
         if name in renamed:
             raise RecipeError(f"setting {name!r} of method {method!r} is given by its old name as well; give it once")
         renamed[name] = value

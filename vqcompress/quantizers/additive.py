@@ -25,10 +25,10 @@ from vqcompress.quantizers.error_feedback import FeedbackPlanner
 from vqcompress.quantizers.outliers import NO_OUTLIERS, input_outliers
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_column_scales, choose_scale, coded_energy
+from vqcompress.quantizers.setting_values import SHARE, check_setting, check_types
 from vqcompress.quantizers.weight_vectors import (
     COMPONENT_CODEBOOK,
     check_geometry,
-    check_setting,
     own_code_bits,
     sample_layers,
     sample_vectors,
@@ -71,14 +71,13 @@ class AdditiveSettings:
     damping: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_geometry("additive", self.dimension, self.code_bits, self.codebooks, self.row_scales)
+        check_types("additive", self)
+        check_geometry("additive", self.dimension, self.code_bits, self.codebooks)
         check_setting("additive", "beam", self.beam, 1 <= self.beam <= 4096, "1 to 4096")
         check_setting("additive", "rounds", self.rounds, 0 <= self.rounds <= 1000, "0 to 1000")
         passes = self.coordinate_descent
         check_setting("additive", "coordinate_descent", passes, 0 <= passes <= 1000, "0 to 1000")
-        check_setting(
-            "additive", "damping", self.damping, 0 < self.damping <= 1, "a share of H's mean diagonal in (0, 1]"
-        )
+        check_setting("additive", "damping", self.damping, 0 < self.damping <= 1, SHARE)
 
 
 def quantize_additive(

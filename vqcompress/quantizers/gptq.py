@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vqcompress.errors import RecipeError
 from vqcompress.formats import ScalarSpec
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.error_feedback import Feedback, prepare_feedback
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scalar_grid import check_group_size, check_scale_bits, scalar_spec, search_grid
+from vqcompress.quantizers.setting_values import SHARE, check_setting, check_types
 
 DAMPINGS = (1e-2, 1e-3, 1e-4)
 TRIED = 64  # outputs
@@ -40,10 +40,11 @@ class GPTQSettings:
     zero_forcing: bool = False
 
     def __post_init__(self) -> None:
+        check_types("gptq", self)
         check_group_size(self.group_size)
         check_scale_bits(self.scale_bits)
-        if self.damping != "auto" and not 0 < self.damping <= 1:
-            raise RecipeError(f"damping is a fraction of H's mean diagonal in (0, 1] or 'auto', got {self.damping!r}")
+        share = self.damping
+        check_setting("gptq", "damping", share, share == "auto" or 0 < share <= 1, f"{SHARE}, or 'auto'")
 
 
 def quantize_gptq(

@@ -22,6 +22,7 @@ from vqcompress.quantizers.column_rates import AdditiveBudget, RatePlan
 from vqcompress.quantizers.outliers import NO_OUTLIERS, input_outliers
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_scale
+from vqcompress.quantizers.setting_values import check_types
 from vqcompress.quantizers.weight_vectors import (
     COMPONENT_CODEBOOK,
     check_geometry,
@@ -51,7 +52,8 @@ class KMeansSettings:
     outliers: bool = True
 
     def __post_init__(self) -> None:
-        check_geometry("kmeans", self.dimension, self.code_bits, self.codebooks, self.row_scales)
+        check_types("kmeans", self)
+        check_geometry("kmeans", self.dimension, self.code_bits, self.codebooks)
 
 
 def quantize_kmeans(

@@ -12,6 +12,7 @@ from vqcompress.formats.scalar import FLOAT_SCALES
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scalar_grid import check_group_size, check_scale_bits, scalar_spec, search_grid
+from vqcompress.quantizers.setting_values import check_types
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class RTNSettings:
     scale_bits: int = FLOAT_SCALES
 
     def __post_init__(self) -> None:
+        check_types("rtn", self)
         check_group_size(self.group_size)
         check_scale_bits(self.scale_bits)
 

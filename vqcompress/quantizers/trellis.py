@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from vqcompress.bitpack import packed_bytes
-from vqcompress.errors import RecipeError, UnfitWeightError
+from vqcompress.errors import UnfitWeightError
 from vqcompress.formats.column_scales import column_scale_factors, column_scales_shape
 from vqcompress.formats.rotation import rotate
-from vqcompress.formats.trellis import TrellisSpec
+from vqcompress.formats.trellis import MAX_TAIL, TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.column_rates import MAX_RATE_BITS, RatePlan, plan_rates
@@ -32,6 +32,7 @@ from vqcompress.quantizers.error_feedback import FeedbackPlanner
 from vqcompress.quantizers.outliers import NO_OUTLIERS, outliers_worth_storing
 from vqcompress.quantizers.quantizer import Quantizer
 from vqcompress.quantizers.scales import Auto, choose_column_scales, coded_energy, column_scale_codes
+from vqcompress.quantizers.setting_values import SHARE, check_setting, check_types
 from vqcompress.quantizers.source_check import other_models
 from vqcompress.quantizers.source_model import SampleCode, SourceModel, SourceOptions, select_source_model
 from vqcompress.quantizers.trellis_columns import TrellisCode, TrellisColumns
@@ -68,8 +69,15 @@ class TrellisSettings:
     half_rates: bool = True
 
     def __post_init__(self) -> None:
-        if self.search not in ("cpu", "gpu"):
-            raise RecipeError(f"search={self.search!r} is neither 'cpu' nor 'gpu'")
+        check_types("trellis", self)
+        states, passes, share = self.state_bits, self.coordinate_descent, self.damping
+        check_setting("trellis", "state_bits", states, states in STATE_BITS, ", ".join(map(str, STATE_BITS)))
+        check_setting("trellis", "coordinate_descent", passes, 0 <= passes <= 1000, "0 to 1000")
+        tail_fits = self.tail == "auto" or abs(self.tail) <= MAX_TAIL
+        check_setting("trellis", "tail", self.tail, tail_fits, f"-{MAX_TAIL:g} to {MAX_TAIL:g}, or 'auto'")
+        check_setting("trellis", "damping", share, share == "auto" or 0 < share <= 1, f"{SHARE}, or 'auto'")
+        output_share = self.output_damping
+        check_setting("trellis", "output_damping", output_share, 0 <= output_share <= 1, "a share in [0, 1]")
 
 
 def quantize_trellis(
@@ -193,8 +201,6 @@ def usable_state_bits(outputs: int, wanted: int, bits: float) -> int:
     More where the rate leaves no room for a column to exceed it (a state must hold two symbols); no more than a
     circular column of ``outputs`` weights can hold at one bit a weight.
     """
-    if wanted not in STATE_BITS:
-        raise RecipeError(f"state_bits={wanted} is not one of {STATE_BITS}; 12 is the usual choice")
     while max_rate(wanted) < bits + 0.25 and wanted < STATE_BITS[-1]:
         wanted += 2
     return max([size for size in STATE_BITS if size <= min(outputs, wanted)], default=STATE_BITS[0])

@@ -14,6 +14,7 @@ from vqcompress.errors import RecipeError
 from vqcompress.formats.column_scales import column_scale_factors
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantizers.scales import Auto, choose_column_scales, choose_scale, divide_by_scale
+from vqcompress.quantizers.setting_values import check_setting
 
 DIMENSIONS = (4, 8, 16)
 CODE_BITS = range(4, 13)
@@ -26,21 +27,12 @@ LAYER_SAMPLE = 4096  # vectors that one of many layers gives at most
 SHARED_SAMPLE = 65536
 
 
-def check_geometry(
-    method: str, dimension: int, code_bits: int | None, codebooks: int | None, row_scales: bool | str
-) -> None:
+def check_geometry(method: str, dimension: int, code_bits: int | None, codebooks: int | None) -> None:
     """Raises `RecipeError` unless these are sizes that the additive format stores and the searches take."""
     check_setting(method, "dimension", dimension, dimension in DIMENSIONS, "4, 8 or 16")
     check_setting(method, "code_bits", code_bits, code_bits is None or code_bits in CODE_BITS, "4 to 12, or null")
     fine = codebooks is None or codebooks in range(1, MAX_CODEBOOKS + 1)
     check_setting(method, "codebooks", codebooks, fine, f"1 to {MAX_CODEBOOKS}, or null")
-    check_setting(method, "row_scales", row_scales, row_scales in (True, False, "auto"), "true, false or 'auto'")
-
-
-def check_setting(method: str, name: str, value: object, fine: bool, allowed: str) -> None:
-    """Raises `RecipeError` that names the setting and what it takes, unless ``fine``."""
-    if not fine:
-        raise RecipeError(f"{method} setting {name}={value!r} is out of range; it takes {allowed}")
 
 
 def own_code_bits(weights: int, dimension: int, bits: float, flat: bool, counted: bool) -> int:

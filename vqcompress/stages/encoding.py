@@ -15,6 +15,7 @@ from vqcompress.matrix_view import matrix_shape
 from vqcompress.methods import gave_way
 from vqcompress.moments.rate_distortion import gap_of_layer
 from vqcompress.moments.second_moment import keeps_samples
+from vqcompress.progress import EncodedLayer
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantize_weight, quantizer_of, settings_for
 from vqcompress.quantizers.layer_error import relative_error
@@ -79,13 +80,14 @@ def _encode_each(
     return quantized
 
 
-def _detail(run: Run, component: str, layer: str, weight: QuantizedWeight | None, seconds: float) -> str:
+def _detail(run: Run, component: str, layer: str, weight: QuantizedWeight | None, seconds: float) -> EncodedLayer:
     if weight is None:
-        return f"{layer}: stays dense: {why_unfit(run, component, layer)}"
+        return EncodedLayer(layer, f"stays dense: {why_unfit(run, component, layer)}", seconds=seconds)
     outliers = f", {weight.outliers} outliers" if weight.outliers else ""
     scalar = ", scalar code" if gave_way(run.recipe.method, weight.spec.format) else ""
     error = encoded_error(run, component, layer)
-    return f"{layer}: {weight.bits_per_weight:.2f} bits, error {error:.2g}{outliers}{scalar}, {seconds:.1f} s"
+    said = f"{weight.bits_per_weight:.2f} bits, error {error:.2g}{outliers}{scalar}, {seconds:.1f} s"
+    return EncodedLayer(layer, said, weight.bits_per_weight, error, seconds)
 
 
 def _cost(run: Run, component: str, layer: str, group: str | None) -> float:
