@@ -11,7 +11,10 @@ import click
 from vqcompress.cli.dense_budget_option import dense_budget_option
 from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
+from vqcompress.disk import check_file_target
 from vqcompress.errors import RecipeError
+
+SEED = click.IntRange(0, 2**63 - 1)
 
 
 @click.command()
@@ -20,7 +23,7 @@ from vqcompress.errors import RecipeError
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True, help="PNG file to write."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the first image; each further image adds 1.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the first image; the next ones add 1.")
 @click.option("--images", default=1, show_default=True, type=click.IntRange(1), help="Images per prompt.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
@@ -53,6 +56,9 @@ def generate(
     """
     if output.suffix.lower() != ".png":
         raise RecipeError(f"images are written as PNG; name the file {output.with_suffix('.png')}, not {output}")
+    check_file_target(output)
+    if not all(prompt.strip() for prompt in prompts):
+        raise RecipeError("a prompt is empty; write what the image should show, in quotes")
     placement = chosen_placement(device, dtype, offload, quiet=as_json)
     from vqcompress.generation import generate as draw
     from vqcompress.generation import open_placed

@@ -26,9 +26,9 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(
-        f"{folder}: {found['bits_per_weight']:.3f} bits per quantized weight, {_megabytes(found['bytes'])} on disk"
-    )
+    bits = found["bits_per_weight"]
+    held = "nothing is quantized" if bits is None else f"{bits:.3f} bits per quantized weight"
+    click.echo(f"{folder}: {held}, {_megabytes(found['bytes'])} on disk")
     gaps = {(record.component, record.layer): record.gap for record in read_layer_table(folder)} if layers else {}
     for name, component in found["components"].items():
         click.echo(_component_line(name, component))

@@ -172,16 +172,17 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
         "order": options["order"],
         "memory_budget_gb": options["memory_budget"],
     }
-    base: dict[str, Any] = (
-        Recipe.read(options["recipe_path"], model=model).to_dict() if options["recipe_path"] else {"model": model}
-    )
+    path = options["recipe_path"]
+    base: dict[str, Any] = Recipe.read(path, for_model=model).to_dict() if path else {"model": model}
     changes: dict[str, Any] = {
         key: options[key]
         for key in ("bits", "method", "seed", "budget", "output_feedback", "finetune")
         if options[key] is not None
     }
-    if options["components"]:
+    if options["components"] is not None:
         changes["components"] = [part.strip() for part in options["components"].split(",")]
+        if not all(changes["components"]):
+            raise RecipeError("--components takes names of components with commas between, such as unet,text_encoder")
     if options["settings"]:
         changes["settings"] = {**base.get("settings", {}), **dict(parse_setting(item) for item in options["settings"])}
     if options["preset"]:

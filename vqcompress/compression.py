@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.known_names import sampled_as_published
 from vqcompress.architectures.narrow_weights import hold_narrow
-from vqcompress.calibration.prompts import load_prompts
+from vqcompress.calibration.prompts import PromptSet, load_prompts
 from vqcompress.checkpoint import LayerRecord, save_pipeline
 from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.reopening import check_reopens
@@ -32,7 +32,7 @@ from vqcompress.placement import Placement, place, take_back
 from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
-from vqcompress.recipe import Recipe, current_names
+from vqcompress.recipe import Calibration, Recipe, current_names
 from vqcompress.stages.budget import allocate
 from vqcompress.stages.disk_space import check_disk_space
 from vqcompress.stages.encoding import encode_all, encoded_error, encoded_gap, shared_codebooks, why_unfit
@@ -96,6 +96,13 @@ def quantize(
     return output
 
 
+def _check_count(recipe: Recipe, prompts: PromptSet) -> None:
+    """Raises `RecipeError` where more prompts were asked for than there are. The default takes what there is."""
+    asked, there = recipe.calibration.count, len(prompts.prompts)
+    if asked > max(there, Calibration().count):
+        raise RecipeError(f"calibration.count: {asked} prompts were asked for and {prompts.name} has {there}")
+
+
 def _open_run(
     held: ExitStack,
     model: str | DiffusionPipeline,
@@ -107,12 +114,13 @@ def _open_run(
     progress: Progress,
 ) -> Run:
     """The run, its folders held by ``held``."""
-    named = load_prompts(recipe.calibration.prompts) if recipe.calibration.prompts else None
+    named = None if recipe.calibration.prompts is None else load_prompts(recipe.calibration.prompts)
     dtype = torch.float32 if recipe.finetune != "none" else placement.opening_dtype
     narrow = isinstance(model, str) and recipe.finetune == "none" and dtype == torch.float32
     pipeline = open_pipeline(model, dtype=dtype, narrow=narrow) if isinstance(model, str) else model
     architecture = sampled_as_published(architecture_of(pipeline), model)
     prompts = named or load_prompts(architecture.prompt_set)
+    _check_count(recipe, prompts)
     layers, ignored = plan_components(recipe, pipeline, architecture)
     _check_finetuning(recipe, architecture)
     known = [folder for folder in (work, calibration_folder) if folder]

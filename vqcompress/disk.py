@@ -45,6 +45,16 @@ def write_problem(error: BaseException) -> str | None:
     return _PROBLEMS.get(number) if number is not None else None
 
 
+def check_file_target(path: Path) -> None:
+    """Raise `OSError` if no file can be written at ``path``: before long work, not after it. Nothing is left there."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file in it", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}; make it first", str(path))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "it may not be written; choose another place", str(path))
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that this user can still write under ``folder``, or where it will be made."""
     while not folder.exists():

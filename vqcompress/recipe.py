@@ -44,7 +44,7 @@ class _RetiredKeyError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -187,14 +187,22 @@ class Recipe(_Section):
             raise RecipeError(first + more) from None
 
     @classmethod
-    def read(cls, path: str | Path, **changes: Any) -> Recipe:
-        """Read YAML (`plain_yaml`) from ``path``; ``changes`` replace top-level keys. Raises `RecipeError`."""
+    def read(cls, path: str | Path, *, for_model: str | None = None, **changes: Any) -> Recipe:
+        """Read YAML (`plain_yaml`) from ``path``; ``changes`` replace top-level keys.
+
+        A recipe that names no model is for ``for_model``. Raises `RecipeError`, also if it names another one.
+        """
         try:
             data = read_plain_yaml(Path(path))
         except PlainYAMLError as error:
             raise RecipeError(f"cannot read recipe {path}: {error}") from None
         if not isinstance(data, dict):
             raise RecipeError(f"recipe {path} is not a mapping of keys to values")
+        if for_model is not None and data.setdefault("model", for_model) != for_model:
+            named = reprlib.repr(data["model"])
+            raise RecipeError(
+                f"recipe {path} is for {named}, not for {for_model!r}; take its 'model' out to use it here"
+            )
         return cls.parse({**current_names(data), **current_names(changes)})
 
     def to_dict(self) -> dict[str, Any]:

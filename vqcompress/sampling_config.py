@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
+
+from vqcompress.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class SamplingConfig:
     height: int | None = None
     width: int | None = None
     images: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None and not isfinite(self.guidance):
+            raise RecipeError(f"guidance {self.guidance} is not a finite number")
 
     def resolve(self, defaults: ResolvedSampling) -> ResolvedSampling:
         """These values, and those of ``defaults`` where there are none."""

@@ -96,7 +96,7 @@ def test_pixart_becomes_diffusers_own_pipeline(tmp_path: Path, parts: tuple) -> 
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("sdxxl", (), "No published configuration is called 'sdxxl'"),
+        ("sdxxl", (), "no published configuration is called 'sdxxl'"),
         ("diffit-image", (), "nothing to convert"),
         ("sdxl", (), "nothing to convert"),
         ("linfusion-sdxl", (), "--base"),

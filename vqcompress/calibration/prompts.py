@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vqcompress.calibration.diversity import choose_diverse
 from vqcompress.errors import CalibrationError, first_line
+from vqcompress.near_misses import did_you_mean
 
 BUILT_IN = "vqcompress.calib_prompts"
 HUB = "hf:"
@@ -48,8 +49,8 @@ def load_prompts(source: str | Path) -> PromptSet:
     path = Path(os.path.expanduser(name))
     if not os.path.isfile(path):  # False for what can be no name, where a Path raises
         raise CalibrationError(
-            f"no prompt set {name!r}: it is neither a file nor one of {', '.join(built_in_sets())}; "
-            "a Hub dataset is written hf:owner/name[:column]"
+            f"no prompt set {name!r}: it is neither a file nor one of {', '.join(built_in_sets())}"
+            f"{did_you_mean(name, built_in_sets()) or '; a Hub dataset is written hf:owner/name[:column]'}"
         )
     try:
         return _parse(name, path.suffix.lower(), _content(path))

@@ -103,6 +103,5 @@ class SamplingRun:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return (
             f"{type(self.pipeline).__name__} cannot sample {how.height} x {how.width} pixels in {how.steps} steps: "
-            f"{reason}; choose another resolution (most models take multiples of 8 or 16), or steps and guidance that "
-            "suit it"
+            f"{reason.rstrip('.')}; choose others"
         )

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from vqcompress.errors import ArchitectureError
+from vqcompress.near_misses import did_you_mean
 
 # Family -> "module:name" of its network. These are strings, so that listing the names needs no imports.
 NETWORKS: dict[str, str] = {
@@ -196,9 +197,9 @@ SYNONYMS: dict[str, str] = {
 
 
 def preset(name: str) -> Preset:
-    """Return the published configuration called ``name`` (or a synonym). If there is none, raises ArchitectureError,
-    which lists the names."""
+    """Return the published configuration called ``name`` (or a synonym). If there is none, raises ArchitectureError."""
     known = SYNONYMS.get(name, name)
     if known not in PRESETS:
-        raise ArchitectureError(f"No published configuration is called {name!r}; there are {', '.join(PRESETS)}.")
+        meant = did_you_mean(name, [*PRESETS, *SYNONYMS])
+        raise ArchitectureError(f"no published configuration is called {name!r}{meant}; `vqcompress presets` lists all")
     return PRESETS[known]
