@@ -45,10 +45,10 @@ HOSTILE = {
 def test_a_hostile_recipe_is_answered_in_one_line_within_a_second(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(RecipeError, match=expected) as caught:
         Recipe.read(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400 + len(str(path))
 

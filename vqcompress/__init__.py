@@ -23,9 +23,9 @@ from vqcompress.integrations import register
 if TYPE_CHECKING:
     from vqcompress.checkpoint import dequantize, inspect, load, verify
     from vqcompress.compression import quantize
+    from vqcompress.environment import env
     from vqcompress.generation import generate
     from vqcompress.layers import set_dense_budget
-    from vqcompress.environment import env
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
     from vqcompress.report import compare  # type: ignore[no-redef]

@@ -43,6 +43,8 @@ class ScaledLora:
             if path.suffix != ".safetensors":
                 raise ArchitectureError(f"{path} is no .safetensors file; other kinds can hold code and are not read")
             return str(path.parent), {"weight_name": path.name, "use_safetensors": True}
+        if path.suffix == ".safetensors":
+            raise ArchitectureError(f"there is no file {path}; a LoRA on the Hub is named owner/name")
         return str(path) if path.is_dir() else self.source, {"use_safetensors": True}
 
 
