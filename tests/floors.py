@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("report", "stages"),
     ("compression", "environment", "estimate", "generation", "tuning"),
     ("cli", "shapes", "calib_prompts"),
+    ("__main__",),
 )
 """From the ground up. A module imports from lower floors and from its own room."""
 
