@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
@@ -50,7 +49,7 @@ class _Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
-            raise PydanticCustomError("not_a_switch", "is not something to turn on or off")
+            raise ValueError(f"{field.field_name}: {value} is not a value; this is nothing to turn on or off")
         return value
 
 
@@ -227,7 +226,6 @@ _SAID = {
     "greater_than": "is not more than {gt}",
     "less_than_equal": "is more than {le}",
     "less_than": "is not less than {lt}",
-    "not_a_switch": "is not something to turn on or off",
     "finite_number": "is not a finite number",
     "literal_error": "is not one of {expected}",
     "enum": "is not one of {expected}",

@@ -19,7 +19,8 @@ def check_types(method: str, settings: Any) -> None:
 
     True and false are no numbers, and no text is one; a whole number is a number.
     """
-    for name, (adapter, allowed) in _adapters(type(settings)).items():
+    kind: type = type(settings)
+    for name, (adapter, allowed) in _adapters(kind).items():
         value = getattr(settings, name)
         try:
             adapter.validate_python(value, strict=True)
