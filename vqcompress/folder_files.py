@@ -67,9 +67,12 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def json_object(text: str | bytes, where: str | Path) -> dict[str, Any]:
-    """The JSON object in ``text``, found at ``where``. Raises `CheckpointError` when there is none."""
+    """The JSON object in ``text``, found at ``where``. Raises `CheckpointError` when there is none.
+
+    Bytes are UTF-8, as the libraries read them; `json.loads` would take them for UTF-16 where they look like it.
+    """
     try:
-        data = json.loads(text)
+        data = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except RecursionError:
         raise CheckpointError(f"{where} cannot be read: its JSON is nested too deeply") from None
     except ValueError as error:

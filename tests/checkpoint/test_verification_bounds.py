@@ -124,3 +124,20 @@ def test_the_length_by_the_header(honest: dict[str, Path], tmp_path: Path) -> No
     assert stored_length(path) == path.stat().st_size
     (tmp_path / "none").write_bytes(b"\0" * 100)
     assert stored_length(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["unet/config.json", "model_index.json", "scheduler/scheduler_config.json"])
+def test_what_libraries_cannot_read_is_not_sound(folder: Path, name: str, encoding: str) -> None:
+    """They open JSON as UTF-8, and refuse a byte order mark."""
+    (folder / name).write_text((folder / name).read_text(), encoding=encoding)
+    refresh_manifest(folder)
+    assert any(name in problem for problem in verify(folder))
+    with pytest.raises((CheckpointError, OSError, ValueError)):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_component_that_is_named_and_missing(folder: Path) -> None:
+    (folder / "scheduler").rename(folder / "schedulеr")  # the last e is Cyrillic
+    refresh_manifest(folder)
+    assert any(problem.startswith("scheduler: is named in model_index.json") for problem in verify(folder))

@@ -21,7 +21,7 @@ from vqcompress.component_files import (
     tensor_headers,
 )
 from vqcompress.errors import ArchitectureError, CheckpointError
-from vqcompress.folder_files import check_regular, regular_size
+from vqcompress.folder_files import check_regular, read_json, regular_size
 from vqcompress.formats import UNCHECKED_CONTENTS
 from vqcompress.formats.finite import is_finite
 from vqcompress.formats.gate import tensor_problem
@@ -30,6 +30,8 @@ from vqcompress.layers.description import LayerSpecs, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
 from vqcompress.time_limit import check_time, within
 
+READ_FIRST = ("config.json", ".index.json")
+"""How names of the JSON files end from which a loader learns what a component is."""
 BLOCK = 1 << 22
 """Numbers of a tensor that are looked at together."""
 
@@ -100,12 +102,30 @@ def _folder_problems(folder: Path) -> list[str]:
     check_regular(folder)
     problems = manifest_problems(folder)
     parts = components(folder)
+    problems += _index_problems(folder)
     trusted = not problems
     for part in parts:
         problems += _component_problems(part, trusted)
     if not any(part.description for part in parts):
         problems.append(f"{folder}: no component is packed by vqcompress")
     return problems
+
+
+def _index_problems(folder: Path) -> Iterator[str]:
+    """Components that the index names and the folder lacks, and configs and indices of components that are no JSON."""
+    for name, entry in read_json(folder / "model_index.json").items():
+        whole = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) and part for part in entry)
+        if name.startswith("_") or not whole:
+            continue
+        if not (folder / name).is_dir():
+            yield f"{name}: is named in model_index.json, and there is no such folder"
+            continue
+        for path in sorted((folder / name).glob("*.json")):
+            if path.name.endswith(READ_FIRST):
+                try:
+                    read_json(path)
+                except CheckpointError as error:
+                    yield str(error)
 
 
 def _component_problems(part: ComponentFiles, trusted: bool) -> list[str]:
