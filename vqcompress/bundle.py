@@ -186,20 +186,27 @@ def _layout_problem(weights: tuple[WeightFile, ...]) -> str | None:
 def _data_length(header: str) -> int | None:
     """Bytes that the tensors of a safetensors header take, ``None`` for a text that is no such header."""
     try:
-        entries = _plain(header.encode())
-        offsets = [entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"]
-        whole = all(type(offset) is int for pair in offsets for offset in pair)
-        return max((end for _, end in offsets), default=0) if entries and whole else None
-    except (UnicodeEncodeError, TypeError, KeyError, ValueError):
+        return _data_end(_plain(header.encode()))
+    except UnicodeEncodeError:
         return None
 
 
-def stored_length(path: Path) -> int | None:
-    """Bytes that a safetensors file has by its own header, ``None`` where it has none."""
+def _data_end(entries: Mapping[str, Any]) -> int | None:
+    try:
+        offsets = [entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"]
+        whole = all(type(offset) is int for pair in offsets for offset in pair)
+        return max((end for _, end in offsets), default=0) if entries and whole else None
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def stored_header(path: Path) -> tuple[dict[str, Any], int | None]:
+    """The entries of a safetensors file's header, and the bytes that the file has by it; ``None`` where it has none."""
     with open_regular(path) as file:
         header = _header(file)
-    length = _data_length(header.decode(errors="replace")) if header else None
-    return None if header is None or length is None else LENGTH_BYTES + len(header) + length
+    entries = _plain(header)
+    end = _data_end(entries)
+    return entries, None if header is None or end is None else LENGTH_BYTES + len(header) + end
 
 
 def _texts_problem(texts: Mapping[str, str]) -> str | None:

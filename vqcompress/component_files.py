@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vqcompress.bundle import stored_length
+from vqcompress.bundle import stored_header
 from vqcompress.errors import CheckpointError
-from vqcompress.folder_files import json_object, name_problem, open_regular, read_json, regular_size, walk
+from vqcompress.folder_files import name_problem, read_json, regular_size, walk
 
 ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_DTYPES = {"I8": torch.int8, "F16": torch.float16, "I32": torch.int32}
@@ -172,7 +172,7 @@ def tensor_headers(files: list[Path]) -> dict[str, StoredTensor]:
 
 
 def _headers(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    size, said = regular_size(path), stored_length(path)
+    size, (entries, said) = regular_size(path), stored_header(path)
     if said is not None and said != size:  # a file that is mostly a hole may be longer than what memory can map
         raise CheckpointError(
             f"{path} cannot be read: it has {size} bytes, its header says {said}; copy or download it again"
@@ -182,8 +182,6 @@ def _headers(path: Path) -> Iterator[tuple[str, StoredTensor]]:
             pass
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; copy or download it again") from None
-    with open_regular(path) as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
-    for key, entry in json_object(header, path).items():
+    for key, entry in entries.items():
         if key != "__metadata__":
             yield key, StoredTensor(path, tuple(entry["shape"]), entry["dtype"])

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from tests.fuzz.cases import refresh_manifest
 from tests.fuzz.folders import honest_folders
-from vqcompress.bundle import stored_length
+from vqcompress.bundle import stored_header
 from vqcompress.checkpoint import MANIFEST_NAME, load, verify
 from vqcompress.checkpoint.verification import allowed_seconds
 from vqcompress.cli.main import main
@@ -121,9 +121,9 @@ def test_weight_files_that_no_loader_finds(honest: dict[str, Path], tmp_path: Pa
 
 def test_the_length_by_the_header(honest: dict[str, Path], tmp_path: Path) -> None:
     path = honest["whole"] / TEXT_ENCODER
-    assert stored_length(path) == path.stat().st_size
+    assert stored_header(path)[1] == path.stat().st_size
     (tmp_path / "none").write_bytes(b"\0" * 100)
-    assert stored_length(tmp_path / "none") is None
+    assert stored_header(tmp_path / "none") == ({}, None)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])

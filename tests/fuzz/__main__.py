@@ -24,8 +24,10 @@ def prepare() -> None:
     import torch
     import transformers
 
-    import vqcompress  # noqa: F401 - registers with both
+    import vqcompress
 
+    for name in vqcompress.__all__:  # what an index may name is imported when it is looked up, with matplotlib's cache
+        getattr(vqcompress, name)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for library in (diffusers, transformers):

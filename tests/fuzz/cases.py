@@ -70,12 +70,7 @@ def _mutated(rng: random.Random, path: Path) -> str:
     mutation = rng.choice(rng.choice(KINDS))
     try:
         return mutation(rng, path)
-    except (
-        OSError,
-        IndexError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return f"{mutation.__name__}: nothing left to change ({type(error).__name__})"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.fuzz.mutations import COMPONENTS, HOSTILE_INTEGERS, HOSTILE_VALUES, Mutation, edit, hostile
+from tests.fuzz.mutations import COMPONENTS, HOSTILE_INTEGERS, HOSTILE_VALUES, Mutation, edit, files, hostile
 
 OF_FORMAT: dict[str, dict[str, Any]] = {
     "scalar": {"bits": 4, "group_size": 8, "scale_bits": 5},
@@ -197,6 +197,8 @@ def tensor_numbers(rng: random.Random, folder: Path) -> str:
 def swapped_configs(rng: random.Random, folder: Path) -> str:
     """Each component described as the other."""
     first, second = (folder / name / "config.json" for name in COMPONENTS)
+    if not {first, second} <= set(files(folder)):
+        return "nothing"
     one, other = json.loads(first.read_bytes()), json.loads(second.read_bytes())
     key = "quantization_config"
     one[key], other[key] = other.get(key), one.get(key)

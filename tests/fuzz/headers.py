@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.mutations import Mutation, hostile, weight_file
+from tests.fuzz.mutations import Mutation, files, hostile, weight_file
 
 SAME_WIDTH = {
     1: ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3"), 2: ("F16", "BF16", "I16", "U16"),
@@ -195,7 +195,8 @@ def weight_header(rng: random.Random, folder: Path) -> str:
 
 def dense_header(rng: random.Random, folder: Path) -> str:
     """Of the decoder, which is not packed."""
-    return play(rng, next((folder / "vae").glob("*.safetensors"), weight_file(rng, folder)))
+    found = [path for path in files(folder / "vae") if path.suffix == ".safetensors"]
+    return play(rng, found[0] if found else weight_file(rng, folder))
 
 
 MUTATIONS: tuple[Mutation, ...] = (weight_header, weight_header, weight_header, dense_header)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vqcompress.bundle import HEADER_LIMIT, Bundle, bundle_digest, stored_length
+from vqcompress.bundle import HEADER_LIMIT, Bundle, bundle_digest, stored_header
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import is_regular, json_object, name_problem, open_regular, read_json, regular_size, walk
 from vqcompress.time_limit import check_time
@@ -85,7 +85,7 @@ def _length_problem(path: Path, size: int) -> str | None:
     """Why a file of ``size`` bytes is not worth reading to its end, or ``None``: most of it may be a hole."""
     if path.suffix != ".safetensors":
         return f"has {size} bytes, more than {OTHER_LIMIT}, and is no weight file" if size > OTHER_LIMIT else None
-    said = stored_length(path) if size > HEADER_LIMIT else size
+    said = stored_header(path)[1] if size > HEADER_LIMIT else size
     return None if said == size else f"has {size} bytes, its header says {said}"
 
 
