@@ -3,7 +3,8 @@
 Compiles what is launched, holds every format and many geometries against the reference in float32, float16 and
 bfloat16, runs the operators under ``torch.compile`` and in a CUDA graph, then runs ``matmul.py`` and ``unet_step.py``
 and says which of the project's targets are met. Ends with a non-zero code when a check fails; ``--quick`` leaves the
-timings out. The numbers go to ``OUT/gpu_check.json``.
+timings out. Each result is appended to ``OUT/results.jsonl`` as it comes, so that a crash loses one; all of them go to
+``OUT/gpu_check.json``. Checks need no diffusers.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from vqcompress import kernels
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import reference
+from vqcompress.kernels.cuda import operations as cuda
 from vqcompress.kernels.triton import operations as triton
 from vqcompress.kernels.triton import trellis as triton_trellis
+from vqcompress.matrix_view import from_transposed
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.search.triton_viterbi import search_columns
 from vqcompress.search.viterbi import CpuViterbi
-from vqcompress.stages.encoding import SEARCHES_ON_GPU
 from vqcompress.working_memory import one_thread_each, usable_cores
 
 SHAPES = [(640, 640), (1280, 1280), (10240, 1280), (1152, 4608), (321, 77), (45, 1), (1000, 333), (320, 4, 3, 3)]
@@ -57,11 +59,14 @@ def main(out: Path, quick: bool, compiled: bool) -> None:
             "torch sees no GPU here; on a CPU, tests/kernels runs the same kernels under Triton's interpreter"
         )
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    report["checks"] = run_checks(all_checks())
-    if not quick:
-        report |= timings(compiled)
-        report["targets"] = targets(report)
     out.mkdir(parents=True, exist_ok=True)
+    results = Results(out / "results.jsonl")
+    results["device"] = report["device"]
+    report["checks"] = run_checks(all_checks(), results)
+    if not quick:
+        timings(compiled, results)
+        report |= results
+        report["targets"] = targets(report)
     (out / "gpu_check.json").write_text(json.dumps(report, indent=1))
     failed = [name for name, error in report["checks"].items() if error]
     print(f"{len(report['checks']) - len(failed)} checks passed, {len(failed)} failed: {', '.join(failed) or 'none'}")
@@ -70,7 +75,20 @@ def main(out: Path, quick: bool, compiled: bool) -> None:
     sys.exit(bool(failed))
 
 
-def run_checks(checks: Iterator[Check]) -> dict[str, str]:
+class Results(dict[str, Any]):
+    """Results by name; each is appended to a file as it is set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name: value}) + "\n")
+
+
+def run_checks(checks: Iterator[Check], results: dict[str, Any]) -> dict[str, str]:
     """Name -> what went wrong, empty where nothing did."""
     found = {}
     for name, check in checks:
@@ -80,6 +98,7 @@ def run_checks(checks: Iterator[Check]) -> dict[str, str]:
             found[name] = ""
         except Exception:  # noqa: BLE001 - one failure must not keep the rest from being seen
             found[name] = traceback.format_exc(limit=3)
+        results[name] = found[name] or "ok"
         print(f"{'ok' if not found[name] else 'FAILED':<7}{name} ({time.perf_counter() - start:.1f} s)", flush=True)
         if found[name]:
             print(found[name])
@@ -92,6 +111,7 @@ def all_checks() -> Iterator[Check]:
         for shape in SHAPES:
             weight = packed_weight(name, shape, 3, DEVICE)
             yield f"decode {name} {shape}", lambda weight=weight: check_decode(weight)
+            yield f"decode {name} {shape} in CUDA C++", lambda weight=weight: check_cuda_decode(weight)
             if len(shape) == 2:
                 yield f"multiply {name} {shape}", lambda weight=weight: check_multiply(weight)
         small = packed_weight(name, (640, 640), 3, DEVICE)
@@ -118,6 +138,26 @@ def check_decode(weight: QuantizedWeight, dtypes: Sequence[torch.dtype] = DTYPES
                 found = triton.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
             if not torch.equal(found, expected):
                 raise AssertionError(f"{int((found != expected).sum())} of {found.numel()} weights differ in {dtype}")
+
+
+def check_cuda_decode(weight: QuantizedWeight) -> None:
+    """Bit for bit, in every dtype, and again on another stream; a filter also channels last."""
+    reason = cuda.DRIVER.unsupported_reason(torch.device(DEVICE, torch.cuda.current_device()))
+    if reason:
+        raise AssertionError(reason)
+    for dtype in DTYPES:
+        expected = reference.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)
+        found = [cuda.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype)]
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            found.append(cuda.decode_transposed(weight.spec, weight.shape, tensors(weight), dtype))
+        side.synchronize()
+        for own in found:
+            if not torch.equal(own, expected):
+                raise AssertionError(f"{int((own != expected).sum())} of {own.numel()} weights differ in {dtype}")
+        dense = cuda.dense_weight(weight.spec, weight.shape, tensors(weight), dtype)
+        if not torch.equal(dense, from_transposed(expected, weight.shape)):
+            raise AssertionError(f"another weight in its own layout, in {dtype}")
 
 
 class table_place:
@@ -240,6 +280,8 @@ def search_speed() -> float:
 
 def encoding_speed(search: Literal["cpu", "gpu"]) -> float:
     """Weights a second of whole layers encoded side by side as a model's are, default settings, wall clock."""
+    from vqcompress.stages.encoding import SEARCHES_ON_GPU  # which imports diffusers
+
     at_once = max(SEARCHES_ON_GPU, usable_cores()) if search == "gpu" else usable_cores()
     weight, moment, settings = torch.randn(1280, 640), torch.eye(640) + 0.5, TrellisSettings(search=search)
 
@@ -253,9 +295,8 @@ def encoding_speed(search: Literal["cpu", "gpu"]) -> float:
     return at_once * weight.numel() / (time.perf_counter() - start)
 
 
-def timings(compiled: bool) -> dict[str, Any]:
-    """Everything that has a target."""
-    found: dict[str, Any] = {}
+def timings(compiled: bool, found: dict[str, Any]) -> None:
+    """Everything that has a target, into ``found``."""
     shapes = matmul.parse_shapes("sdxl,dit")
     report = matmul.benchmark(shapes, [1, 16, 32, 154, 2048, 8192], list(FORMATS), 3, torch.bfloat16, "cuda")
     print(matmul.markdown(report), flush=True)
@@ -277,7 +318,6 @@ def timings(compiled: bool) -> dict[str, Any]:
         print(f"encoding, search on the {search}: {speed / 1e6:.2f} M weights a second", flush=True)
     found["step"] = unet_step.benchmark(["sdxl", "dit"], ["trellis", "additive"], 3, compiled, False, "cuda")
     print(unet_step.markdown(found["step"]), flush=True)
-    return found
 
 
 @torch.no_grad()
@@ -288,9 +328,10 @@ def decode_sdxl() -> dict[str, float]:
     found = {}
     for name in ("trellis", "additive"):
         weights = list(unet_step.random_codes(network, name, 3, "cuda").values())
-        work = [lambda w=w: triton.decode_transposed(w.spec, w.shape, tensors(w), torch.bfloat16) for w in weights]
-        found[name] = matmul.seconds(work, "cuda") * len(work)
-        print(f"decode all of SDXL, {name}: {1e3 * found[name]:.2f} ms")
+        for label, kernel in (("", cuda.decode_transposed), (", Triton", triton.decode_transposed)):
+            work = [lambda w=w, k=kernel: k(w.spec, w.shape, tensors(w), torch.bfloat16) for w in weights]
+            found[name + label] = matmul.seconds(work, "cuda") * len(work)
+            print(f"decode all of SDXL, {name}{label}: {1e3 * found[name + label]:.2f} ms")
     return found
 
 
@@ -305,10 +346,10 @@ def targets(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     share = min(line["share_of_copy_bandwidth"] for line in decode)
     many = max(line["ratio_to_dense"] for line in ours if line["samples"] >= 2048)
     few = max(line["ratio_to_dense"] for line in ours if line["samples"] <= 16)
-    whole = max(report["decode sdxl"].values())
+    whole = report["decode sdxl"]["trellis"]
     return {
         "decode, share of copy bandwidth": against_target(f"{share:.2f}", ">= 0.50", share >= 0.5),
-        "decode of all SDXL layers": against_target(f"{1e3 * whole:.2f} ms", "<= 3 ms", whole <= 3e-3),
+        "decode of all SDXL layers": against_target(f"{1e3 * whole:.2f} ms", "<= 2 ms", whole <= 2e-3),
         "linear, 2048 samples or more": against_target(f"{many:.2f} x dense", "<= 1.15 x", many <= 1.15),
         "linear, 16 samples or fewer": against_target(f"{few:.2f} x dense", "<= 0.5 x", few <= 0.5),
         "SDXL step": against_target(f"{best_step:.3f} x dense", "<= 1.10 x", best_step <= 1.1),

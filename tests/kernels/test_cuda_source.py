@@ -107,7 +107,7 @@ def test_one_launch_decodes_several_weights(decoded):
 
 def test_every_kernel_that_the_cases_need_is_one_of_few():
     made = [launch.kernel for weight, dtype in weights() for launch in launches([weight], dtype, [0])]
-    halves = {kernel.halves for kernel in made if kernel.format == "trellis"}
+    halves = {kernel.size for kernel in made if kernel.format == "trellis"}
     assert halves == set(range(17))
     assert {kernel.table for kernel in made} == {"SHARED_FLOAT", "SHARED_HALF", "GLOBAL_FLOAT", "GLOBAL_HALF", ""}
     assert {kernel.flags & ALIGNED for kernel in made} == {0, ALIGNED}

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from vqcompress.kernels.tensor_cache import place_of
+
 EVERYTHING = 1 << 62
 """A limit in bytes that no model reaches."""
 
@@ -58,7 +60,7 @@ class KeptWeight:
 
     def get(self, x: Tensor, tensors: Sequence[Tensor], decode: Callable[[], Tensor]) -> Tensor:
         """The weight for products with ``x``, from ``tensors``: the kept one, or ``decode()``, kept if it fits."""
-        sources = (x.dtype, x.device, *map(_place, tensors))
+        sources = (x.dtype, x.device, *map(place_of, tensors))
         if self._weight is not None and sources == self._sources:
             self._least = min(self._least, x.numel())
             return self._weight
@@ -91,7 +93,7 @@ class KeptWeight:
             if name != "bias" and parameter is not None:
                 if parameter.requires_grad and torch.is_grad_enabled():
                     return None
-                sources.append(_place(parameter))
+                sources.append(place_of(parameter))
         same = tuple(sources) == self._sources and (bias is None or bias.dtype == x.dtype)
         return self._weight if same else None
 
@@ -120,9 +122,3 @@ def is_plain(x: Tensor, bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == "meta":
         return False
     return not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
-
-
-def _place(tensor: Tensor) -> tuple[int, int, int]:
-    """Where the tensor's data lies, and how often it was written to."""
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), version

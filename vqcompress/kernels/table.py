@@ -13,6 +13,7 @@ from vqcompress.formats import FormatSpec
 from vqcompress.kernels import reference
 from vqcompress.kernels.cpu import dense as cpu_dense
 from vqcompress.kernels.cpu import operations as cpu
+from vqcompress.kernels.cuda import operations as cuda
 from vqcompress.kernels.kernel import Case, Kernel, is_interpreted
 from vqcompress.kernels.transforms import code_spec, transformed
 from vqcompress.kernels.triton import operations as triton
@@ -27,6 +28,14 @@ KERNELS: tuple[Kernel, ...] = (
         reference.parameter_gradients,
         triton.multiply,
         triton.MOST_SAMPLES,
+    ),
+    Kernel(
+        "cuda_decode",
+        "many samples: decodes the whole weight in CUDA C++, then multiplies with the library's dense kernel",
+        cuda.unsupported_reason,
+        cuda.decode_transposed,
+        reference.parameter_gradients,
+        dense_weight=cuda.dense_weight,
     ),
     Kernel(
         "triton_decode",
@@ -73,8 +82,12 @@ def choose_kernel(spec: FormatSpec, shape: Shape, case: Case) -> Kernel:
     The reference supports every case. The choice is cached: it is made again only if the layer's device, the dtype of
     its activations, its spec or the bucket of its sample count changes, see `product_case`.
     """
-    codes = code_spec(spec)
-    return transformed(next(k for k in KERNELS if not k.unsupported_reason(codes, shape, case)), spec)
+    return transformed(next(kernel for kernel in KERNELS if not refusal(kernel, spec, shape, case)), spec)
+
+
+def refusal(kernel: Kernel, spec: FormatSpec, shape: Shape, case: Case) -> str:
+    """Why ``kernel`` cannot serve the weight: one that decodes whole weights must know its transforms too."""
+    return kernel.unsupported_reason(spec if kernel.dense_weight is not None else code_spec(spec), shape, case)
 
 
 def product_case(x: Tensor) -> Case:
@@ -109,9 +122,9 @@ def kernel_choice(
     ``shape`` is the shape of the dense weight, ``dtype`` the dtype of the activations.
     """
     case = Case(torch.device(device), dtype, samples if len(shape) == 2 else None, is_interpreted())
-    codes, refused = code_spec(spec), dict[str, str]()
+    refused = dict[str, str]()
     for kernel in KERNELS:
-        reason = kernel.unsupported_reason(codes, shape, case)
+        reason = refusal(kernel, spec, shape, case)
         if not reason:
             return KernelChoice(kernel.name, transformed(kernel, spec).purpose, refused)
         refused[kernel.name] = reason

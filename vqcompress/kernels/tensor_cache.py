@@ -35,15 +35,17 @@ class TensorCache(Generic[Value]):
         Raises `UnsupportedError` if it would have to be computed while a CUDA graph is recorded: its memory would then
         belong to the graph.
         """
-        storage, version = tensor.untyped_storage(), 0 if tensor.is_inference() else tensor._version
-        place = (storage._cdata, tensor.storage_offset(), key)
+        *where, version = place_of(tensor)
+        place = (*where, key)
         found = self._kept.get(place)
         if found is not None and found[1] == version:
             return found[2]
-        _refuse_capture(tensor)
+        refuse_capture(tensor.device)
         value = make()
+        if tensor.is_cuda:  # later calls may be on other streams, which do not wait for this one
+            torch.cuda.current_stream(tensor.device).synchronize()
         self._sweep()
-        self._kept[place] = (StorageWeakRef(storage), version, value)
+        self._kept[place] = (StorageWeakRef(tensor.untyped_storage()), version, value)
         return value
 
     def _sweep(self) -> None:
@@ -53,8 +55,15 @@ class TensorCache(Generic[Value]):
         self._sweep_at = max(64, 2 * len(self._kept))
 
 
-def _refuse_capture(tensor: Tensor) -> None:
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+def place_of(tensor: Tensor) -> tuple[int, int, int]:
+    """The storage, the offset in it, and how often the tensor was written to. Valid as long as the storage exists."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), version
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise `UnsupportedError` while a CUDA graph is recorded: memory allocated now would belong to the graph."""
+    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise UnsupportedError(
             "a packed layer is run for the first time while a CUDA graph is recorded; run the model once before, as "
             "torch asks for with every CUDA graph"

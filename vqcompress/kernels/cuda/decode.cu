@@ -1,7 +1,9 @@
 // Packed weights to dense ones: W^T [columns, outputs], each row contiguous, in float32, float16 or bfloat16.
 //
 // A thread decodes 32 outputs of a column. Lines after this file say what to compile:
-//     TRELLIS(name, HALVES, TABLE, FLAGS, OUT)   ADDITIVE(name, FLAGS, OUT)   SCALAR(name, FLAGS, OUT)
+//     TRELLIS(name, HALVES, TABLE, FLAGS, OUT)
+//     ADDITIVE(name, DIMENSION, FLAGS, OUT)
+//     SCALAR(name, BITS, FLAGS, OUT)
 // The compiler gets --fmad=false: every product and sum rounds as in the format's own decoder. No header is needed, so any
 // NVRTC will do. With VQ_HOST defined, a header of the tests stands for the GPU and the same file is C++.
 
@@ -19,7 +21,7 @@ typedef long long i64;
 typedef unsigned long long u64;
 
 enum Table { SHARED_FLOAT, SHARED_HALF, GLOBAL_FLOAT, GLOBAL_HALF };
-enum Flags { ALIGNED = 1, ROTATED = 2, FACTORS = 4, OUTLIERS = 8 };
+enum Flags { ALIGNED = 1, ROTATED = 2, FACTORS = 4, OUTLIERS = 8, PACKED = 16 };
 struct Half { u16 bits; };
 struct Bfloat { u16 bits; };
 
@@ -372,40 +374,53 @@ VQ_DEVICE void decode_trellis(const Job* jobs, int count, u32 tiles, Out* out) {
 
 // `count` bits from bit `start` on.
 VQ_DEVICE u32 bit_field(const u8* stream, u32 start, u32 count) {
+    if (count == 8 && start % 8 == 0) return __ldg(stream + (start >> 3));
     u32 value = 0, last = (start + count - 1) >> 3;
 #pragma unroll 1
     for (u32 at = start >> 3; at <= last; at++) value = (value << 8) | stream[at];
     return (value >> (8 * (last + 1) - start - count)) & ((1u << count) - 1);
 }
 
-// Vectors run along the outputs; a sum begins with a zero, as the reference's does.
-template <int FLAGS, class Out>
+// Vectors run along the outputs; a sum begins with a zero, as the reference's does. DIMENSION, if not 0, is that of the
+// vectors, and divides 32.
+template <int DIMENSION, int FLAGS, class Out>
 VQ_DEVICE void additive_group(const Job& job, u32 index, Out* out) {
     Place place = place_of<FLAGS>(job, index);
     const u8* column = job.codes + (u64)place.stored * job.column_bytes;
     const float* books = (const float*)job.table;
-    u32 dimension = job.dimension, output = 32 * place.group;
+    u32 dimension = DIMENSION ? DIMENSION : job.dimension, bits = job.state_bits, output = 32 * place.group;
     u32 left = job.outputs - output < 32 ? job.outputs - output : 32;
-    u32 vector = output / dimension, element = output - vector * dimension;
     float v[32];
 #pragma unroll
-    for (u32 i = 0; i < 32; i++) {
-        v[i] = 0.0f;
-        if (i < left) {
-#pragma unroll 1
-            for (int m = 0; m < job.rate; m++) {
-                u32 code = bit_field(column, (vector * job.rate + m) * job.state_bits, job.state_bits);
-                v[i] = v[i] + books[(((i64)m << job.state_bits) + code) * dimension + element];
+    for (int i = 0; i < 32; i++) v[i] = 0.0f;
+    for (u32 m = 0; m < (u32)job.rate; m++) {
+        u32 vector = output / dimension, element = output - vector * dimension, code = 0;
+        const float* book = books + ((u64)(m << bits) * dimension);
+#pragma unroll
+        for (u32 i = 0; i < 32; i++) {
+            if (DIMENSION ? i % DIMENSION == 0 : i == 0 || element == 0) {
+                u32 at = DIMENSION ? vector + i / DIMENSION : vector;
+                if (i < left) code = bit_field(column, (at * job.rate + m) * bits, bits);
             }
-            if (++element == dimension) vector++, element = 0;
+            u32 place_in_vector = DIMENSION ? i % DIMENSION : element;
+            if (i < left) v[i] = v[i] + __ldg(book + (code * dimension + place_in_vector));
+            if (!DIMENSION && ++element == dimension) vector++, element = 0;
         }
     }
     scale_rows(v, job, place);
     finish<FLAGS>(v, job, place, out);
 }
 
-// Factors of a group are float16, or integers of few bits times the output's scale.
-template <int FLAGS, class Out>
+// Number `i` of those of BITS bits in `words`, most significant first.
+template <int BITS>
+VQ_DEVICE int number_at(const u32* words, int i) {
+    const int end = (i + 1) * BITS, word = end / 32, shift = end % 32;
+    u32 window = shift ? __funnelshift_l(words[word], word ? words[word - 1] : 0u, shift) : words[word - 1];
+    return window & ((1u << BITS) - 1);
+}
+
+// Factors of a group are float16, or integers of few bits times the output's scale. BITS, if not 0, are those of a code.
+template <int BITS, int FLAGS, class Out>
 VQ_DEVICE void scalar_group(const Job& job, u32 index, Out* out) {
     Place place = place_of<FLAGS>(job, index);
     u32 row = place.stored / (u32)job.dimension, bits = job.state_bits, scale_bits = job.rate;
@@ -413,15 +428,26 @@ VQ_DEVICE void scalar_group(const Job& job, u32 index, Out* out) {
     const u8* zeros = job.zeros + (u64)row * job.column_bytes;
     const u8* packed = (const u8*)job.table + (u64)row * ((job.outputs * scale_bits + 7) >> 3);
     const u16* halves = (const u16*)job.table + (u64)row * job.outputs;
+    u32 own[BITS + 1], offsets[BITS + 1];
+    own[BITS] = offsets[BITS] = 0;
+    if (BITS) {
+#pragma unroll
+        for (int i = 0; i < BITS; i++) {
+            own[i] = __byte_perm(__ldg((const u32*)codes + place.group * BITS + i), 0, 0x0123);
+            offsets[i] = __byte_perm(__ldg((const u32*)zeros + place.group * BITS + i), 0, 0x0123);
+        }
+    }
     float v[32];
 #pragma unroll
     for (int i = 0; i < 32; i++) {
         u32 output = 32 * place.group + i;
         v[i] = 0.0f;
-        if (output < job.outputs) {
-            int code = bit_field(codes, output * bits, bits), zero = bit_field(zeros, output * bits, bits);
-            float factor = scale_bits == 16 ? from_half(halves[output])
-                                            : (float)bit_field(packed, output * scale_bits, scale_bits) * job.scale[output];
+        if (BITS || output < job.outputs) {
+            int code = BITS ? number_at<BITS>(own, i) : (int)bit_field(codes, output * bits, bits);
+            int zero = BITS ? number_at<BITS>(offsets, i) : (int)bit_field(zeros, output * bits, bits);
+            float factor = FLAGS & PACKED
+                               ? (float)bit_field(packed, output * scale_bits, scale_bits) * __ldg(job.scale + output)
+                               : from_half(__ldg(halves + output));
             v[i] = (float)(code - zero) * factor;
         }
     }
@@ -432,13 +458,15 @@ VQ_DEVICE void scalar_group(const Job& job, u32 index, Out* out) {
     VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                \
         decode_trellis<HALVES, TABLE, FLAGS>(jobs, count, tiles, (OUT*)out);          \
     }
-#define ADDITIVE(NAME, FLAGS, OUT)                                                                            \
-    VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                        \
-        over_tiles(jobs, count, tiles, [](const Job&) {},                                                     \
-                   [&](const Job& job, u32 index) { additive_group<FLAGS>(job, index, (OUT*)out + job.out); });           \
+#define ADDITIVE(NAME, DIMENSION, FLAGS, OUT)                                                                     \
+    VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                            \
+        over_tiles(jobs, count, tiles, [](const Job&) {}, [&](const Job& job, u32 index) {                        \
+            additive_group<DIMENSION, FLAGS>(job, index, (OUT*)out + job.out);                                    \
+        });                                                                                                       \
     }
-#define SCALAR(NAME, FLAGS, OUT)                                                                              \
-    VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                        \
-        over_tiles(jobs, count, tiles, [](const Job&) {},                                                     \
-                   [&](const Job& job, u32 index) { scalar_group<FLAGS>(job, index, (OUT*)out + job.out); });             \
+#define SCALAR(NAME, BITS, FLAGS, OUT)                                                                            \
+    VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                            \
+        over_tiles(jobs, count, tiles, [](const Job&) {}, [&](const Job& job, u32 index) {                        \
+            scalar_group<BITS, FLAGS>(job, index, (OUT*)out + job.out);                                           \
+        });                                                                                                       \
     }

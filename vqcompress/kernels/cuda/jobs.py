@@ -25,7 +25,7 @@ GROUP = 32  # outputs that a thread decodes
 THREADS = 256
 LARGEST_ROTATION = 256  # eight lanes of a warp
 SHARED_BYTES = 48 << 10  # less than that any GPU gives without being asked
-ALIGNED, ROTATED, FACTORS, OUTLIERS = 1, 2, 4, 8  # as in decode.cu
+ALIGNED, ROTATED, FACTORS, OUTLIERS, PACKED = 1, 2, 4, 8, 16  # as in decode.cu
 OUT_TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 
 POINTERS = ("codes", "order", "scale", "factors", "table", "zeros", "positions", "values")
@@ -41,10 +41,11 @@ JOB = np.dtype(
 
 
 class KernelName(NamedTuple):
-    """A kernel to compile: ``format``, half bits a weight and the table's place (trellis), flags, type of output."""
+    """A kernel to compile: ``format``, flags, type of output, and what its loops are made for: ``size`` is half bits a
+    weight (trellis), the dimension (additive) or bits (scalar), 0 for any; ``table`` the place of a trellis' table."""
 
     format: str
-    halves: int
+    size: int
     table: str
     flags: int
     dtype: torch.dtype
@@ -52,13 +53,13 @@ class KernelName(NamedTuple):
     @property
     def symbol(self) -> str:
         """Its name in the machine code."""
-        return "_".join(map(str, (self.format, self.halves, self.table, self.flags, OUT_TYPES[self.dtype]))).lower()
+        return "_".join(map(str, (self.format, self.size, self.table, self.flags, OUT_TYPES[self.dtype]))).lower()
 
     @property
     def line(self) -> str:
         """The line after ``decode.cu`` that makes it."""
-        own = f"{self.halves}, {self.table}, " if self.format == "trellis" else ""
-        return f"{self.format.upper()}({self.symbol}, {own}{self.flags}, {OUT_TYPES[self.dtype]})"
+        table = f"{self.table}, " if self.table else ""
+        return f"{self.format.upper()}({self.symbol}, {self.size}, {table}{self.flags}, {OUT_TYPES[self.dtype]})"
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ def _additive_parts(spec, outputs, columns, tensors, dtype, flags, common) -> It
     for rate, order, start in _rate_blocks(spec, outputs, columns, tensors):
         fields = common | {"codes": (tensors["weight"], start), "order": order, "columns": len(order), "rate": rate}
         fields["column_bytes"] = column_bytes(spec, outputs, rate)
-        yield _Part(KernelName("additive", 0, "", flags, dtype), 0, fields)
+        size = spec.dimension if spec.dimension in (2, 4, 8, 16) else 0
+        yield _Part(KernelName("additive", size, "", flags, dtype), 0, fields)
 
 
 def _scalar_part(spec, columns, outputs, tensors, dtype, flags, common) -> _Part:
@@ -203,8 +205,10 @@ def _scalar_part(spec, columns, outputs, tensors, dtype, flags, common) -> _Part
         "column_bytes": codes.numel() // columns,
     }
     if spec.packed_scales:
-        fields["scale"] = padded_scale(tensors["scale"], outputs)
-    return _Part(KernelName("scalar", 0, "", flags, dtype), 0, fields)
+        fields["scale"], flags = padded_scale(tensors["scale"], outputs), flags | PACKED
+    if codes.data_ptr() % 4 or tensors["group_zero"].data_ptr() % 4:
+        flags &= ~ALIGNED
+    return _Part(KernelName("scalar", spec.bits if flags & ALIGNED else 0, "", flags, dtype), 0, fields)
 
 
 def _rate_blocks(

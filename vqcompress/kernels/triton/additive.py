@@ -194,12 +194,14 @@ def _multiply_block(
         place = first + tl.arange(0, DEPTH)
         column = tl.load(order + place, mask=place < right, other=0)[None, :]
         wanted = (example < batch) & (place < right)[None, :]
-        inputs = tl.load(x + example * batch_stride + column * column_stride, mask=wanted, other=0.0)
+        inputs = tl.load(
+            x + example.to(tl.int64) * batch_stride + column.to(tl.int64) * column_stride, mask=wanted, other=0.0
+        )
         total = tl.dot(inputs.to(PRODUCT), weights, total, input_precision="ieee")
     return total
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "batch_stride", "column_stride"])
 def multiply_additive(
     partial,
     x,

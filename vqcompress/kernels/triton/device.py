@@ -9,7 +9,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-MINIMUM_CAPABILITY = (8, 0)  # bfloat16, and shared memory for the tables
+from vqcompress.errors import first_line
+from vqcompress.kernels.tensor_cache import refuse_capture
+
+MINIMUM_CAPABILITY = (7, 5)
+PRODUCT_CAPABILITY = (8, 0)  # products in bfloat16
 LARGEST_OFFSET = 1 << 31  # the kernels count weights and bytes in 32 bits
 STATE_BITS_IN_SHARED = 12  # tables of up to 8 kB are looked up in shared memory, larger ones through the L1 cache
 
@@ -29,8 +33,38 @@ def device_unsupported_reason(device: torch.device, interpreted: bool) -> str:
     if device.type != "cuda":
         return f"no GPU: the input is on {device.type}"
     if torch.version.hip is None and (capability := _capability(device)) < MINIMUM_CAPABILITY:
-        return f"a GPU of compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-    return ""
+        return f"a GPU of compute capability {capability[0]}.{capability[1]}, the kernels need 7.5"
+    return probe_problem(device)
+
+
+def product_device_unsupported_reason(device: torch.device, interpreted: bool) -> str:
+    """Why ``device`` has no instructions for Triton's products, or an empty string."""
+    if interpreted or device.type != "cuda" or torch.version.hip is not None:
+        return ""
+    capability = _capability(device)
+    if capability >= PRODUCT_CAPABILITY:
+        return ""
+    return f"a GPU of compute capability {capability[0]}.{capability[1]}, products need 8.0"
+
+
+@lru_cache(maxsize=16)
+def probe_problem(device: torch.device) -> str:
+    """Why a small kernel cannot be compiled and launched on ``device``, or an empty string.
+
+    Triton needs a C compiler where it runs, which it misses at the first launch only. Then the next kernel of the table
+    serves.
+    """
+    refuse_capture(device)
+    try:
+        from vqcompress.kernels.triton.probe import write_one
+
+        out = torch.zeros(1, dtype=torch.int32, device=device)
+        with torch.cuda.device_of(out):
+            write_one[(1,)](out)
+        works = int(out) == 1
+    except Exception as error:  # noqa: BLE001 - a missing compiler or library raises anything
+        return f"Triton launches nothing here: {type(error).__name__}: {first_line(error)}"
+    return "" if works else "Triton's launches do nothing here"
 
 
 def size_unsupported_reason(shape: tuple[int, ...], most_bits: int) -> str:

@@ -28,6 +28,7 @@ from vqcompress.kernels.triton.device import (
     OPTIONS,
     device_unsupported_reason,
     processors,
+    product_device_unsupported_reason,
     size_unsupported_reason,
     stored_bytes,
 )
@@ -111,7 +112,9 @@ def product_unsupported_reason(spec: FormatSpec, shape: Shape, case: Case) -> st
         return f"{case.samples} samples, more than {MOST_SAMPLES}"
     if isinstance(spec, AdditiveSpec) and spec.dimension not in (2, 4, 8, 16):
         return f"vectors of {spec.dimension} weights, not of 2, 4, 8 or 16"
-    return unsupported_reason(spec, shape, case)
+    if reason := unsupported_reason(spec, shape, case):
+        return reason
+    return product_device_unsupported_reason(case.device, case.interpreted)
 
 
 def decode_transposed(

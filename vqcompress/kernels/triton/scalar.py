@@ -133,7 +133,7 @@ def decode_scalar(
     )
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "batch_stride", "column_stride"])
 def multiply_scalar(
     partial,
     x,
@@ -175,7 +175,9 @@ def multiply_scalar(
         weights = tl.reshape(values, (DEPTH, GROUPS * 8)).to(PRODUCT)
         place = first + tl.arange(0, DEPTH)[None, :]
         wanted = (example < batch) & (place < right)
-        inputs = tl.load(x + example * batch_stride + place * column_stride, mask=wanted, other=0.0)
+        inputs = tl.load(
+            x + example.to(tl.int64) * batch_stride + place.to(tl.int64) * column_stride, mask=wanted, other=0.0
+        )
         total = tl.dot(inputs.to(PRODUCT), weights, total, input_precision="ieee")
     output = tl.program_id(0) * GROUPS * 8 + tl.arange(0, GROUPS * 8)[None, :]
     at = (tl.program_id(1) * batch + example) * outputs + output

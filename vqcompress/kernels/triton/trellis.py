@@ -13,7 +13,7 @@ ends of the rates alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from vqcompress.formats import TrellisSpec
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels.column_order import column_order
-from vqcompress.kernels.tensor_cache import TensorCache
+from vqcompress.kernels.tensor_cache import TensorCache, refuse_capture
 from vqcompress.kernels.triton.device import DECODE_WARPS, LANES, OPTIONS, STATE_BITS_IN_SHARED, decode_programs
 from vqcompress.kernels.triton.operations import Launch, Operations
 
@@ -46,8 +46,9 @@ def value_tables(spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> Tensor:
     return _LEARNED(codebooks, spec, lambda: _with_learned(spec, formula, bits, codebooks))
 
 
-@lru_cache(maxsize=64)
+@cache  # a few hundred at most, of 8 to 900 kB: with a limit, models of many tails and rates would make them in calls
 def _formula(state_bits: int, tail: float, bits: tuple[int, ...], device: torch.device) -> Tensor:
+    refuse_capture(device)
     # Outside inference mode, or the first caller's mode would stick to a table that all share.
     with torch.inference_mode(False):
         return torch.stack([value_table(state_bits, number, tail) for number in bits]).to(device)
@@ -301,12 +302,14 @@ def _multiply_block(
         place = first + tl.arange(0, DEPTH)
         column = tl.load(order + place, mask=place < right, other=0)[None, :]
         wanted = (example < batch) & (place < right)[None, :]
-        inputs = tl.load(x + example * batch_stride + column * column_stride, mask=wanted, other=0.0)
+        inputs = tl.load(
+            x + example.to(tl.int64) * batch_stride + column.to(tl.int64) * column_stride, mask=wanted, other=0.0
+        )
         total = tl.dot(inputs.to(PRODUCT), weights, total, input_precision="ieee")
     return total
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "batch_stride", "column_stride"])
 def multiply_trellis(
     partial,
     x,

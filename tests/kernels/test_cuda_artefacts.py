@@ -1,0 +1,55 @@
+"""What the compiler makes of the CUDA kernels for GPUs that are not here, read from the machine code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cuda_artefacts
+from cuda_artefacts import KERNELS, artefact, decoding_loop
+from vqcompress.kernels.cuda.jobs import ALIGNED, KernelName
+
+compiles = pytest.mark.skipif(not cuda_artefacts.has_compiler(), reason="neither NVRTC nor nvcc, or no cuobjdump")
+
+
+@compiles
+@pytest.mark.parametrize("capability", cuda_artefacts.CAPABILITIES)
+def test_decoding_compiles_everywhere_without_spills_or_barriers(capability):
+    found = artefact(KERNELS["trellis, 3 bits"], capability)
+    assert found.spilled == 0
+    assert not found.barrier_in_loop
+    assert found.registers <= 80
+
+
+@compiles
+def test_six_instructions_a_weight_at_three_bits():
+    assert artefact(KERNELS["trellis, 3 bits"], 90).instructions_per_weight <= 6
+
+
+@compiles
+@pytest.mark.parametrize(
+    "name", ["trellis, 2.5 bits", "trellis, 3 bits, every transform", "additive", "scalar, 4 bits"]
+)
+def test_no_other_kernel_spills(name):
+    found = artefact(KERNELS[name], 90)
+    assert found.spilled == 0
+    assert not found.barrier_in_loop
+    assert found.registers <= 128
+
+
+def test_a_loop_is_found_in_a_listing():
+    listing = """
+        /*0000*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0010*/                   LDS R1, [R2] ;
+        /*0020*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0030*/               @P0 BRA 0x10 ;
+        /*0040*/               @P1 BRA 0x0 ;
+        /*0050*/                   EXIT ;
+    """
+    assert decoding_loop(listing) == ["LDS R1, [R2] ", "STG.E.128 desc[UR4][R2.64], R4 ", "@P0 BRA 0x10 "]
+
+
+def test_names_in_the_machine_code():
+    kernel = KernelName("trellis", 5, "GLOBAL_HALF", ALIGNED, torch.bfloat16)
+    assert kernel.line == f"TRELLIS({kernel.symbol}, 5, GLOBAL_HALF, 1, Bfloat)"
+    assert kernel.symbol == "trellis_5_global_half_1_bfloat"

@@ -1,0 +1,59 @@
+"""A kernel that cannot be launched here is the next kernel of the table, not a crash."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kernels.random_weights import scalar
+from vqcompress.errors import UnsupportedError
+from vqcompress.kernels import choose_kernel, decode_case
+from vqcompress.kernels.cuda.driver import CudaDriver
+from vqcompress.kernels.tensor_cache import refuse_capture
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_triton_that_launches_nothing_says_why():
+    pytest.importorskip("triton")
+    from vqcompress.kernels.triton.device import probe_problem
+
+    if torch.cuda.is_available():
+        assert probe_problem(torch.device("cuda", 0)) == ""
+    else:
+        assert "Triton launches nothing here" in probe_problem(torch.device("meta"))
+
+
+def test_the_cuda_driver_says_why():
+    driver = CudaDriver()
+    assert "no GPU" in driver.unsupported_reason(torch.device("cpu"))
+    spec, shape, _ = scalar((32, 4), 3, 4)
+    assert choose_kernel(spec, shape, decode_case(torch.device("cpu"), torch.float32)).name == "cpu_numba"
+
+
+def test_nothing_is_made_while_a_graph_is_recorded(monkeypatch):
+    refuse_capture(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(UnsupportedError, match="run the model once before"):
+        refuse_capture(torch.device("cuda"))
+
+
+def test_a_bare_checkout_is_imported_without_metadata(tmp_path):
+    (tmp_path / "vqcompress").symlink_to(ROOT / "vqcompress")
+    code = (
+        "import importlib.metadata as m\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'vqcompress': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "import vqcompress\n"
+        "print(vqcompress.__version__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0+checkout"

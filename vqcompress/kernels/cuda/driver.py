@@ -1,0 +1,118 @@
+"""Compiling and launching ``decode.cu`` through NVIDIA's cuda-core, which nothing imports before a GPU is there."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vqcompress.kernels.cuda.jobs import THREADS, KernelName, Launch
+from vqcompress.kernels.tensor_cache import refuse_capture
+
+CORE = "cuda.core"  # of the distribution cuda-core, which the extra gpu installs
+MINIMUM_CAPABILITY = (7, 5)
+BLOCKS_PER_PROCESSOR = 4  # of 256 threads with a table of 16 kB: two thirds of what registers allow
+OPTIONS = {"std": "c++17", "fma": False}  # products and sums round one by one, as the reference's
+PROBE = KernelName("trellis", 6, "SHARED_FLOAT", 1, torch.float16)
+
+
+class Prepared(Protocol):
+    """A launch whose every argument but the output is settled."""
+
+    def __call__(self, stream: int, out: int) -> None:
+        """Launch on ``stream`` (a handle), writing to the address ``out``."""
+
+
+class Driver(Protocol):
+    """What decoding needs of a device. Tests stand in for it."""
+
+    def unsupported_reason(self, device: torch.device) -> str: ...
+
+    def prepare(self, launch: Launch, jobs: torch.Tensor) -> Prepared:
+        """Make ``launch`` ready; ``jobs`` are its records, as bytes on the device."""
+
+    def stream(self, device: torch.device) -> int:
+        """The handle of torch's current stream."""
+
+    def finish(self, device: torch.device) -> None:
+        """Wait until what was computed on the current stream can be read on any."""
+
+
+class CudaDriver:
+    """cuda-core's compiler and launcher, on torch's streams."""
+
+    def unsupported_reason(self, device: torch.device) -> str:
+        """Why nothing can be compiled for or launched on ``device``, or an empty string. Found once for a device."""
+        if device.type != "cuda":
+            return f"no GPU: the input is on {device.type}"
+        if torch.version.hip is not None:
+            return "CUDA C++, and this GPU is AMD's"
+        return _probed(device if device.index is not None else torch.device("cuda", torch.cuda.current_device()))
+
+    def prepare(self, launch: Launch, jobs: torch.Tensor) -> Prepared:
+        core = import_module(CORE)
+        kernel, properties = _kernel(launch.kernel, jobs.device), torch.cuda.get_device_properties(jobs.device)
+        blocks = min(launch.tiles, BLOCKS_PER_PROCESSOR * properties.multi_processor_count)
+        config = core.LaunchConfig(grid=blocks, block=THREADS, shmem_size=launch.shared)
+        arguments = jobs.data_ptr(), np.int32(len(launch.jobs)), np.uint32(launch.tiles)
+        streams: dict[int, Any] = {}
+
+        def run(stream: int, out: int) -> None:
+            if (found := streams.get(stream)) is None:
+                found = streams[stream] = core.Stream.from_handle(stream)
+            core.launch(found, config, kernel, *arguments, out)
+
+        return run
+
+    def stream(self, device: torch.device) -> int:
+        return torch._C._cuda_getCurrentRawStream(device.index)
+
+    def finish(self, device: torch.device) -> None:
+        torch.cuda.current_stream(device).synchronize()
+
+
+DRIVER = CudaDriver()
+
+
+@cache
+def source() -> str:
+    """The text of ``decode.cu``."""
+    return (Path(__file__).parent / "decode.cu").read_text(encoding="utf-8")
+
+
+@cache
+def compiled(kernel: KernelName, capability: tuple[int, int]) -> Any:
+    """The machine code of a kernel, for a GPU that need not be here. Raises what cuda-core and NVRTC raise."""
+    core = import_module(CORE)
+    options = core.ProgramOptions(arch=f"sm_{capability[0]}{capability[1]}", **OPTIONS)
+    return core.Program(f"{source()}\n{kernel.line}\n", code_type="c++", options=options).compile("cubin")
+
+
+@cache
+def _kernel(kernel: KernelName, device: torch.device) -> Any:
+    refuse_capture(device)
+    return compiled(kernel, torch.cuda.get_device_capability(device)).get_kernel(kernel.symbol)
+
+
+@cache
+def _probed(device: torch.device) -> str:
+    """Compiles and loads one kernel: where that fails, whatever the reason, the next kernel of the table serves."""
+    if find_spec("cuda") is None or find_spec(CORE) is None:
+        return "cuda-core is not installed (pip install 'vqcompress[gpu]')"
+    if (capability := torch.cuda.get_device_capability(device)) < MINIMUM_CAPABILITY:
+        return f"a GPU of compute capability {capability[0]}.{capability[1]}, the kernels need 7.5"
+    try:
+        _kernel(PROBE, device)
+    except Exception as error:  # noqa: BLE001 - a library that is missing, too old or of another CUDA raises anything
+        reason = (
+            f"NVRTC made no kernel here: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
+        warnings.warn(f"vqcompress decodes with a slower kernel on {device}; {reason}", stacklevel=2)
+        return reason
+    return ""
