@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from vqcompress.cli.dtype_option import dtype_option
+from vqcompress.cli.model_argument import model_argument
 from vqcompress.cli.placement_options import chosen_placement, device_options
 from vqcompress.methods import METHODS
 
 
 @click.command("bake-lora")
-@click.argument("model")
+@model_argument
 @click.argument("loras", nargs=-1, required=True, metavar="LORA[:SCALE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @dtype_option("float16", "Data type of the dense weights.")

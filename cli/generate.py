@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vqcompress.cli.dense_budget_option import dense_budget_option
+from vqcompress.cli.model_argument import model_argument
 from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.disk import check_file_target
@@ -18,7 +19,7 @@ SEED = click.IntRange(0, 2**63 - 1)
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.argument("prompts", nargs=-1, required=True)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="grid.png", show_default=True, help="PNG file to write."

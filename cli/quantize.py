@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vqcompress.cli.model_argument import model_argument
 from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
@@ -20,7 +21,7 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--bits",
