@@ -118,6 +118,20 @@ def test_row_scales_are_bought_where_rows_differ():
     assert quantize_weight(uneven, bits=3.0).spec.row_scales
 
 
+@pytest.mark.parametrize("bits", [2.0, 3.0])
+def test_a_weak_output_keeps_as_much_of_its_weights_as_a_strong_one(bits):
+    """An eighth of the outputs have a tenth of the power. Each is left what a code for Gaussian weights leaves; one
+    that only minimised the sum of squares would leave weak outputs four times as much."""
+    even = gaussian(64, 512)
+    weak = torch.arange(64) % 8 == 0
+    weight = even * torch.where(weak, 0.1**0.5, 1.0)[:, None]
+    found = quantize_weight(weight, bits=bits, settings=TrellisSettings(state_bits=8))
+    left = (weight - found.decode()).square().sum(1) / weight.square().sum(1)
+    expected = gaussian_error(8, bits)
+    assert left[weak].mean() == pytest.approx(expected, rel=0.25)
+    assert left[~weak].mean() == pytest.approx(expected, rel=0.25)
+
+
 def columns_of_two_sizes(outputs: int = 64, columns: int = 48) -> torch.Tensor:
     """As where a block reads its skip connection beside the level below."""
     return gaussian(outputs, columns) * torch.where(torch.arange(columns) < columns // 2, 1.0, 0.08)

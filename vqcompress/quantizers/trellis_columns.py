@@ -29,7 +29,7 @@ from vqcompress.search.coupled_viterbi import CoupledViterbi, factor_metric
 from vqcompress.search.gpu_viterbi import GpuViterbi
 from vqcompress.search.viterbi import CpuViterbi
 
-LEAST_RMS = 0.5
+MOST_EMPHASIS = 64.0  # weaker outputs are next to nothing: rounding, or dead
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
 
 
@@ -68,7 +68,7 @@ class TrellisColumns:
         self.rates = self.plan.bits.tolist()
         leveled = weight if sizes is None else weight / sizes
         self.scale = rms_scale(leveled, self.source.row_scales)
-        self.emphasis = emphasis(self.scale) if self.source.row_scales and output_moment is None else None
+        self.emphasis = emphasis(leveled) if output_moment is None else None
         self.size = divide_by_scale(leveled, self.scale).abs().mean()
         self.distortions = torch.tensor([gaussian_error(self.state_bits, rate) for rate in self.rates])
         self.costs = torch.zeros(len(self.target), dtype=torch.float64)
@@ -213,14 +213,17 @@ class TrellisColumns:
         return torch.cat([pack_symbols(part, rate * self.plan.unit) for part in symbols.split(at_once)])
 
 
-def emphasis(scale: Tensor) -> Tensor:
-    """Factors ``[out]`` by which weak outputs count more in the search, given the outputs' ``scale [out]``.
+def emphasis(weight: Tensor) -> Tensor:
+    """Factors ``[out]`` by which errors of weak outputs of ``weight [out, columns]`` count more in the search.
 
-    The search trades errors of neighbouring outputs against each other. By their squares it would leave weak outputs as
-    noise, however fine their own scale is. Here each counts as one of `LEAST_RMS` times the mean at least.
+    The search trades errors of neighbouring outputs against each other. By their squares it would leave the same error
+    in all, however fine their own scales are: an output of a tenth of the mean power would lose half of its weights
+    where others lose a twentieth. On the inputs of calibration this costs least. But what it does to such an output
+    lies where these inputs have no power, and others may. As with a scalar code, which has a grid for each output,
+    errors count here by the RMS of the output's own weights.
     """
-    least = LEAST_RMS * scale.square().mean().sqrt()
-    return torch.where(scale > 0, least / scale, 1.0).clamp_min(1.0)
+    rms = weight.double().square().mean(1).sqrt()
+    return torch.where(rms > 0, rms.square().mean().sqrt() / rms, 1.0).clamp_(1 / MOST_EMPHASIS, MOST_EMPHASIS).float()
 
 
 def _coupled_scales(target: Tensor, values: Tensor, filtered: Tensor, outputs: Tensor) -> Tensor:
