@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -16,8 +17,17 @@ def relative_error(weight: Tensor, decoded: Tensor, second_moment: Tensor | Seco
     ``weight`` and ``decoded`` have one dense shape; ``second_moment``, H ``[columns, columns]``, defaults to the
     identity. A layer without output has the error 0 where nothing is added to it, otherwise infinity.
     """
-    lost, power = output_power(weight - decoded, second_moment), output_power(weight, second_moment)
-    return lost / power if power else math.inf if lost else 0.0
+    return next(relative_errors(weight, [decoded], second_moment))
+
+
+def relative_errors(
+    weight: Tensor, decoded: Iterable[Tensor], second_moment: Tensor | SecondMoment | None = None
+) -> Iterator[float]:
+    """`relative_error` of each of several copies of ``weight``; the output's power is computed once."""
+    power = output_power(weight, second_moment)
+    for copy in decoded:
+        lost = output_power(weight - copy, second_moment)
+        yield lost / power if power else math.inf if lost else 0.0
 
 
 def output_power(weight: Tensor, second_moment: Tensor | SecondMoment | None = None) -> float:

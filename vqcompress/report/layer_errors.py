@@ -18,7 +18,7 @@ from vqcompress.calibration.record import RecordingLimits, record_moments
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.layers import vq_layers
 from vqcompress.quantized_weight import QuantizedWeight
-from vqcompress.quantizers.layer_error import relative_error
+from vqcompress.quantizers.layer_error import relative_errors
 from vqcompress.report.variant import LayerError
 
 
@@ -67,11 +67,12 @@ def layer_errors(
         for layer, moment in _moments(pipeline, architecture, component, layers, run, progress):
             dense = architecture.module(pipeline, component).get_parameter(f"{layer}.weight").detach().float().cpu()
             name = _full_name(architecture, component, layer)
-            for label, packed in variants.items():
-                if (weight := packed.get(component, {}).get(layer)) is not None:
-                    error = relative_error(dense, weight.decode().cpu(), moment)
-                    errors[label][name] = LayerError(name, error, weight.bits_per_weight)
-    return {label: tuple(found[name] for name in order if name in found) for label, found in errors.items()}
+            weights = {label: packed.get(component, {}).get(layer) for label, packed in variants.items()}
+            found = {label: weight for label, weight in weights.items() if weight is not None}
+            decoded = (weight.decode().cpu() for weight in found.values())
+            for (label, weight), error in zip(found.items(), relative_errors(dense, decoded, moment), strict=True):
+                errors[label][name] = LayerError(name, error, weight.bits_per_weight)
+    return {label: tuple(known[name] for name in order if name in known) for label, known in errors.items()}
 
 
 def _layers_of(
