@@ -117,11 +117,14 @@ class _Bench:
 
     @cached_property
     def _drawn(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Errors of all layers at the reference's bits, in the dtype of the weights, and their costs."""
+        """Errors of all layers at the reference's bits, in the dtype of the weights, and their costs.
+
+        Independent of those that importance was found with: it would be held to be right about what it fits by chance.
+        """
         noise, costs = {}, {}
         placement = self.run.placement  # errors are as large as the weights: where these wait, they do
         device = placement.device if placement.offload == "none" else torch.device("cpu")
-        for layer, errors, cost in drawn_errors(self.run, self.component, self.layers, self.groups):
+        for layer, errors, cost in drawn_errors(self.run, self.component, self.layers, self.groups, salt="check"):
             dtype = self.run.weight(self.component, layer).dtype
             noise[layer], costs[layer] = errors.to(device, dtype), cost
         return noise, costs

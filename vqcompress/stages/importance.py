@@ -83,13 +83,13 @@ def _along(network: nn.Module, sampling: SamplingRun, index: int, drawn: dict[st
 
 
 def drawn_errors(
-    run: Run, component: str, layers: list[str], groups: dict[str, str], count: int | None = None
+    run: Run, component: str, layers: list[str], groups: dict[str, str], count: int | None = None, salt: str = ""
 ) -> Iterator[tuple[str, Tensor, float]]:
     """Each layer with errors ``[count, …]`` as its reference bits leave them, for all of its outputs where ``count`` is
-    None, and the expected cost ``tr(E H Eᵀ)`` of errors of all outputs."""
+    None, and the expected cost ``tr(E H Eᵀ)`` of errors of all outputs. Another ``salt`` gives independent errors."""
     for layer in costed_layers(run, component, layers, groups, mean_energy):
         errors, outputs = column_errors(layer.cost, REFERENCE_BITS), layer.cost.outputs
-        generator = torch.Generator().manual_seed((run.recipe.seed << 32) | zlib.crc32(layer.name.encode()))
+        generator = torch.Generator().manual_seed((run.recipe.seed << 32) | zlib.crc32((salt + layer.name).encode()))
         drawn = coded_noise(layer.feedback, errors, count or outputs, generator)
         shape = run.shape(component, layer.name)[1:]
         yield layer.name, drawn.reshape(len(drawn), *shape), outputs * float(errors.sum())
