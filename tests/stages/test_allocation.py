@@ -31,6 +31,7 @@ from vqcompress.quantizers import settings_for
 from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, joint_importance
 from vqcompress.quantizers.coded_noise import coded_noise, column_errors
 from vqcompress.recipe import Recipe
+from vqcompress.stages.importance import drawn_errors
 from vqcompress.stages.scalar_budget import nominal_bits
 
 CALIBRATION = {"count": 4, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
@@ -121,6 +122,26 @@ def test_joint_importance_is_half_of_each() -> None:
     # All layers cost the output 8; the images' shares are 0.8 and 0.2.
     assert joint == {"a": pytest.approx((1 + 8 * 0.8 / 2) / 2), "b": pytest.approx((3 + 8 * 0.2 / 2) / 2)}
     assert joint_importance(output, [], left) == output
+
+
+class OneWeight:
+    """What `drawn_errors` asks of a run, for one layer with white inputs."""
+
+    recipe = Recipe(model="none", seed=3)
+
+    def weight(self, component: str, layer: str) -> Tensor:
+        return torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_check_draws_other_noise_of_the_same_size() -> None:
+    def draw(salt: str) -> tuple[Tensor, float]:
+        ((_, errors, cost),) = drawn_errors(OneWeight(), "unet", ["layer"], {}, salt=salt)  # type: ignore[arg-type]
+        return errors.flatten(), cost
+
+    (importance, cost), (check, same_cost), (again, _) = draw(""), draw("check"), draw("check")
+    assert torch.equal(check, again)
+    assert cost == same_cost == pytest.approx(float(check.square().sum()), rel=0.05)
+    assert abs(float(torch.corrcoef(torch.stack([importance, check]))[0, 1])) < 5 / len(check) ** 0.5
 
 
 @pytest.fixture(scope="module")
