@@ -17,6 +17,7 @@ from vqcompress.methods import METHODS
 @model_argument
 @click.argument("loras", nargs=-1, required=True, metavar="LORA[:SCALE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--base", help="Pipeline for whatever a MODEL that is a single file lacks.")
 @dtype_option("float16", "Data type of the dense weights.")
 @device_options
 @click.option("--bits", type=float, help="Quantize to so many bits per weight, instead of writing dense weights.")
@@ -26,6 +27,7 @@ def bake_lora(
     model: str,
     loras: tuple[str, ...],
     output: Path,
+    base: str | None,
     dtype: str,
     device: str,
     offload: str,
@@ -52,7 +54,7 @@ def bake_lora(
     scaled = [ScaledLora.parse(text) for text in loras]
     check_target(output, overwrite)
     placement = None if bits is None else chosen_placement(device, "auto", offload)
-    pipeline = open_pipeline(model)
+    pipeline = open_pipeline(model, base=base)
     bake(pipeline, scaled)
     if bits is not None:
         from vqcompress.compression import quantize

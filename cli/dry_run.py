@@ -23,6 +23,8 @@ def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
         yield from _calibration(expected)
     yield (
         f"  peak memory        about {_bytes(expected['peak_memory_bytes'])}"
+        + f", {_bytes(expected['peak_memory_bytes'] - expected['narrow_saves_bytes'])} from 16-bit files"
+        * bool(expected["narrow_saves_bytes"])
         + ", without text encoders and VAE" * denoiser_only
     )
     yield (

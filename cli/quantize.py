@@ -24,6 +24,10 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
 @model_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
+    "--base",
+    help="Pipeline (name, folder, Hub id) for whatever a MODEL that is a single file lacks [default: its family's].",
+)
+@click.option(
     "--bits",
     type=float,
     help=f"Bits per weight, everything stored counted; for scalar methods, bits per code [default: {DEFAULTS.bits:g}].",
@@ -118,6 +122,7 @@ def quantize(
     vqcompress quantize sdxl -o out/sdxl-vq3 --bits 3 --prompts general --count 256
     vqcompress quantize flux-dev -o out/flux-vq3 --device cuda --offload group
     vqcompress quantize my_model.safetensors -o out/mine --method additive
+    vqcompress quantize my_flux.safetensors --base flux-dev -o out/mine
     vqcompress quantize dit-moe-g --dry-run
     torchrun --nproc-per-node 8 -m vqcompress.cli quantize sdxl -o out/sdxl-vq3
     """
@@ -177,7 +182,7 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
     base: dict[str, Any] = Recipe.read(path, for_model=model).to_dict() if path else {"model": model}
     changes: dict[str, Any] = {
         key: options[key]
-        for key in ("bits", "method", "seed", "budget", "output_feedback", "finetune")
+        for key in ("base", "bits", "method", "seed", "budget", "output_feedback", "finetune")
         if options[key] is not None
     }
     if options["components"] is not None:

@@ -117,7 +117,7 @@ def _open_run(
     named = None if recipe.calibration.prompts is None else load_prompts(recipe.calibration.prompts)
     dtype = torch.float32 if recipe.finetune != "none" else placement.opening_dtype
     narrow = isinstance(model, str) and recipe.finetune == "none" and dtype == torch.float32
-    pipeline = open_pipeline(model, dtype=dtype, narrow=narrow) if isinstance(model, str) else model
+    pipeline = _opened(model, recipe, dtype, narrow)
     architecture = sampled_as_published(architecture_of(pipeline), model)
     prompts = named or load_prompts(architecture.prompt_set)
     _check_count(recipe, prompts)
@@ -150,6 +150,14 @@ def _placement_of(
     if offload not in (None, "none", "auto"):
         raise RecipeError("offload needs a device to load to: give device='cuda', or another that is here")
     return Placement.of(architecture_of(model).module(model, architecture_of(model).denoiser))
+
+
+def _opened(model: str | DiffusionPipeline, recipe: Recipe, dtype: torch.dtype, narrow: bool) -> DiffusionPipeline:
+    if isinstance(model, str):
+        return open_pipeline(model, dtype=dtype, narrow=narrow, base=recipe.base)
+    if recipe.base is not None:
+        raise RecipeError("base is for a model that is a single file; this pipeline has all its parts, leave base out")
+    return model
 
 
 def _compress(run: Run, output: Path, overwrite: bool, journal: Journal) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vqcompress.architectures import architecture_of, open_pipeline
+from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.known_names import known_name
 from vqcompress.architectures.published_skeleton import Skeleton, published_skeleton
 from vqcompress.formats.scalar import FLOAT_SCALES
@@ -69,16 +69,17 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
             + min(max(sum(moments), sum(outputs)), budget)
             + max(6 * max(moments, default=_largest(plans)), COUPLED * max(outputs, default=0))
         ),
+        "narrow_saves_bytes": _narrow_saves(architecture, pipeline, recipe),
         "encode_seconds": packed * _seconds_per_weight(recipe),
     }
 
 
 def _planned(model: str, recipe: Recipe) -> Skeleton:
-    if known := known_name(model):
+    if recipe.base is None and (known := known_name(model)):
         found = published_skeleton(known)
         if found.whole or set(recipe.components) <= set(found.architecture.denoisers):
             return found
-    pipeline = open_pipeline(model)
+    pipeline = open_pipeline(model, base=recipe.base)
     return Skeleton(architecture_of(pipeline), pipeline, whole=True)
 
 
@@ -102,6 +103,14 @@ def _largest(plans: list[Any]) -> int:
 def _model_bytes(pipeline: Any) -> int:
     modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
+def _narrow_saves(architecture: Architecture, pipeline: Any, recipe: Recipe) -> int:
+    """How much less memory a run takes whose denoisers are stored in 16 bits: without fine-tuning they stay so."""
+    if recipe.finetune != "none":
+        return 0
+    weights = (p for part in architecture.denoisers for p in architecture.module(pipeline, part).parameters())
+    return sum(p.numel() * (p.element_size() - 2) for p in weights)
 
 
 def _seconds_per_weight(recipe: Recipe) -> float:

@@ -127,6 +127,9 @@ class Training(_Section):
 class Recipe(_Section):
     """One compression run.
 
+    ``base`` is the pipeline (name, folder or Hub id) that has what a single file ``model`` lacks; None means that of
+    its family.
+
     For vector methods, ``bits`` per weight includes everything stored with the quantized layers (codes, codebooks,
     scales, rates). For the scalar baselines, ``rtn`` and ``gptq``, it is the width of a code, as is usual for them, and
     scales are added to it. ``budget`` says whether every layer gets that many bits ("layer") or all layers on average
@@ -140,6 +143,7 @@ class Recipe(_Section):
     """
 
     model: str
+    base: str | None = None
     method: MethodName = DEFAULT_METHOD
     bits: float = Field(default=3.0, ge=1.0, le=8.0)
     budget: Budget | None = None

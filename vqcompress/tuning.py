@@ -198,7 +198,8 @@ def _inputs(folder: Path, recipe: Recipe, prompts: Sequence[str], source: Mappin
 
 def _original(recipe: Recipe, placement: Placement) -> Pipeline:
     try:
-        return open_pipeline(recipe.model, dtype=placement.opening_dtype)
+        base = recipe.base if Path(recipe.model).expanduser().is_file() else None
+        return open_pipeline(recipe.model, dtype=placement.opening_dtype, base=base)
     except ArchitectureError as error:
         raise ArchitectureError(f"{error}; name the original model, or where it is, with --model") from error
 

@@ -52,6 +52,11 @@ def open_pipeline(
     """
     name = str(model)
     path = Path(os.path.expanduser(name))
+    if base is not None and not os.path.isfile(path):
+        raise ArchitectureError(
+            f"base ({base}) is for a model that is a single .safetensors file, and {name} is none here; leave base "
+            "out, or correct the path"
+        )
     if name in EMBEDDED:
         return open_folder(_embedded(name), dtype)
     if name in ALIASES:
@@ -91,8 +96,20 @@ def _open_file(path: Path, dtype: torch.dtype | None, narrow: bool, base: str | 
             f"{path} is a single file but not a .safetensors file; other kinds can hold code and are not read: "
             "convert it first"
         )
-    named = None if base is None else ALIASES.get(str(base), os.path.expanduser(base))
+    named = None if base is None else _base(str(base))
     return open_single_file(path, dtype, base=named, narrow=narrow)
+
+
+def _base(name: str) -> str:
+    """A folder or a Hub id. Raises `ArchitectureError` for what is neither."""
+    known = known_name(name)
+    if known in EMBEDDED or name in EMBEDDED:
+        return str(_embedded(name))
+    if known and (hub := _HUB.get(known)):
+        return hub
+    if not os.path.isdir(path := os.path.expanduser(name)) and not HUB_ID.fullmatch(name):
+        raise ArchitectureError(f"base: {_unknown(name)}")
+    return path
 
 
 def _unknown(name: str) -> ArchitectureError:
