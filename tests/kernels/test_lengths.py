@@ -17,7 +17,7 @@ from vqcompress.kernels.table import KERNELS
 from vqcompress.kernels.transforms import code_spec, transformed
 
 SHAPE = (40, 12)
-ON_CPU: list[Kernel] = [kernel for kernel in KERNELS if not kernel.name.startswith("triton")]
+ON_CPU: list[Kernel] = [kernel for kernel in KERNELS if not kernel.name.startswith(("triton", "cuda"))]
 
 
 def _tensors(weight) -> dict[str, torch.Tensor]:
