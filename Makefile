@@ -7,7 +7,7 @@ OUT    ?= out
 TORCH  ?= torch==2.13.0
 
 
-.PHONY: demo results test test-lowest fuzz kills soak lint clean install install-test
+.PHONY: demo evidence results test test-lowest fuzz kills soak lint clean install install-test
 
 # The embedded model that `make results` is about: shapes, shapes-dit or shapes-moe.
 MODEL ?= shapes
@@ -31,6 +31,13 @@ results: install  ## make the comparison in docs/results
 	  $(BIN)/vqcompress quantize $(MODEL) -o $(OUT)/results/$(MODEL)/$$variant --method $${variant%%-*} --bits $${variant##*-} \
 	    --budget $${budget%-*} $(CALIBRATION) || exit 1; done
 	$(BIN)/vqcompress report $(MODEL) $(RESULTS:%=$(OUT)/results/$(MODEL)/%) --count 64 -o $(OUT)/results/$(MODEL)/report
+
+# RESULT names some of them (`python benchmarks/evidence.py --list`); all take hours of two cores.
+RESULT ?=
+
+evidence: install  ## renew published results: document, numbers and stamp, from commands alone
+	$(BIN)/python -m pip install --quiet -e ".[peers]"
+	$(BIN)/python benchmarks/evidence.py $(RESULT)
 
 test: install-test lint  ## run everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,0 +1,163 @@
+"""Renew published results: run their commands, write each document from what they print, and stamp it.
+
+``python benchmarks/evidence.py`` (or ``make evidence``) runs every result of the table below, ``evidence.py NAME…``
+those, ``--list`` names them with their commands. A document ``docs/results/NAME.md`` is written from the numbers in
+``NAME.json`` beside it and from nothing else; that file also holds the stamp: commands, version and commit, machine,
+date and seconds. ``tests/report/test_evidence.py`` renders every stamped document again and compares.
+
+Formats of packages in environments of their own are compared where the environment variables of `vqcompress.peers`
+name them; a report says which ones were not there.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vqcompress.report import Comparison, to_markdown
+from vqcompress.report.machine import machine
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+OUT = "out/evidence"
+PEERS = (
+    "gguf-q4_k", "gguf-q3_k", "nf4", "hqq-3", "torchao-int4", "sdnq-uint4", "llmcompressor-gptq-3", "gptqmodel-3",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """``commands`` make it; ``report`` is the report.json that they write, None where the last one prints a table."""
+
+    name: str
+    commands: tuple[str, ...]
+    report: str | None = None
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Where numbers come from."""
+
+    commands: tuple[str, ...]
+    version: str
+    commit: str
+    machine: str
+    date: str
+    seconds: int
+
+
+def against_peers(model: str, variants: tuple[str, ...], count: int) -> Result:
+    """``variants`` (method-bits) with the same bits in every layer, beside other packages' formats."""
+    folders = [f"{OUT}/{model}/{variant}" for variant in variants]
+    made = [
+        f"vqcompress quantize {model} -o {folder} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
+        f"--budget layer --calibration {OUT}/{model}/calibration --overwrite"
+        for variant, folder in zip(variants, folders, strict=True)
+    ]
+    peers = " ".join(f"--peer {name}" for name in PEERS)
+    report = f"vqcompress report {model} {' '.join(folders)} --count {count} {peers} -o {OUT}/{model}/peers"
+    return Result(f"{model}-peers", (*made, report), f"{OUT}/{model}/peers/report.json")
+
+
+def schemes(model: str) -> Result:
+    """Every method at 2, 3 and 4 bits, uniform and allocated, as ``make results`` makes them."""
+    return Result(f"{model}-methods", (f"make results MODEL={model}",), f"out/results/{model}/report/report.json")
+
+
+TABLE = (
+    against_peers("shapes-dit", ("trellis-3", "gptq-4"), 16),
+    against_peers("shapes", ("trellis-3", "gptq-3", "gptq-4"), 48),
+    schemes("shapes"),
+    schemes("shapes-dit"),
+    schemes("shapes-moe"),
+    Result(
+        "layers-peers",
+        (f"python benchmarks/layer_error.py --bits 2,3,4 --only default,rtn,gptq --peers {','.join(PEERS)}",),
+    ),
+)
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1)
+@click.option("--list", "listed", is_flag=True, help="Only name the results and their commands.")
+@click.option("--made", is_flag=True, help="The commands have run: write documents and stamps from what is in out/.")
+def main(names: tuple[str, ...], listed: bool, made: bool) -> None:
+    known = {result.name: result for result in TABLE}
+    if unknown := [name for name in names if name not in known]:
+        raise click.ClickException(f"no result is called {unknown[0]!r}; there are {', '.join(known)}")
+    for result in [known[name] for name in names] or TABLE:
+        if listed:
+            click.echo("\n  ".join([result.name, *result.commands]))
+        else:
+            renew(result, run=not made)
+
+
+def renew(result: Result, *, run: bool = True, folder: Path = RESULTS) -> None:
+    """Run the commands and write document, numbers and stamp into ``folder``; nothing is written if one fails."""
+    start = time.monotonic()
+    printed = [run_command(command) for command in result.commands] if run else [""]
+    stamp = Stamp(
+        commands=result.commands,
+        version=version("vqcompress"),
+        commit=_git("rev-parse", "HEAD")[:12],
+        machine=machine(),
+        date=datetime.now(UTC).date().isoformat(),
+        seconds=round(time.monotonic() - start),
+    )
+    if result.report:
+        numbers: dict[str, Any] = {"report": json.loads((ROOT / result.report).read_text(encoding="utf-8"))}
+        grid = (ROOT / result.report).with_name("grid.png")
+        if grid.is_file():
+            (folder / f"{result.name}.png").write_bytes(grid.read_bytes())
+    else:
+        numbers = {"table": printed[-1]}
+    stamped = json.loads(json.dumps({"stamp": asdict(stamp), **numbers}))
+    (folder / f"{result.name}.json").write_text(json.dumps(stamped, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    (folder / f"{result.name}.md").write_text(render(result.name, stamped), "utf-8")
+
+
+def render(name: str, stamped: dict[str, Any]) -> str:
+    """The document of a stamped result."""
+    stamp = stamped["stamp"]
+    commands = "\n".join(stamp["commands"])
+    head = (
+        f"Made on {stamp['date']} with vqcompress {stamp['version']} ({stamp['commit']}) on {stamp['machine']} by "
+        f"`python benchmarks/evidence.py {name}`, which runs\n\n```sh\n{commands}\n```\n"
+    )
+    if "table" in stamped:
+        return f"# {name}\n\n{head}\n{stamped['table'].strip()}\n"
+    title, _, body = to_markdown(Comparison.from_json(stamped["report"])).partition("\n")
+    picture = f"![images of the original and of each variant, from the same seeds]({name}.png)\n\n"
+    there = (RESULTS / f"{name}.png").is_file()
+    return f"{title}\n\n{head}{body}\n{picture if there else ''}".rstrip() + "\n"
+
+
+def run_command(command: str) -> str:
+    """What a command prints; it runs with this interpreter's programs. Raises `click.ClickException` if it fails."""
+    click.echo(command, err=True)
+    words = shlex.split(command)
+    here = Path(sys.executable).parent
+    program = sys.executable if words[0] == "python" else str(here / words[0])
+    done = subprocess.run([program if words[0] != "make" else "make", *words[1:]], cwd=ROOT, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise click.ClickException(f"{command} ended with {done.returncode}; nothing of this result was written")
+    return done.stdout.decode()
+
+
+def _git(*arguments: str) -> str:
+    asked = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip() or "no commit"
+
+
+if __name__ == "__main__":
+    main()
