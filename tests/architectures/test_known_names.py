@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from vqcompress.architectures import architecture_of, open_pipeline
 from vqcompress.architectures.known_names import did_you_mean, known_name, sampled_as_published, suggestions
 from vqcompress.architectures.published import PUBLISHED, coded_weights
+from vqcompress.architectures.published_skeleton import published_skeleton
 from vqcompress.cli.main import main
 from vqcompress.errors import ArchitectureError
 from vqcompress.models.hub_pipelines import HUB_PIPELINES
@@ -129,6 +130,14 @@ def test_a_dry_run_needs_neither_weights_nor_network(name: str) -> None:
     for word in (f"{name}: ", "at 2 bits", "at 3 bits", "at 4 bits", "peak memory", "encoding", "steps at guidance"):
         assert word in text
     assert ("transformer and transformer_2" in text) == ("wan22" in name)
+
+
+def test_a_dry_run_says_what_a_run_would_lack() -> None:
+    arguments = ["quantize", "flux3-klein", "--dry-run", "--method", "rtn"]
+    text = CliRunner().invoke(main, arguments, catch_exceptions=False).stdout
+    assert "cannot run here" in text
+    assert "modular pipeline" in text
+    assert published_skeleton("flux-dev").obstacle is None
 
 
 def test_a_dry_run_plans_text_encoders_and_the_autoencoder() -> None:

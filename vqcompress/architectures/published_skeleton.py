@@ -56,6 +56,7 @@ _ARCHITECTURES: dict[str, tuple[type[Architecture], str]] = {
     "diffusers_dit": (DiTArchitecture, "transformer"),
     "diffusers_lumina": (LuminaArchitecture, "transformer"),
 }
+MODULAR = "it is a modular pipeline, whose folders are not opened yet: only planned"
 _TEXT_OR_LABELS = ("flag_dit", "next_dit")
 
 
@@ -96,7 +97,8 @@ def _pipeline_skeleton(name: str, found: HubPipeline) -> Skeleton:
         return Skeleton(_by_denoiser(name, found, networks), pipeline, True, first_line(error))
     if len(architecture.denoisers) < sum(part in DENOISERS for part in networks):
         architecture = _by_denoiser(name, found, networks)
-    return Skeleton(replace(architecture, defaults=found.sampling), pipeline, True)
+    obstacle = MODULAR if "Modular" in found.pipeline else None
+    return Skeleton(replace(architecture, defaults=found.sampling), pipeline, True, obstacle)
 
 
 def _without_weights(found: HubPipeline, networks: dict[str, nn.Module]) -> Pipeline:
