@@ -51,6 +51,12 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
     "[default: the model's set].",
 )
 @click.option(
+    "--images",
+    type=click.Path(file_okay=False),
+    help="Folder with images for models that edit, fill or animate some [default: drawn noise with the spectrum of "
+    "photographs].",
+)
+@click.option(
     "--count", type=int, help=f"Number of calibration prompts, chosen for diversity [default: {CALIBRATION.count}]."
 )
 @click.option("--steps", type=int, help="Denoising steps in calibration [default: the model's].")
@@ -170,6 +176,7 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
     """The recipe: options of the command line replace those of the recipe file, which replace the defaults."""
     calibration = {
         "prompts": options["prompts"],
+        "images": options["images"],
         "count": options["count"],
         "steps": options["steps"],
         "guidance": options["guidance"],

@@ -33,7 +33,7 @@ from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Calibration, Recipe, current_names
-from vqcompress.stages.budget import allocate
+from vqcompress.stages.budget import allocate, allocate_together
 from vqcompress.stages.disk_space import check_disk_space
 from vqcompress.stages.encoding import encode_all, encoded_error, encoded_gap, shared_codebooks, why_unfit
 from vqcompress.stages.importance import importance_of_layers
@@ -166,6 +166,7 @@ def _compress(run: Run, output: Path, overwrite: bool, journal: Journal) -> None
     teacher = Teacher(run.pipeline, run.architecture, run.prompts.prompts, chosen)
     distillation = prepare_distillation(run.recipe, teacher, list(run.layers), run.recordings, run.progress)
     run = replace(run, distillation=distillation)
+    allocate_together(run)
     records = [record for part in run.layers.items() for record in _compress_component(run, *part)]
     if run.workers.is_main_process:
         _publish(run, output, records, overwrite, journal)

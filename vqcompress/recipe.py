@@ -56,12 +56,14 @@ class _Section(BaseModel):
 class Calibration(_Section):
     """How the inputs of the layers are recorded. ``None`` means the architecture's own default.
 
-    ``rows_per_call`` is the number of samples per call that are added to a layer's second moment. ``order`` is
-    "parallel" (all layers are recorded in one pass of the original) or "sequential" (the denoiser's blocks are encoded
-    one after the other, each for its inputs from the compressed blocks before it).
+    ``images`` is a folder with images for pipelines that need some (``None``: they are drawn). ``rows_per_call`` is the
+    number of samples per call that are added to a layer's second moment. ``order`` is "parallel" (all layers are
+    recorded in one pass of the original) or "sequential" (the denoiser's blocks are encoded one after the other, each
+    for its inputs from the compressed blocks before it).
     """
 
     prompts: str | None = None
+    images: str | None = None
     count: int = Field(default=64, ge=1)
     steps: int | None = Field(default=None, ge=1)
     guidance: float | None = Field(default=None, ge=0)
@@ -75,7 +77,7 @@ class Calibration(_Section):
     @property
     def sampling(self) -> SamplingConfig:
         """How the pipeline samples while its layers are recorded."""
-        return SamplingConfig(self.steps, self.guidance, self.height, self.width)
+        return SamplingConfig(self.steps, self.guidance, self.height, self.width, self.images)
 
 
 class Training(_Section):

@@ -1,4 +1,4 @@
-"""Tiny pipelines of every family, built once a session."""
+"""Tiny pipelines of every family, built once a session; ``pytest … --write-models`` writes docs/models.md."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from tests.architectures import other_pipelines as _other
 from tests.architectures import own_pipelines as _own
 from tests.architectures import tiny_pipelines as _tiny
+from tests.architectures.models_table import DOCUMENT, Table
 
 FAMILIES = ["sdxl", "sd15", "dit", "pixart", "lumina", "sd3", "flux"]
 _built: dict[str, DiffusionPipeline] = {}
@@ -61,3 +62,21 @@ ALL = {**_own.OWN, **_other.OTHER, **_tiny.TINY}
 def any_family(request: pytest.FixtureRequest) -> DiffusionPipeline:
     """A new pipeline of each family, of diffusers and ours."""
     return ALL[request.param]()
+
+
+_TABLE = Table()
+
+
+@pytest.fixture(scope="session")
+def models() -> Table:
+    """What becomes docs/models.md."""
+    return _TABLE
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-models", action="store_true", help="write docs/models.md")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--write-models", default=False) and not hasattr(session.config, "workerinput"):
+        DOCUMENT.write_text(_TABLE.markdown(), encoding="utf-8")

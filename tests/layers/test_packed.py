@@ -37,6 +37,13 @@ def test_forward_is_the_decoded_layer(name, random_weight):
     assert torch.equal(conv(image), F.conv2d(image, conv.dense_weight(), conv.bias, 2, 1))
 
 
+def test_the_input_can_be_passed_by_the_name_that_dense_layers_have(random_weight):
+    net = _swapped(random_weight, "scalar")
+    x, image = torch.randn(3, 40), torch.randn(2, 5, 8, 8)
+    assert torch.equal(net["linear"](input=x), net["linear"](x))
+    assert torch.equal(net["conv"](input=image), net["conv"](image))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_state_is_packed_and_comes_back_as_data(name, random_weight):
     net = _swapped(random_weight, name)

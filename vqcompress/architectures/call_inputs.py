@@ -17,7 +17,7 @@ from vqcompress.sampling_config import ResolvedSampling
 
 EDITING = re.compile(
     r"Img2Img|Image2Image|I2I|ImageToVideo|Image2Video|I2V|VideoToVideo|ImageVariation|VideoDiffusion|Inpaint|Edit|Fill|"
-    r"Control(?!NetXS)|Adapter|Pix2Pix|Upscal|SuperRes|Kontext|Animate(?!Diff)|PIA|VideoToWorld|VACE|Vace|Depth2Img|Layered"
+    r"Control(?!NetXS)|Adapter|Pix2Pix|Upscal|SuperRes|Kontext|Animate(?!Diff)|PIA|VideoToWorld|VACE|Vace|Depth2Img|Layered|Refiner"
 )
 IMAGES = (
     *("image", "control_image", "condtioning_image", "conditioning_image", "reference_image", "example_image"),
@@ -48,23 +48,30 @@ class CallInputs:
         """Those of the call, as far as its signature has them."""
         accepted = parameters(self.pipeline.__call__)
         sampling, true_guidance = self.sampling, has_true_guidance(accepted)
+        edits = bool(drawn_inputs(self.pipeline))  # such pipelines take one prompt, and not all of them a list of one
         offered: dict[str, Any] = {
-            "prompt": self.prompts,
+            "prompt": self.prompts[0] if edits else self.prompts,
             "num_inference_steps": math.ceil(sampling.steps / _strength(accepted)),
             "guidance_scale": None if true_guidance else sampling.guidance,
             "true_cfg_scale": sampling.guidance if true_guidance else None,
-            "negative_prompt": [""] * len(self.prompts) if true_guidance else None,
+            "negative_prompt": ("" if edits else [""] * len(self.prompts)) if true_guidance else None,
             "height": sampling.height,
             "width": sampling.width,
-            "generator": self.generators,
+            "generator": self.generators[0] if edits else self.generators,
             "output_type": self.output_type,
             "clean_caption": False,
             "use_resolution_binning": False,
-            **dict.fromkeys(("num_frames", "video_length"), fewest_frames(self.pipeline)),
-            **dict.fromkeys(WORDS, self.prompts),
+            "max_area": sampling.height * sampling.width,
+            "_auto_resize": False,
+            **dict.fromkeys(("num_frames", "video_length"), self._frames()),
+            **dict.fromkeys(WORDS, self.prompts[0]),
         }
         given = {name: value for name, value in offered.items() if name in accepted and value is not None}
         return given | {name: self._drawn(name) for name in drawn_inputs(self.pipeline)}
+
+    def _frames(self) -> int | None:
+        """As few as possible to record and compare; a user's video ("pil") is as long as the pipeline makes it."""
+        return None if self.output_type == "pil" else fewest_frames(self.pipeline)
 
     def _drawn(self, name: str) -> Any:
         size = self.sampling.height, self.sampling.width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,14 @@ def image_paths(folder: str) -> list[Path]:
             f"{folder} has no images ({', '.join(SUFFIXES)}); give a folder with some, or leave it out"
         )
     return found
+
+
+def images_hash(folder: str) -> str:
+    """SHA-256 of the images in ``folder``, in their order."""
+    digest = hashlib.sha256()
+    for path in image_paths(folder):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def drawn(seed: int, height: int, width: int) -> Image:

@@ -47,10 +47,10 @@ from vqcompress.sampling_config import ResolvedSampling, SamplingConfig
 
 FIRST = ("transformer", "unet")
 BESIDE = re.compile(r"vae|vqgan|movq|encoder|safety|controlnet|adapter|upsampler|vocoder|connector")
-TEXT = re.compile(r"text|txt|context|caption|cap_|prompt|llm|encoder_hid|condition_embed|image_embed")
+TEXT = re.compile(r"text|txt|context|caption|cap_|prompt|llm|encoder_hid|image_embed")
 OUTSIDE = "outside of the blocks, where layers read latents, time and positions or write the estimate"
 STEPS, STEPS_FOR_ALL = 2, 6  # of the call that is followed; each of several denoisers is called in six
-SMALL = 256  # pixels a side: what a layer reads does not depend on it
+SMALL, SIDES = 8, (64, 256)  # latents, and pixels, a side to try: what a layer reads does not depend on it
 
 _traced: WeakKeyDictionary[nn.Module, TracedCall | None] = WeakKeyDictionary()
 
@@ -64,7 +64,8 @@ class GenericArchitecture(Architecture):
     ignore: ClassVar[IgnoreRules] = {
         r"^(pos_embed|patch_embed\w*|patchify_proj|x_embedder|img_in|conv_in|proj_in)(\.|$)": LATENT_INPUT,
         r"(^|[._])(time|timestep|guidance|class|label|pooled|aspect_ratio|resolution)\w*_?(emb\w*|proj\w*)(\.|$)|"
-        r"^(time_text_embed|adaln_single|add_embedding|distilled_guidance_layer)\.": ONE_SAMPLE_PER_TIMESTEP,
+        r"^(time_text_embed|adaln_single|add_embedding|distilled_guidance_layer)\.|"
+        r"^\w*stream_modulation": ONE_SAMPLE_PER_TIMESTEP,
         r"^(proj_out\w*|final_layer|norm_out|conv_out)(\.|$)": FINAL,
     }
     """For a denoiser that no call was followed through."""
@@ -116,9 +117,11 @@ class GenericArchitecture(Architecture):
 
     def _trace(self, pipeline: Pipeline, networks: dict[str, nn.Module]) -> dict[str, TracedCall]:
         """Empty where the pipeline cannot be called: calibration then says what is wrong with it."""
-        height, width = (min(side, SMALL) for side in (self.defaults.height, self.defaults.width))
+        usual = self.defaults.height, self.defaults.width
+        sides = [side for side in (SMALL * latent_factor(pipeline), *SIDES) if side < min(usual)]
         steps = STEPS if len(networks) == 1 else STEPS_FOR_ALL
-        for sampling in (SamplingConfig(steps, height=height, width=width), SamplingConfig(steps)):
+        for height, width in (*((side, side) for side in sides), usual):
+            sampling = SamplingConfig(steps, height=height, width=width)
             draw = partial(self.sample, pipeline, ["a"], seeds=[0], sampling=sampling, output_type="latent")
             with suppress(*REFUSALS):
                 return trace_denoisers(networks, draw)

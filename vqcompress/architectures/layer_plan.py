@@ -70,6 +70,10 @@ def _matrices(component: nn.Module) -> Iterator[tuple[str, nn.Module | None, nn.
 
 
 def _reason(name: str, module: nn.Module | None, weight: nn.Parameter, tied: bool, rules: Rules) -> str | None:
+    if module is None and weight.ndim > 2 and min(weight.shape[-2:]) > 1:
+        return (
+            f"{math.prod(weight.shape[:-2])} matrices stacked in one bare parameter (experts): no layer to pack each in"
+        )
     if module is None:
         return "a bare parameter, not the weight of a Linear or Conv2d"
     if isinstance(module, nn.Conv2d) and module.groups != 1:

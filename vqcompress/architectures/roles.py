@@ -27,7 +27,17 @@ TIMES = re.compile(r"^(timesteps?|t|r|time|timestep_\w+|\w+_timestep|sigmas?|gui
 TOKEN_NAMES = re.compile(r"encoder_hidden_states|text|txt|context|prompt|cap_|caption|clip|llm|image_embed|input_ids")
 NOT_REACHED = "no call of the denoiser reaches it"
 REFUSALS = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError),
+    *(
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NameError,
+        OSError,
+        RuntimeError,
+        TypeError,
+    ),
     *(ValueError, VQCompressError),
 )
 """What pipelines raise when they are called in a way that does not suit them."""

@@ -81,4 +81,6 @@ def with_gradients(value: Any) -> Any:
         return value.detach().clone().requires_grad_() if value.is_floating_point() and value.ndim > 1 else value
     if isinstance(value, dict):
         return {key: with_gradients(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(with_gradients(item) for item in value)
     return value

@@ -35,7 +35,7 @@ def backward_projection(denoiser: nn.Module, watches: Mapping[str, Watch], proje
     with ExitStack() as hooks, torch.enable_grad():
         hooks.enter_context(saved_on_host(denoiser))
         for name, watch in watches.items():
-            hooks.callback(denoiser.get_submodule(name).register_forward_hook(_hook(watch)).remove)
+            hooks.callback(denoiser.get_submodule(name).register_forward_hook(_hook(watch), with_kwargs=True).remove)
         project().backward()
 
 
@@ -52,13 +52,13 @@ def frozen(denoiser: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _hook(watch: Watch) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    def hook(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+def _hook(watch: Watch) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]:
+    def hook(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
         if (
             not output.requires_grad
         ):  # it depends on timestep and label alone, as modulation of class-conditional models
             output = output.detach().requires_grad_()
-        use = watch(layer, arguments)
+        use = watch(layer, arguments or (options["input"],))
 
         def gradient_hook(gradient: Tensor) -> None:
             gradient = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient

@@ -22,8 +22,10 @@ def call_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def first_output(output: Any) -> Tensor:
-    """The tensor that a denoiser returned, bare, in a tuple, or in an output class."""
-    return output if isinstance(output, Tensor) else output[0]
+    """The tensor that a denoiser returned, bare, in a tuple, or in an output class; a list with a tensor for each entry
+    of the batch (Z-Image) is stacked."""
+    first = output if isinstance(output, Tensor) else output[0]
+    return torch.stack(list(first)) if isinstance(first, list | tuple) else first
 
 
 def timestep_of(arguments: dict[str, Any]) -> Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vqcompress.architectures import Architecture, Pipeline
-from vqcompress.errors import CalibrationError
+from vqcompress.architectures.roles import REFUSALS
+from vqcompress.errors import CalibrationError, VQCompressError
 from vqcompress.sampling_config import SamplingConfig
 from vqcompress.working_memory import is_out_of_memory
 
@@ -93,8 +94,8 @@ class SamplingRun:
             return self.architecture.sample(
                 self.pipeline, prompts, seeds=seeds, sampling=sampling, output_type="latent"
             )
-        except (ValueError, RuntimeError) as error:
-            if is_out_of_memory(error):
+        except REFUSALS as error:
+            if isinstance(error, VQCompressError) or is_out_of_memory(error):
                 raise
             raise CalibrationError(self._refusal(sampling, error)) from error
 

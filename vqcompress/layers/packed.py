@@ -140,13 +140,13 @@ class VQLinear(PackedLayer, nn.Linear):
         self._hold(spec, (dense.out_features, dense.in_features), tensors, dense.bias, shared)
         self.training = dense.training
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in] -> [..., out]`` in the dtype of ``x``."""
+    def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear: motion modules pass it by keyword
+        """``[..., in] -> [..., out]`` in the dtype of ``input``."""
         kept = self.__dict__["kept_weight"]
-        if kept is not None and (weight := kept.found(x, self._parameters)) is not None:
-            return F.linear(x, weight, self._parameters["bias"])
-        self._check_input(x)
-        return kernels.packed_linear(x, self.layout, self.tensors(), self.bias, kept)
+        if kept is not None and (weight := kept.found(input, self._parameters)) is not None:
+            return F.linear(input, weight, self._parameters["bias"])
+        self._check_input(input)
+        return kernels.packed_linear(input, self.layout, self.tensors(), self.bias, kept)
 
 
 class VQConv2d(PackedLayer, nn.Conv2d):
@@ -171,8 +171,9 @@ class VQConv2d(PackedLayer, nn.Conv2d):
         self._hold(spec, shape, tensors, dense.bias, shared)
         self.training = dense.training
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, in, height, width] -> [batch, out, …]`` in the dtype of ``x``."""
+    def forward(self, input: Tensor) -> Tensor:
+        """``[batch, in, height, width] -> [batch, out, …]`` in the dtype of ``input``."""
+        x = input
         self._check_input(x)
         padding = self.padding
         if isinstance(padding, str) or self.padding_mode != "zeros":

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import vqcompress
+from vqcompress.architectures.drawn_images import images_hash
 from vqcompress.architectures.source_weights import (
     component_hashes,
     json_hash,
@@ -88,7 +89,9 @@ def recording_inputs(
 
     A component is recorded after those before it have been packed, so their codes are among its inputs.
     """
-    calibration = recipe.calibration.model_dump(mode="json", exclude={"order", "memory_budget_gb"})
+    calibration = recipe.calibration.model_dump(mode="json", exclude={"order", "memory_budget_gb", "images"})
+    if folder := recipe.calibration.images:
+        calibration["images"] = images_hash(folder)
     settings = {
         "calibration": calibration,
         "ignore": recipe.ignore,

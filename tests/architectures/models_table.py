@@ -1,0 +1,83 @@
+"""docs/models.md: what the tests of every pipeline class found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from vqcompress.architectures.layer_plan import LayerPlan
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+TEST = "tests/architectures/test_every_pipeline.py"
+UNFIT = ("a bare parameter", "a grouped conv", " is neither ", "only ", "shares its weight")
+"""How reasons begin, or what they contain, of weights that no code fits."""
+SHORT = {
+    "sees one row": "time, sizes, pooled",
+    "reads the bare": "reads latents",
+    "writes the est": "writes the output",
+    "no call of the": "not reached",
+}
+
+
+@dataclass
+class Table:
+    """A row for each class that was planned, a reason for each that was not."""
+
+    rows: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    seen: set[tuple[str, str]] = field(default_factory=set)
+
+    def is_new(self, pipeline: DiffusionPipeline, component: str) -> bool:
+        """Whether no pipeline of this package with this kind of denoiser came before."""
+        key = type(getattr(pipeline, component)).__name__, type(pipeline).__module__.split(".")[2]
+        new = key not in self.seen
+        self.seen.add(key)
+        return new
+
+    def leave_out(self, name: str, reason: str) -> None:
+        self.left_out[name] = reason.splitlines()[0].rstrip(".")
+
+    def add(self, name: str, pipeline: DiffusionPipeline, plans: dict[str, list[LayerPlan]], inputs: list[str]) -> None:
+        denoisers = ", ".join(f"`{part}`: {type(getattr(pipeline, part)).__name__}" for part in plans)
+        every = [plan for found in plans.values() for plan in found if not is_unfit(plan)]
+        coded = sum(size(plan) for plan in every if plan.reason is None) / max(1, sum(map(size, every)))
+        kept: dict[str, int] = {}
+        for plan in every:
+            if plan.reason is not None:
+                short = next((text for start, text in SHORT.items() if plan.reason.startswith(start)), plan.reason)
+                kept[short] = kept.get(short, 0) + 1
+        reasons = ", ".join(f"{text} ({count})" for text, count in sorted(kept.items()))
+        self.rows[name] = f"| {name} | {denoisers} | {coded:.0%} | {reasons} | {', '.join(['prompt', *inputs])} |"
+
+    def markdown(self) -> str:
+        """The document."""
+        head = [
+            "# Pipelines of diffusers",
+            "",
+            f"Written by `pytest {TEST} --write-models`, with diffusers {version('diffusers')} on CPU.",
+            "Each class is built with tiny networks of random weights, planned and called; one of each kind of",
+            "denoiser is calibrated, quantized, opened again and drawn with.",
+            "",
+            "The share is of the weights that a code fits, in these tiny networks, whose embedders are as large as",
+            "their blocks. What stays dense is what one call of the denoiser shows: layers that read latents before",
+            "any block, that see one row for each image, or that write the output.",
+            "",
+            "| class | denoisers | share coded | stays dense (layers) | given |",
+            "|---|---|---|---|---|",
+        ]
+        rest = ["", "## Not tried, and why", "", "| class | why |", "|---|---|"]
+        why = [f"| {name} | {reason} |" for name, reason in sorted(self.left_out.items())]
+        return "\n".join([*head, *(self.rows[name] for name in sorted(self.rows)), *rest, *why, ""])
+
+
+def is_unfit(plan: LayerPlan) -> bool:
+    """Whether no code fits the weight, whatever the rules."""
+    return plan.reason is not None and any(words in plan.reason for words in UNFIT)
+
+
+def size(plan: LayerPlan) -> int:
+    return math.prod(plan.shape)

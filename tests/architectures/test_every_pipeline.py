@@ -1,0 +1,173 @@
+"""Every pipeline class that a donor fits is planned and called; one of each denoiser class is quantized and reloaded.
+
+What a coded layer reads is checked by other means than the plan's: the pipeline runs with other noise, and the inputs
+of the two runs are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+import vqcompress
+from tests.architectures import models_table
+from tests.architectures.every_pipeline import MUST, UNDRIVEN, build, pipeline_classes
+from vqcompress.architectures import Architecture, architecture_of
+from vqcompress.architectures.call_inputs import drawn_inputs
+from vqcompress.architectures.layer_plan import ONE_SAMPLE_PER_TIMESTEP, LayerPlan
+from vqcompress.architectures.roles import NOT_REACHED, REFUSALS
+from vqcompress.errors import ArchitectureError, first_line
+from vqcompress.layers import vq_layers
+from vqcompress.sampling_config import SamplingConfig
+
+CLASSES = pipeline_classes()
+SIDE = 32
+LEAST_DRIVEN = 60  # pipeline classes that a donor fits
+BLOCKS = 0.95
+_quantized: set[tuple[str, ...]] = set()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sampling(family: Architecture) -> SamplingConfig:
+    fixed = family.name == "dit"
+    return SamplingConfig(2) if fixed else SamplingConfig(2, height=SIDE, width=SIDE)
+
+
+def draw(family: Architecture, pipeline: DiffusionPipeline, seed: int = 0) -> Any:
+    return family.sample(
+        pipeline,
+        ["7" if family.name == "dit" else "a cat"],
+        seeds=[seed],
+        sampling=sampling(family),
+        output_type="latent",
+    )
+
+
+def first_inputs(family: Architecture, pipeline: DiffusionPipeline, component: str, seed: int) -> dict[str, Tensor]:
+    """Layer -> its input in the first call of the denoiser, in the order in which layers run."""
+    module, seen = getattr(pipeline, component), dict[str, Tensor]()
+
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.setdefault(name, (args[0] if args else kwargs["input"]).clone())
+
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                hooks.callback(layer.register_forward_pre_hook(partial(note, name), with_kwargs=True).remove)
+        draw(family, pipeline, seed)
+    return seen
+
+
+def in_a_list(module: nn.Module, name: str) -> bool:
+    """Whether the layer lies in a member of a list, or in the block between two lists."""
+    parts = name.split(".")
+    parents = (module.get_submodule(".".join(parts[:end])) for end in range(1, len(parts) - 1))
+    return any(isinstance(parent, nn.ModuleList) for parent in parents) or parts[0] == "mid_block"
+
+
+def check_roles(family: Architecture, pipeline: DiffusionPipeline, component: str, plans: list[LayerPlan]) -> None:
+    """Of what lies outside of lists, coded layers get the same input whatever the noise, and none runs last."""
+    one, other = (first_inputs(family, pipeline, component, seed) for seed in (0, 1))
+    noisy = {name for name, x in one.items() if x.shape != other[name].shape or not torch.equal(x, other[name])}
+    outside = {
+        plan.name for plan in plans if plan.reason is None and not in_a_list(getattr(pipeline, component), plan.name)
+    }
+    assert not outside & noisy, f"{component}: coded layers that read latents"
+    assert outside <= one.keys()
+    single_rows = {name for name in outside if one[name].numel() // one[name].shape[-1] <= 1}
+    assert not single_rows, f"{component}: coded layers that see one row"
+    last = list(one)[-1]
+    assert last not in {plan.name for plan in plans if plan.reason is None}
+
+
+def check_structure(family: Architecture, pipeline: DiffusionPipeline, component: str, plans: list[LayerPlan]) -> None:
+    """Where there is no pipeline to call, as for a dry run, no layer is coded that the call says stays dense."""
+    network = copy.deepcopy(getattr(pipeline, component))
+    planned = family.layers(SimpleNamespace(**dict.fromkeys(family.denoisers, network)), component)
+    coded = {plan.name for plan in planned if plan.reason is None}
+    assert not coded & {plan.name for plan in plans if plan.reason not in (None, NOT_REACHED)}
+
+
+def check_share(module: nn.Module, plans: list[LayerPlan]) -> None:
+    """Inside of lists only embedders of time and what no code fits stay dense."""
+    inside = [plan for plan in plans if in_a_list(module, plan.name)]
+    able = [plan for plan in inside if not models_table.is_unfit(plan)]
+    left = [plan.name for plan in able if plan.reason is not None and plan.reason != ONE_SAMPLE_PER_TIMESTEP]
+    weights = sum(models_table.size(plan) for plan in able if plan.reason != ONE_SAMPLE_PER_TIMESTEP)
+    coded = sum(models_table.size(plan) for plan in able if plan.reason is None)
+    assert able
+    assert coded >= BLOCKS * weights, left
+
+
+def quantize_and_reload(family: Architecture, pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Calibrate on one prompt, quantize, open again: the same tensors, and the same draw."""
+    settings = {"count": 1, "steps": 2, "batch_size": 1}
+    if family.name != "dit":
+        settings |= {"height": SIDE, "width": SIDE}
+    vqcompress.quantize(pipeline, folder, method="gptq", bits=4.0, calibration=settings)
+    opened = vqcompress.load(folder)
+    for component in family.denoisers:
+        here, there = getattr(pipeline, component), getattr(opened, component)
+        assert vq_layers(here)
+        assert vq_layers(here).keys() == vq_layers(there).keys()
+        ours, theirs = here.state_dict(), there.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    opened.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(
+        torch.as_tensor(draw(family, opened)), torch.as_tensor(draw(family, pipeline)), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_planned_called_quantized_and_reloaded(name: str, tmp_path: Path, models: models_table.Table) -> None:
+    if name in UNDRIVEN:
+        models.leave_out(name, UNDRIVEN[name])
+        return
+    try:
+        pipeline = build(CLASSES[name])
+        family = architecture_of(pipeline)
+    except (LookupError, ArchitectureError) as problem:
+        models.leave_out(name, str(problem))
+        return
+    try:
+        draw(family, pipeline)
+    except REFUSALS as problem:
+        if name in MUST:
+            raise
+        models.leave_out(name, f"its call fails with these components: {first_line(problem)}")
+        return
+    plans = {component: family.layers(pipeline, component) for component in family.denoisers}
+    for component, found in plans.items():
+        if models.is_new(pipeline, component):
+            check_roles(family, pipeline, component, found)
+            check_structure(family, pipeline, component, found)
+            check_share(getattr(pipeline, component), found)
+    models.add(name, pipeline, plans, drawn_inputs(pipeline))
+    kinds = tuple(type(getattr(pipeline, component)).__name__ for component in family.denoisers)
+    if kinds not in _quantized:
+        _quantized.add(kinds)
+        quantize_and_reload(family, pipeline, tmp_path / "out")
+
+
+def test_enough_classes_are_driven(models: models_table.Table) -> None:
+    if len(models.rows) + len(models.left_out) < len(CLASSES):
+        pytest.skip("needs the tests of all classes before it")
+    assert len(models.rows) >= LEAST_DRIVEN
