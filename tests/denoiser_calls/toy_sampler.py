@@ -26,7 +26,7 @@ class ToyDenoiser(nn.Module):
 class ToyArchitecture:
     """As much of `vqcompress.architectures.Architecture` as a sampling run uses; a prompt seeds its condition."""
 
-    denoiser, defaults = "denoiser", None
+    denoiser, denoisers, defaults, batch_limit = "denoiser", ("denoiser",), None, None
 
     def __init__(self, scheduler: Any, steps: int = 6, guidance: float = 5.0) -> None:
         self.scheduler, self.steps, self.guidance = scheduler, steps, guidance
