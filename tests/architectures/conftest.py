@@ -1,4 +1,4 @@
-"""Tiny pipelines of every family, built once a session; ``pytest … --write-models`` writes docs/models.md."""
+"""Tiny pipelines of every family, built once a session; ``pytest … --write-models`` writes docs/pipelines.md."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ _TABLE = Table()
 
 @pytest.fixture(scope="session")
 def models() -> Table:
-    """What becomes docs/models.md."""
+    """What becomes docs/pipelines.md."""
     return _TABLE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-models", action="store_true", help="write docs/models.md")
+    parser.addoption("--write-models", action="store_true", help="write docs/pipelines.md")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

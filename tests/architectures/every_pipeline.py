@@ -13,7 +13,7 @@ from tests.architectures import donors
 OTHER_MEDIA = {
     *("ace_step", "audioldm", "audioldm2", "musicldm", "stable_audio", "stable_audio_3", "longcat_audio_dit"),
     *("dance_diffusion", "audio_diffusion", "spectrogram_diffusion", "minimax_music3"),
-    *("shap_e", "marigold", "diffusion_gemma", "llada2", "rfd4", "proteina"),
+    *("shap_e", "marigold", "diffusion_gemma", "llada2", "rfd4_proteina"),
 }
 """Packages of pipelines that make sound, shapes, depth, text or proteins."""
 
@@ -121,7 +121,7 @@ def build(kind: type[DiffusionPipeline]) -> DiffusionPipeline:
 
 
 def _from(kind: type[DiffusionPipeline], parts: dict[str, Any]) -> DiffusionPipeline:
-    if "unet" in parts:
+    if isinstance(parts.get("unet"), diffusers.UNet2DConditionModel):
         parts = {**parts, "controlnet": diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_channels=3)}
     wanted = {n: p for n, p in inspect.signature(kind.__init__).parameters.items() if n != "self"}
     given = {name: parts[name] if name in parts else EXTRAS[name] for name in wanted if name in parts or name in EXTRAS}

@@ -1,4 +1,4 @@
-"""docs/models.md: what the tests of every pipeline class found."""
+"""docs/pipelines.md: what the tests of every pipeline class found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from vqcompress.architectures.layer_plan import LayerPlan
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
 TEST = "tests/architectures/test_every_pipeline.py"
 UNFIT = ("a bare parameter", "a grouped conv", " is neither ", "only ", "shares its weight")
 """How reasons begin, or what they contain, of weights that no code fits."""
