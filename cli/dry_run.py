@@ -31,8 +31,26 @@ def dry_run_lines(expected: dict[str, Any]) -> Iterator[str]:
         f"  encoding           about {_duration(expected['encode_seconds'])} on one core of this machine, with "
         f"{expected['method']} at {expected['bits']:g} bits"
     )
+    yield from _forecast(expected["forecast"])
     if expected["obstacle"]:
         yield f"  cannot run here    {expected['obstacle']}"
+
+
+def _forecast(found: dict[str, Any]) -> Iterator[str]:
+    """Times on the device and on this CPU, what is needed of both, and what would help."""
+    device, needs, free = found["device"], found["needs"], found["free"]
+    yield (
+        f"  device             {device['device']} ({device['name']}, {_bytes(device['total'])}, "
+        f"{_bytes(device['free'])} free)"
+    )
+    for where, seconds in reversed(found["seconds"].items()):
+        each = ", ".join(f"{stage} {_duration(taken)}" for stage, taken in seconds.items())
+        yield f"  computed, on {where + ':':<6}{each}"
+    if needs["device"]:
+        yield f"  device memory      about {_bytes(needs['device'])} for weights and a second moment (computed)"
+    yield f"  disk               at most {_bytes(needs['disk'])} during the run, {_bytes(free['disk'])} free here"
+    if found["advice"]:
+        yield f"  does not fit       {found['advice']}"
 
 
 def _calibration(expected: dict[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS
 from vqcompress.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vqcompress.placement import Placement
 
 DEFAULTS = Recipe(model="")
 CALIBRATION = DEFAULTS.calibration
@@ -140,7 +143,7 @@ def quantize(
     quiet = as_json or dry_run or not is_main_process_by_environment()
     placement = chosen_placement(options["device"], options["dtype"], options["offload"], quiet=quiet)
     if output is None or dry_run:
-        _dry_run(model, recipe, as_json)
+        _dry_run(model, recipe, as_json, placement)
         return
     from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
@@ -216,9 +219,9 @@ def parse_setting(item: str) -> tuple[str, Any]:
         return key, value
 
 
-def _dry_run(model: str, recipe: Recipe, as_json: bool) -> None:
+def _dry_run(model: str, recipe: Recipe, as_json: bool, placement: Placement) -> None:
     from vqcompress.cli.dry_run import dry_run_lines
     from vqcompress.estimate import estimate
 
-    expected = estimate(model, recipe)
+    expected = estimate(model, recipe, placement)
     click.echo(json.dumps(expected, indent=2) if as_json else "\n".join(dry_run_lines(expected)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,25 +13,29 @@ import torch
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.known_names import known_name
 from vqcompress.architectures.published_skeleton import Skeleton, published_skeleton
+from vqcompress.disk import free_bytes
 from vqcompress.formats.scalar import FLOAT_SCALES
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.methods import METHODS
+from vqcompress.placement import Placement
 from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
+from vqcompress.stages.forecast import Needs, Work, forecast, samples_of_a_call
 
 SAMPLE = (256, 256)  # shape of the weight that is encoded to measure this machine's speed
 COUPLED = 8  # memory in output moments while a layer is encoded: the moment, its factors and their copies
 WIDTHS = (2.0, 3.0, 4.0)  # bits per weight for which every estimate lists the size
 
 
-def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
+def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> dict[str, Any]:
     """Layers, bytes, memory and time of a run of ``recipe`` on ``model``. Encoding speed is measured on a small weight.
 
     Published models (`architectures.published`) are planned on the meta device: nothing is downloaded or allocated.
     ``parts`` says whether memory is that of the whole pipeline or of the denoiser alone, and ``obstacle`` why this
     machine could not run the pipeline, if so. Sizes are in bytes. Moments and passes are upper bounds, because layers
-    with the same input tensor share their moment.
+    with the same input tensor share their moment. ``forecast`` has what `stages.forecast` computes for ``placement``.
     """
+    placement = placement or Placement.parse("cpu")
     planned = _planned(model, recipe)
     architecture, pipeline = planned.architecture, planned.pipeline
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
@@ -43,6 +48,26 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
     moments = [4 * matrix_shape(plan.shape)[1] ** 2 for plan in quantized] if needs_moments else []
     outputs = [4 * matrix_shape(plan.shape)[0] ** 2 for plan in quantized] if recipe.output_feedback else []
     budget = recipe.calibration.memory_budget_gb * 1e9
+    sampling = recipe.calibration.sampling.resolve(architecture.defaults)
+    encode_seconds = packed * _seconds_per_weight(recipe)
+    peak = int(
+        _model_bytes(pipeline)
+        + min(max(sum(moments), sum(outputs)), budget)
+        + max(6 * max(moments, default=_largest(plans)), COUPLED * max(outputs, default=0))
+    )
+    denoiser = architecture.denoiser
+    one_call = (
+        2.0
+        * samples_of_a_call(pipeline, denoiser, sampling)
+        * sum(p.numel() for p in getattr(pipeline, denoiser).parameters())
+    )
+    columns = [matrix_shape(plan.shape)[1] for plan in quantized] if needs_moments else []
+    work = Work.of(recipe, sampling, one_call, columns, encode_seconds)
+    width = 4 if placement.on_host or placement.dtype == torch.float32 else 2
+    numbers = sum(p.numel() for module in _modules(pipeline) for p in module.parameters())
+    disk = sum(moments) + sum(outputs) + 2 * _bytes_after(weights, packed, recipe, recipe.bits)
+    needs = Needs(0 if placement.on_host else width * numbers + 2 * max(moments, default=0), peak, disk)
+    dtype = placement.dtype or (torch.float32 if placement.on_host else torch.bfloat16)
     return {
         "model": model,
         "method": recipe.method,
@@ -59,18 +84,15 @@ def estimate(model: str, recipe: Recipe) -> dict[str, Any]:
         "bytes_after": _bytes_after(weights, packed, recipe, recipe.bits),
         "bytes_by_bits": {f"{bits:g}": _bytes_after(weights, packed, recipe, bits) for bits in WIDTHS},
         "prompts": recipe.calibration.count if needs_moments else 0,
-        "sampling": asdict(recipe.calibration.sampling.resolve(architecture.defaults)),
+        "sampling": asdict(sampling),
         "order": recipe.calibration.order,
         "call_bytes": recipe.training.budget_gb * 1e9 if recipe.calibration.order == "sequential" else 0,
         "passes": math.ceil(sum(moments) / budget) + math.ceil(sum(outputs) / budget),
         "moment_bytes": sum(moments) + sum(outputs),
-        "peak_memory_bytes": int(
-            _model_bytes(pipeline)
-            + min(max(sum(moments), sum(outputs)), budget)
-            + max(6 * max(moments, default=_largest(plans)), COUPLED * max(outputs, default=0))
-        ),
+        "peak_memory_bytes": peak,
         "narrow_saves_bytes": _narrow_saves(architecture, pipeline, recipe),
-        "encode_seconds": packed * _seconds_per_weight(recipe),
+        "encode_seconds": encode_seconds,
+        "forecast": forecast(placement, work, needs, free_bytes(Path.cwd()), dtype),
     }
 
 
@@ -101,8 +123,11 @@ def _largest(plans: list[Any]) -> int:
 
 
 def _model_bytes(pipeline: Any) -> int:
-    modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return sum(p.numel() * p.element_size() for module in _modules(pipeline) for p in module.parameters())
+
+
+def _modules(pipeline: Any) -> list[torch.nn.Module]:
+    return [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
 
 
 def _narrow_saves(architecture: Architecture, pipeline: Any, recipe: Recipe) -> int:
