@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,29 @@ RECIPE: dict[str, Any] = {
 TRAINING = {
     "prompts": 2, "held_out": 1, "steps": 2, "batch_size": 2, "micro_batch": 2, "block_steps": 2, "requantize": 1,
 }  # fmt: skip
-MODELS = {"UNet and two text encoders": tiny_pipelines.sdxl, "DiT": tiny_pipelines.pixart}
+MODELS = {
+    "UNet and two text encoders": (tiny_pipelines.sdxl, {"budget": "layer", "finetune": "blocks"}),
+    "DiT": (tiny_pipelines.pixart, {"budget": "model", "finetune": "full"}),
+}
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A pipeline's folder, the recipe, and what a run on the CPU made of it."""
+
+    model: Path
+    recipe: dict[str, Any]
+    on_cpu: Path
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "dense"
-    MODELS[request.param]().save_pretrained(folder)
-    return folder
+def walked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Walked:
+    folder = tmp_path_factory.mktemp("walk")
+    make, changes = MODELS[request.param]
+    make().save_pretrained(folder / "dense")
+    recipe = {**RECIPE, "training": TRAINING, **changes}
+    on_cpu = vqcompress.quantize(str(folder / "dense"), folder / "cpu", device="cpu", **recipe)
+    return Walked(folder / "dense", recipe, on_cpu)
 
 
 def placed(offload: Offload) -> Placement:
@@ -46,24 +62,17 @@ def denoiser(folder: Path) -> bytes:
     return next(path for name in DENOISERS if (path := folder / name / WEIGHTS).is_file()).read_bytes()
 
 
-@pytest.fixture(scope="module")
-def on_cpu(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = {**RECIPE, "finetune": "full", "training": TRAINING}
-    return vqcompress.quantize(str(model), tmp_path_factory.mktemp("cpu") / "out", device="cpu", **recipe)
-
-
-@pytest.mark.parametrize("offload", ["none", "model", "group"])
-def test_calibrate_encode_swap_and_tune(offload: Offload, model: Path, on_cpu: Path, tmp_path: Path) -> None:
-    recipe = {**RECIPE, "finetune": "full", "training": TRAINING}
+@pytest.mark.parametrize("offload", ["none", "group"])
+def test_calibrate_encode_swap_and_tune(offload: Offload, walked: Walked, tmp_path: Path) -> None:
     with pretended_cuda():
-        folder = vqcompress.quantize(str(model), tmp_path / "out", device=placed(offload), **recipe)
-    assert denoiser(folder) == denoiser(on_cpu)
+        made = vqcompress.quantize(str(walked.model), tmp_path / "out", device=placed(offload), **walked.recipe)
+    assert denoiser(made) == denoiser(walked.on_cpu)
 
 
-@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
-def test_generate(offload: Offload, on_cpu: Path) -> None:
+@pytest.mark.parametrize("offload", ["none", "model"])
+def test_generate(offload: Offload, walked: Walked) -> None:
     drawing = {"sampling": SamplingConfig(2, height=16, width=16), "seeds": [5]}
-    expected = vqcompress.generate(on_cpu, ["a cat"], device="cpu", **drawing)
+    expected = vqcompress.generate(walked.on_cpu, ["a cat"], device="cpu", **drawing)
     with pretended_cuda():
-        drawn = vqcompress.generate(on_cpu, ["a cat"], device=placed(offload), **drawing)
+        drawn = vqcompress.generate(walked.on_cpu, ["a cat"], device=placed(offload), **drawing)
     assert drawn[0].tobytes() == expected[0].tobytes()
