@@ -41,7 +41,7 @@ def check_reopens(
     network = run.architecture.module(run.pipeline, run.architecture.denoiser)
     placement = placement or Placement.of(network)
     opened = load(folder, dtype=_widest_dtype(network))
-    place(opened, placement)
+    place(opened, placement, gradients=True)  # weights wait as those of the run do
     exact = EXACT if placement.on_host else TENSOR_CORES
     for denoiser in run.architecture.denoisers:
         here = replace(run, component=denoiser)
