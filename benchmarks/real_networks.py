@@ -57,10 +57,11 @@ class Result:
 @click.option("--bits", default="3,4,2", show_default=True, help="Widths, comma-separated.")
 @click.option("--cache", default="out/networks", show_default=True, type=click.Path(path_type=Path))
 @click.option("--threads", default=1, show_default=True, help="Layers quantized side by side.")
+@click.option("--seed", default=0, show_default=True, help="Of the methods that draw: another gives as good a code.")
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all results here too."
 )
-def main(networks: str, methods: str, bits: str, cache: Path, threads: int, json_path: Path | None) -> None:
+def main(networks: str, methods: str, bits: str, cache: Path, threads: int, seed: int, json_path: Path | None) -> None:
     torch.set_num_threads(1)
     cache.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
@@ -70,7 +71,7 @@ def main(networks: str, methods: str, bits: str, cache: Path, threads: int, json
         for width in bits.split(","):
             gptq: dict[str, float] = {}
             for method in methods.split(","):
-                result, errors = measure(name, network, moments, reference, method, float(width), gptq, threads)
+                result, errors = measure(name, network, moments, reference, method, float(width), gptq, threads, seed)
                 gptq = errors if method == "gptq" else gptq
                 results.append(result)
                 click.echo(f"{name} {method} {width}: {result}", err=True)
@@ -141,6 +142,7 @@ def measure(
     bits: float,
     gptq: Mapping[str, float],
     threads: int,
+    seed: int = 0,
 ) -> tuple[Result, dict[str, float]]:
     """Quantize all layers, run the test inputs, put the weights back; also the error of each layer."""
     kept = {layer: network.module.get_submodule(layer).weight.data for layer in network.layers}
@@ -149,7 +151,7 @@ def measure(
 
     def quantize(layer: str) -> tuple[Tensor, int, float, float]:
         moment = SecondMoment(moments[layer], seen=SAMPLES, used=SAMPLES)  # an estimate, of at most so many
-        packed = quantize_weight(kept[layer], moment, method=method, bits=bits)
+        packed = quantize_weight(kept[layer], moment, method=method, bits=bits, seed=seed)
         guarded[layer] = packed.outliers, gave_way(method, packed.spec.format)
         decoded = packed.decode().to(kept[layer])
         matrix, lost = to_matrix(kept[layer]), to_matrix(kept[layer] - decoded)
