@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from tests.architectures import models_table
 from tests.architectures.every_pipeline import MUST, UNDRIVEN, build, pipeline_classes
 from vqcompress.architectures import Architecture, architecture_of
 from vqcompress.architectures.call_inputs import drawn_inputs
+from vqcompress.architectures.drawn_images import drawn
 from vqcompress.architectures.layer_plan import ONE_SAMPLE_PER_TIMESTEP, LayerPlan
 from vqcompress.architectures.roles import NOT_REACHED, REFUSALS
 from vqcompress.errors import ArchitectureError, first_line
@@ -50,17 +52,19 @@ def sampling(family: Architecture) -> SamplingConfig:
     return SamplingConfig(2) if fixed else SamplingConfig(2, height=SIDE, width=SIDE)
 
 
-def draw(family: Architecture, pipeline: DiffusionPipeline, seed: int = 0) -> Any:
+def draw(family: Architecture, pipeline: DiffusionPipeline, seed: int = 0, images: str | None = None) -> Any:
     return family.sample(
         pipeline,
         ["7" if family.name == "dit" else "a cat"],
         seeds=[seed],
-        sampling=sampling(family),
+        sampling=replace(sampling(family), images=images),
         output_type="latent",
     )
 
 
-def first_inputs(family: Architecture, pipeline: DiffusionPipeline, component: str, seed: int) -> dict[str, Tensor]:
+def first_inputs(
+    family: Architecture, pipeline: DiffusionPipeline, component: str, seed: int, images: str
+) -> dict[str, Tensor]:
     """Layer -> its input in the first call of the denoiser, in the order in which layers run."""
     module, seen = getattr(pipeline, component), dict[str, Tensor]()
 
@@ -71,7 +75,7 @@ def first_inputs(family: Architecture, pipeline: DiffusionPipeline, component: s
         for name, layer in module.named_modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 hooks.callback(layer.register_forward_pre_hook(partial(note, name), with_kwargs=True).remove)
-        draw(family, pipeline, seed)
+        draw(family, pipeline, seed, images)
     return seen
 
 
@@ -82,9 +86,15 @@ def in_a_list(module: nn.Module, name: str) -> bool:
     return any(isinstance(parent, nn.ModuleList) for parent in parents) or parts[0] == "mid_block"
 
 
-def check_roles(family: Architecture, pipeline: DiffusionPipeline, component: str, plans: list[LayerPlan]) -> None:
-    """Of what lies outside of lists, coded layers get the same input whatever the noise, and none runs last."""
-    one, other = (first_inputs(family, pipeline, component, seed) for seed in (0, 1))
+def check_roles(
+    family: Architecture, pipeline: DiffusionPipeline, component: str, plans: list[LayerPlan], images: Path
+) -> None:
+    """Of what lies outside of lists, coded layers get the same input whatever the noise, and none runs last.
+
+    ``images`` is empty; an image in it is what both draws start from, where they need one.
+    """
+    drawn(0, SIDE, SIDE).save(images / "one.png")
+    one, other = (first_inputs(family, pipeline, component, seed, str(images)) for seed in (0, 1))
     noisy = {name for name, x in one.items() if x.shape != other[name].shape or not torch.equal(x, other[name])}
     outside = {
         plan.name for plan in plans if plan.reason is None and not in_a_list(getattr(pipeline, component), plan.name)
@@ -157,7 +167,7 @@ def test_planned_called_quantized_and_reloaded(name: str, tmp_path: Path, models
     plans = {component: family.layers(pipeline, component) for component in family.denoisers}
     for component, found in plans.items():
         if models.is_new(pipeline, component):
-            check_roles(family, pipeline, component, found)
+            check_roles(family, pipeline, component, found, tmp_path)
             check_structure(family, pipeline, component, found)
             check_share(getattr(pipeline, component), found)
     models.add(name, pipeline, plans, drawn_inputs(pipeline))
