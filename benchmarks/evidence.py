@@ -75,7 +75,7 @@ def schemes(model: str) -> Result:
 
 
 TABLE = (
-    against_peers("shapes-dit", ("trellis-3", "gptq-4"), 16),
+    against_peers("shapes-dit", ("trellis-3", "trellis-4", "gptq-4"), 48),
     against_peers("shapes", ("trellis-3", "gptq-3", "gptq-4"), 48),
     schemes("shapes"),
     schemes("shapes-dit"),
