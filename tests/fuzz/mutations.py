@@ -451,7 +451,7 @@ def bundle_bytes(rng: random.Random, path: Path) -> str:
 
 def bundle_length(rng: random.Random, path: Path) -> str:
     size = path.stat().st_size
-    os.truncate(path, length := rng.choice((0, 7, 8, 100, size // 2, size - 1, size - 8, size + 1, size + 4096)))
+    os.truncate(path, length := rng.choice((0, 7, 8, 100, size // 2, max(0, size - 1), max(0, size - 8), size + 1)))
     return f"{length} bytes, not {size}"
 
 
