@@ -13,12 +13,12 @@ TORCH  ?= torch==2.13.0
 MODEL ?= shapes
 CALIBRATION = --calibration $(OUT)/$(MODEL)-calibration --overwrite
 
-demo: MODEL := shapes
-demo: install  ## compress the embedded model and compare it with scalar baselines: images and an HTML report
-	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-trellis-3bit --bits 3 $(CALIBRATION)
-	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-gptq-4bit --method gptq --bits 4 $(CALIBRATION)
-	$(BIN)/vqcompress quantize shapes -o $(OUT)/shapes-gptq-3bit --method gptq --bits 3 $(CALIBRATION)
-	$(BIN)/vqcompress report shapes $(OUT)/shapes-trellis-3bit $(OUT)/shapes-gptq-4bit $(OUT)/shapes-gptq-3bit -o $(OUT)/report
+demo: MODEL := shapes-dit
+demo: install  ## compress an embedded model and compare it with scalar codes, the same bits in every layer: images, report
+	$(BIN)/vqcompress quantize $(MODEL) -o $(OUT)/demo/trellis-3 --bits 3 --budget layer $(CALIBRATION)
+	$(BIN)/vqcompress quantize $(MODEL) -o $(OUT)/demo/gptq-4 --method gptq --bits 4 $(CALIBRATION)
+	$(BIN)/vqcompress quantize $(MODEL) -o $(OUT)/demo/gptq-3 --method gptq --bits 3 $(CALIBRATION)
+	$(BIN)/vqcompress report $(MODEL) $(OUT)/demo/trellis-3 $(OUT)/demo/gptq-4 $(OUT)/demo/gptq-3 -o $(OUT)/report
 	@echo "Images: $(OUT)/report/grid.png   Report: $(OUT)/report/report.html"
 
 # Every method at 2, 3 and 4 bits, once with bits allocated over the model and once with the same bits in every layer.

@@ -27,7 +27,7 @@ def test_linear_is_the_dense_product(name, dtype, random_weight):
     bias = torch.randn(24, generator=torch.Generator().manual_seed(2))
     y = linear(x, weight.spec, weight.shape, _all(weight), bias)
     assert y.dtype == dtype
-    taken_in = product_dtype(x)
+    taken_in = product_dtype(dtype, x.device)
     expected = F.linear(x.to(taken_in), weight.decode().to(taken_in), bias.to(taken_in))
     assert torch.equal(y, expected.to(dtype))
 
