@@ -17,7 +17,8 @@ from rich.table import Column
 from vqcompress.progress import EncodedLayer
 
 WIDE = 100  # columns of a terminal from which there is room for a longer bar
-LOG_SECONDS, LOG_SHARE = 30, 0.1  # a log gets a line when either has passed
+LOG_SECONDS, LOG_SHARE = 30, 0.1  # a log gets a line when either has passed,
+LEAST_SECONDS = 3  # but not more often than this
 
 
 class StageProgress:
@@ -111,7 +112,8 @@ class _Logged:
     def is_due(self, now: float, done: int, total: int) -> bool:
         if self.done < 0 or (done == total and self.done < total):
             return True
-        return now - self.at >= LOG_SECONDS or done - self.done >= LOG_SHARE * total
+        waited = now - self.at
+        return waited >= LOG_SECONDS or (waited >= LEAST_SECONDS and done - self.done >= LOG_SHARE * total)
 
     def times(self, now: float, done: int, total: int) -> str:
         elapsed, steps = now - self.began, done - self.first
