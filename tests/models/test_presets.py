@@ -89,5 +89,5 @@ def test_other_names_are_those_of_presets() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ArchitectureError, match="'dit-xxl'; did you mean 'dit-xl-[248]"):
+    with pytest.raises(ArchitectureError, match=r"'dit-xxl'; did you mean 'dit-xl-[248]"):
         preset("dit-xxl")

@@ -13,6 +13,7 @@
 #define VQ_THREADS blockDim.x
 #define VQ_DEVICE static inline
 #define VQ_KERNEL static void
+#define VQ_ROOMY_KERNEL static void
 #define VQ_SHARED(name) unsigned char* name = block->shared.data()
 
 struct Warp {

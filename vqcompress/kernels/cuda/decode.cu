@@ -11,6 +11,8 @@
 #define VQ_DEVICE __device__ __forceinline__
 #define VQ_THREADS 256
 #define VQ_KERNEL extern "C" __global__ void __launch_bounds__(VQ_THREADS)
+// For kernels that compilers otherwise hold to 64 registers, by spilling: two blocks a processor are enough for them.
+#define VQ_ROOMY_KERNEL extern "C" __global__ void __launch_bounds__(VQ_THREADS, 2)
 #define VQ_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
@@ -459,7 +461,7 @@ VQ_DEVICE void scalar_group(const Job& job, u32 index, Out* out) {
         decode_trellis<HALVES, TABLE, FLAGS>(jobs, count, tiles, (OUT*)out);          \
     }
 #define ADDITIVE(NAME, DIMENSION, FLAGS, OUT)                                                                     \
-    VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                            \
+    VQ_ROOMY_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                      \
         over_tiles(jobs, count, tiles, [](const Job&) {}, [&](const Job& job, u32 index) {                        \
             additive_group<DIMENSION, FLAGS>(job, index, (OUT*)out + job.out);                                    \
         });                                                                                                       \
