@@ -18,17 +18,23 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from vqcompress.errors import CheckpointError
-from vqcompress.folder_files import is_regular, json_object, name_problem, open_regular, read_bytes, regular_size, walk
+from vqcompress.folder_files import (
+    HEADER_LIMIT,
+    LENGTH_BYTES,
+    is_regular,
+    json_object,
+    name_problem,
+    open_regular,
+    read_bytes,
+    regular_size,
+    walk,
+)
 from vqcompress.time_limit import check_time
 
 MARK = "vqcompress_bundle"
 VERSION = 1
 ALIGNMENT = 8
 """Bytes. The data of each weight file start at a multiple of it, so that tensors are aligned for their dtype."""
-
-LENGTH_BYTES = 8
-HEADER_LIMIT = 100_000_000
-"""The largest header, in bytes, that the safetensors format allows."""
 
 
 @dataclass(frozen=True)

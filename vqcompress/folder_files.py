@@ -24,6 +24,10 @@ TEXT_LIMIT = 1 << 27
 """Bytes of any other text that a library reads whole: a vocabulary of a million words, four times over."""
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".yaml", ".tiktoken")
 
+HEADER_LIMIT = 100_000_000
+"""Bytes: safetensors allows no longer header."""
+LENGTH_BYTES = 8  # of a header's length, before it
+
 PART_LIMIT, NAME_LIMIT = 255, 1024  # bytes of a part of a path, and of a whole relative path
 
 
@@ -127,8 +131,9 @@ def is_regular(entry: os.DirEntry[str]) -> bool:
 def check_regular(folder: Path) -> None:
     """Raise `CheckpointError` that names the first entry below ``folder`` that no loader should open.
 
-    That is what is neither a regular file nor a folder, and a text too long to be read whole. Links to folders count as
-    folders, and hidden entries of the folder itself are left alone: no loader reads them.
+    That is what is neither a regular file nor a folder, a text too long to be read whole, and weights that do not begin
+    with the length of a header: a loader maps them whole before it looks, and a hole of a terabyte is a short download.
+    Links to folders count as folders, and hidden entries of the folder itself are left alone: no loader reads them.
     """
     for name, entry in walk(folder):
         if name.startswith("."):
@@ -143,6 +148,17 @@ def check_regular(folder: Path) -> None:
                 f"{folder / name} has more than {TEXT_LIMIT} bytes, which no text of a pipeline has; it is not opened, "
                 "download the folder again"
             )
+        if name.endswith(".safetensors") and is_regular(entry):
+            _check_header_length(folder / name)
+
+
+def _check_header_length(path: Path) -> None:
+    with open_regular(path) as file:
+        begins, size = file.read(LENGTH_BYTES), os.fstat(file.fileno()).st_size
+    length = int.from_bytes(begins, "little")
+    if not 2 <= length <= min(HEADER_LIMIT, size - LENGTH_BYTES):
+        what = "a Git LFS pointer" if begins == b"version " else f"{size} bytes without a header"
+        raise CheckpointError(f"{path} holds no safetensors but {what}; it is not opened, download it again")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -161,6 +162,24 @@ def test_pipes_devices_and_loops_are_not_opened(folder: Path, name: str, kind: s
     refused(folder, "regular file")
     with pytest.raises(CheckpointError):
         write_bundle(folder, folder.parent / "one.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("begins", "size", "said"),
+    [
+        (b"", 1 << 36, "bytes without a header"),  # a hole of 64 GiB
+        (b"", 0, "0 bytes without a header"),
+        (b"version https://git-lfs.github.com/spec/v1", 130, "a Git LFS pointer"),
+        ((1 << 40).to_bytes(8, "little"), 1 << 20, "bytes without a header"),
+    ],
+    ids=["hole", "empty", "LFS", "long header"],
+)
+def test_dense_weights_without_a_header_are_not_mapped(folder: Path, begins: bytes, size: int, said: str) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(begins)
+    os.truncate(path, size)
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} holds no safetensors but .*{said}"):
+        DiffusionPipeline.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["[" * 200000, '{"a": ' + "9" * 5000 + "}", "[]", "", '{"a": 1}', " " * (1 << 25)])

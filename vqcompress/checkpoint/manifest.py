@@ -8,9 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vqcompress.bundle import HEADER_LIMIT, Bundle, bundle_digest, stored_header
+from vqcompress.bundle import Bundle, bundle_digest, stored_header
 from vqcompress.errors import CheckpointError
-from vqcompress.folder_files import is_regular, json_object, name_problem, open_regular, read_json, regular_size, walk
+from vqcompress.folder_files import (
+    HEADER_LIMIT,
+    is_regular,
+    json_object,
+    name_problem,
+    open_regular,
+    read_json,
+    regular_size,
+    walk,
+)
 from vqcompress.time_limit import check_time
 
 MANIFEST_NAME = "vqcompress_manifest.json"
