@@ -92,7 +92,7 @@ def test_mistakes_are_one_line(case: tuple[Path, Path, Path], tmp_path: Path) ->
     model, one, _ = case
     out = tmp_path / "out"
     assert "a scale, such as" in refusal(model, f"{one}:strong", "-o", out)
-    assert "could not be loaded" in refusal(model, tmp_path / "no.safetensors", "-o", out)
+    assert "there is no file" in refusal(model, tmp_path / "no.safetensors", "-o", out)
     save_file({"other.thing": torch.zeros(2, 2)}, tmp_path / "not.safetensors")
     refusal(model, tmp_path / "not.safetensors", "-o", out)
     (tmp_path / "old.bin").write_bytes(b"x")
