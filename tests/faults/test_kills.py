@@ -74,7 +74,7 @@ def test_interrupted_while_encoding(scene: Scene, tmp_path: Path, number: int) -
     run = scene.run(tmp_path)
     layers = [n for n, (_, path) in enumerate(scene.steps, 1) if "unet.layers/" in path]
     died = run.run(at_change(tmp_path, layers[len(layers) // 2], lambda: os.kill(os.getpid(), number)))
-    assert died.code == (1 if number == signal.SIGINT else -number)
+    assert died.code == (128 + number if number == signal.SIGINT else -number)
     assert "Traceback" not in died.said
     assert run.work.exists()
     assert run.run().code == 0

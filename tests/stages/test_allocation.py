@@ -132,6 +132,9 @@ class OneWeight:
     def weight(self, component: str, layer: str) -> Tensor:
         return torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
 
+    def shape(self, component: str, layer: str) -> tuple[int, ...]:
+        return 64, 256
+
 
 def test_the_check_draws_other_noise_of_the_same_size() -> None:
     def draw(salt: str) -> tuple[Tensor, float]:
