@@ -1,35 +1,27 @@
-"""The tables of the README come from reports alone."""
+"""The README's table comes from a stamped result alone."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import result_tables
 from vqcompress.report.comparison import Comparison
 
-
-def test_rows_stand_where_their_scheme_and_width_say(comparison: Comparison) -> None:
-    (trellis,) = [
-        variant
-        for variant in comparison.variants
-        if variant.method == "trellis" and round(variant.bits_per_weight) == 3
-    ]
-    mixed = replace(trellis, label="trellis 3-bit mixed", scheme="", denoiser_bytes=7_770_000)
-    both = replace(comparison, variants=(*comparison.variants, mixed))
-    mixed_line = next(line for line in result_tables.budget_table(both, True).splitlines() if "trellis" in line)
-    same_line = next(line for line in result_tables.budget_table(both, False).splitlines() if "trellis" in line)
-    assert f"{trellis.denoiser_bytes / 1e6:.2f} MB" in same_line.split("|")[3]
-    assert "7.77 MB" in mixed_line.split("|")[3]
-    assert mixed_line.split("|")[2].strip() == "–"
+README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_script_prints_all_tables(comparison: Comparison, tmp_path: Path, monkeypatch, capsys) -> None:
-    path = tmp_path / "report.json"
-    path.write_text(json.dumps(comparison.to_json()))
-    monkeypatch.setattr("sys.argv", ["result_tables.py", str(path), str(path)])
-    result_tables.main()
-    printed = capsys.readouterr().out
-    assert f"| **{comparison.variants[0].label}** |" in printed
-    assert printed.count("| `gptq` |") == 1
+def test_the_readme_holds_the_table_of_the_stamped_result() -> None:
+    assert result_tables.peers_table(result_tables.read(result_tables.STAMPED)) in README.read_text(encoding="utf-8")
+
+
+def test_rows_stand_by_size_and_say_what_was_measured(comparison: Comparison) -> None:
+    first = comparison.variants[0]
+    small = replace(first, label="small", denoiser_bytes=1_230_000, image_values={"psnr": (10.0, 30.0, 20.0)})
+    lines = result_tables.peers_table(replace(comparison, variants=(first, small))).splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert cells[0].strip("*") == "small"
+    assert cells[2] == "1.23"
+    assert cells[4] == "20.0, 10.0–30.0"
+    assert cells[5] == "10.0"
+    assert f"{first.denoiser_bytes / 1e6:.2f}" in lines[3]
