@@ -294,7 +294,6 @@ def test_float16_and_non_contiguous_weights():
         ({"bits": float("nan")}, RecipeError, "out of range"),
         ({"method": "magic"}, RecipeError, "unknown method"),
         ({"settings": 3}, RecipeError, "TrellisSettings"),
-        ({"settings": TrellisSettings(state_bits=11)}, RecipeError, "state_bits"),
         ({"output_moment": torch.eye(16)}, CalibrationError, "32 outputs"),
         ({"output_moment": torch.full((32, 32), float("inf"))}, CalibrationError, "overflowed"),
         ({"output_moment": -torch.eye(32)}, CalibrationError, "negative"),
@@ -304,6 +303,28 @@ def test_float16_and_non_contiguous_weights():
 def test_mistakes_have_one_clear_error(arguments, error, words):
     with pytest.raises(error, match=words):
         quantize_weight(**{"weight": gaussian(32, 16), **arguments})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"state_bits": 11},
+        {"state_bits": True},
+        {"tail": "heavy"},
+        {"tail": 4.5},
+        {"rotation": 1},
+        {"damping": 0.0},
+        {"output_damping": float("nan")},
+        {"coordinate_descent": -1},
+        {"search": "tpu"},
+        {"half_rates": None},
+    ],
+    ids=str,
+)
+def test_settings_name_the_value_that_they_do_not_take(values):
+    (name,) = values
+    with pytest.raises(RecipeError, match=f"trellis setting {name}="):
+        TrellisSettings(**values)
 
 
 @settings(deadline=None, max_examples=25)
