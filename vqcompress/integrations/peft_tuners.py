@@ -7,6 +7,7 @@ weight cannot; nor can any adapter be merged, for codes are no numbers to add to
 from __future__ import annotations
 
 import functools
+import inspect
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -142,7 +143,7 @@ def _problem(config: Any, targets: list[PackedLayer], names: list[str]) -> str |
             f"PEFT's {kind} replaces or trains the weights of its layers, which are packed: target layers that stayed "
             "dense, or use another tuner (LORA, also with use_dora, LOHA, LOKR, IA3, OFT, BOFT, VERA, HRA, …)"
         )
-    if kind in LINEAR_ONLY and any(len(layer.dense_shape) > 2 for layer in targets):
+    if is_linear_only(kind) and any(len(layer.dense_shape) > 2 for layer in targets):
         return (
             f"PEFT's {kind} takes the weight of a convolution apart, which is packed: target linear layers, or use LORA"
         )
@@ -153,6 +154,18 @@ def _problem(config: Any, targets: list[PackedLayer], names: list[str]) -> str |
             f"{', '.join(map(repr, ADDITIVE_STARTS))}"
         )
     return None
+
+
+def is_linear_only(kind: str) -> bool:
+    """Whether this tuner reads the stored weight of a convolution; BOFT does in early versions of PEFT."""
+    return kind in LINEAR_ONLY or (kind == "BOFT" and _boft_reads_codes())
+
+
+@functools.cache
+def _boft_reads_codes() -> bool:
+    from peft.tuners.boft.layer import Conv2d
+
+    return "self.base_layer.weight" in inspect.getsource(Conv2d.forward)
 
 
 def _parameters(config: Any) -> list[str]:
