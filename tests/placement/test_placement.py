@@ -13,6 +13,8 @@ from torch import nn
 
 from tests.architectures import tiny_pipelines
 from vqcompress.architectures.stored_dtype import dtype_of_entries, stored_dtype
+from vqcompress.bundle import write_bundle
+from vqcompress.checkpoint import load
 from vqcompress.errors import RecipeError
 from vqcompress.placement import Placement, with_offload
 from vqcompress.placement.machine import ACCELERATORS, device_memory, first_accelerator, why_absent
@@ -96,6 +98,20 @@ def test_a_checkpoints_dtype_is_that_of_its_denoiser(dtype: torch.dtype, tmp_pat
     pipeline.unet.to(dtype)
     pipeline.save_pretrained(tmp_path)
     assert stored_dtype(tmp_path) == dtype
+
+
+class AsStored(Placement):
+    """On the host, and in the checkpoint's dtype as on an accelerator."""
+
+    opening_dtype = None
+
+
+def test_a_bundle_opens_in_the_dtype_of_its_denoiser(tmp_path: Path) -> None:
+    pipeline = tiny_pipelines.sd15()
+    pipeline.unet.to(torch.bfloat16)
+    pipeline.save_pretrained(tmp_path / "folder")
+    bundle = write_bundle(tmp_path / "folder", tmp_path / "one.safetensors")
+    assert load(bundle, checked=False, device=AsStored()).unet.dtype == torch.bfloat16
 
 
 def test_the_scales_of_packed_layers_say_nothing_of_the_dtype(tmp_path: Path) -> None:

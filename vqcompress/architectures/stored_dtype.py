@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from vqcompress.architectures.narrow_weights import DENOISERS
-from vqcompress.bundle import read_bundle, temporary_folder
 from vqcompress.component_files import ComponentFiles, components
 from vqcompress.errors import VQCompressError
 
@@ -22,14 +21,11 @@ SHARED = "vq_shared."  # codebooks of a packed component
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """That of the denoiser in the pipeline ``folder``, or bundle; float32 where it cannot be told.
+    """That of the denoiser in the pipeline ``folder``; float32 where it cannot be told.
 
     Of a packed denoiser, codes and their scales have dtypes of their own and do not count.
     """
     try:
-        if (bundle := read_bundle(folder)) is not None:
-            with temporary_folder(bundle) as extracted:
-                return stored_dtype(Path(extracted))
         found = {part.name: part for part in components(folder)}
         denoiser = next(found[name] for name in DENOISERS if name in found)
         dense = ((dtype, shape) for name, dtype, shape in _entries(denoiser) if _is_dense(denoiser, name))

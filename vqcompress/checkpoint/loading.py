@@ -41,10 +41,9 @@ def load(
     placement = None
     if device is not None:
         placement = Placement.parse(device, options.pop("dtype", options.pop("torch_dtype", None)), offload)
-        options["dtype"] = placement.opening_dtype or stored_dtype(Path(folder))
     elif offload is not None:
         raise RecipeError("offload needs a device to load to: give device='auto', or another that is here")
-    pipeline = _load(folder, checked, options)
+    pipeline = _load(folder, checked, options, placement)
     if placement is not None:
         place(pipeline, placement)
     if dense_budget is not None:
@@ -52,16 +51,18 @@ def load(
     return pipeline
 
 
-def _load(folder: str | Path, checked: bool, options: dict[str, Any]) -> DiffusionPipeline:
+def _load(folder: str | Path, checked: bool, options: dict[str, Any], placement: Placement | None) -> DiffusionPipeline:
     if (bundle := read_bundle(folder)) is not None:
         if checked:
             refuse(folder, bundle_problems(bundle))
         directory = temporary_folder(bundle)
-        pipeline = _load(directory.name, checked, options)
+        pipeline = _load(directory.name, checked, options, placement)
         keep_for(pipeline, directory)
         return pipeline
     if checked:
         refuse(folder, verify(folder))
+    if placement is not None:
+        options["dtype"] = placement.opening_dtype or stored_dtype(Path(folder))
     for name in ("torch_dtype", "dtype"):
         if name in options:
             options |= dtype_option(options.pop(name))
