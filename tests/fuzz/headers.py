@@ -24,7 +24,11 @@ STRANGE_KEYS = (
 
 @dataclass
 class Header:
-    """``entries`` in order, names repeated as often as they come; ``data`` behind the header; ``text`` overrides."""
+    """``entries`` in order, names repeated as often as they come, and ``data`` behind the header.
+
+    ``before`` and ``after`` surround the object of the entries; ``length`` is what the file says of the header, None
+    for the truth.
+    """
 
     entries: list[tuple[str, Any]]
     data: bytes

@@ -15,7 +15,7 @@ OWN_CHECKS = ("verify", "inspect", "bundle", "kernels")
 """Operations in which no library opens the folder: any exception is ours."""
 # Where our code only hands on to a library: (file, function).
 HANDED_ON = {
-    ("component_loading.py", "check_packed"), ("opening_checks.py", "looking"), ("loading.py", "load"),
+    ("component_loading.py", "check_packed"), ("opening_checks.py", "looking"), ("loading.py", "_load"),
     ("single_file.py", "open_bundle"), ("single_file.py", "_open"), ("diffusers_pipelines.py", "__call__"),
     ("diffusers_pipelines.py", "refuse_pipes"),
 }  # fmt: skip
