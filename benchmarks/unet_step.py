@@ -229,31 +229,18 @@ def sdxl(small: bool) -> nn.Module:
     """The UNet of Stable Diffusion XL, or two blocks of it."""
     from diffusers import UNet2DConditionModel
 
-    size: dict[str, Any] = {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-    }
+    config = sdxl_config()
     if small:
-        size = {
+        config |= {
             "sample_size": 16,
             "block_out_channels": (32, 64),
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": 1,
             "attention_head_dim": (2, 4),
             "cross_attention_dim": 64,
         }
-    return UNet2DConditionModel(
-        **size,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-        use_linear_projection=True,
-    ).eval()
+    return UNet2DConditionModel(**config).eval()
 
 
 def quarter(small: bool) -> nn.Module:

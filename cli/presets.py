@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vqcompress.architectures.known_names import did_you_mean
+from vqcompress.architectures.known_names import perhaps_meant
 from vqcompress.architectures.published import PUBLISHED, class_of_pipeline, coded_weights, synonyms
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import RecipeError
@@ -33,7 +33,7 @@ def presets(words: tuple[str, ...], as_json: bool) -> None:
     if not rows:
         wanted = " ".join(words)
         raise RecipeError(
-            f"no published model matches {wanted!r}; {did_you_mean(wanted) or '`vqcompress presets` lists all'}"
+            f"no published model matches {wanted!r}; {perhaps_meant(wanted) or '`vqcompress presets` lists all'}"
         )
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(_table(rows, with_source=bool(words))))
 

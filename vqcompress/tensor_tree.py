@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,3 +22,15 @@ def to_device(value: Any, device: torch.device | str, *, copy: bool = False) -> 
     if isinstance(value, list | tuple):
         return type(value)(to_device(item, device, copy=copy) for item in value)
     return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested dicts, lists, tuples and output classes (which are dicts), in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)

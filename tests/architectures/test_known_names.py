@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 
 from vqcompress.architectures import architecture_of, open_pipeline
-from vqcompress.architectures.known_names import did_you_mean, known_name, sampled_as_published, suggestions
+from vqcompress.architectures.known_names import known_name, perhaps_meant, sampled_as_published, suggestions
 from vqcompress.architectures.published import PUBLISHED, coded_weights
 from vqcompress.architectures.published_skeleton import published_skeleton
 from vqcompress.cli.main import main
@@ -92,7 +92,7 @@ def test_what_was_perhaps_meant(model: str, meant: str) -> None:
 
 
 def test_nothing_alike_is_not_guessed() -> None:
-    assert did_you_mean("kqvjxz") == ""
+    assert perhaps_meant("kqvjxz") == ""
     with pytest.raises(ArchitectureError, match="vqcompress presets"):
         open_pipeline("kqvjxz")
 

@@ -11,24 +11,13 @@ from vqcompress.architectures import Architecture, LayerPlan
 from vqcompress.architectures.dit import DiTArchitecture
 from vqcompress.architectures.pixart import PixArtArchitecture
 from vqcompress.architectures.unet import UNetArchitecture
+from vqcompress.models.presets import SDXL_UNET
 from vqcompress.sampling_config import ResolvedSampling
 
-SDXL = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 PIXART = {"sample_size": 128, "cross_attention_dim": 1152, "caption_channels": 4096}
 CASES = [
-    pytest.param(UNetArchitecture, UNet2DConditionModel, SDXL, 2_567_463_684, 743, 51, 0.989, id="sdxl"),
+    pytest.param(UNetArchitecture, UNet2DConditionModel, SDXL_UNET, 2_567_463_684, 743, 51, 0.989, id="sdxl"),
     pytest.param(UNetArchitecture, UNet2DConditionModel, SD15, 859_520_964, 184, 98, 0.967, id="sd15"),
     pytest.param(DiTArchitecture, DiTTransformer2DModel, {"out_channels": 8}, 749_826_464, 254, 1, 0.892, id="dit"),
     pytest.param(PixArtArchitecture, PixArtTransformer2DModel, PIXART, 611_349_152, 290, 1, 0.983, id="pixart"),

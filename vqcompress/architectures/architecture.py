@@ -68,6 +68,11 @@ class Architecture:
         """All components that run at every timestep, or at some."""
         return (self.denoiser, *self.other_denoisers)
 
+    @property
+    def probe_steps(self) -> int:
+        """Steps of the shortest run that calls each denoiser: two, to see what changes, and six that several share."""
+        return 6 if self.other_denoisers else 2
+
     @classmethod
     def supports(cls, pipeline: Pipeline) -> bool:
         """Whether ``pipeline`` belongs to this family."""

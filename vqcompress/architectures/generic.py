@@ -49,7 +49,6 @@ FIRST = ("transformer", "unet")
 BESIDE = re.compile(r"vae|vqgan|movq|encoder|safety|controlnet|adapter|upsampler|vocoder|connector")
 TEXT = re.compile(r"text|txt|context|caption|cap_|prompt|llm|encoder_hid|image_embed")
 OUTSIDE = "outside of the blocks, where layers read latents, time and positions or write the estimate"
-STEPS, STEPS_FOR_ALL = 2, 6  # of the call that is followed; each of several denoisers is called in six
 SMALL, SIDES = 8, (64, 256)  # latents, and pixels, a side to try: what a layer reads does not depend on it
 
 _traced: WeakKeyDictionary[nn.Module, TracedCall | None] = WeakKeyDictionary()
@@ -119,9 +118,8 @@ class GenericArchitecture(Architecture):
         """Empty where the pipeline cannot be called: calibration then says what is wrong with it."""
         usual = self.defaults.height, self.defaults.width
         sides = [side for side in (SMALL * latent_factor(pipeline), *SIDES) if side < min(usual)]
-        steps = STEPS if len(networks) == 1 else STEPS_FOR_ALL
         for height, width in (*((side, side) for side in sides), usual):
-            sampling = SamplingConfig(steps, height=height, width=width)
+            sampling = SamplingConfig(self.probe_steps, height=height, width=width)
             draw = partial(self.sample, pipeline, ["a"], seeds=[0], sampling=sampling, output_type="latent")
             with suppress(*REFUSALS):
                 return trace_denoisers(networks, draw)

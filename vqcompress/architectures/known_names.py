@@ -71,7 +71,7 @@ def suggestions(model: str) -> list[str]:
     return list(dict.fromkeys([*sorted(set(begins), key=order.index), *alike]))[:SHOWN]
 
 
-def did_you_mean(model: str) -> str:
+def perhaps_meant(model: str) -> str:
     """``did you mean a, b or c?``, or an empty string."""
     *others, last = suggestions(model) or [""]
     if not last:

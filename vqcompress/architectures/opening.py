@@ -11,7 +11,7 @@ import torch
 
 from vqcompress.architectures.folder import open_folder
 from vqcompress.architectures.hub import cached_or_downloaded, downloaded_file
-from vqcompress.architectures.known_names import did_you_mean, known_name
+from vqcompress.architectures.known_names import known_name, perhaps_meant
 from vqcompress.architectures.linfusion import mount_published
 from vqcompress.architectures.published import PUBLISHED, Published, published
 from vqcompress.architectures.single_file import open_single_file
@@ -66,7 +66,7 @@ def open_pipeline(
     if os.path.isfile(path):
         return _open_file(path, dtype, narrow, base)
     if "/" not in name and (known := known_name(name)) and known != name:
-        return open_pipeline(known, dtype=dtype, narrow=narrow, base=base)
+        return open_pipeline(known, dtype=dtype, narrow=narrow)
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
         return open_folder(cached_or_downloaded(name), dtype, narrow=narrow)
     raise _unknown(name)
@@ -103,7 +103,7 @@ def _open_file(path: Path, dtype: torch.dtype | None, narrow: bool, base: str | 
 def _base(name: str) -> str:
     """A folder or a Hub id. Raises `ArchitectureError` for what is neither."""
     known = known_name(name)
-    if known in EMBEDDED or name in EMBEDDED:
+    if name in EMBEDDED:
         return str(_embedded(name))
     if known and (hub := _HUB.get(known)):
         return hub
@@ -119,7 +119,7 @@ def _unknown(name: str) -> ArchitectureError:
     if row := published(name):
         return _unopened(*row)
     return ArchitectureError(
-        f"unknown model {name!r}: {did_you_mean(name) or 'give a name that `vqcompress presets` lists'}"
+        f"unknown model {name!r}: {perhaps_meant(name) or 'give a name that `vqcompress presets` lists'}"
         "; also a diffusers folder, a .safetensors file, or a Hub id (owner/name)"
     )
 

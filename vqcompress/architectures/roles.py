@@ -19,26 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP
-from vqcompress.architectures.traced_call import LayerRead, Marks, TracedCall, tensors_in, trace
+from vqcompress.architectures.traced_call import LayerRead, Marks, TracedCall, trace
 from vqcompress.errors import VQCompressError
-from vqcompress.tensor_tree import to_device
+from vqcompress.tensor_tree import tensors_in, to_device
 
 TIMES = re.compile(r"^(timesteps?|t|r|time|timestep_\w+|\w+_timestep|sigmas?|guidance\w*)$")
 TOKEN_NAMES = re.compile(r"encoder_hidden_states|text|txt|context|prompt|cap_|caption|clip|llm|image_embed|input_ids")
 NOT_REACHED = "no call of the denoiser reaches it"
 REFUSALS = (
-    *(
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        NameError,
-        OSError,
-        RuntimeError,
-        TypeError,
-    ),
-    *(ValueError, VQCompressError),
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    VQCompressError,
 )
 """What pipelines raise when they are called in a way that does not suit them."""
 

@@ -7,7 +7,7 @@ through a view marks what it is a view of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Flag, auto
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vqcompress.matrix_view import is_quantizable
+from vqcompress.tensor_tree import tensors_in
 
 LEAST_LAYERS = 2  # of a block: less is a projection or an embedder
 
@@ -97,18 +98,6 @@ def block_candidates(denoiser: nn.Module) -> list[str]:
     return [name for name, member in members if sum(is_quantizable(part) for part in member.modules()) >= LEAST_LAYERS]
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples, dicts and output classes (which are dicts)."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-
-
 class _Tracer(TorchDispatchMode):
     """Passes marks on."""
 
@@ -145,11 +134,7 @@ def _reading(found: TracedCall, tracer: _Tracer, name: str) -> Callable[..., Non
             return
         first = next(tensors_in((args, kwargs)), None)
         if first is not None:
-            columns = (
-                first.shape[1] if isinstance(module, nn.Conv2d | nn.Conv3d) else first.shape[-1] if first.ndim else 1
-            )
-            rows = first.numel() // max(columns, 1)
-            found.layers[name] = LayerRead(tracer.of(first), rows, len(found.layers))
+            found.layers[name] = LayerRead(tracer.of(first), _rows(module, first), len(found.layers))
 
     return note
 

@@ -7,12 +7,9 @@ from typing import Any
 
 from vqcompress.architectures import Architecture, Pipeline
 from vqcompress.architectures.roles import REFUSALS
-from vqcompress.errors import CalibrationError, VQCompressError
+from vqcompress.errors import CalibrationError, VQCompressError, first_line
 from vqcompress.sampling_config import SamplingConfig
 from vqcompress.working_memory import is_out_of_memory
-
-PROBE_STEPS = 2
-STEPS_FOR_ALL = 6  # in which each of several denoisers is called, where they share the steps
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,7 @@ class SamplingRun:
 
     ``component`` is the denoiser whose calls are of interest (None: the architecture's first). With ``encode_only``
     only the text encoders run, with ``autoencode`` the images are decoded and encoded again. Raises `CalibrationError`
-    for no prompts and for a batch size
-    below 1.
+    for no prompts and for a batch size below 1.
     """
 
     pipeline: Pipeline
@@ -66,16 +62,12 @@ class SamplingRun:
 
     def probe(self) -> None:
         """Sample the first prompt alone with few steps."""
-        self._sample(0, self.prompts[:1], replace(self.sampling, steps=min(self._probe_steps, self.steps)))
-
-    @property
-    def _probe_steps(self) -> int:
-        return PROBE_STEPS if len(self.architecture.denoisers) == 1 else STEPS_FOR_ALL
+        self._sample(0, self.prompts[:1], replace(self.sampling, steps=min(self.architecture.probe_steps, self.steps)))
 
     @property
     def repeats(self) -> float:
         """How many times as many samples all batches show as `probe` does, about."""
-        return len(self.prompts) * (1.0 if self.autoencode else max(self.steps / self._probe_steps, 1.0))
+        return len(self.prompts) * (1.0 if self.autoencode else max(self.steps / self.architecture.probe_steps, 1.0))
 
     def first_prompt(self) -> None:
         """Sample the first prompt alone with all steps."""
@@ -101,8 +93,7 @@ class SamplingRun:
 
     def _refusal(self, sampling: SamplingConfig, error: Exception) -> str:
         how = sampling.resolve(self.architecture.defaults)
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return (
             f"{type(self.pipeline).__name__} cannot sample {how.height} x {how.width} pixels in {how.steps} steps: "
-            f"{reason.rstrip('.')}; choose others"
+            f"{first_line(error).rstrip('.')}; choose others"
         )

@@ -26,6 +26,7 @@ from vqcompress.placement import execution_device, saved_on_host
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.recipe import Training
 from vqcompress.run_store import RunStore
+from vqcompress.tensor_tree import tensors_in
 
 BLOCKS, TITLE = "finetune.blocks", "fine-tune blocks"
 HELD_OUT_SHARE = 4  # training samples for each held-out one
@@ -111,7 +112,7 @@ class _Block:
     def _capture(self, kwargs: dict[str, Any]) -> BlockCall:
         """What student and teacher do with this block, each run up to its end."""
         args, options, _ = run_through_block(self.name, self.denoiser, kwargs)
-        return BlockCall(args, options, tensors_in(run_through_block(self.name, self.teacher, kwargs)[2]))
+        return BlockCall(args, options, list(tensors_in(run_through_block(self.name, self.teacher, kwargs)[2])))
 
 
 class _BlockTask:
@@ -138,14 +139,6 @@ class _BlockTask:
         error = sum((o.float() - t.float()).square().sum() for o, t in zip(outputs, call.target, strict=True))
         signal = sum(t.float().square().sum() for t in call.target)
         return torch.as_tensor(error) / torch.as_tensor(signal).clamp_min(1e-30)
-
-
-def tensors_in(output: Any) -> list[Tensor]:
-    """All tensors of a block's output, in order: bare, in tuples, in lists, or in an output class."""
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
-    return [tensor for value in values for tensor in tensors_in(value)]
 
 
 @dataclass(frozen=True)
