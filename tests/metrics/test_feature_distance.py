@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqcompress.metrics.feature_distance import FLOOR, feature_distances
 
@@ -35,6 +36,29 @@ def test_each_image_is_measured_alone_and_both_ways_alike():
     first, second = feature_distances(damaged, images).tolist()
     assert first == 0
     assert second == pytest.approx(float(feature_distances(images[1:], damaged[1:])))
+
+
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that any operation inside of the block makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.count = max(self.count, made.numel())
+        return made
+
+
+def test_memory_is_that_of_one_image_however_many_there_are():
+    images, others = photos(6), photos(6).flip(-1)
+    with Largest() as one:
+        feature_distances(images[:1], others[:1])
+    with Largest() as six:
+        feature_distances(images, others)
+    assert one.count == six.count
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (1, 1, 16, 16), (1, 4, 5, 40)])

@@ -31,8 +31,13 @@ OPPONENT = ((0.299, 0.587, 0.114), (0.5, -0.5, 0.0), (0.25, 0.25, -0.5))
 def feature_distances(images: Tensor, originals: Tensor) -> Tensor:
     """``[n]``: 0 for equal images; ``images`` and ``originals`` are ``[n, 3, height, width]`` in 0..1.
 
-    Images of another number of channels are taken as gray: the mean of their channels.
+    Images of another number of channels are taken as gray: the mean of their channels. One image is filtered at a time:
+    the responses of all filters to one of a megapixel take 200 MB.
     """
+    return torch.cat([_distance(a, b) for a, b in zip(images.split(1), originals.split(1), strict=True)])
+
+
+def _distance(images: Tensor, originals: Tensor) -> Tensor:
     ours, theirs = _opponent(images), _opponent(originals)
     total = torch.zeros(len(images), dtype=ours.dtype)
     for _ in range(SCALES):
