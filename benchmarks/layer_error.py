@@ -33,15 +33,8 @@ from vqcompress.quantizers import GPTQSettings, RTNSettings, TrellisSettings, qu
 from vqcompress.quantizers.layer_error import relative_error
 from water_sic import water_sic
 
-BLIND = (
-    "rtn",
-    "faiss",
-    "nf4",
-    "fp4",
-    "hqq",
-    "torchao",
-    "sdnq",
-)  # these never look at inputs: what they learn is the same
+BLIND = ("rtn", "faiss", "nf4", "fp4", "hqq", "torchao", "sdnq")
+"""These never look at inputs: what they learn is the same."""
 Quantize = Callable[[Tensor, Tensor | SecondMoment | None], tuple[Tensor, float]]
 """``(weight [out, columns], second moment) -> (decoded weight, bits a weight)``."""
 

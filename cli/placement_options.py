@@ -1,4 +1,4 @@
-"""The options ``--device``, ``--dtype`` and ``--offload`` of every verb that computes."""
+"""The options ``--device``, ``--dtype`` and ``--offload`` of verbs that compute."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Energies(NamedTuple):
-    """Summed squares over all calls at one timestep: of the difference, and of the original's output."""
+    """Summed squares, of one timestep or image: of the difference, and of the original's output."""
 
     error: float
     signal: float

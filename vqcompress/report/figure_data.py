@@ -26,9 +26,9 @@ def figure_data(comparison: Comparison) -> dict[str, str]:
     }
 
 
-def data_url(text: str, kind: str) -> str:
-    """A link's target that holds ``text``."""
-    return f"data:{kind};base64,{b64encode(text.encode()).decode()}"
+def data_url(content: bytes, kind: str) -> str:
+    """The address of an image or a link's target that holds ``content``, of MIME type ``kind``."""
+    return f"data:{kind};base64,{b64encode(content).decode()}"
 
 
 def _text(rows: Iterator[Row]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -54,8 +53,8 @@ def to_html(comparison: Comparison) -> str:
         full_size=Markup(json.dumps(_data_urls(comparison.full_size))),
         blocks=blocks_table(comparison),
         blocks_note=BLOCKS_NOTE,
-        csv={name: data_url(text, "text/csv") for name, text in figure_data(comparison).items()},
-        report_json=data_url(json.dumps(comparison.to_json(), ensure_ascii=False), "application/json"),
+        csv={name: data_url(text.encode(), "text/csv") for name, text in figure_data(comparison).items()},
+        report_json=data_url(json.dumps(comparison.to_json(), ensure_ascii=False).encode(), "application/json"),
         script=Markup(_resource("report.js")),
         style=Markup(_resource("report.css")),
         styles=STYLES,
@@ -68,11 +67,7 @@ def _resource(name: str) -> str:
 
 
 def _data_urls(pictures: Mapping[str, Sequence[bytes]]) -> dict[str, list[str]]:
-    return {label: [_data_url(png) for png in files] for label, files in pictures.items()}
-
-
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(png).decode()}"
+    return {label: [data_url(png, "image/png") for png in files] for label, files in pictures.items()}
 
 
 def _plots(comparison: Comparison) -> dict[str, Markup]:

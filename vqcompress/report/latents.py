@@ -20,7 +20,7 @@ from vqcompress.report.variant import Trajectory
 class LatentsRecord:
     """What the denoiser is given in each call, for the first ``count`` images or some more: whole batches.
 
-    ``calls`` has (timestep, latents ``[images, …]``, float32) batch by batch.
+    ``calls`` has (the batch's first image, timestep, latents ``[images, …]``, float32) batch by batch.
     """
 
     count: int

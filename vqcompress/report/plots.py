@@ -89,18 +89,16 @@ def latents_by_timestep(comparison: Comparison) -> str:
 
 def caption_accuracy(comparison: Comparison) -> str:
     """Each variant's caption accuracy with its interval, and the original's as a band."""
-    variants = [
-        (variant.label, variant.caption_accuracy, STYLES[variant.curve].color, variant)
-        for variant in comparison.variants
-    ]
+    variants = comparison.variants
     with _svg("caption-accuracy", (SMALL[0], 1.1 + 0.31 * len(variants))) as (axes, text):
         _original_band(axes, comparison)
-        for place, (_, shares, color, variant) in enumerate(variants):
-            share = overall(shares)
+        for place, variant in enumerate(variants):
+            share = overall(variant.caption_accuracy)
             if share is not None:
+                color = STYLES[variant.curve].color
                 axes.plot([100 * share.low, 100 * share.high], [place, place], color=color, linewidth=1.6)
                 axes.plot([100 * share.share], [place], **{**_line(variant, size=6), "linestyle": "none"})
-        axes.set_yticks(range(len(variants)), [label for label, *_ in variants])
+        axes.set_yticks(range(len(variants)), [variant.label for variant in variants])
         axes.set_ylim(len(variants) - 0.4, -0.6)
         axes.set_xlabel("caption accuracy, % with 95 % interval")
         axes.grid(False, axis="y")

@@ -167,7 +167,7 @@ def _values(verdict: Verdict, rival: Rival) -> str:
 
 
 def _gap(measure: Measure, difference: Estimate) -> str:
-    """``differs: +4.9 dB, 95 % interval 4.1 to 5.6, 48 images``"""
+    """``differs: +4.9 dB, interval +4.1 to +5.6, 48 images``"""
     if measure == "psnr":
         value, low, high = (f"{each:+.1f}" for each in (difference.value, difference.low, difference.high))
         value += f"{SPACE}dB"
