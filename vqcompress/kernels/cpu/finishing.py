@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from vqcompress.kernels.cpu.loops import numbers, shared_loop
-from vqcompress.kernels.cpu.vectors import add, float_at, load, pointer, put_float, splat, store, times
+from vqcompress.kernels.cpu.vectors import add, float_at, load, minus, pointer, put_float, scaled, store, times
 from vqcompress.machine_code import compiled
 
 TILE = 16
@@ -40,26 +40,6 @@ def _hadamard(typing_context, vector):
     return vector(vector), generate
 
 
-@intrinsic
-def _minus(typing_context, left, right):
-    """``left - right``."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fsub(*arguments)
-
-    return left(left, right), generate
-
-
-@intrinsic
-def _scaled(typing_context, vector, factor):
-    """``vector * factor`` for a single ``factor``."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fmul(arguments[0], splat(builder, arguments[1], arguments[0].type.count))
-
-    return vector(vector, types.float32), generate
-
-
 @compiled(inline="always")
 def _transform(start, block):
     """The unnormalised Walsh-Hadamard transform of ``block`` floats at ``start``, fewer than sixteen."""
@@ -84,7 +64,7 @@ def _transform_tiles(start, block):
             for place in range(pair, pair + span, STEP):
                 first, second = load(TILE, place), load(TILE, place + span)
                 store(add(first, second), place)
-                store(_minus(first, second), place + span)
+                store(minus(first, second), place + span)
         span *= 2
 
 
@@ -112,7 +92,7 @@ def finish_columns(first, last, arguments):
         if factors != 0:
             factor = float_at(factors + 4 * column)
             for place in range(at, at + 4 * whole, STEP):
-                store(_scaled(load(TILE, place), factor), place)
+                store(scaled(load(TILE, place), factor), place)
             for place in range(at + 4 * whole, at + 4 * outputs, 4):
                 put_float(float_at(place) * factor, place)
 

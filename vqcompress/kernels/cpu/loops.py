@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vqcompress.kernels.cpu.vectors import float_at, half_at, pointer, put_float
+from vqcompress.kernels.cpu.vectors import byte_at, float_at, half_at, pointer, put_float
 from vqcompress.machine_code import compiled, native
 
 HEAD_NUMBERS, BLOCK_NUMBERS = 9, 13  # of a product, and of each of its blocks
@@ -62,6 +62,26 @@ def wrapped_window(stream, stop, bits, count):
         at = bit % bits
         value = (value << 1) | ((np.int64(stream[at >> 3]) >> (7 - (at & 7))) & 1)
     return value
+
+
+@compiled(inline="always")
+def last_sixteen(address, bits):
+    """The last sixteen bits of the circle of ``bits`` bits at ``address``."""
+    if bits < 24:
+        return _wrapped_sixteen(address, bits)
+    at = address + ((bits - 1) >> 3)
+    three = (byte_at(at - 2) << 16) | (byte_at(at - 1) << 8) | byte_at(at)
+    return np.uint64((three >> (7 - ((bits - 1) & 7))) & 0xFFFF)
+
+
+@compiled(inline="always")
+def _wrapped_sixteen(address, bits):
+    """The same for a circle that may be shorter than that."""
+    value = np.int64(0)
+    for place in range(-16, 0):
+        at = place % bits
+        value = (value << 1) | ((byte_at(address + (at >> 3)) >> (7 - (at & 7))) & 1)
+    return np.uint64(value)
 
 
 @intrinsic(prefer_literal=True)

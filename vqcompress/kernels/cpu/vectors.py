@@ -92,6 +92,16 @@ def add(typing_context, left, right):
 
 
 @intrinsic
+def minus(typing_context, left, right):
+    """``left - right``."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fsub(*arguments)
+
+    return left(left, right), generate
+
+
+@intrinsic
 def times(typing_context, left, right):
     """``left * right``."""
 
@@ -99,6 +109,16 @@ def times(typing_context, left, right):
         return builder.fmul(*arguments)
 
     return left(left, right), generate
+
+
+@intrinsic
+def scaled(typing_context, vector, factor):
+    """``vector * factor`` for a single ``factor``."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fmul(arguments[0], splat(builder, arguments[1], arguments[0].type.count))
+
+    return vector(vector, types.float32), generate
 
 
 @intrinsic
