@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from vqcompress.bitpack import packed_bytes
 from vqcompress.formats import TrellisSpec
 from vqcompress.kernels import kernel_choice
+from vqcompress.placement.machine import ACCELERATORS, device_count, host_memory, why_absent
 from vqcompress.working_memory import usable_cores
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numba", "faiss-cpu")
@@ -33,7 +33,7 @@ def env() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "cores": usable_cores(),
-        "memory": _host_memory(),
+        "memory": host_memory()[0] or None,
         "packages": packages,
         "devices": devices,
         "kernels": _kernels(devices[0]["device"]),
@@ -51,26 +51,18 @@ def _version(package: str) -> str | None:
 
 
 def _accelerators() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for index in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(index)
-        capability = f"{card.major}.{card.minor}"
-        found.append(
-            {"device": f"cuda:{index}", "name": card.name, "memory": card.total_memory, "capability": capability}
-        )
-    if torch.backends.mps.is_available():
-        found.append({"device": "mps", "name": platform.processor()})
-    for index in range(torch.xpu.device_count()):
-        other = torch.xpu.get_device_properties(index)
-        found.append({"device": f"xpu:{index}", "name": other.name, "memory": other.total_memory})
-    return found
+    """Those that "auto" would take, first ones first."""
+    kinds = [kind for kind in ACCELERATORS if not why_absent(kind)]
+    return [_accelerator(kind, index) for kind in kinds for index in range(device_count(kind))]
 
 
-def _host_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+def _accelerator(kind: str, index: int) -> dict[str, Any]:
+    """From its properties alone: asking for its free memory would take some of it."""
+    if kind == "mps":
+        return {"device": kind, "name": platform.processor()}
+    found = getattr(torch, kind).get_device_properties(index)
+    capability = {"capability": f"{found.major}.{found.minor}"} if kind == "cuda" else {}
+    return {"device": f"{kind}:{index}", "name": found.name, "memory": found.total_memory, **capability}
 
 
 def _kernels(device: str) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from vqcompress.disk import free_bytes
 from vqcompress.formats.scalar import FLOAT_SCALES
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.methods import METHODS
-from vqcompress.placement import Placement
+from vqcompress.placement import Placement, networks
 from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.stages.forecast import Needs, Work, forecast, samples_of_a_call
@@ -45,7 +45,8 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
     weights = sum(p.numel() for name in components for p in getattr(pipeline, name).parameters())
     packed = sum(math.prod(plan.shape) for plan in quantized)
     needs_moments = METHODS[recipe.method].calibrated or recipe.shares_budget
-    moments = [4 * matrix_shape(plan.shape)[1] ** 2 for plan in quantized] if needs_moments else []
+    columns = [matrix_shape(plan.shape)[1] for plan in quantized] if needs_moments else []
+    moments = [4 * side**2 for side in columns]
     outputs = [4 * matrix_shape(plan.shape)[0] ** 2 for plan in quantized] if recipe.output_feedback else []
     budget = recipe.calibration.memory_budget_gb * 1e9
     sampling = recipe.calibration.sampling.resolve(architecture.defaults)
@@ -61,13 +62,11 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
         * samples_of_a_call(pipeline, denoiser, sampling)
         * sum(p.numel() for p in getattr(pipeline, denoiser).parameters())
     )
-    columns = [matrix_shape(plan.shape)[1] for plan in quantized] if needs_moments else []
     work = Work.of(recipe, sampling, one_call, columns, encode_seconds)
-    width = 4 if placement.on_host or placement.dtype == torch.float32 else 2
-    numbers = sum(p.numel() for module in _modules(pipeline) for p in module.parameters())
+    dtype = placement.opening_dtype or torch.bfloat16
+    numbers = sum(p.numel() for network in networks(pipeline).values() for p in network.parameters())
     disk = sum(moments) + sum(outputs) + 2 * _bytes_after(weights, packed, recipe, recipe.bits)
-    needs = Needs(0 if placement.on_host else width * numbers + 2 * max(moments, default=0), peak, disk)
-    dtype = placement.dtype or (torch.float32 if placement.on_host else torch.bfloat16)
+    needs = Needs(0 if placement.on_host else dtype.itemsize * numbers + 2 * max(moments, default=0), peak, disk)
     return {
         "model": model,
         "method": recipe.method,
@@ -123,11 +122,7 @@ def _largest(plans: list[Any]) -> int:
 
 
 def _model_bytes(pipeline: Any) -> int:
-    return sum(p.numel() * p.element_size() for module in _modules(pipeline) for p in module.parameters())
-
-
-def _modules(pipeline: Any) -> list[torch.nn.Module]:
-    return [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
+    return sum(p.nbytes for network in networks(pipeline).values() for p in network.parameters())
 
 
 def _narrow_saves(architecture: Architecture, pipeline: Any, recipe: Recipe) -> int:

@@ -65,8 +65,8 @@ def finetune(
     ``changes`` are keys of `Training`. Prompts that calibration used are left out. A run that was stopped goes on with
     the same call. Without ``verified``, the folder is not compared with its manifest. ``device``, ``dtype`` and
     ``offload`` say where the original runs, see `Placement`, and where the compressed model learns, in float32 or what
-    `Training.dtype` says. Returns the folder
-    written, and held-out losses before and after. Raises a `VQCompressError` for whatever a user can fix.
+    `Training.dtype` says. Returns the folder written, and held-out losses before and after. Raises a `VQCompressError`
+    for whatever a user can fix.
     """
     folder, placement = Path(folder), Placement.parse(device, dtype, offload)
     output = folder if output is None else Path(output)

@@ -21,6 +21,7 @@ from vqcompress.finetune.presets import TrainingPreset, training_preset
 from vqcompress.finetune.whole_stage import checkpointing
 from vqcompress.layers import vq_layers
 from vqcompress.matrix_view import matrix_shape
+from vqcompress.placement import networks
 from vqcompress.recipe import Recipe
 
 COPIES = 6  # in float32, of what learns: master, gradient, two moments, best state, and the copy that is measured
@@ -102,8 +103,7 @@ def _measure(denoiser: nn.Module, kwargs: dict[str, Any]) -> tuple[float, float,
 
 
 def _model_bytes(pipeline: Pipeline) -> int:
-    modules = [module for module in pipeline.components.values() if isinstance(module, nn.Module)]
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return sum(p.nbytes for network in networks(pipeline).values() for p in network.parameters())
 
 
 def _largest_weight(denoiser: nn.Module) -> int:

@@ -43,10 +43,17 @@ def host_memory() -> tuple[int, int]:
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+        total = _physical_bytes()
         return total, total
     found = {name: 1024 * int(count) for name, count in re.findall(r"(\w+):\s+(\d+) kB", text)}
     return found.get("MemTotal", 0), found.get("MemAvailable", 0)
+
+
+def _physical_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such function, or no such name
+        return 0
 
 
 def first_accelerator() -> str | None:

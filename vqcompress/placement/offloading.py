@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vqcompress.placement.placement import WAITING, Offload, Placement
-from vqcompress.placement.streaming import mark_execution_device, stop_streaming, stream
+from vqcompress.placement.streaming import mark_execution_device, stop_streaming, stream, weight_bytes
 
 FOR_WEIGHTS = 0.8  # of a device's free memory; activations and second moments take the rest
 STREAMED_AT_ONCE = 1 << 30  # bytes of weights that "group" moves together, at most
@@ -67,11 +67,6 @@ def with_offload(placement: Placement, pipeline: Any) -> Placement:
 def networks(pipeline: Any) -> dict[str, nn.Module]:
     """The networks of ``pipeline`` by name."""
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-
-
-def weight_bytes(network: nn.Module) -> int:
-    """Of all its tensors."""
-    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
 
 
 def _stream(pipeline: Any, device: torch.device, at_once: int) -> None:

@@ -106,6 +106,11 @@ def saved_on_host(network: nn.Module) -> Iterator[None]:
         yield
 
 
+def weight_bytes(network: nn.Module) -> int:
+    """Of all its tensors."""
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
+
+
 def _units(module: nn.Module, at_once: int) -> Iterator[tuple[nn.Module, bool]]:
     """Modules to move, and whether with all that is inside. A list of modules is never called itself."""
     if any(True for _ in _direct(module)):
@@ -113,7 +118,7 @@ def _units(module: nn.Module, at_once: int) -> Iterator[tuple[nn.Module, bool]]:
     for child in module.children():
         inner = any(True for _ in child.children())
         lists = isinstance(child, nn.ModuleList | nn.ModuleDict | nn.Sequential)
-        size = sum(tensor.nbytes for tensor in [*child.parameters(), *child.buffers()])
+        size = weight_bytes(child)
         if inner and (lists or size > at_once):
             yield from _units(child, at_once)
         elif size:

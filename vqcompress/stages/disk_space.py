@@ -5,10 +5,9 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
-from torch import nn
-
 from vqcompress.disk import free_bytes
 from vqcompress.errors import CheckpointError
+from vqcompress.placement import networks
 from vqcompress.stages.run import Run
 
 NARROW = 2
@@ -33,6 +32,5 @@ def check_disk_space(run: Run, output: Path, free: int | None = None) -> None:
 def bytes_needed(run: Run) -> int:
     """Bytes of the codes, once in the run's folder and once published, and of the dense rest."""
     packed = sum(prod(run.shape(component, layer)) for component, layers in run.layers.items() for layer in layers)
-    networks = [part for part in run.pipeline.components.values() if isinstance(part, nn.Module)]
-    weights = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    weights = sum(p.numel() for network in networks(run.pipeline).values() for p in network.parameters())
     return NARROW * (weights - packed) + int(2 * packed * run.recipe.bits / 8)

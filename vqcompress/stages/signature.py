@@ -28,18 +28,10 @@ from vqcompress.run_store import read_source_note
 
 LIBRARIES = ("torch", "diffusers", "transformers")
 NOT_IN_RESULTS = (
-    *("cli", "report", "shapes", "checkpoint", "integrations", "compression.py", "tuning.py", "estimate.py"),
-    "generation.py",
-    *(
-        "placement",
-        "bundle.py",
-        "component_files.py",
-        "folder_files.py",
-        "disk.py",
-        "stages/journal.py",
-        "stages/disk_space.py",
-    ),
-)
+    "cli", "report", "shapes", "checkpoint", "integrations", "placement",
+    "compression.py", "environment.py", "estimate.py", "generation.py", "tuning.py",
+    "bundle.py", "component_files.py", "disk.py", "folder_files.py", "stages/disk_space.py", "stages/journal.py",
+)  # fmt: skip
 """Parts of the package whose code no stored result depends on."""
 
 OF_ENCODING = (

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from vqcompress.errors import first_line
 from vqcompress.kernels.cuda.jobs import THREADS, KernelName, Launch
 from vqcompress.kernels.tensor_cache import refuse_capture
 
@@ -110,9 +111,7 @@ def _probed(device: torch.device) -> str:
     try:
         _kernel(PROBE, device)
     except Exception as error:  # noqa: BLE001 - a library that is missing, too old or of another CUDA raises anything
-        reason = (
-            f"NVRTC made no kernel here: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
+        reason = f"NVRTC made no kernel here: {type(error).__name__}: {first_line(error)}"
         warnings.warn(f"vqcompress decodes with a slower kernel on {device}; {reason}", stacklevel=2)
         return reason
     return ""
