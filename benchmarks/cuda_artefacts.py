@@ -74,7 +74,7 @@ def artefact(kernel: KernelName, capability: int) -> Artefact:
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing about {kernel.symbol}:\n{usage}")
     loop = decoding_loop(listing)
-    stores = sum(bool(re.search(r"\bSTG?\.E(\.\w+)*\.128\b", line)) for line in loop)
+    stores = _wide_stores(loop)
     if not stores:
         raise RuntimeError(f"no loop of {kernel.symbol} stores 16 bytes")
     registers, stack, local = map(int, found.groups())
@@ -91,13 +91,14 @@ def decoding_loop(listing: str) -> list[str]:
         target = re.search(r"\bBRA(?:\.\w+)*\s+(?:\w+,\s*)?`?\(?(?:\.L_x_\d+)?\)?(0x[0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
             loops.append([own for at, own in lines if int(target[1], 16) <= at <= address])
-
-    def stores(loop: list[str]) -> int:
-        return sum(bool(re.search(r"\bSTG?\.E(\.\w+)*\.128\b", line)) for line in loop)
-
-    with_stores = [loop for loop in loops if stores(loop)]
+    with_stores = [loop for loop in loops if _wide_stores(loop)]
     innermost = [loop for loop in with_stores if not any(o is not loop and _within(o, loop) for o in with_stores)]
-    return max(innermost, key=stores, default=[])
+    return max(innermost, key=_wide_stores, default=[])
+
+
+def _wide_stores(lines: list[str]) -> int:
+    """How many of them store 16 bytes."""
+    return sum(bool(re.search(r"\bSTG?\.E(\.\w+)*\.128\b", line)) for line in lines)
 
 
 def _within(inner: list[str], outer: list[str]) -> bool:

@@ -62,3 +62,19 @@ def test_resources_are_found_through_importlib() -> None:
     assert files("vqcompress.calib_prompts").joinpath("general.txt").is_file()
     for model in EMBEDDED.values():
         assert (model.path / "model_index.json").is_file()
+
+
+def test_a_bare_checkout_is_imported_without_metadata(tmp_path: Path) -> None:
+    (tmp_path / "vqcompress").symlink_to(ROOT / "vqcompress")
+    code = (
+        "import importlib.metadata as m\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'vqcompress': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "import vqcompress\n"
+        "print(vqcompress.__version__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0+checkout"

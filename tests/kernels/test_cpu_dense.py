@@ -14,7 +14,7 @@ from vqcompress.kernels.cpu.dense import dense_weight
 from vqcompress.kernels.cpu.scratch import KEPT_BYTES, release_scratch, scratch
 from vqcompress.matrix_view import from_transposed
 
-SHAPES = [(32, 48), (48, 7), (64, 3, 3, 3), (16, 40, 1, 1), (80, 2, 3, 1), (8, 0)]
+SHAPES = [(32, 48), (48, 7), (64, 3, 3, 3), (16, 40, 1, 1), (80, 2, 3, 1)]
 EXTRAS = [
     Extras(),
     Extras(column_scales=True, row_scales=False),
@@ -29,11 +29,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def weights():
     for shape in SHAPES:
         for extras in EXTRAS:
-            if shape[1]:
-                yield trellis(shape, 12, (6, 4, 0), extras)
-                yield trellis(shape, 8, (3, 2, 5), extras)
-                if not (extras.rotation or extras.learned):
-                    yield additive(shape, 8, 8, 3, extras)
+            yield trellis(shape, 12, (6, 4, 0), extras)
+            yield trellis(shape, 8, (3, 2, 5), extras)
+            if not (extras.rotation or extras.learned):
+                yield additive(shape, 8, 8, 3, extras)
     for block in (1, 2, 16, 32, 64, 256):
         yield trellis((256, 5), 8, (6, 5), Extras(column_scales=block == 16, rotation=block))
     for shape in ODD:
