@@ -3,7 +3,7 @@
 ``python benchmarks/evidence.py`` (or ``make evidence``) runs every result of the table below, ``evidence.py NAME…``
 those, ``--list`` names them with their commands. A document ``docs/results/NAME.md`` is written from the numbers in
 ``NAME.json`` beside it and from nothing else; that file also holds the stamp: commands, version and commit, machine,
-date and seconds. ``tests/report/test_evidence.py`` renders every stamped document again and compares.
+date and seconds. ``tests/reports/test_evidence.py`` renders every stamped document again and compares.
 
 Formats of packages in environments of their own are compared where the environment variables of `vqcompress.peers`
 name them; a report says which ones were not there.
@@ -24,8 +24,8 @@ from typing import Any
 
 import click
 
-from vqcompress.report import Comparison, to_markdown
-from vqcompress.report.machine import machine
+from vqcompress.reports import Comparison, to_markdown
+from vqcompress.reports.machine import machine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -36,7 +36,7 @@ from vqcompress.checkpoint import load
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
-from vqcompress.finetune import (
+from vqcompress.finetuning import (
     DistillationData,
     Teacher,
     TuningContext,
@@ -49,8 +49,8 @@ from vqcompress.finetune import (
 from vqcompress.layers import SHARED_NAME, swap, vq_layers
 from vqcompress.metrics import denoiser_error, image_fidelity
 from vqcompress.recipe import Calibration, Recipe, Training
-from vqcompress.report.pictures import to_picture
-from vqcompress.report.replay import replay
+from vqcompress.reports.pictures import to_picture
+from vqcompress.reports.replay import replay
 from vqcompress.run_store import RunStore
 from vqcompress.shapes.judge import judge
 from vqcompress.shapes.scenes import held_out_captions

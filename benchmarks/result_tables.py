@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from vqcompress.report.comparison import Comparison
-from vqcompress.report.formatting import percent_short, span
-from vqcompress.report.variant import Variant
+from vqcompress.reports.comparison import Comparison
+from vqcompress.reports.formatting import percent_short, span
+from vqcompress.reports.variant import Variant
 
 STAMPED = Path(__file__).parents[1] / "docs" / "results" / "shapes-dit-peers.json"
 HEAD = ("", "bits a weight", "denoiser, MB", "its error", "PSNR, dB: median, 95 % interval", "worst image")

@@ -18,15 +18,7 @@ def bundle(folder: Path, output: Path, no_verify: bool) -> None:
     `StableDiffusionXLPipeline.from_single_file(FILE)`. `vqcompress generate` and `vqcompress dequantize` open it too.
     The folder's files are compared with its manifest first (SHA-256).
     """
-    from vqcompress.bundle import write_bundle
-    from vqcompress.checkpoint import check_hashes
-    from vqcompress.errors import RecipeError
+    from vqcompress.checkpoint import bundle as write
 
-    if output.suffix != ".safetensors":
-        raise RecipeError(
-            f"a bundle is one .safetensors file; name it {output.with_suffix('.safetensors')}, not {output}"
-        )
-    if not no_verify:
-        check_hashes(folder)
-    written = write_bundle(folder, output)
+    written = write(folder, output, verified=not no_verify)
     click.echo(f"{written}: {written.stat().st_size / 1e6:.2f} MB, for from_single_file")

@@ -64,7 +64,7 @@ def generate(
     from vqcompress.generation import generate as draw
     from vqcompress.generation import open_placed
     from vqcompress.layers import set_dense_budget
-    from vqcompress.report.pictures import tile
+    from vqcompress.reports.pictures import tile
     from vqcompress.sampling_config import SamplingConfig
 
     asked = SamplingConfig(steps, guidance)

@@ -14,7 +14,7 @@ from vqcompress.cli.progress import StageProgress
 
 if TYPE_CHECKING:
     from vqcompress.placement import Placement
-    from vqcompress.report import EvaluationConfig
+    from vqcompress.reports import EvaluationConfig
 
 
 @click.command()
@@ -66,7 +66,7 @@ def report(
     vqcompress report shapes out/shapes-vq3 out/shapes-gptq4
     """
     placement = chosen_placement(device, dtype, offload, quiet=as_json)
-    from vqcompress.report import EvaluationConfig
+    from vqcompress.reports import EvaluationConfig
     from vqcompress.sampling_config import SamplingConfig
 
     config = EvaluationConfig(
@@ -96,13 +96,19 @@ def write_comparison(
     placement: Placement | None = None,
 ) -> None:
     """Run the comparison, write the report and print it; ``quiet`` prints JSON."""
-    from vqcompress.report import compare_folders, write_report
+    from vqcompress.reports import report as compare_and_write
 
     with StageProgress(quiet=quiet) as progress:
-        comparison = compare_folders(
-            original, folders, peers=peers, prompts=prompts, config=config, progress=progress, device=placement
+        comparison = compare_and_write(
+            original,
+            folders,
+            output,
+            peers=peers,
+            prompts=prompts,
+            config=config,
+            progress=progress,
+            device=placement,
         )
-    write_report(comparison, output)
     if quiet:
         click.echo(json.dumps(comparison.to_json()))
     else:

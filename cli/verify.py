@@ -28,7 +28,7 @@ def verify(folder: Path, seconds: float | None, as_json: bool) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more problems, see --json)" if len(problems) > 1 else ""
         raise CheckpointError(f"{folder}: {problems[0]}{more}")
-    from vqcompress.bundle import read_bundle
+    from vqcompress.bundling import read_bundle
 
     alone = folder.is_file() and read_bundle(folder) is None
     sound = "header and numbers are sound (no bundle, so there is no manifest)" if alone else None

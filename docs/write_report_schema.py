@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vqcompress.report import json_schema
+from vqcompress.reports import json_schema
 
 if __name__ == "__main__":
     target = Path(__file__).with_name("report.schema.json")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("folder_files", "time_limit"),
-    ("bundle",),
+    ("bundling",),
     (
         "bitpack",
         "cache_line",
@@ -36,8 +36,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("architectures", "layers", "peers", "search"),
     ("denoiser_calls", "quantizers"),
     ("calibration",),
-    ("checkpoint", "finetune", "integrations"),
-    ("report", "stages"),
+    ("checkpoint", "finetuning", "integrations"),
+    ("reports", "stages"),
     ("compression", "environment", "estimate", "generation", "tuning"),
     ("cli", "shapes", "calib_prompts"),
     ("__main__",),

@@ -138,10 +138,10 @@ import torch
 from vqcompress.metrics import image_fidelity
 
 sys.path.insert(0, {tests!r})
-from tests.report.conftest import make_comparison
+from tests.reports.conftest import make_comparison
 from dataclasses import replace
-from vqcompress.report.comparison import Comparison
-from vqcompress.report.markdown import to_markdown
+from vqcompress.reports.comparison import Comparison
+from vqcompress.reports.markdown import to_markdown
 
 images = torch.rand(2, 3, 16, 16)
 found = image_fidelity((images + 0.25).clamp(0, 2), images)

@@ -48,9 +48,9 @@ from vqcompress.errors import RecipeError
 from vqcompress.peers import PEERS
 from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
-from vqcompress.report.candidate import Candidate
-from vqcompress.report.palette import STYLES
-from vqcompress.report.verdicts import verdicts
+from vqcompress.reports.candidate import Candidate
+from vqcompress.reports.palette import STYLES
+from vqcompress.reports.verdicts import verdicts
 
 recipe = Recipe(model="m", method="toy", bits=4, settings={"group_size": 16})
 assert not recipe.shares_budget

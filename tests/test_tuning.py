@@ -13,7 +13,7 @@ from vqcompress.checkpoint import load, verify
 from vqcompress.cli.main import main
 from vqcompress.compression import quantize
 from vqcompress.errors import CheckpointError, RecipeError
-from vqcompress.finetune.whole_stage import STATES
+from vqcompress.finetuning.whole_stage import STATES
 from vqcompress.tuning import finetune
 
 TRAINING = {"prompts": 4, "held_out": 2, "steps": 8, "batch_size": 4, "rate": 0.05, "block_steps": 2, "requantize": 2}

@@ -21,14 +21,15 @@ from vqcompress.errors import (
 from vqcompress.integrations import register
 
 if TYPE_CHECKING:
-    from vqcompress.checkpoint import dequantize, inspect, load, verify
+    from vqcompress.checkpoint import bundle, dequantize, inspect, load, verify
     from vqcompress.compression import quantize
     from vqcompress.environment import env
     from vqcompress.generation import generate
     from vqcompress.layers import set_dense_budget
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
-    from vqcompress.report import compare  # type: ignore[no-redef]
+    from vqcompress.reports import compare, report
+    from vqcompress.tuning import finetune
 
 
 def _installed_version() -> str:
@@ -43,14 +44,17 @@ __version__ = _installed_version()
 
 _LAZY = {
     "Recipe": "vqcompress.recipe",
-    "compare": "vqcompress.report",
+    "bundle": "vqcompress.checkpoint",
+    "compare": "vqcompress.reports",
     "dequantize": "vqcompress.checkpoint",
     "env": "vqcompress.environment",
+    "finetune": "vqcompress.tuning",
     "generate": "vqcompress.generation",
     "inspect": "vqcompress.checkpoint",
     "load": "vqcompress.checkpoint",
     "quantize": "vqcompress.compression",
     "quantize_weight": "vqcompress.quantizers",
+    "report": "vqcompress.reports",
     "set_dense_budget": "vqcompress.layers",
     "verify": "vqcompress.checkpoint",
 }
@@ -63,14 +67,17 @@ __all__ = [
     "RecipeError",
     "UnsupportedError",
     "VQCompressError",
+    "bundle",
     "compare",
     "dequantize",
     "env",
+    "finetune",
     "generate",
     "inspect",
     "load",
     "quantize",
     "quantize_weight",
+    "report",
     "set_dense_budget",
     "verify",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vqcompress.bundle import stored_header
+from vqcompress.bundling import stored_header
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import name_problem, read_json, regular_size, walk
 

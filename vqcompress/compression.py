@@ -24,7 +24,7 @@ from vqcompress.checkpoint import LayerRecord, save_pipeline
 from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.reopening import check_reopens
 from vqcompress.errors import RecipeError
-from vqcompress.finetune import Teacher, TuningContext, prepare_distillation, swap_and_tune
+from vqcompress.finetuning import Teacher, TuningContext, prepare_distillation, swap_and_tune
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import METHODS

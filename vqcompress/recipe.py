@@ -81,7 +81,7 @@ class Calibration(_Section):
 
 
 class Training(_Section):
-    """Fine-tuning: how a compressed denoiser is trained against the dense one (see `vqcompress.finetune.presets`).
+    """Fine-tuning: how a compressed denoiser is trained against the dense one (see `vqcompress.finetuning.presets`).
 
     ``preset`` gives the values that are ``None`` here: prompts for training and for early stopping, steps, samples (a
     prompt at one timestep, in all guidance branches) per step and at once in memory, the largest step relative to each

@@ -21,7 +21,7 @@ from vqcompress.checkpoint.reopening import check_reopens
 from vqcompress.checkpoint.saving import RECIPE_NAME
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import ArchitectureError, CalibrationError, CheckpointError, VQCompressError
-from vqcompress.finetune import (
+from vqcompress.finetuning import (
     Outcome,
     Teacher,
     TuningContext,
@@ -30,7 +30,7 @@ from vqcompress.finetune import (
     record_distillation,
     tune_whole,
 )
-from vqcompress.finetune.cost import cost
+from vqcompress.finetuning.cost import cost
 from vqcompress.layers import vq_layers
 from vqcompress.placement import Placement, place
 from vqcompress.progress import Progress, silent
@@ -138,7 +138,7 @@ def tuning_cost(
     offload: str | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetune.cost.Cost`."""
+    """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetuning.cost.Cost`."""
     recipe, placement = tuning_recipe(Path(folder), None, changes, prompts), Placement.parse(device, dtype, offload)
     pipeline = load(folder, checked=verified)
     place(pipeline, placement, gradients=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import vqcompress
-from vqcompress.bundle import write_bundle
+from vqcompress.bundling import write_bundle
 from vqcompress.layers import vq_layers
 
 KEEP = {r"^conv_in$": "reads the latents", r"ff\.net\.2$": "kept for comparison"}

@@ -19,7 +19,7 @@ from tests.checkpoint.make_old_folders import tiny_pipeline
 from tests.fuzz.cases import refresh_manifest
 from tests.fuzz.folders import honest_folders
 from vqcompress.architectures.folder import open_folder
-from vqcompress.bundle import MARK, read_bundle, write_bundle
+from vqcompress.bundling import MARK, read_bundle, write_bundle
 from vqcompress.checkpoint import check_hashes, load, verify
 from vqcompress.errors import CheckpointError, VQCompressError
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tests.architectures import tiny_pipelines as _tiny
 from vqcompress.architectures import open_pipeline, single_file
 from vqcompress.architectures.file_header import FileHeader
-from vqcompress.bundle import read_bundle
+from vqcompress.bundling import read_bundle
 from vqcompress.checkpoint import dequantize, inspect, save_pipeline
 from vqcompress.checkpoint.ldm_checkpoint import UNetNames, ldm_tensors
 from vqcompress.cli.main import main

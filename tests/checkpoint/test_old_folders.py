@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 import vqcompress
 from tests.checkpoint.make_old_folders import KEEP, RECIPES, decoded, output, sha256
-from vqcompress.bundle import extract_bundle, read_bundle
+from vqcompress.bundling import extract_bundle, read_bundle
 from vqcompress.checkpoint import RECIPE_NAME, read_layer_table
 from vqcompress.recipe import Recipe
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from tests.fuzz.cases import refresh_manifest
 from tests.fuzz.folders import honest_folders
-from vqcompress.bundle import stored_header
+from vqcompress.bundling import stored_header
 from vqcompress.checkpoint import MANIFEST_NAME, load, verify
 from vqcompress.checkpoint.verification import allowed_seconds
 from vqcompress.cli.main import main

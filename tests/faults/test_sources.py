@@ -20,7 +20,7 @@ from vqcompress.architectures.source_weights import component_hashes, scheduler_
 from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import ArchitectureError, CalibrationError
-from vqcompress.report import EvaluationConfig, compare_folders, to_html
+from vqcompress.reports import EvaluationConfig, compare_folders, to_html
 from vqcompress.sampling_config import SamplingConfig
 
 CALIBRATION = {"count": 2, "steps": 2, "height": 8, "width": 8, "batch_size": 1}

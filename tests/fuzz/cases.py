@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.fuzz import descriptions, headers, pipeline_files, texts
 from tests.fuzz.mutations import BUNDLE_MUTATIONS, FOLDER_MUTATIONS, MANIFEST, files
 from tests.fuzz.watch import Swap
-from vqcompress.bundle import MARK
+from vqcompress.bundling import MARK
 
 KINDS = (FOLDER_MUTATIONS, FOLDER_MUTATIONS, headers.MUTATIONS, descriptions.MUTATIONS, texts.MUTATIONS,
          pipeline_files.MUTATIONS)  # fmt: skip

@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionM
 
 from tests.checkpoint.make_old_folders import tiny_pipeline
 from tests.conftest import random_additive, random_scalar, random_trellis
-from vqcompress.bundle import write_bundle
+from vqcompress.bundling import write_bundle
 from vqcompress.checkpoint import save_pipeline
 from vqcompress.formats import TrellisSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, pack_column_scales

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from vqcompress.bundle import MARK
+from vqcompress.bundling import MARK
 
 MANIFEST = "vqcompress_manifest.json"
 COMPONENTS = ("unet", "text_encoder")

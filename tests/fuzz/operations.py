@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.fuzz.guarded import guard, guarded
 from vqcompress import kernels
-from vqcompress.bundle import extract_bundle, read_bundle, write_bundle
+from vqcompress.bundling import extract_bundle, read_bundle, write_bundle
 from vqcompress.checkpoint import dequantize, inspect, load, verify
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import read_json

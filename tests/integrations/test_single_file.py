@@ -12,7 +12,7 @@ from diffusers.loaders import single_file as upstream
 
 import vqcompress
 from vqcompress.architectures import open_pipeline
-from vqcompress.bundle import write_bundle
+from vqcompress.bundling import write_bundle
 from vqcompress.errors import CheckpointError, UnsupportedError
 from vqcompress.integrations.single_file import attach
 from vqcompress.layers import vq_layers

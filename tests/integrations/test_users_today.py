@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import vqcompress
 from tests.architectures import tiny_pipelines as _tiny
-from vqcompress.bundle import write_bundle
+from vqcompress.bundling import write_bundle
 from vqcompress.layers import VQConv2d, VQLinear, vq_layers
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers import settings_for

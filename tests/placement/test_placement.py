@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.architectures import tiny_pipelines
 from vqcompress.architectures.stored_dtype import dtype_of_entries, stored_dtype
-from vqcompress.bundle import write_bundle
+from vqcompress.bundling import write_bundle
 from vqcompress.checkpoint import load
 from vqcompress.errors import RecipeError
 from vqcompress.placement import Placement, with_offload

@@ -15,7 +15,7 @@ from vqcompress.cli.main import main
 from vqcompress.models.clip_pixart_pipeline import ClipPixArtPipeline, caption_features
 from vqcompress.models.mixture import Router
 from vqcompress.models.pipelines import pipeline_class
-from vqcompress.report.folders import evaluation_set
+from vqcompress.reports.folders import evaluation_set
 from vqcompress.shapes.classes import CLASSES, class_captions
 from vqcompress.shapes.evaluate import generate, load_pipeline
 from vqcompress.shapes.judge import judge

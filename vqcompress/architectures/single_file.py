@@ -22,7 +22,7 @@ from vqcompress.architectures.ldm_names import UNET_PREFIX, UNetNames
 from vqcompress.architectures.prediction import Prediction
 from vqcompress.architectures.scaled_weights import is_scale_or_mark
 from vqcompress.architectures.stored_dtype import dtype_of_entries
-from vqcompress.bundle import keep_for, read_bundle, temporary_folder
+from vqcompress.bundling import keep_for, read_bundle, temporary_folder
 from vqcompress.errors import ArchitectureError, UnsupportedError, VQCompressError, first_line
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vqcompress.architectures.architecture import Pipeline
 from vqcompress.architectures.published import published
-from vqcompress.bundle import read_bundle
+from vqcompress.bundling import read_bundle
 from vqcompress.errors import ArchitectureError
 from vqcompress.working_memory import usable_cores
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vqcompress.bundle import write_bundle
+from vqcompress.bundling import write_bundle
 from vqcompress.checkpoint.ldm_checkpoint import checkpoint_metadata, has_ldm_layout, ldm_tensors
 from vqcompress.checkpoint.loading import load
 from vqcompress.checkpoint.local_names import forget_local_names

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from vqcompress.architectures.folder import dtype_option
 from vqcompress.architectures.stored_dtype import stored_dtype
-from vqcompress.bundle import keep_for, read_bundle, temporary_folder
+from vqcompress.bundling import keep_for, read_bundle, temporary_folder
 from vqcompress.checkpoint.manifest import bundle_problems
 from vqcompress.checkpoint.verification import refuse, verify
 from vqcompress.errors import RecipeError

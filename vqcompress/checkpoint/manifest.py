@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vqcompress.bundle import Bundle, bundle_digest, stored_header
+from vqcompress.bundling import Bundle, bundle_digest, stored_header
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import (
     HEADER_LIMIT,

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vqcompress.bundle import read_bundle, temporary_folder
+from vqcompress.bundling import read_bundle, temporary_folder
 from vqcompress.checkpoint.manifest import MANIFEST_NAME, bundle_problems, manifest_problems
 from vqcompress.checkpoint.skeleton import network_problems, packed_skeleton
 from vqcompress.component_files import (

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vqcompress.bundle import Bundle, keep_for, read_bundle, temporary_folder
+from vqcompress.bundling import Bundle, keep_for, read_bundle, temporary_folder
 from vqcompress.errors import CheckpointError
 from vqcompress.integrations.opening_checks import check_first
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vqcompress.finetune.presets import training_preset
+from vqcompress.finetuning.presets import training_preset
 from vqcompress.placement import Placement, device_memory
 from vqcompress.recipe import Recipe
 from vqcompress.sampling_config import ResolvedSampling

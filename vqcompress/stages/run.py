@@ -17,7 +17,7 @@ from vqcompress.calibration.prompts import PromptSet, choose_diverse
 from vqcompress.calibration.record import RecordingLimits
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.disk import free_bytes
-from vqcompress.finetune import DistillationData
+from vqcompress.finetuning import DistillationData
 from vqcompress.placement import Placement
 from vqcompress.progress import Progress
 from vqcompress.recipe import Recipe, current_signature

@@ -28,14 +28,14 @@ from vqcompress.run_store import read_source_note
 
 LIBRARIES = ("torch", "diffusers", "transformers")
 NOT_IN_RESULTS = (
-    "cli", "report", "shapes", "checkpoint", "integrations", "placement",
+    "cli", "reports", "shapes", "checkpoint", "integrations", "placement",
     "compression.py", "environment.py", "estimate.py", "generation.py", "tuning.py",
-    "bundle.py", "component_files.py", "disk.py", "folder_files.py", "stages/disk_space.py", "stages/journal.py",
+    "bundling.py", "component_files.py", "disk.py", "folder_files.py", "stages/disk_space.py", "stages/journal.py",
 )  # fmt: skip
 """Parts of the package whose code no stored result depends on."""
 
 OF_ENCODING = (
-    *("quantizers", "search", "finetune", "formats", "kernels", "layers", "bitpack.py", "methods.py", "recipe.py"),
+    *("quantizers", "search", "finetuning", "formats", "kernels", "layers", "bitpack.py", "methods.py", "recipe.py"),
     *("stages/encoding.py", "stages/budget.py", "stages/sequential.py", "stages/signature.py", "stages/plan.py"),
     *("stages/allocation_check.py", "stages/importance.py", "stages/layer_costs.py"),
     "stages/scalar_budget.py",

@@ -1,0 +1,98 @@
+"""Published numbers: stamped documents are what their numbers say, and README's numbers stand in one of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import evidence
+from vqcompress.reports import write_report
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+
+UNSTAMPED = {
+    "layers.md", "real-networks.md", "shapes-dit.md", "shapes-moe.md", "shapes.md", "trellis-states.md",
+}  # fmt: skip
+"""Documents from before results were stamped. `make evidence` replaces them one by one; none is added here: a new
+document of results gets a row in the table of `benchmarks/evidence.py`."""
+README_UNSTAMPED = 24
+"""Numbers of README that no stamped result has: 19 today, and little room.
+
+Only lower it, as tables are renewed; a new number belongs to a result with a stamp."""
+
+NUMBER = re.compile(r"(?<![\w.#/-])\d*\.\d+(?![\w.])")
+"""Measured numbers: with a decimal point, and no part of a name, a version or a path."""
+
+
+def numbers(text: str) -> list[str]:
+    """Numbers outside code, links and version bounds."""
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", text, flags=re.DOTALL)
+    return NUMBER.findall(prose)
+
+
+def stamped() -> list[Path]:
+    """Results with a stamp."""
+    files = (path for path in sorted(RESULTS.glob("*.json")))
+    return [path for path in files if "stamp" in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("path", stamped() or [pytest.param(None, marks=pytest.mark.skip("no result is stamped yet"))])
+def test_a_stamped_document_is_what_its_numbers_say(path):
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == evidence.render(path.stem, data)
+    assert data["stamp"].keys() == {"commands", "version", "commit", "machine", "date", "seconds"}
+    assert path.stem in {result.name for result in evidence.TABLE}
+
+
+def test_every_document_of_results_is_stamped_or_known_not_to_be():
+    documents = {path.name for path in RESULTS.glob("*.md")}
+    with_stamp = {f"{path.stem}.md" for path in stamped()}
+    assert documents - with_stamp <= UNSTAMPED, "give it a row in benchmarks/evidence.py and let that write it"
+
+
+def test_the_readme_gains_no_number_that_no_stamped_result_has():
+    known = {number for path in stamped() for number in numbers(path.with_suffix(".md").read_text(encoding="utf-8"))}
+    strange = [each for each in numbers((ROOT / "README.md").read_text(encoding="utf-8")) if each not in known]
+    assert len(strange) <= README_UNSTAMPED, f"{len(strange)} numbers of README stand in no stamped result: {strange}"
+
+
+def test_numbers_are_found_where_they_are_claims():
+    text = "At 3.05 bits `a 1.5` [x](y/2.5) | .096 % | 0.12 (v0.1.0, torch 2.13.0, Q4_K 7.5x)\n```\n9.9\n```\n"
+    assert numbers(text) == ["3.05", ".096", "0.12"]
+
+
+def test_a_result_is_written_with_its_stamp_and_renders_again(comparison, tmp_path):
+    write_report(comparison, tmp_path / "made")
+    result = evidence.Result("some", ("vqcompress report a b",), str(tmp_path / "made" / "report.json"))
+    evidence.renew(result, run=False, folder=tmp_path)
+    data = json.loads((tmp_path / "some.json").read_text())
+    text = (tmp_path / "some.md").read_text()
+    assert text == evidence.render("some", data)
+    assert "vqcompress report a b" in text
+    assert "| trellis 3-bit |" in text
+    data["report"]["variants"][0]["denoiser_bytes"] += 1_000_000
+    assert evidence.render("some", data) != text
+
+
+def test_a_command_that_fails_writes_nothing(tmp_path):
+    result = evidence.Result("bad", ("python -c 'raise SystemExit(3)'",))
+    with pytest.raises(click.ClickException, match="ended with 3"):
+        evidence.renew(result, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_is_what_its_command_prints(tmp_path):
+    evidence.renew(evidence.Result("rows", ("python -c 'print(\"| a | 1.5 |\")'",)), folder=tmp_path)
+    assert (tmp_path / "rows.md").read_text().endswith("\n| a | 1.5 |\n")
+
+
+def test_results_are_listed_and_unknown_ones_refused():
+    listed = CliRunner().invoke(evidence.main, ["--list"])
+    assert "shapes-dit-peers\n  vqcompress quantize shapes-dit" in listed.output
+    assert "no result is called 'nope'" in CliRunner().invoke(evidence.main, ["nope"]).output
