@@ -44,7 +44,7 @@ def make_pipeline(folder: Path, *, blocks: int | None = None, width: int | None 
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     config = sdxl_config(blocks, width)
-    _surroundings(config).save_pretrained(folder)
+    surroundings(config).save_pretrained(folder)
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"unet": ["diffusers", "UNet2DConditionModel"]}))
     _write_unet(config, folder / "unet", tails)
@@ -66,8 +66,11 @@ def sdxl_config(blocks: int | None = None, width: int | None = None) -> dict[str
     return config
 
 
-def _surroundings(config: Mapping[str, Any]) -> Any:
-    """Everything but the UNet: SDXL's two text encoders by width, its autoencoder by stride, its scheduler."""
+def surroundings(config: Mapping[str, Any], full_size: bool = False) -> Any:
+    """Everything but the UNet: SDXL's two text encoders by width, its autoencoder by stride, its scheduler.
+
+    With ``full_size`` text encoders and autoencoder have the published depths and widths as well.
+    """
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -77,10 +80,12 @@ def _surroundings(config: Mapping[str, Any]) -> Any:
     tokenizers = [
         CLIPTokenizer.from_pretrained(EMBEDDED["shapes"].path / name) for name in ("tokenizer", "tokenizer_2")
     ]
-    first, second = (_text_config(t, width) for t, width in zip(tokenizers, widths, strict=True))
+    sizes = ({"layers": 12, "expansion": 4}, {"layers": 32, "expansion": 4}) if full_size else ({}, {})
+    first, second = (_text_config(t, width, **size) for t, width, size in zip(tokenizers, widths, sizes, strict=True))
+    channels, resnets = ((128, 256, 512, 512), 2) if full_size else ((32,) * 4, 1)
     vae = AutoencoderKL(
-        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=channels, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, layers_per_block=resnets, norm_num_groups=8,
     )  # fmt: skip
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return StableDiffusionXLPipeline(
@@ -89,12 +94,12 @@ def _surroundings(config: Mapping[str, Any]) -> Any:
     )  # fmt: skip
 
 
-def _text_config(tokenizer: Any, width: int) -> Any:
+def _text_config(tokenizer: Any, width: int, layers: int = 2, expansion: int = 2) -> Any:
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, projection_dim=width,
-        num_hidden_layers=2, num_attention_heads=width // 32, max_position_embeddings=tokenizer.model_max_length,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=expansion * width, projection_dim=width,
+        num_hidden_layers=layers, num_attention_heads=width // 32, max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
 

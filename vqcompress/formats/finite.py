@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_EXPONENT = 0x7C00  # of a float16; all ones for infinities and NaN
+EXPONENT = 0x7C00  # of a float16; all ones for infinities and NaN
 _AT_ONCE = 1 << 17  # numbers; what they need beside themselves stays in the cache, and loading allocates no more of it
 
 
@@ -21,5 +21,5 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype == torch.float16 and tensor.device.type == "cpu" and tensor.is_contiguous():
         bits = tensor.detach().reshape(-1).view(torch.int16).numpy()
         pieces = (bits[start : start + _AT_ONCE] for start in range(0, len(bits), _AT_ONCE))
-        return not any(((piece & _EXPONENT) == _EXPONENT).any() for piece in pieces)
+        return not any(((piece & EXPONENT) == EXPONENT).any() for piece in pieces)
     return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())

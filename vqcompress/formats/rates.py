@@ -89,9 +89,15 @@ def rates_shape(columns: int, rate_bits: int) -> tuple[int, int]:
 
 
 def rates_problem(packed: Tensor, columns: int, spec: RatedSpec, outputs: int) -> str | None:
-    """Why these stored rates do not go with the weight, or ``None``: none above the largest, and as many codes as there
-    are."""
-    counts = stored_counts(packed, columns, spec.rate_bits)
+    """Why these stored rates do not go with the weight, or ``None``."""
+    return counts_problem(stored_counts(packed, columns, spec.rate_bits), spec, outputs)
+
+
+def counts_problem(counts: list[int], spec: RatedSpec, outputs: int) -> str | None:
+    """Why rates that occur so often do not go with the weight, or ``None``.
+
+    None may be above the largest, and they must ask for as many codes as there are.
+    """
     highest = spec.min_rate + max(number for number, count in enumerate(counts) if count)
     if highest > spec.largest_rate:
         return f"holds the rate {highest}, the format ends at {spec.largest_rate}"

@@ -17,7 +17,7 @@ from vqcompress.folder_files import check_regular, read_json
 from vqcompress.integrations.opening_checks import check_first, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
 from vqcompress.layers import check_description
-from vqcompress.layers.description import layer_specs
+from vqcompress.layers.description import LayerSpecs, already_checked, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
 from vqcompress.network_size import NetworkSize, at_most, build_without_memory, may_exceed
 
@@ -38,11 +38,12 @@ def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict
     config = None if folder is None else _packed_config(folder)
     if folder is None or config is None:
         return upstream(cls, *source, **options)
-    size, headers, where = _checked(folder, config)
+    description = packed_description(config) or {}
+    size, headers, specs, where = _checked(folder, description)
     if may_exceed(config, size) and (build := _builder(cls, config)) is not None:
         build_without_memory(build, size, where)
     try:
-        with at_most(size, where):
+        with at_most(size, where), already_checked(description, specs):
             return upstream(cls, *source, **options)
     except PackedTensorError as error:
         file = headers[error.key].file if error.key in headers else folder
@@ -58,19 +59,19 @@ def _packed_config(folder: Path) -> dict[str, Any] | None:
     return config if packed_description(config) is not None else None
 
 
-def _checked(folder: Path, config: dict[str, Any]) -> tuple[NetworkSize, dict[str, StoredTensor], str]:
-    """The size of the network in ``folder``, the headers of its files, and where its config is.
+def _checked(folder: Path, description: dict[str, Any]) -> tuple[NetworkSize, dict[str, StoredTensor], LayerSpecs, str]:
+    """The size of the network in ``folder``, the headers of its files, its specs, and where its config is.
 
     Raises `CheckpointError` where the description and the headers do not fit.
     """
-    where, description = str(folder / "config.json"), packed_description(config) or {}
+    where = str(folder / "config.json")
     check_regular(folder)
     check_description(description, where)
     headers, specs = component_headers(folder), layer_specs(description)
     size = network_size(specs, headers, where)
     for key, problem in header_problems(description, specs, headers):
         raise PackedTensorError(key, problem, headers[key].file if key in headers else folder)
-    return size, headers, where
+    return size, headers, specs, where
 
 
 def _builder(cls: Any, config: dict[str, Any]) -> Any:

@@ -91,8 +91,7 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         from_single_file calls this before the model exists, and would mistake keys that a dense model lacks for those
         of another layout. These keys are set aside until the packed layers are in place.
         """
-        for key, tensor in state_dict.items():
-            self.stored.check(key, tensor)
+        self.stored.check_all(state_dict)
         self.unread -= state_dict.keys()
         state = to_bits(state_dict, self.float16_keys)
         if self.layers_are_placed and self.stays_on_cpu:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,7 @@ from torch import Tensor
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import UNCHECKED_CONTENTS
 from vqcompress.formats.gate import codebook_problem, expected_tensors, tensor_problem
+from vqcompress.formats.screening import Stored, not_cleared
 from vqcompress.layers import SHARED_NAME
 from vqcompress.layers.description import LayerSpecs
 from vqcompress.layers.module_names import LEVEL
@@ -26,6 +28,15 @@ class PackedTensorError(CheckpointError):
         self.key, self.problem, self.file = key, problem, file
 
 
+class Place(NamedTuple):
+    """Where a stored tensor belongs, and the shape and dtype that it must have."""
+
+    layer: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class StoredTensors:
     """What the files of a component must hold by its description: ``specs`` of layers, ``shared`` shapes by name."""
 
@@ -33,27 +44,38 @@ class StoredTensors:
         self.specs = specs
         self.shared = {f"{SHARED_NAME}.{name}": tuple(shape) for name, shape in shared.items()}
         self.places = {
-            f"{layer}.{name}": (layer, name) for layer, own in specs.items() for name in expected_tensors(*own)
+            f"{layer}.{name}": Place(layer, name, *header)
+            for layer, own in specs.items()
+            for name, header in expected_tensors(*own).items()
         }
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
         """State-dict key of each packed tensor (biases excluded) -> the dtype in which the format stores it."""
         found = dict.fromkeys(self.shared, torch.float16)
-        return found | {
-            key: expected_tensors(*self.specs[layer])[name][1] for key, (layer, name) in self.places.items()
-        }
+        return found | {key: place.dtype for key, place in self.places.items()}
 
     @property
     def with_contents(self) -> list[str]:
         """Keys of the tensors whose contents can be wrong."""
-        return [*self.shared, *(key for key, (_, name) in self.places.items() if name not in UNCHECKED_CONTENTS)]
+        return [*self.shared, *(key for key, place in self.places.items() if place.name not in UNCHECKED_CONTENTS)]
+
+    def check_all(self, tensors: Mapping[str, Tensor], file: str | Path | None = None) -> None:
+        """`check` each of ``tensors``, in a fraction of the time."""
+        screened = {}
+        for key, tensor in tensors.items():
+            place = self.places.get(key)
+            if place is not None and tensor.shape == place.shape and tensor.dtype == place.dtype:
+                screened[key] = Stored(*self.specs[place.layer], place.name, tensor)
+            else:
+                self.check(key, tensor, file)
+        for key in not_cleared(screened):
+            self.check(key, tensors[key], file)
 
     def check(self, key: str, tensor: Tensor, file: str | Path | None = None) -> None:
         """Raise `PackedTensorError` if ``tensor``, stored under ``key``, does not fit; other keys are left alone."""
         if (place := self.places.get(key)) is not None:
-            layer, name = place
-            problem = tensor_problem(*self.specs[layer], name, tensor)
+            problem = tensor_problem(*self.specs[place.layer], place.name, tensor)
         elif (shape := self.shared.get(key)) is not None:
             problem = codebook_problem(shape, tensor)
         else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from reprlib import repr as short_repr
 from typing import Any
@@ -123,6 +125,19 @@ def _check_shared(name: object, shape: object, where: str) -> None:
 LayerSpecs = dict[str, tuple[FormatSpec, tuple[int, ...]]]
 """Layer name -> (spec, dense shape)."""
 
+_checked: ContextVar[tuple[Mapping[str, Any], LayerSpecs] | None] = ContextVar("checked", default=None)
+
+
+@contextmanager
+def already_checked(description: Mapping[str, Any], specs: LayerSpecs) -> Iterator[None]:
+    """Let `layer_specs` inside return ``specs`` for this description and its equals: a library that opens a component
+    reads its config once more."""
+    token = _checked.set((description, specs))
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
 
 def layer_specs(description: Mapping[str, Any]) -> LayerSpecs:
     """Layer name -> (spec, dense shape).
@@ -130,6 +145,9 @@ def layer_specs(description: Mapping[str, Any]) -> LayerSpecs:
     Raises `CheckpointError` for entries that this version cannot read, and for those whose numbers contradict each
     other.
     """
+    checked = _checked.get()
+    if checked is not None and all(checked[0][key] == description[key] for key in ("layers", "shared")):
+        return dict(checked[1])
     specs = {}
     for name, entry in description["layers"].items():
         if not isinstance(entry, Mapping):

@@ -1,0 +1,90 @@
+"""The gate for many tensors at once: scales and rates are small, and a component has thousands of them.
+
+A screening only clears. Tensors that it cannot clear go to `vqcompress.formats.gate.tensor_problem`, which says what is
+wrong with each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping
+from typing import NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqcompress.formats import UNCHECKED_CONTENTS, FormatSpec
+from vqcompress.formats.finite import EXPONENT
+from vqcompress.formats.rates import RatedSpec, counts_problem
+from vqcompress.matrix_view import matrix_shape
+
+RATES = "rates"
+AT_ONCE = 1 << 17  # elements; what they need beside themselves stays in the cache
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Stored(NamedTuple):
+    """A tensor ``name`` of a packed weight with this spec and dense shape, in its stored shape and dtype already."""
+
+    spec: FormatSpec
+    shape: tuple[int, ...]
+    name: str
+    tensor: Tensor
+
+
+def not_cleared(stored: Mapping[Key, Stored]) -> Iterator[Key]:
+    """Keys of the tensors whose contents may be wrong."""
+    scales: dict[Key, Stored] = {}
+    rates: defaultdict[tuple[int, int], dict[Key, Stored]] = defaultdict(dict)
+    for key, found in stored.items():
+        if found.name in UNCHECKED_CONTENTS:
+            continue
+        if found.tensor.device.type != "cpu":
+            yield key
+        elif found.name == RATES:
+            spec = cast(RatedSpec, found.spec)
+            rates[matrix_shape(found.shape)[1], spec.rate_bits][key] = found
+        elif found.tensor.dtype == torch.float16:
+            scales[key] = found
+        else:
+            yield key
+    for some in _in_portions(scales, AT_ONCE):
+        if not _all_finite([found.tensor for found in some.values()]):
+            yield from some
+    for (columns, bits), alike in rates.items():
+        for some in _in_portions(alike, AT_ONCE // 8):
+            yield from _wrong_rates(some, columns, bits)
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    bits = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).view(torch.int16).numpy()
+    return not bool(((bits & EXPONENT) == EXPONENT).any())
+
+
+def _wrong_rates(alike: Mapping[Key, Stored], columns: int, bits: int) -> Iterator[Key]:
+    """Keys of the rates, of as many columns and bits each, that `counts_problem` has something to say about."""
+    packed = torch.cat([found.tensor.detach().reshape(1, -1) for found in alike.values()]).view(torch.uint8).numpy()
+    planes = np.unpackbits(packed, axis=1, count=columns * bits).reshape(len(packed), columns, bits)
+    numbers = np.zeros(planes.shape[:2], np.uint8)
+    for bit in range(bits):
+        numbers = numbers << 1 | planes[:, :, bit]
+    counts = np.stack([np.count_nonzero(numbers == number, axis=1) for number in range(1 << bits)], axis=1).tolist()
+    for (key, found), own in zip(alike.items(), counts, strict=True):
+        if counts_problem(own, cast(RatedSpec, found.spec), matrix_shape(found.shape)[0]):
+            yield key
+
+
+def _in_portions(stored: Mapping[Key, Stored], most: int) -> Iterator[dict[Key, Stored]]:
+    """``stored`` in parts of about ``most`` elements."""
+    portion: dict[Key, Stored] = {}
+    total = 0
+    for key, found in stored.items():
+        portion[key] = found
+        total += found.tensor.numel()
+        if total >= most:
+            yield portion
+            portion, total = {}, 0
+    if portion:
+        yield portion
