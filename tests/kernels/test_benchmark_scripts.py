@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import column_scales
-import gpu_check
 import matmul
 import unet_step
 from synthetic import FORMATS, packed_weight
@@ -67,19 +65,6 @@ def test_whole_network_step():
     assert [line["weights"] for line in lines] == ["dense", "trellis"]
     assert lines[1]["bytes_saved"] > 0
     assert "| dit | trellis | eager |" in unet_step.markdown(lines)
-
-
-def test_gpu_check_asks_for_a_gpu():
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    result = CliRunner().invoke(gpu_check.main)
-    assert result.exit_code == 2
-    assert "sees no GPU" in result.output
-
-
-@pytest.mark.parametrize("name", ["trellis", "additive", "scalar"])
-def test_gpu_checks_hold_under_the_interpreter(name, interpreted):
-    gpu_check.check_decode(packed_weight(name, (33, 9), 3), [torch.float32])
 
 
 def test_synthetic_weights_are_what_their_spec_says(check_spec):

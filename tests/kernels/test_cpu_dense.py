@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 import torch
 
-from tests.kernels.random_weights import Extras, additive, scalar, trellis
+from random_weights import Extras, additive, scalar, trellis
 from vqcompress.errors import CheckpointError
 from vqcompress.kernels import reference
 from vqcompress.kernels.cpu.dense import dense_weight

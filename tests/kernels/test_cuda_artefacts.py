@@ -7,6 +7,7 @@ import torch
 
 import cuda_artefacts
 from cuda_artefacts import KERNELS, artefact, decoding_loop
+from vqcompress.kernels.cuda.driver import compiled
 from vqcompress.kernels.cuda.jobs import ALIGNED, KernelName
 
 compiles = pytest.mark.skipif(not cuda_artefacts.has_compiler(), reason="neither NVRTC nor nvcc, or no cuobjdump")
@@ -35,6 +36,26 @@ def test_no_other_kernel_spills(name):
     assert found.spilled == 0
     assert not found.barrier_in_loop
     assert found.registers <= 128
+
+
+class Unwritable:
+    """A program cache on a disk that is full."""
+
+    def get(self, key, default=None):
+        raise OSError("full")
+
+    __getitem__ = __setitem__ = update = get
+
+
+def test_compiled_kernels_are_kept_for_the_next_process(tmp_path):
+    utilities = pytest.importorskip("cuda.core.utils", exc_type=ImportError)
+    kernel, kept = KERNELS["scalar, 4 bits"], utilities.FileStreamProgramCache(tmp_path)
+    first = bytes(compiled(kernel, (9, 0), kept).code)
+    (file,) = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == len(first)]
+    file.write_bytes(b"as another process left it")
+    assert bytes(compiled(kernel, (9, 0), kept).code) == b"as another process left it"
+    assert bytes(compiled(kernel, (8, 0), kept).code) != first
+    assert bytes(compiled(kernel, (9, 0), Unwritable()).code) == first
 
 
 def test_a_loop_is_found_in_a_listing():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.kernels.random_weights import Extras, additive, scalar, trellis
+from random_weights import Extras, additive, scalar, trellis
 from vqcompress.errors import CheckpointError
 from vqcompress.kernels import Case, reference
 from vqcompress.kernels.cuda import operations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.random_weights import scalar
+from random_weights import scalar
 from vqcompress.errors import UnsupportedError
 from vqcompress.kernels import choose_kernel, decode_case
 from vqcompress.kernels.cuda.driver import CudaDriver

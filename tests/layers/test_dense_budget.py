@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kernels.random_weights import Extras, additive, scalar, trellis
+from random_weights import Extras, additive, scalar, trellis
 from vqcompress.errors import RecipeError
 from vqcompress.kernels.precision import product_dtype
 from vqcompress.layers import PackedLayer, VQConv2d, VQLinear, set_dense_budget, vq_layers

@@ -20,6 +20,7 @@ CORE = "cuda.core"  # of the distribution cuda-core, which the extra gpu install
 MINIMUM_CAPABILITY = (7, 5)
 BLOCKS_PER_PROCESSOR = 4  # of 256 threads with a table of 16 kB: two thirds of what registers allow
 OPTIONS = {"std": "c++17", "fma": False}  # products and sums round one by one, as the reference's
+CACHE_BYTES = 256 << 20
 PROBE = KernelName("trellis", 6, "SHARED_FLOAT", 1, torch.float16)
 
 
@@ -87,18 +88,39 @@ def source() -> str:
     return (Path(__file__).parent / "decode.cu").read_text(encoding="utf-8")
 
 
-@cache
-def compiled(kernel: KernelName, capability: tuple[int, int]) -> Any:
-    """The machine code of a kernel, for a GPU that need not be here. Raises what cuda-core and NVRTC raise."""
+def compiled(kernel: KernelName, capability: tuple[int, int], kept: Any = None) -> Any:
+    """The machine code of a kernel, for a GPU that need not be here. Raises what cuda-core and NVRTC raise.
+
+    It is looked for, and left, in ``kept``, a program cache of cuda-core.
+    """
     core = import_module(CORE)
     options = core.ProgramOptions(arch=f"sm_{capability[0]}{capability[1]}", **OPTIONS)
-    return core.Program(f"{source()}\n{kernel.line}\n", code_type="c++", options=options).compile("cubin")
+    program = core.Program(f"{source()}\n{kernel.line}\n", code_type="c++", options=options)
+    if kept is not None:
+        try:
+            return program.compile("cubin", cache=kept)
+        except (OSError, TypeError):  # a full disk or a folder of another user; cuda-core 1.0 takes no cache
+            pass
+    return program.compile("cubin")
+
+
+@cache
+def program_cache() -> Any:
+    """Compiled kernels of earlier processes, in cuda-core's folder of the user; None where it cannot be made.
+
+    Its keys have the source, the options and the version of NVRTC.
+    """
+    try:
+        return import_module(f"{CORE}.utils").FileStreamProgramCache(max_size_bytes=CACHE_BYTES)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return None
 
 
 @cache
 def _kernel(kernel: KernelName, device: torch.device) -> Any:
     refuse_capture(device)
-    return compiled(kernel, torch.cuda.get_device_capability(device)).get_kernel(kernel.symbol)
+    code = compiled(kernel, torch.cuda.get_device_capability(device), program_cache())
+    return code.get_kernel(kernel.symbol)
 
 
 @cache
