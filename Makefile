@@ -72,7 +72,7 @@ $(LOWEST_INSTALLED): pyproject.toml tests/lowest_versions.py
 
 COUNT ?= 50
 
-kills: install-test  ## kill COUNT tiny runs at random times; each must then end with equal bytes
+kills: install-test  ## kill tiny runs COUNT times at random; each must then end with equal bytes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --count $(COUNT)
 
 soak: install-test  ## load, generate and free 200 times, quantize 50 times: nothing may grow or be left
