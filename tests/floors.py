@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("folder_files", "time_limit"),
-    ("bundling",),
+    ("safetensors_header",),
+    ("bundling", "openable"),
     (
         "bitpack",
         "cache_line",

@@ -11,7 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from vqcompress.working_memory import WorkingMemory, return_freed_memory, usable_cores
+from vqcompress.working_memory import WorkingMemory, is_out_of_memory, return_freed_memory, usable_cores
+
+
+def test_memory_that_a_library_reports_as_an_error_of_a_file():
+    reported = OSError("unable to load weights from checkpoint file")
+    reported.__context__ = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    assert is_out_of_memory(reported)
+    assert not is_out_of_memory(OSError("no such file"))
+    assert not is_out_of_memory(ValueError("not enough memory of the past"))
 
 
 def test_no_more_than_the_budget_at_once():

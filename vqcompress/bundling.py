@@ -19,8 +19,6 @@ from typing import Any, BinaryIO
 
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import (
-    HEADER_LIMIT,
-    LENGTH_BYTES,
     is_regular,
     json_object,
     name_problem,
@@ -29,6 +27,7 @@ from vqcompress.folder_files import (
     regular_size,
     walk,
 )
+from vqcompress.safetensors_header import LENGTH_BYTES, LONGEST, allowed_length, data_end, entries_of, read_header
 from vqcompress.time_limit import check_time
 
 MARK = "vqcompress_bundle"
@@ -102,10 +101,10 @@ def read_bundle(path: str | Path) -> Bundle | None:
     if path.suffix != ".safetensors" or (size := regular_size(path)) is None:
         return None
     with open_regular(path) as file:
-        header = _header(file)
+        header = read_header(file)
     if header is None or MARK.encode() not in header:
         return None
-    metadata = _plain(header).get("__metadata__")
+    metadata = entries_of(header).get("__metadata__")
     if not isinstance(metadata, dict) or MARK not in metadata:
         return None
     bundle = _from_contents(path, LENGTH_BYTES + len(header), metadata[MARK])
@@ -192,27 +191,9 @@ def _layout_problem(weights: tuple[WeightFile, ...]) -> str | None:
 def _data_length(header: str) -> int | None:
     """Bytes that the tensors of a safetensors header take, ``None`` for a text that is no such header."""
     try:
-        return _data_end(_plain(header.encode()))
+        return data_end(entries_of(header.encode()))
     except UnicodeEncodeError:
         return None
-
-
-def _data_end(entries: Mapping[str, Any]) -> int | None:
-    try:
-        offsets = [entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"]
-        whole = all(type(offset) is int for pair in offsets for offset in pair)
-        return max((end for _, end in offsets), default=0) if entries and whole else None
-    except (TypeError, KeyError, ValueError):
-        return None
-
-
-def stored_header(path: Path) -> tuple[dict[str, Any], int | None]:
-    """The entries of a safetensors file's header, and the bytes that the file has by it; ``None`` where it has none."""
-    with open_regular(path) as file:
-        header = _header(file)
-    entries = _plain(header)
-    end = _data_end(entries)
-    return entries, None if header is None or end is None else LENGTH_BYTES + len(header) + end
 
 
 def _texts_problem(texts: Mapping[str, str]) -> str | None:
@@ -277,7 +258,7 @@ def _inside(folder: Path, name: str) -> Path:
 def _contents(folder: Path) -> tuple[dict[str, str], list[WeightFile]]:
     texts: dict[str, str] = {}
     weights: list[WeightFile] = []
-    start, room = 0, HEADER_LIMIT
+    start, room = 0, LONGEST
     for name, entry in sorted(walk(folder), key=lambda item: item[0].split("/")):
         path = folder / name
         if not is_regular(entry):
@@ -293,7 +274,7 @@ def _contents(folder: Path) -> tuple[dict[str, str], list[WeightFile]]:
             room -= path.stat().st_size
             if room < 0:
                 raise CheckpointError(
-                    f"{folder} holds more than {HEADER_LIMIT} bytes of texts; safetensors allows no longer header"
+                    f"{folder} holds more than {LONGEST} bytes of texts; safetensors allows no longer header"
                 )
             texts[name] = _text(path)
     return texts, weights
@@ -301,7 +282,7 @@ def _contents(folder: Path) -> tuple[dict[str, str], list[WeightFile]]:
 
 def _text(path: Path) -> str:
     try:
-        return read_bytes(path, HEADER_LIMIT).decode("utf-8")
+        return read_bytes(path, LONGEST).decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError(
             f"{path} is neither text nor safetensors, so it cannot go into one file; save the pipeline again with "
@@ -316,9 +297,10 @@ def _write(out: BinaryIO, folder: Path, texts: dict[str, str], weights: list[Wei
     contents = {"version": VERSION, "texts": texts, "weights": [asdict(weight) for weight in weights]}
     header = json.dumps({"__metadata__": {"format": "pt", MARK: json.dumps(contents)}, **entries}).encode()
     header += b" " * (-len(header) % ALIGNMENT)
-    if len(header) > HEADER_LIMIT:
+    data = sum(weight.length + -weight.length % ALIGNMENT for weight in weights)
+    if len(header) > (most := allowed_length(LENGTH_BYTES + len(header) + data)):
         raise CheckpointError(
-            f"{folder} holds {len(header)} bytes of configs and headers; safetensors allows {HEADER_LIMIT}"
+            f"{folder} holds {len(header)} bytes of configs and headers; beside these weights at most {most}"
         )
     out.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
     for weight in weights:
@@ -344,31 +326,14 @@ def _entries(weight: WeightFile) -> dict[str, Any]:
 
 def _header_of(path: Path) -> str:
     with open_regular(path) as file:
-        header = _header(file)
+        header = read_header(file)
     try:
         text = (header or b"").decode()
     except UnicodeDecodeError:
         text = ""
-    if not _plain(text.encode()):
+    if not entries_of(text.encode()):
         raise CheckpointError(f"{path} cannot be read as safetensors; copy or download it again")
     return text
-
-
-def _header(file: BinaryIO) -> bytes | None:
-    """The header of a safetensors file, or None if the file cannot be one."""
-    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-    if not 0 < length <= min(HEADER_LIMIT, os.fstat(file.fileno()).st_size):
-        return None
-    header = file.read(length)
-    return header if len(header) == length and header.startswith(b"{") else None
-
-
-def _plain(header: bytes | None) -> dict[str, Any]:
-    try:
-        found = json.loads(header or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _copy(source: BinaryIO, target: BinaryIO, length: int, block: int = 1 << 24) -> None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vqcompress.bundling import stored_header
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import name_problem, read_json, regular_size, walk
+from vqcompress.safetensors_header import stored_header
 
 ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_DTYPES = {"I8": torch.int8, "F16": torch.float16, "I32": torch.int32}

@@ -10,38 +10,52 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from reprlib import repr as short_repr
-from typing import Any
+from typing import Any, BinaryIO
 
 from vqcompress.errors import CheckpointError
 
 JSON_LIMIT = 1 << 24
 """Bytes: a config of fifty thousand layers."""
 
-TEXT_LIMIT = 1 << 27
-"""Bytes of any other text that a library reads whole: a vocabulary of a million words, four times over."""
-TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".yaml", ".tiktoken")
-
-HEADER_LIMIT = 100_000_000
-"""Bytes: safetensors allows no longer header."""
-LENGTH_BYTES = 8  # of a header's length, before it
-
 PART_LIMIT, NAME_LIMIT = 255, 1024  # bytes of a part of a path, and of a whole relative path
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """``path`` opened for reading. Raises `CheckpointError` for what cannot be opened or is no regular file."""
+def open_regular(path: Path) -> BinaryIO:
+    """``path`` opened for reading. Raises `CheckpointError` for what cannot be opened or is no regular file.
+
+    Whatever reads from it raises `CheckpointError` too, where the disk or the network refuses.
+    """
     try:
-        # Without waiting: the other end of a pipe may never be opened.
-        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+        file = BufferedReader(_Reader(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise CheckpointError(f"{path} cannot be read: it is no regular file but a {_kind(path)}; remove it")
+        raise CheckpointError(f"{path} cannot be read: it is no regular file but a {kind_of(path)}; remove it")
     return file
+
+
+class _Reader(FileIO):
+    def __init__(self, path: Path) -> None:
+        # Without waiting: the other end of a pipe may never be opened.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        super().__init__(os.open(path, flags), "rb")
+        self.path = path
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {_reason(error)}") from None
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {_reason(error)}") from None
 
 
 def regular_size(path: Path) -> int | None:
@@ -56,10 +70,7 @@ def regular_size(path: Path) -> int | None:
 def read_bytes(path: Path, limit: int) -> bytes:
     """The contents of a regular file of at most ``limit`` bytes. Raises `CheckpointError` for any other."""
     with open_regular(path) as file:
-        try:
-            data = file.read(limit + 1)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from None
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise CheckpointError(f"{path} cannot be read: it has more than {limit} bytes")
     return data
@@ -128,47 +139,8 @@ def is_regular(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def check_regular(folder: Path) -> None:
-    """Raise `CheckpointError` that names the first entry below ``folder`` that no loader should open.
-
-    That is what is neither a regular file nor a folder, a text too long to be read whole, and weights that do not begin
-    with the length of a header: a loader maps them whole before it looks, and a hole of a terabyte is a short download.
-    Links to folders count as folders, and hidden entries of the folder itself are left alone: no loader reads them.
-    """
-    for name, entry in walk(folder):
-        if name.startswith("."):
-            continue
-        if not is_regular(entry) and not _is_folder(entry):
-            raise CheckpointError(
-                f"{folder / name} is no regular file but a {_kind(folder / name)}; it is not opened, remove it or "
-                "download the folder again"
-            )
-        if name.endswith(TEXT_SUFFIXES) and (regular_size(folder / name) or 0) > TEXT_LIMIT:
-            raise CheckpointError(
-                f"{folder / name} has more than {TEXT_LIMIT} bytes, which no text of a pipeline has; it is not opened, "
-                "download the folder again"
-            )
-        if name.endswith(".safetensors") and is_regular(entry):
-            _check_header_length(folder / name)
-
-
-def _check_header_length(path: Path) -> None:
-    with open_regular(path) as file:
-        begins, size = file.read(LENGTH_BYTES), os.fstat(file.fileno()).st_size
-    length = int.from_bytes(begins, "little")
-    if not 2 <= length <= min(HEADER_LIMIT, size - LENGTH_BYTES):
-        what = "a Git LFS pointer" if begins == b"version " else f"{size} bytes without a header"
-        raise CheckpointError(f"{path} holds no safetensors but {what}; it is not opened, download it again")
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """What ``path`` is that is no regular file, in a word or a few."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

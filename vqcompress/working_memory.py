@@ -10,6 +10,7 @@ from functools import cache
 from threading import Condition
 
 import torch
+from safetensors import SafetensorError
 
 
 def usable_cores() -> int:
@@ -45,11 +46,26 @@ def _malloc_trim() -> ctypes._NamedFuncPointer | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that an allocation failed, on the CPU or on a GPU. torch has no class for the first."""
-    said = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
+    """Whether an allocation failed, on the CPU or on a GPU: ``error`` says so, or an error that led to it does.
+
+    torch has no class for the first, and libraries turn it into an error of a file.
+    """
+    return any(map(_says_out_of_memory, _led_to(error)))
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    words = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
+    said = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in said)
+        isinstance(error, RuntimeError | OSError | SafetensorError) and any(word in said for word in words)
     )
+
+
+def _led_to(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what was handled when it was raised, innermost last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class WorkingMemory:

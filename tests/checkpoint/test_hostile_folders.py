@@ -21,6 +21,7 @@ from tests.fuzz.folders import honest_folders
 from vqcompress.architectures.folder import open_folder
 from vqcompress.bundling import MARK, read_bundle, write_bundle
 from vqcompress.checkpoint import check_hashes, load, verify
+from vqcompress.checkpoint.manifest import write_manifest
 from vqcompress.errors import CheckpointError, VQCompressError
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -167,10 +168,10 @@ def test_pipes_devices_and_loops_are_not_opened(folder: Path, name: str, kind: s
 @pytest.mark.parametrize(
     ("begins", "size", "said"),
     [
-        (b"", 1 << 36, "bytes without a header"),  # a hole of 64 GiB
-        (b"", 0, "0 bytes without a header"),
+        (b"", 1 << 36, "bytes with no header"),  # a hole of 64 GiB
+        (b"", 0, "0 bytes with no header"),
         (b"version https://git-lfs.github.com/spec/v1", 130, "a Git LFS pointer"),
-        ((1 << 40).to_bytes(8, "little"), 1 << 20, "bytes without a header"),
+        ((1 << 40).to_bytes(8, "little"), 1 << 20, "bytes with no header"),
     ],
     ids=["hole", "empty", "LFS", "long header"],
 )
@@ -180,6 +181,36 @@ def test_dense_weights_without_a_header_are_not_mapped(folder: Path, begins: byt
     os.truncate(path, size)
     with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} holds no safetensors but .*{said}"):
         DiffusionPipeline.from_pretrained(folder)
+
+
+def test_dense_weights_that_go_on_as_a_hole_are_not_mapped(folder: Path) -> None:
+    os.truncate(folder / "vae" / "diffusion_pytorch_model.safetensors", 1 << 36)
+    with pytest.raises(CheckpointError, match="has 68719476736 bytes, its header says"):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["vae/diffusion_pytorch_model.safetensors", UNET])
+def test_a_header_of_spaces_is_not_read(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    spaces = b" " * (40 << 20)
+    begins = (length + len(spaces)).to_bytes(8, "little")
+    (folder / name).write_bytes(begins + data[8 : 8 + length] + spaces + data[8 + length :])
+    write_manifest(folder)
+    refused(folder, "header")
+    with pytest.raises(CheckpointError):
+        write_bundle(folder, folder.parent / "one.safetensors")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+@pytest.mark.parametrize("name", [UNET, "vae/diffusion_pytorch_model.safetensors", "unet/config.json"])
+def test_a_file_that_cannot_be_read(folder: Path, name: str) -> None:
+    """A disk that fails: the first page of a process's memory is a regular file that gives an I/O error."""
+    (folder / name).unlink()
+    (folder / name).symlink_to("/proc/self/mem")
+    refused(folder, "cannot be read: Input/output error")
+    with pytest.raises(CheckpointError):
+        write_bundle(folder, folder.parent / "one.safetensors")
 
 
 @pytest.mark.parametrize("text", ["[" * 200000, '{"a": ' + "9" * 5000 + "}", "[]", "", '{"a": 1}', " " * (1 << 25)])

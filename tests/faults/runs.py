@@ -72,6 +72,7 @@ class TinyRun:
             os.dup2(writing, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             torch.set_num_threads(1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
             before()
             main(self.arguments())
         except SystemExit as error:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from vqcompress.architectures.narrow_weights import narrow_dtypes
 from vqcompress.architectures.stored_dtype import stored_dtype
 from vqcompress.errors import ArchitectureError, VQCompressError, first_line
+from vqcompress.working_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -64,6 +65,8 @@ def open_folder(
         RuntimeError,
         SafetensorError,
     ) as error:
+        if is_out_of_memory(error):
+            raise
         raise ArchitectureError(f"{folder} could not be opened as a diffusers pipeline: {first_line(error)}") from error
 
 

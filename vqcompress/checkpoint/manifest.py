@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vqcompress.bundling import Bundle, bundle_digest, stored_header
+from vqcompress.bundling import Bundle, bundle_digest
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import (
-    HEADER_LIMIT,
     is_regular,
     json_object,
     name_problem,
@@ -20,6 +19,8 @@ from vqcompress.folder_files import (
     regular_size,
     walk,
 )
+from vqcompress.openable import LARGE
+from vqcompress.safetensors_header import stored_header
 from vqcompress.time_limit import check_time
 
 MANIFEST_NAME = "vqcompress_manifest.json"
@@ -94,7 +95,7 @@ def _length_problem(path: Path, size: int) -> str | None:
     """Why a file of ``size`` bytes is not worth reading to its end, or ``None``: most of it may be a hole."""
     if path.suffix != ".safetensors":
         return f"has {size} bytes, more than {OTHER_LIMIT}, and is no weight file" if size > OTHER_LIMIT else None
-    said = stored_header(path)[1] if size > HEADER_LIMIT else size
+    said = stored_header(path)[1] if size > LARGE else size
     return None if said == size else f"has {size} bytes, its header says {said}"
 
 

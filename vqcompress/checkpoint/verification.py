@@ -21,13 +21,14 @@ from vqcompress.component_files import (
     tensor_headers,
 )
 from vqcompress.errors import ArchitectureError, CheckpointError
-from vqcompress.folder_files import check_regular, read_json, regular_size
+from vqcompress.folder_files import read_json, regular_size
 from vqcompress.formats import UNCHECKED_CONTENTS
 from vqcompress.formats.finite import is_finite
 from vqcompress.formats.gate import tensor_problem
 from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
+from vqcompress.openable import check_regular
 from vqcompress.time_limit import check_time, within
 
 READ_FIRST = ("config.json", ".index.json")

@@ -13,13 +13,14 @@ from typing import Any
 from torch import nn
 
 from vqcompress.component_files import StoredTensor, component_headers, packed_description
-from vqcompress.folder_files import check_regular, read_json
+from vqcompress.folder_files import read_json
 from vqcompress.integrations.opening_checks import check_first, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
 from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, already_checked, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
 from vqcompress.network_size import NetworkSize, at_most, build_without_memory, may_exceed
+from vqcompress.openable import check_regular
 
 CLASSES = {"diffusers.models.modeling_utils": "ModelMixin", "transformers.modeling_utils": "PreTrainedModel"}
 

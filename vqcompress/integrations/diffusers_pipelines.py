@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from vqcompress.errors import UnsupportedError
-from vqcompress.folder_files import check_regular
 from vqcompress.integrations.opening_checks import check_first, local_folder
+from vqcompress.openable import check_regular
 
 _CHOICE = "_get_pipeline_class"
 

@@ -1,0 +1,60 @@
+"""A folder before a library opens it: nothing in it may block, never end, or take memory out of proportion."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vqcompress.errors import CheckpointError
+from vqcompress.folder_files import is_regular, kind_of, open_regular, regular_size, walk
+from vqcompress.safetensors_header import LENGTH_BYTES, allowed_length, stored_header
+
+TEXT_LIMIT = 1 << 27
+"""Bytes of any text that a library reads whole: a vocabulary of a million words, four times over."""
+TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".yaml", ".tiktoken")
+LARGE = 1 << 26
+"""Bytes from which on reading a header takes no time beside reading the file."""
+
+
+def check_regular(folder: Path) -> None:
+    """Raise `CheckpointError` that names the first entry below ``folder`` that no loader should open.
+
+    That is what is neither a regular file nor a folder, a text too long to be read whole, and weights that do not begin
+    with the length of a header or, where they are large, have another length than it says: a loader maps them whole
+    before it looks, and a hole of a terabyte is a short download.
+    Links to folders count as folders, and hidden entries of the folder itself are left alone: no loader reads them.
+    """
+    for name, entry in walk(folder):
+        if name.startswith("."):
+            continue
+        if not is_regular(entry) and not _is_folder(entry):
+            raise CheckpointError(
+                f"{folder / name} is no regular file but a {kind_of(folder / name)}; it is not opened, remove it or "
+                "download the folder again"
+            )
+        if name.endswith(TEXT_SUFFIXES) and (regular_size(folder / name) or 0) > TEXT_LIMIT:
+            raise CheckpointError(
+                f"{folder / name} has more than {TEXT_LIMIT} bytes, which no text of a pipeline has; it is not opened, "
+                "download the folder again"
+            )
+        if name.endswith(".safetensors") and is_regular(entry):
+            _check_weights(folder / name)
+
+
+def _check_weights(path: Path) -> None:
+    with open_regular(path) as file:
+        begins, size = file.read(LENGTH_BYTES), os.fstat(file.fileno()).st_size
+    length, most = int.from_bytes(begins, "little"), allowed_length(size)
+    if not 2 <= length <= most:
+        header = f"a header of {length} bytes, of at most {most}" if 2 <= length <= size else "no header"
+        what = "a Git LFS pointer" if begins == b"version " else f"{size} bytes with {header}"
+        raise CheckpointError(f"{path} holds no safetensors but {what}; it is not opened, download it again")
+    if size > LARGE and (said := stored_header(path)[1]) != size:
+        raise CheckpointError(f"{path} has {size} bytes, its header says {said}; it is not opened, download it again")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
