@@ -45,6 +45,9 @@ class CountingDriver:
     def finish(self, device: torch.device) -> None:
         return None
 
+    def use(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class Lab:

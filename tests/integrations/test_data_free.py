@@ -74,7 +74,7 @@ def test_a_component_gets_its_dense_budget(dense_folder):
     unet = UNet2DConditionModel.from_pretrained(dense_folder / "unet", quantization_config=config)
     layers = vq_layers(unet).values()
     assert layers
-    assert all(layer.__dict__["kept_weight"] is not None for layer in layers)
+    assert all(layer.__dict__["weight_source"] is not None for layer in layers)
     assert "dense_budget" not in str(unet.config.quantization_config.to_dict())
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from random_weights import Extras, additive, scalar, trellis
+from tests.kernels.host_time import least_seconds
 from vqcompress.errors import CheckpointError
 from vqcompress.kernels import Case, reference
 from vqcompress.kernels.cuda import operations
-from vqcompress.kernels.cuda.operations import decode_with, laid_out, plan_of, unsupported_reason
+from vqcompress.kernels.cuda.operations import decode_with, laid_out, plan_of, prepare_with, unsupported_reason
 from vqcompress.matrix_view import from_transposed
 
 WEIGHTS = [
@@ -29,6 +28,7 @@ class Stub:
     def __init__(self) -> None:
         self.prepared: list = []
         self.launched: list = []
+        self.used: list = []
         self.handle, self.finished = 7, 0
 
     def unsupported_reason(self, device):
@@ -43,6 +43,9 @@ class Stub:
 
     def finish(self, device):
         self.finished += 1
+
+    def use(self, tensors, device):
+        self.used.append((self.handle, len(tensors)))
 
 
 class Noted(TorchDispatchMode):
@@ -132,23 +135,48 @@ def test_what_cannot_be_served_is_said():
     assert "float64" in unsupported_reason(spec, shape, case._replace(dtype=torch.float64))
 
 
+def test_a_plan_made_for_a_layer_launches_and_no_more():
+    weight, stub = WEIGHTS[1], Stub()
+    decode = prepare_with(stub, *weight, torch.bfloat16)
+    assert decode().is_contiguous(memory_format=torch.channels_last)
+    spec, shape, tensors = WEIGHTS[0]
+    decode = prepare_with(stub, spec, shape, tensors, torch.bfloat16)
+    before = len(stub.prepared)
+    with Noted() as noted:
+        out = decode()
+    assert noted.names == ["empty", "t"]
+    assert out.shape == shape
+    assert len(stub.prepared) == before
+
+
+def test_memory_of_a_plan_is_known_to_each_stream_that_uses_it():
+    weight, stub = trellis((64, 12), 12, (6,)), Stub()
+    decode = prepare_with(stub, *weight, torch.float16)
+    decode()
+    assert stub.used == []  # the stream that it was made on
+    stub.handle = 99
+    decode()
+    decode()
+    (use,) = stub.used
+    assert use[0] == 99
+    assert use[1] > 0
+
+
+def test_plans_whose_weight_is_gone_are_forgotten():
+    stub, alive = Stub(), trellis((32, 4), 12, (6,))
+    kept = plan_of(stub, *alive, torch.float32)
+    for _ in range(300):
+        decode_with(stub, *trellis((32, 4), 12, (6,)), torch.float32)
+    stale = [plan for plan in operations._PLANS.values() if plan.stale]
+    assert len(stale) <= max(operations._LEAST, len(operations._PLANS) / 2 + 1)
+    assert plan_of(stub, *alive, torch.float32) is kept
+
+
 def test_host_time_of_a_call_against_a_dense_layer():
     """An `nn.Linear` takes 2 to 3 µs of the host for a call; the plan's may take four times as long."""
     stub, linear = Stub(), torch.nn.Linear(8, 8)
-    spec, shape, tensors = trellis((64, 40), 12, (6, 4))
-    x = torch.zeros(1, 8)
-
-    def fastest(call):
-        times = []
-        for _ in range(400):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
+    weight, x = trellis((64, 40), 12, (6, 4)), torch.zeros(1, 8)
     with torch.inference_mode():
-        decode_with(stub, spec, shape, tensors, torch.bfloat16)
-        ours = fastest(lambda: decode_with(stub, spec, shape, tensors, torch.bfloat16))
-        dense = fastest(lambda: linear(x))
-    assert ours <= 4 * dense, (ours, dense)
+        took = least_seconds({"ours": lambda: decode_with(stub, *weight, torch.bfloat16), "dense": lambda: linear(x)})
+    assert took["ours"] <= 4 * took["dense"], took
     assert operations.DRIVER.unsupported_reason(torch.device("cpu"))

@@ -43,11 +43,11 @@ def conv(spec, shape, tensors):
 
 
 def kept(network):
-    return {name: layer.__dict__["kept_weight"] for name, layer in vq_layers(network).items()}
+    return {name: layer.__dict__["weight_source"] for name, layer in vq_layers(network).items()}
 
 
 def held(network):
-    return {name for name, one in kept(network).items() if one is not None and one._weight is not None}
+    return {name for name, one in kept(network).items() if one is not None and one.keeps}
 
 
 def run(network, samples=5, dtype=torch.float32):
@@ -117,7 +117,7 @@ def test_layers_with_most_time_a_byte_come_first():
     plain, rotated = trellis((64, 64), 12, (6,)), trellis((64, 64), 12, (6,), Extras(rotation=64))
     network = nn.Sequential(linear(*plain), linear(*rotated), linear(*trellis((256, 64), 12, (6,))))
     set_dense_budget(network, 4 * 64 * 64)
-    assert [one is not None for one in kept(network).values()] == [False, True, False]
+    assert [one is not None and one.budget is not None for one in kept(network).values()] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["scale", "weight", "outlier_values", "gains"])

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels import operators, reference
-from vqcompress.kernels.kept_weights import KeptWeight, is_plain
 from vqcompress.kernels.learning import learning_conv2d, learning_linear
 from vqcompress.kernels.packed_layout import ConvGeometry, PackedLayout, layout_to_text
 from vqcompress.kernels.table import choose_kernel, decode_case
+from vqcompress.kernels.weight_source import WeightSource, is_plain
 from vqcompress.matrix_view import Shape, from_transposed
 
 
@@ -37,18 +37,18 @@ def linear(x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tens
 
 
 def packed_linear(
-    x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, kept: KeptWeight | None = None
+    x: Tensor, layout: str, tensors: Mapping[str, Tensor], bias: Tensor | None, source: WeightSource | None = None
 ) -> Tensor:
     """`linear` with the geometry as text. A layer creates this text once.
 
-    A decoded weight is looked for, and left, in ``kept``, unless gradients are wanted or the call is traced.
+    The weight comes from ``source``, unless gradients are wanted or the call is traced.
     """
     x = _autocast(x)
     if _learns(tensors):
-        _drop(kept)
+        _drop(source)
         return learning_linear(x, layout, tensors, bias)
     if is_plain(x, bias):
-        return operators.multiply(x, list(tensors.values()), bias, layout, kept)
+        return operators.multiply(x, list(tensors.values()), bias, layout, source)
     return operators.linear(x, list(tensors.values()), bias, layout)
 
 
@@ -70,22 +70,22 @@ def packed_conv2d(
     tensors: Mapping[str, Tensor],
     bias: Tensor | None,
     geometry: ConvGeometry,
-    kept: KeptWeight | None = None,
+    source: WeightSource | None = None,
 ) -> Tensor:
-    """`conv2d` with the geometry as text. A layer creates this text once. ``kept`` as in `packed_linear`."""
+    """`conv2d` with the geometry as text. A layer creates this text once. ``source`` as in `packed_linear`."""
     x = _autocast(x)
     if _learns(tensors):
-        _drop(kept)
+        _drop(source)
         return learning_conv2d(x, layout, tensors, bias, geometry)
     if is_plain(x, bias):
-        return operators.convolve(x, list(tensors.values()), bias, layout, geometry, kept)
+        return operators.convolve(x, list(tensors.values()), bias, layout, geometry, source)
     return operators.conv2d(x, list(tensors.values()), bias, layout, *map(list, geometry))
 
 
-def _drop(kept: KeptWeight | None) -> None:
+def _drop(source: WeightSource | None) -> None:
     """A weight that is being trained is decoded in every call."""
-    if kept is not None:
-        kept.drop()
+    if source is not None:
+        source.drop()
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ DenseWeight = Callable[[FormatSpec, Shape, Mapping[str, Tensor], torch.dtype], T
 """``(spec, shape, tensors, dtype)`` -> the weight of ``shape``, column scales, rotation and outliers included, in the
 layout that the product reads best. Valid until the thread decodes its next weight."""
 
+Prepare = Callable[[FormatSpec, Shape, Mapping[str, Tensor], torch.dtype], Callable[[], Tensor] | None]
+"""As `DenseWeight`, but returns a function that decodes the weight whenever it is called, or None. The function holds
+addresses of the tensors, not the tensors: it may be called as long as they are where they were, and unchanged."""
+
 ParameterGradients = Callable[[FormatSpec, Shape, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
 """``(spec, shape, tensors, gradient of Wᵀ [columns, outputs])`` -> name -> gradient of each differentiable quantization
 parameter (``scale``, ``codebooks``, ``group_scale``), float32, in its shape."""
@@ -56,7 +60,7 @@ class Kernel:
     ``unsupported_reason(spec, shape, case)`` is a short reason why the kernel does not support the case, empty if it
     does. ``purpose`` says what the kernel is for. With ``multiply``, it computes products of at most ``most_samples``
     samples without a dense weight; without ``multiply``, it decodes the weight for products: with ``dense_weight`` if
-    it has that, else with ``decode_transposed``.
+    it has that, else with ``decode_transposed``. ``prepare`` settles what is the same in every such call of a layer.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Kernel:
     multiply: Multiply | None = None
     most_samples: int | None = None
     dense_weight: DenseWeight | None = None
+    prepare: Prepare | None = None
 
 
 _interpreting = False

@@ -5,31 +5,31 @@ The backward pass decodes the weight again, so that no dense weight is kept betw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqcompress.kernels.kept_weights import KeptWeight
 from vqcompress.kernels.packed_layout import layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.table import choose_kernel, decode_case, product_case
+from vqcompress.kernels.weight_source import WeightSource
 from vqcompress.matrix_view import from_transposed
 
 
 def multiply(
-    x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: str, kept: KeptWeight | None = None
+    x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, layout: str, source: WeightSource | None = None
 ) -> Tensor:
     """`linear` without the torch operator, whose overhead is tens of microseconds. No gradients, no tracing.
 
-    A decoded weight is looked for, and left, in ``kept``.
+    The weight comes from ``source``, which remembers how it was made.
     """
     parsed = layout_from_text(layout)
     kernel = choose_kernel(parsed.spec, parsed.shape, product_case(x))
     if kernel.multiply is None:
-        return in_product_dtype(x, lambda x: F.linear(x, dense_weight(x, tensors, layout, kept), _as(bias, x)))
+        return in_product_dtype(x, lambda x: F.linear(x, dense_weight(x, tensors, layout, source), _as(bias, x)))
     named = dict(zip(parsed.names, tensors, strict=True))
     return kernel.multiply(x, parsed.spec, parsed.shape, named, bias)
 
@@ -51,10 +51,10 @@ def convolve(
     bias: Tensor | None,
     layout: str,
     geometry: Sequence[Sequence[int]],
-    kept: KeptWeight | None = None,
+    source: WeightSource | None = None,
 ) -> Tensor:
     """`conv2d` without the torch operator, see `multiply`; ``geometry`` are stride, padding and dilation."""
-    return in_product_dtype(x, lambda x: F.conv2d(x, dense_weight(x, tensors, layout, kept), _as(bias, x), *geometry))
+    return in_product_dtype(x, lambda x: F.conv2d(x, dense_weight(x, tensors, layout, source), _as(bias, x), *geometry))
 
 
 @torch.library.custom_op("vqcompress::conv2d", mutates_args=())
@@ -84,16 +84,21 @@ def _(
     return F.conv2d(x, x.new_empty(layout_from_text(layout).shape), None, stride, padding, dilation)
 
 
-def dense_weight(x: Tensor, tensors: Sequence[Tensor], text: str, kept: KeptWeight | None = None) -> Tensor:
+def dense_weight(x: Tensor, tensors: Sequence[Tensor], text: str, source: WeightSource | None = None) -> Tensor:
     """The weight in the dtype of ``x``, on its device. Valid until the thread decodes the next one."""
-    if kept is not None:
-        return kept.get(x, tensors, lambda: dense_weight(x, tensors, text))
     layout = layout_from_text(text)
     named = dict(zip(layout.names, tensors, strict=True))
     kernel = choose_kernel(layout.spec, layout.shape, decode_case(x.device, x.dtype))
-    if kernel.dense_weight is not None:
-        return kernel.dense_weight(layout.spec, layout.shape, named, x.dtype)
-    return from_transposed(kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype), layout.shape)
+
+    def decode() -> Tensor:
+        if kernel.dense_weight is not None:
+            return kernel.dense_weight(layout.spec, layout.shape, named, x.dtype)
+        return from_transposed(kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype), layout.shape)
+
+    def prepare() -> Callable[[], Tensor] | None:
+        return kernel.prepare and kernel.prepare(layout.spec, layout.shape, named, x.dtype)
+
+    return decode() if source is None else source.get(x, tensors, decode, prepare)
 
 
 def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:

@@ -36,6 +36,7 @@ KERNELS: tuple[Kernel, ...] = (
         cuda.decode_transposed,
         reference.parameter_gradients,
         dense_weight=cuda.dense_weight,
+        prepare=cuda.prepare,
     ),
     Kernel(
         "triton_decode",
@@ -60,6 +61,7 @@ KERNELS: tuple[Kernel, ...] = (
         cpu.decode_transposed,
         cpu.parameter_gradients,
         dense_weight=cpu_dense.dense_weight,
+        prepare=cpu_dense.prepare,
     ),
     Kernel(
         "reference",

@@ -13,8 +13,8 @@ from torch import nn
 
 from vqcompress.errors import RecipeError
 from vqcompress.kernels.decode_cost import decode_nanoseconds
-from vqcompress.kernels.kept_weights import EVERYTHING, DenseBudget, KeptWeight
 from vqcompress.kernels.precision import product_dtype
+from vqcompress.kernels.weight_source import EVERYTHING, DenseBudget, WeightSource
 from vqcompress.layers.packed import PackedLayer
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -39,10 +39,10 @@ def set_dense_budget(model: Any, budget: str | int | None) -> DenseBudget:
     for component in _components(model):
         layers, each = [m for m in component.modules() if isinstance(m, PackedLayer)], _item_bytes(component)
         for layer in sorted(layers, key=_worth, reverse=True):
-            layer.keep_decoded(None)
+            layer.take_weight_from(None)
             size = math.prod(layer.dense_shape) * each
             if made.planned + size <= made.limit:
-                layer.keep_decoded(KeptWeight(made))
+                layer.take_weight_from(WeightSource(made))
                 made.planned, made.layers = made.planned + size, made.layers + 1
     return made
 

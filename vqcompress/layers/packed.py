@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqcompress import kernels
 from vqcompress.errors import UnsupportedError
 from vqcompress.formats import FormatSpec
-from vqcompress.kernels.kept_weights import KeptWeight
+from vqcompress.kernels.weight_source import WeightSource
 from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype, save_in_dtype
 from vqcompress.matrix_view import matrix_shape, stored_shape
 from vqcompress.quantized_weight import QuantizedWeight
@@ -74,13 +74,20 @@ class PackedLayer(nn.Module):
         layout = kernels.layout_to_text(kernels.PackedLayout(spec, shape, names))
         # nn.Module.__setattr__ is skipped: it is slow and would register the shared codebooks under every layer.
         self.__dict__ |= {"spec": spec, "dense_shape": shape, "quantization_parameter_names": stored}
-        self.__dict__ |= {"layout": layout, "shared_codebooks": shared, "kept_weight": None}
+        self.__dict__ |= {"layout": layout, "shared_codebooks": shared, "weight_source": None}
 
-    def keep_decoded(self, kept: KeptWeight | None) -> None:
-        """Keep the decoded weight in ``kept`` from now on, or nowhere; what was kept before is freed."""
-        if (before := self.__dict__.get("kept_weight")) is not None:
+    def take_weight_from(self, source: WeightSource | None) -> None:
+        """Get the decoded weight from ``source``, or from one that keeps none; what was kept before is freed."""
+        if (before := self.__dict__.get("weight_source")) is not None:
             before.drop()
-        self.__dict__["kept_weight"] = kept
+        self.__dict__["weight_source"] = source
+
+    def _source(self) -> WeightSource | None:
+        """Where calls get the weight; none while they are traced."""
+        source = self.__dict__["weight_source"]
+        if source is None and not torch.compiler.is_compiling():
+            source = self.__dict__["weight_source"] = WeightSource()
+        return source
 
     def tensors(self) -> dict[str, Tensor]:
         """Codes ``[1, bytes]`` and all quantization parameters, including a shared codebook, as ``codebooks``."""
@@ -109,7 +116,7 @@ class PackedLayer(nn.Module):
             )
 
     def _apply(self, fn, recurse=True):
-        if (decoded := self.__dict__["kept_weight"]) is not None:
+        if (decoded := self.__dict__["weight_source"]) is not None:
             decoded.drop()
         kept = [getattr(self, name) for name in self.quantization_parameter_names]
         return super()._apply(keep_dtype(fn, kept), recurse)
@@ -142,11 +149,11 @@ class VQLinear(PackedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear: motion modules pass it by keyword
         """``[..., in] -> [..., out]`` in the dtype of ``input``."""
-        kept = self.__dict__["kept_weight"]
-        if kept is not None and (weight := kept.found(input, self._parameters)) is not None:
+        source = self._source()
+        if source is not None and (weight := source.found(input, self._parameters)) is not None:
             return F.linear(input, weight, self._parameters["bias"])
         self._check_input(input)
-        return kernels.packed_linear(input, self.layout, self.tensors(), self.bias, kept)
+        return kernels.packed_linear(input, self.layout, self.tensors(), self.bias, source)
 
 
 class VQConv2d(PackedLayer, nn.Conv2d):
@@ -179,10 +186,10 @@ class VQConv2d(PackedLayer, nn.Conv2d):
         if isinstance(padding, str) or self.padding_mode != "zeros":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        geometry, kept = kernels.ConvGeometry(self.stride, padding, self.dilation), self.__dict__["kept_weight"]
-        if kept is not None and (weight := kept.found(x, self._parameters)) is not None:
+        geometry, source = kernels.ConvGeometry(self.stride, padding, self.dilation), self._source()
+        if source is not None and (weight := source.found(x, self._parameters)) is not None:
             return F.conv2d(x, weight, self._parameters["bias"], *geometry)
-        return kernels.packed_conv2d(x, self.layout, self.tensors(), self.bias, geometry, kept)
+        return kernels.packed_conv2d(x, self.layout, self.tensors(), self.bias, geometry, source)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -7,7 +7,7 @@ around in tiles of sixteen by sixteen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -33,26 +33,80 @@ def dense_weight(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], 
     values = scratch("columns", (columns, outputs), torch.float32)
     with torch.no_grad():
         operations(type(spec)).decode(values, code_spec(spec), tensors)
-        _finish(values, spec, shape, tensors)
-        if len(shape) == 4:
-            return _cast(_turned(values), dtype).view(shape)
-        return _cast(values, dtype).t()
+        if (finish := _finishing(spec, shape, tensors)) is not None:
+            finish(values)
+        return _as_weight(values, shape, dtype)
 
 
-def _finish(values: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
-    """Undo the rotation of ``values [columns, outputs]``, then multiply by column scales, then add outliers."""
-    columns, outputs = values.shape
-    if is_rotated(spec) or is_scaled(spec):
-        from vqcompress.kernels.cpu.finishing import finish_columns
+def prepare(
+    spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> Callable[[], Tensor] | None:
+    """`dense_weight` for later calls, see `vqcompress.kernels.kernel.Prepare`; None where a format has none."""
+    if (own := operations(type(spec)).prepare) is None:
+        return None
+    check_lengths(spec, shape, tensors)
+    outputs, columns = matrix_shape(shape)
+    with torch.no_grad(), torch.inference_mode(False):
+        fill, finish = own(code_spec(spec), tensors, outputs, columns), _finishing(spec, shape, tensors)
 
-        block = spec.rotation if isinstance(spec, TrellisSpec) else 0
-        signs = normed_signs(outputs, block) if block else None
-        factors = column_factors(shape, tensors) if is_scaled(spec) else None
-        at = (0 if signs is None else signs.data_ptr(), 0 if factors is None else factors.data_ptr())
-        parallel_for(finish_columns, columns, values.numel(), values.data_ptr(), outputs, block, *at)
-    if has_outliers(spec):
-        outlier_places(shape, tensors)  # which checks that they are in the weight
-        values.view(-1).index_add_(0, tensors[POSITIONS].long(), tensors[VALUES].float())
+    def decode() -> Tensor:
+        values = scratch("columns", (columns, outputs), torch.float32)
+        fill(values)
+        if finish is not None:
+            finish(values)
+        return _as_weight(values, shape, dtype)
+
+    return decode
+
+
+def _as_weight(values: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """``values [columns, outputs]`` as a weight of ``shape``."""
+    if len(shape) == 4:
+        return _cast(_turned(values), dtype).view(shape)
+    return _cast(values, dtype).t()
+
+
+def _finishing(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], None] | None:
+    """What undoes the rotation of ``values [columns, outputs]``, then multiplies by column scales, then adds outliers,
+    in place; None where there is nothing to do. It holds no stored tensor."""
+    turn, add = _turning(spec, shape, tensors), _adding(spec, shape, tensors)
+    if turn is None or add is None:
+        return turn or add
+
+    def both(values: Tensor) -> None:
+        turn(values)
+        add(values)
+
+    return both
+
+
+def _turning(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], None] | None:
+    if not (is_rotated(spec) or is_scaled(spec)):
+        return None
+    from vqcompress.kernels.cpu.finishing import finish_columns
+
+    outputs, _ = matrix_shape(shape)
+    block = spec.rotation if isinstance(spec, TrellisSpec) else 0
+    signs = normed_signs(outputs, block) if block else None
+    factors = column_factors(shape, tensors) if is_scaled(spec) else None
+    at = (0 if signs is None else signs.data_ptr(), 0 if factors is None else factors.data_ptr())
+
+    def turn(values: Tensor, held: object = (signs, factors)) -> None:
+        parallel_for(finish_columns, len(values), values.numel(), values.data_ptr(), outputs, block, *at)
+
+    return turn
+
+
+def _adding(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], None] | None:
+    if not has_outliers(spec):
+        return None
+    outlier_places(shape, tensors)  # which checks that they are in the weight
+    positions, outliers = tensors[POSITIONS].long(), tensors[VALUES].detach().to(torch.float32, copy=True)
+
+    def add(values: Tensor) -> None:
+        values.view(-1).index_add_(0, positions, outliers)
+
+    return add
 
 
 def _turned(values: Tensor) -> Tensor:

@@ -45,12 +45,14 @@ class Operations:
     many outputs a product's loops take together. ``product_blocks(x, total, spec, tensors, outputs, columns)`` gives
     the loops that add to the floats at the address ``total`` the unscaled product of the sample at the address ``x``.
     ``parameter_gradients(spec, tensors, grad)`` are as `vqcompress.kernels.kernel.ParameterGradients`.
+    ``prepare(spec, tensors, outputs, columns)`` gives a ``decode`` of ``values`` alone that holds no stored tensor.
     """
 
     decode: Callable[[Tensor, Any, Mapping[str, Tensor]], None]
     outputs_at_a_time: Callable[[Any], int]
     product_blocks: Callable[[int, int, Any, Mapping[str, Tensor], int, int], Blocks]
     parameter_gradients: Callable[[Any, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
+    prepare: Callable[[Any, Mapping[str, Tensor], int, int], Callable[[Tensor], None]] | None = None
 
 
 @lru_cache(maxsize=64)

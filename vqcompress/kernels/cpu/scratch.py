@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ KEPT_BYTES = 1 << 28
 class _Buffers(threading.local):
     def __init__(self) -> None:
         self.by_use: dict[Hashable, Tensor] = {}
+        self.views: dict[Hashable, dict[tuple[Any, ...], Tensor]] = {}
 
 
 _BUFFERS = _Buffers()
@@ -28,16 +30,21 @@ _BUFFERS = _Buffers()
 
 def scratch(use: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A contiguous tensor of ``shape`` with any contents, in the memory of the last one with the same ``use``."""
+    if (views := _BUFFERS.views.get(use)) is not None and (found := views.get((shape, dtype))) is not None:
+        return found
     size = math.prod(shape) * dtype.itemsize
     if size > KEPT_BYTES:
         return torch.empty(shape, dtype=dtype)
     buffer = _BUFFERS.by_use.get(use)
-    if buffer is None or buffer.numel() < size:
-        with torch.inference_mode(False):  # or the first caller's mode would stick to memory that all share
+    with torch.inference_mode(False):  # or the first caller's mode would stick to memory that all share
+        if buffer is None or buffer.numel() < size:
             buffer = _BUFFERS.by_use[use] = torch.empty(size, dtype=torch.uint8)
-    return buffer[:size].view(dtype).view(shape)
+            _BUFFERS.views[use] = {}
+        view = _BUFFERS.views[use][shape, dtype] = buffer[:size].view(dtype).view(shape)
+    return view
 
 
 def release_scratch() -> None:
     """Give this thread's memory back. Weights that lie in it are no longer valid."""
     _BUFFERS.by_use.clear()
+    _BUFFERS.views.clear()

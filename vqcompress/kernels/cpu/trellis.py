@@ -9,7 +9,7 @@ last few may end where memory does: both go through a small buffer that holds th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -46,14 +46,27 @@ DECODE_NUMBERS = 11  # of each rate's loop, its address included
 def decode(values: Tensor, spec: TrellisSpec, tensors: Mapping[str, Tensor]) -> None:
     """Fill ``values [columns, outputs]``."""
     columns, outputs = values.shape
+    prepare(spec, tensors, outputs, columns)(values)
+
+
+def prepare(spec: TrellisSpec, tensors: Mapping[str, Tensor], outputs: int, columns: int) -> Callable[[Tensor], None]:
+    """`decode` for later, without the tensors: as long as they are where they are and unchanged."""
     plan, scale = _decode_plan(spec, tensors, outputs, columns), _padded_scale(tensors["scale"], outputs)
-    if plan.empty is not None:
-        values[plan.empty] = 0 * scale[:outputs]
-    out, codes, factors = values.data_ptr(), tensors["weight"].data_ptr(), scale.data_ptr()
-    blocks: list[int] = []
+    codes, factors, numbers = tensors["weight"].data_ptr(), scale.data_ptr(), [len(plan.blocks), DECODE_NUMBERS]
     for loop, length, starts, rates, table, stored in plan.blocks:
-        blocks += (loop, out, columns, outputs, codes, length, starts, rates, table, factors, stored)
-    parallel_for(run_blocks, columns, values.numel(), len(plan.blocks), DECODE_NUMBERS, *blocks)
+        numbers += (loop, 0, columns, outputs, codes, length, starts, rates, table, factors, stored)
+    places, empty = range(3, len(numbers), DECODE_NUMBERS), plan.empty
+    zeros = None if empty is None else 0 * scale[:outputs]
+
+    def fill(values: Tensor, held: Any = (plan, scale)) -> None:
+        if empty is not None:
+            values[empty] = zeros
+        own, out = numbers.copy(), values.data_ptr()
+        for place in places:
+            own[place] = out
+        parallel_for(run_blocks, columns, columns * outputs, *own)
+
+    return fill
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ def parameter_gradients(spec: TrellisSpec, tensors: Mapping[str, Tensor], grad: 
     return found
 
 
-OPERATIONS = Operations(decode, lambda spec: OUTPUTS, product_blocks, parameter_gradients)
+OPERATIONS = Operations(decode, lambda spec: OUTPUTS, product_blocks, parameter_gradients, prepare)
 
 
 @compiled(inline="always")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -45,6 +46,9 @@ class Driver(Protocol):
     def finish(self, device: torch.device) -> None:
         """Wait until what was computed on the current stream can be read on any."""
 
+    def use(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
+        """Let the memory of ``tensors``, once freed, wait for the current stream."""
+
 
 class CudaDriver:
     """cuda-core's compiler and launcher, on torch's streams."""
@@ -77,6 +81,10 @@ class CudaDriver:
 
     def finish(self, device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
+
+    def use(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
+        for tensor in tensors:
+            tensor.record_stream(torch.cuda.current_stream(device))
 
 
 DRIVER = CudaDriver()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +57,20 @@ def decode_with(
     driver: Driver, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Tensor:
     """`decode_transposed` on a device that ``driver`` knows."""
-    codes, (outputs, columns) = tensors["weight"], matrix_shape(shape)
-    plan = plan_of(driver, spec, shape, tensors, dtype)
-    out = torch.empty(columns, outputs, dtype=dtype, device=codes.device)
-    address, stream = out.data_ptr(), driver.stream(codes.device)
-    for run in plan.runs:
-        run(stream, address)
-    return out
+    return plan_of(driver, spec, shape, tensors, dtype).launched()
+
+
+def prepare(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """`dense_weight` for later calls, see `vqcompress.kernels.kernel.Prepare`."""
+    return prepare_with(DRIVER, spec, shape, tensors, dtype)
+
+
+def prepare_with(
+    driver: Driver, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    """`prepare` on a device that ``driver`` knows."""
+    plan, matrix = plan_of(driver, spec, shape, tensors, dtype), len(shape) == 2
+    return (lambda: plan.launched().t()) if matrix else (lambda: laid_out(plan.launched(), shape))
 
 
 @dataclass
@@ -71,17 +78,40 @@ class Plan:
     """Launches that decode one weight to one dtype, for tensors that lie and read as ``places`` say.
 
     ``held`` has what lies at the addresses, but for the stored tensors, which ``references`` refer to weakly.
+    ``streams`` are those that ``held`` is known to be used on: memory that is freed waits for them.
     """
 
+    driver: Driver
     spec: FormatSpec
+    size: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
     places: tuple[Any, ...]
     runs: tuple[Prepared, ...]
-    held: tuple[Any, ...]
+    held: tuple[Tensor, ...]
     references: tuple[StorageWeakRef, ...]
+    streams: set[int]
+
+    def launched(self) -> Tensor:
+        """``Wᵀ [columns, outputs]``, being decoded on the current stream."""
+        out = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        address, stream = out.data_ptr(), self.driver.stream(self.device)
+        if stream not in self.streams:
+            self.driver.use(self.held, self.device)
+            self.streams.add(stream)
+        for run in self.runs:
+            run(stream, address)
+        return out
+
+    @property
+    def stale(self) -> bool:
+        """Whether one of the stored tensors is gone."""
+        return any(reference.expired() for reference in self.references)
 
 
 _PLANS: dict[tuple[Any, ...], Plan] = {}
-_SWEEP_EVERY = 4096
+_LEAST = 64  # plans that are kept without a look at whether they are stale
+_sweep_at = _LEAST
 
 
 def plan_of(driver: Driver, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Plan:
@@ -94,11 +124,19 @@ def plan_of(driver: Driver, spec: FormatSpec, shape: Shape, tensors: Mapping[str
     plan = _PLANS.get(key)
     if plan is None or plan.places != places:
         refuse_capture(tensors["weight"].device)
-        if len(_PLANS) % _SWEEP_EVERY == _SWEEP_EVERY - 1:
-            for stale in [k for k, one in _PLANS.items() if any(ref.expired() for ref in one.references)]:
-                del _PLANS[stale]
+        _sweep()
         plan = _PLANS[key] = _made(driver, spec, shape, tensors, dtype, places)
     return plan
+
+
+def _sweep() -> None:
+    """Forget stale plans, which hold memory of the device: whenever there may be as many as others."""
+    global _sweep_at
+    if len(_PLANS) < _sweep_at:
+        return
+    for key in [key for key, plan in _PLANS.items() if plan.stale]:
+        del _PLANS[key]
+    _sweep_at = max(_LEAST, 2 * len(_PLANS))
 
 
 def _made(
@@ -120,4 +158,7 @@ def _made(
         driver.finish(device)  # later calls may be on other streams
     derived = [t for launch in made for t in launch.held if t.untyped_storage()._cdata not in stored]
     references = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors.values())
-    return Plan(spec, places, runs, (*derived, *jobs), references)
+    outputs, columns = matrix_shape(shape)
+    made_on = {driver.stream(device)}
+    held = (*derived, *jobs)
+    return Plan(driver, spec, (columns, outputs), dtype, device, places, runs, held, references, made_on)
