@@ -7,7 +7,7 @@ OUT    ?= out
 TORCH  ?= torch==2.13.0
 
 
-.PHONY: demo evidence results test test-lowest fuzz kills soak lint clean install install-test
+.PHONY: demo docs evidence results test test-lowest fuzz kills soak lint clean install install-test release-check
 
 # The embedded model that `make results` is about: shapes, shapes-dit or shapes-moe.
 MODEL ?= shapes
@@ -78,6 +78,12 @@ kills: install-test  ## kill tiny runs COUNT times at random; each must then end
 soak: install-test  ## load, generate and free 200 times, quantize 50 times: nothing may grow or be left
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak
 
+docs: $(VENV)/.installed-docs  ## build the documentation into out/site, with warnings as errors
+	$(BIN)/python -m mkdocs build --strict --site-dir $(abspath $(OUT))/site
+
+release-check: install-test  ## build sdist and wheel, and try the wheel in an empty environment
+	$(BIN)/python tests/release_check.py --torch "$(TORCH)"
+
 lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -97,6 +103,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	touch $@
 
 clean:

@@ -41,7 +41,9 @@ def convert(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Convert official WEIGHTS of the model NAME to a folder that `quantize`, `generate` and plain diffusers open.
+    """Convert official WEIGHTS of the model NAME to a folder.
+
+    quantize and generate take it, and diffusers after `import vqcompress`.
 
     NAME is one that `vqcompress presets` lists, or a family whose sizes --config gives: dit, sit, mdt_v1, mdt_v2,
     dit_moe, diffit_latent, pixart, next_dit, flag_dit, large_dit, pt_dit, linfusion. WEIGHTS is a .safetensors file, a

@@ -14,7 +14,7 @@ from vqcompress.near_misses import did_you_mean
 VERBS = {
     "presets": "List the models that have a name here, with sizes and sources.",
     "convert": "Convert official weights to a folder that quantize takes.",
-    "quantize": "Compress a pipeline to a folder that plain diffusers loads.",
+    "quantize": "Compress a pipeline to a folder that diffusers loads after `import vqcompress`.",
     "finetune": "Fine-tune a compressed folder against its original.",
     "generate": "Generate images with a pipeline, compressed or not.",
     "inspect": "Show the bits, bytes and layers of a compressed folder.",

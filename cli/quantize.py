@@ -119,7 +119,7 @@ def quantize(
     report: bool,
     **options: Any,
 ) -> None:
-    """Compress MODEL into a folder that plain diffusers loads after `import vqcompress`.
+    """Compress MODEL into a folder that diffusers loads after `import vqcompress`.
 
     MODEL is a name (shapes, sdxl, sd15, pixart-alpha, …; `vqcompress presets` lists all), a Hub id, a diffusers folder
     or a .safetensors file. `vqcompress convert` makes a folder from official weights of other networks. With --dry-run,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import release_check
 from vqcompress.embedded import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
@@ -17,10 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
-    return zipfile.ZipFile(next(out.glob("*.whl")))
+    """The wheel that is made from the sdist."""
+    return zipfile.ZipFile(release_check.build(tmp_path_factory.mktemp("build") / "dist"))
 
 
 @pytest.mark.slow
@@ -56,6 +55,21 @@ def test_training_the_embedded_models_is_for_clones(wheel: zipfile.ZipFile) -> N
 def test_console_script(wheel: zipfile.ZipFile) -> None:
     entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "vqcompress = vqcompress.cli.main:main" in wheel.read(entry).decode()
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_the_sources(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """What `make release-check` does with an empty environment, here in one that sees the installed dependencies."""
+    environment, folder = tmp_path / "environment", tmp_path / "elsewhere"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    site = next((environment / "lib").glob("python*")) / "site-packages"
+    paths = (path for path in map(Path, sys.path) if path.name == "site-packages")
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in paths))
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", str(wheel.filename)]
+    subprocess.run([environment / "bin" / "python", *install], check=True)
+    release_check.try_out(environment / "bin", folder, release_check.COMMANDS[:3])
+    assert list(folder.iterdir()) == []
 
 
 def test_resources_are_found_through_importlib() -> None:

@@ -1,0 +1,52 @@
+"""What MkDocs does not do by itself, for `mkdocs.yml`: pages from outside `docs/`, notebooks as pages, mathematics.
+
+- `CONTRIBUTING.md`, `SECURITY.md` and `CHANGELOG.md` stay at the top, where GitHub looks for them.
+- Notebooks are stored without outputs. A page shows their cells.
+- Mathematics is written as GitHub reads it, ```` ```math ```` and ``$`x`$``, and becomes MathML, which browsers draw by
+  themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+BLOCK = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"\$`([^`]+)`\$")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages from outside and the notebooks' pages."""
+    for name in OUTSIDE:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, name, content=text))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        page = f"notebooks/{path.stem}.md"
+        files.append(
+            File.generated(config, page, content=_notebook_page(json.loads(path.read_text("utf-8")), path.name))
+        )
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to pages from outside are links to siblings; mathematics becomes MathML."""
+    depth = page.file.src_uri.count("/")
+    for name in OUTSIDE:
+        markdown = markdown.replace("](" + "../" * (depth + 1) + name, "](" + "../" * depth + name)
+    markdown = BLOCK.sub(lambda found: f"\n{convert(found[1].strip(), display='block')}\n", markdown)
+    return INLINE.sub(lambda found: convert(found[1]), markdown)
+
+
+def _notebook_page(notebook: dict[str, Any], name: str) -> str:
+    cells = [("".join(cell["source"]), cell["cell_type"]) for cell in notebook["cells"]]
+    shown = [text if kind == "markdown" else f"```python\n{text}\n```" for text, kind in cells]
+    return "\n\n".join([*shown, f"[The notebook]({name}); a test runs it."])
