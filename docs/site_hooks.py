@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 BLOCK = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"\$`([^`]+)`\$")
+PLACE = re.compile(r"formula(\d+)formula")
+_FORMULAS: dict[str, list[str]] = {}
+"""Page -> its formulas in MathML, by the numbers in their places."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,12 +41,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to pages from outside are links to siblings; mathematics becomes MathML."""
+    """Links to pages from outside become links to siblings; mathematics is kept from Markdown."""
     depth = page.file.src_uri.count("/")
     for name in OUTSIDE:
         markdown = markdown.replace("](" + "../" * (depth + 1) + name, "](" + "../" * depth + name)
-    markdown = BLOCK.sub(lambda found: f"\n{convert(found[1].strip(), display='block')}\n", markdown)
-    return INLINE.sub(lambda found: convert(found[1]), markdown)
+    formulas = _FORMULAS[page.file.src_uri] = []
+    markdown = BLOCK.sub(lambda found: f"\n{_kept(formulas, found[1].strip(), 'block')}\n", markdown)
+    return INLINE.sub(lambda found: _kept(formulas, found[1], "inline"), markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put the formulas back, as MathML. Markdown would take one at the start of a line for a block of HTML."""
+    formulas = _FORMULAS[page.file.src_uri]
+    return PLACE.sub(lambda found: formulas[int(found[1])], html)
+
+
+def _kept(formulas: list[str], latex: str, display: str) -> str:
+    formulas.append(convert(latex, display=display))
+    return f"formula{len(formulas) - 1}formula"
 
 
 def _notebook_page(notebook: dict[str, Any], name: str) -> str:
