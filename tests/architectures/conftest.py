@@ -73,8 +73,15 @@ def models() -> Table:
     return _TABLE
 
 
+@pytest.fixture(scope="session")
+def every_pipeline(request: pytest.FixtureRequest) -> bool:
+    """Whether all pipeline classes are driven."""
+    return any(request.config.getoption(name, default=False) for name in ("--every-pipeline", "--write-models"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-models", action="store_true", help="write docs/pipelines.md")
+    parser.addoption("--every-pipeline", action="store_true", help="drive all pipeline classes, not a slice of them")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -21,22 +21,28 @@ BY_PACKAGE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("stable_diffusion", "controlnet", "pag", "stable_diffusion_k_diffusion"), ("sdxl", "sd15", "sd3")),
     **dict.fromkeys(("stable_diffusion_xl", "kolors", "controlnet_xs"), ("sdxl", "sd15")),
     **dict.fromkeys(("stable_diffusion_gligen", "stable_diffusion_panorama", "stable_diffusion_sag"), ("sd15",)),
-    **dict.fromkeys(("latent_consistency_models", "semantic_stable_diffusion", "ledits_pp"), ("sd15", "sdxl")),
+    "ledits_pp": ("sd15", "sdxl"),
     **dict.fromkeys(("stable_diffusion_diffedit", "stable_diffusion_attend_and_excite"), ("sd15",)),
     **dict.fromkeys(("stable_diffusion_safe", "stable_diffusion_ldm3d", "text_to_video_synthesis"), ("sdxl", "sd15")),
     **dict.fromkeys(("t2i_adapter", "stable_diffusion_variants"), ("sdxl", "sd15")),
-    "animatediff": ("motion",),
-    "pia": ("motion",),
+    "animatediff": ("animated",),
+    "stable_video_diffusion": ("video_diffusion",),
+    "deepfloyd_if": ("in_pixels",),
+    "kandinsky3": ("kandinsky3",),
+    "kandinsky2_2": ("kandinsky22",),
+    "latent_diffusion": ("latent_diffusion",),
+    "latent_consistency_models": ("lcm",),
+    "stable_cascade": ("cascade",),
     "stable_diffusion_3": ("sd3",),
     "flux": ("flux",),
-    "visualcloze": ("flux",),
+    "visualcloze": ("visualcloze",),
     "flux2": ("flux2",),
     "chroma": ("chroma",),
     "pixart_alpha": ("pixart",),
     "lumina": ("lumina",),
     "lumina2": ("lumina2",),
     "dit": ("dit",),
-    "hunyuandit": ("hunyuan",),
+    "hunyuandit": ("hunyuan_controlnet",),
     "wan": ("wan_image", "wan_vace", "wan"),
     "qwenimage": ("qwen_image",),
     "z_image": ("z_image",),
@@ -46,25 +52,123 @@ BY_PACKAGE: dict[str, tuple[str, ...]] = {
     "hunyuan_image": ("hunyuan_image",),
     "sana": ("sana",),
     "cogvideo": ("cogvideox", "cogvideox_image"),
+    "allegro": ("allegro",),
+    "anyflow": ("anyflow",),
+    "chronoedit": ("chronoedit",),
+    "cosmos": ("cosmos2",),
+    "kandinsky5": ("kandinsky5",),
+    "latte": ("latte",),
+    "ltx2": ("ltx2",),
+    "mochi": ("mochi",),
+    "motif_video": ("motif_video",),
+    "sana_video": ("sana_video",),
+    "skyreels_v2": ("skyreels",),
+    "helios": ("helios",),
+    "lucy": ("lucy",),
+    "controlnet_hunyuandit": ("hunyuan_controlnet",),
+    "controlnet_sd3": ("sd3_controlnet",),
+    "aura_flow": ("aura_flow",),
+    "bria": ("bria",),
+    "bria_fibo": ("bria_fibo",),
+    "cogview3": ("cogview3",),
+    "cogview4": ("cogview4",),
+    "ernie_image": ("ernie",),
+    "hidream_image": ("hidream",),
+    "krea2": ("krea2",),
+    "ideogram4": ("ideogram4",),
+    "omnigen": ("omnigen",),
+    "ovis_image": ("ovis",),
+    "longcat_image": ("longcat",),
+    "prx": ("prx",),
     **dict.fromkeys(("ddim", "ddpm", "consistency_models"), ("unconditional",)),
 }
 """Package of a pipeline -> donors to try, in order."""
 
 BY_CLASS = {
+    **dict.fromkeys(
+        (
+            *("StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline"),
+            *("StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPAGPipeline"),
+            *("StableDiffusionControlNetPAGInpaintPipeline", "StableDiffusionAdapterPipeline"),
+        ),
+        "guided_sd15",
+    ),
+    **dict.fromkeys(
+        (
+            *("StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetImg2ImgPipeline"),
+            *("StableDiffusionXLControlNetInpaintPipeline", "StableDiffusionXLControlNetPAGPipeline"),
+            *("StableDiffusionXLControlNetPAGImg2ImgPipeline", "StableDiffusionXLAdapterPipeline"),
+        ),
+        "guided_sdxl",
+    ),
+    "StableDiffusionXLControlNetUnionPipeline": "united_sdxl",
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline": "united_sdxl",
+    "StableDiffusionXLControlNetUnionInpaintPipeline": "united_sdxl",
+    "StableDiffusionInstructPix2PixPipeline": "pix2pix_sd15",
+    "StableDiffusionXLInstructPix2PixPipeline": "pix2pix_sdxl",
+    "StableDiffusionUpscalePipeline": "upscaling",
+    "StableDiffusionLatentUpscalePipeline": "latent_upscaling",
+    "StableDiffusionDepth2ImgPipeline": "depth",
+    "StableDiffusionImageVariationPipeline": "variation",
+    "StableUnCLIPPipeline": "unclip",
+    "StableUnCLIPImg2ImgPipeline": "unclip",
+    "AnimateDiffPAGPipeline": "animated",
+    "AnimateDiffSparseControlNetPipeline": "animated_sparsely",
+    "AnimateDiffSDXLPipeline": "animated_sdxl",
+    "IFSuperResolutionPipeline": "finer_pixels",
+    "IFImg2ImgSuperResolutionPipeline": "finer_pixels",
+    "IFInpaintingSuperResolutionPipeline": "finer_pixels",
+    "KandinskyV22PriorPipeline": "kandinsky22_prior",
+    "KandinskyV22PriorEmb2EmbPipeline": "kandinsky22_prior",
+    "KandinskyV22ControlnetPipeline": "kandinsky22_hint",
+    "KandinskyV22ControlnetImg2ImgPipeline": "kandinsky22_hint",
+    "KandinskyV22InpaintPipeline": "kandinsky22_inpaint",
+    "KandinskyV22InpaintCombinedPipeline": "kandinsky22_inpaint",
+    "LDMSuperResolutionPipeline": "finer_latents",
+    "CogView4ControlPipeline": "cogview4_control",
+    "PRXPixelPipeline": "prx_pixel",
     "CogVideoXImageToVideoPipeline": "cogvideox_image",
     "CogVideoXFunControlPipeline": "cogvideox_image",
     "WanPipeline": "wan",
     "WanVideoToVideoPipeline": "wan",
-    "LucyEditPipeline": "wan_image",
+    "HeliosPyramidPipeline": "helios_pyramid",
+    "LTX2DFRPipeline": "ltx25",
+    "AnyFlowFARPipeline": "anyflow_far",
+    "CosmosTextToWorldPipeline": "cosmos",
+    "CosmosVideoToWorldPipeline": "cosmos_video",
+    "Cosmos2VideoToWorldPipeline": "cosmos2_video",
+    "Cosmos2_5_PredictBasePipeline": "cosmos25",
+    "HunyuanVideoImageToVideoPipeline": "hunyuan_image_to_video",
+    "HunyuanSkyreelsImageToVideoPipeline": "skyreels_hunyuan",
+    "HunyuanVideoFramepackPipeline": "framepack",
+    "HunyuanVideo15ImageToVideoPipeline": "hunyuan15_image",
+    "Kandinsky5T2IPipeline": "kandinsky5_still",
+    "Kandinsky5I2VPipeline": "kandinsky5_image",
+    "Kandinsky5I2IPipeline": "kandinsky5_edit",
+    "SkyReelsV2ImageToVideoPipeline": "skyreels_image",
+    "WanAnimatePipeline": "wan_animate",
+    "FluxControlNetPipeline": "flux_controlnet",
+    "FluxControlNetImg2ImgPipeline": "flux_controlnet",
+    "FluxControlNetInpaintPipeline": "flux_controlnet",
+    "StableDiffusion3InpaintPipeline": "sd3_inpaint",
+    "StableDiffusion3ControlNetInpaintingPipeline": "sd3_controlnet_inpaint",
+    "QwenImageControlNetPipeline": "qwen_image_controlnet",
+    "QwenImageControlNetInpaintPipeline": "qwen_image_controlnet_inpaint",
+    "SanaControlNetPipeline": "sana_controlnet",
+    "SanaSprintPipeline": "sana_sprint",
+    "SanaSprintImg2ImgPipeline": "sana_sprint",
+    "ZImageControlNetPipeline": "z_image_controlnet",
+    "ZImageControlNetInpaintPipeline": "z_image_controlnet_inpaint",
     "WanVACEPipeline": "wan_vace",
     "FluxControlPipeline": "flux_control",
     "FluxControlImg2ImgPipeline": "flux_control",
     "FluxControlInpaintPipeline": "flux_control",
     "FluxFillPipeline": "flux_fill",
-    "HunyuanDiTPAGPipeline": "hunyuan",
+    "HunyuanDiTPAGPipeline": "hunyuan_controlnet",
     "PixArtSigmaPAGPipeline": "pixart",
     "SanaPAGPipeline": "sana",
 }
+SIDE = 32
 MUST = (
     *("WanPipeline", "ZImagePipeline", "LTXPipeline", "QwenImagePipeline", "FluxPipeline", "FluxKontextPipeline"),
     *("Flux2KleinPipeline", "Flux2Pipeline", "ChromaPipeline", "HunyuanVideo15Pipeline", "HunyuanImagePipeline"),
@@ -101,6 +205,15 @@ def package(kind: type[DiffusionPipeline]) -> str:
     return kind.__module__.split(".")[2]
 
 
+def a_slice(classes: dict[str, type[DiffusionPipeline]]) -> set[str]:
+    """Those driven without ``--every-pipeline``: `MUST`, and of each package the one with the shortest name."""
+    shortest: dict[str, str] = {}
+    for name, kind in classes.items():
+        before = shortest.get(package(kind), name)
+        shortest[package(kind)] = min(before, name, key=len)
+    return {*MUST, *shortest.values()}
+
+
 def build(kind: type[DiffusionPipeline]) -> DiffusionPipeline:
     """A tiny pipeline. Raises `LookupError` with the reason where no donor has what it takes."""
     names = (BY_CLASS[kind.__name__],) if kind.__name__ in BY_CLASS else BY_PACKAGE.get(package(kind), ())
@@ -113,16 +226,26 @@ def build(kind: type[DiffusionPipeline]) -> DiffusionPipeline:
         except LookupError as problem:
             problems.append(str(problem))
             continue
-        pipeline.set_progress_bar_config(disable=True)
-        if package(kind) == "latent_consistency_models":
-            pipeline.scheduler = diffusers.LCMScheduler()
-        return pipeline
+        return shrunk(pipeline)
     raise LookupError(problems[-1])
 
 
+def shrunk(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """What a pipeline object remembers and a folder does not: sizes that it draws at whatever it is asked for."""
+    pipeline.set_progress_bar_config(disable=True)
+    if hasattr(pipeline, "resolutions"):
+        pipeline.resolutions = [(SIDE, SIDE)]
+    if package(type(pipeline)) == "hidream_image":
+        pipeline.default_sample_size = SIDE // pipeline.vae_scale_factor
+    return pipeline
+
+
+def side(pipeline: DiffusionPipeline) -> int:
+    """Of the images that tests draw, in pixels."""
+    return 2 * SIDE if "Pyramid" in type(pipeline).__name__ else SIDE
+
+
 def _from(kind: type[DiffusionPipeline], parts: dict[str, Any]) -> DiffusionPipeline:
-    if isinstance(parts.get("unet"), diffusers.UNet2DConditionModel):
-        parts = {**parts, "controlnet": diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_channels=3)}
     wanted = {n: p for n, p in inspect.signature(kind.__init__).parameters.items() if n != "self"}
     given = {name: parts[name] if name in parts else EXTRAS[name] for name in wanted if name in parts or name in EXTRAS}
     missing = [n for n, p in wanted.items() if n not in given and p.default is p.empty]

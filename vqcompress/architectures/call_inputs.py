@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,20 +18,27 @@ from vqcompress.sampling_config import ResolvedSampling
 
 EDITING = re.compile(
     r"Img2Img|Image2Image|I2I|ImageToVideo|Image2Video|I2V|VideoToVideo|ImageVariation|VideoDiffusion|Inpaint|Edit|Fill|"
-    r"Control(?!NetXS)|Adapter|Pix2Pix|Upscal|SuperRes|Kontext|Animate(?!Diff)|PIA|VideoToWorld|VACE|Vace|Depth2Img|Layered|Refiner"
+    r"Control(?!NetXS)|Adapter|Pix2Pix|Upscal|SuperRes|Kontext|Animate(?!Diff)|PIA|VideoToWorld|VACE|Vace|Depth2Img|Layered|Refiner|"
+    r"VisualCloze"
 )
 IMAGES = (
     *("image", "control_image", "condtioning_image", "conditioning_image", "reference_image", "example_image"),
     *("image_reference", "original_image", "init_image"),
 )
-MASKS = ("mask_image",)
+LISTS_OF_IMAGES = ("images", "controls")
+MASKS = ("mask_image", "control_mask")
 VIDEOS = ("video", "control_video", "pose_video", "face_video", "conditioning_frames")
-WORDS = ("source_subject_category", "target_subject_category", "source_prompt")
-GIVEN = {*IMAGES, *MASKS, *VIDEOS, *WORDS, "prompt"}
+WORDS = (
+    *("source_subject_category", "target_subject_category", "source_prompt"),
+    *("task_prompt", "content_prompt"),
+)
+FRAMES = ("num_frames", "video_length", "frames", "segment_frame_length")
+GIVEN = {*IMAGES, *LISTS_OF_IMAGES, *MASKS, *VIDEOS, *WORDS, "prompt"}
 TEMPORAL_FACTORS = (
     *("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "temporal_vae_scale_factor"),
     "vae_temporal_scale_factor",
 )
+TWO_STEPS = 2  # for which Sana Sprint has a timestep between
 FEW_FRAMES = 4  # of models that code each frame by itself: layers along time then see different inputs
 
 
@@ -58,16 +66,36 @@ class CallInputs:
             "height": sampling.height,
             "width": sampling.width,
             "generator": self.generators[0] if edits else self.generators,
-            "output_type": self.output_type,
+            "output_type": self._output_type(accepted),
             "clean_caption": False,
             "use_resolution_binning": False,
             "max_area": sampling.height * sampling.width,
             "_auto_resize": False,
-            **dict.fromkeys(("num_frames", "video_length"), self._frames()),
+            "control_mode": 0 if _controls_by_mode(self.pipeline) else None,
+            "overlap_history": 1 if "video" in accepted else None,
+            "image_crf": 0 if find_spec("av") is None else None,
+            **dict.fromkeys(FRAMES, self._frames()),
             **dict.fromkeys(WORDS, self.prompts[0]),
         }
         given = {name: value for name, value in offered.items() if name in accepted and value is not None}
+        given |= dict.fromkeys(self._unset(given, accepted))
         return given | {name: self._drawn(name) for name in drawn_inputs(self.pipeline)}
+
+    def _unset(self, given: dict[str, Any], accepted: dict[str, inspect.Parameter]) -> list[str]:
+        """Parameters whose default fits the call's own number of steps only."""
+        names = ["guidance_schedule"] if "guidance_scale" in given else []
+        names += ["intermediate_timesteps"] if given.get("num_inference_steps") != TWO_STEPS else []
+        return [name for name in names if name in accepted]
+
+    def _output_type(self, accepted: dict[str, inspect.Parameter]) -> str:
+        """The first of several stages has no latents, and returns tensors for the next by default."""
+        usual = accepted["output_type"].default if "output_type" in accepted else None
+        return "pt" if usual == "pt" else self.output_type
+
+    def _in_context(self, height: int, width: int) -> list[list[Any]]:
+        """One example, before and after, and one to do."""
+        first, second, third = images_of(self.sampling.images, 3, self.generators[0].initial_seed(), height, width)
+        return [[first, second], [third, None]]
 
     def _frames(self) -> int | None:
         """As few as possible to record and compare; a user's video ("pil") is as long as the pipeline makes it."""
@@ -77,10 +105,12 @@ class CallInputs:
         size = self.sampling.height, self.sampling.width
         if name in MASKS:
             return mask(*size)
+        if name == "image" and "task_prompt" in parameters(self.pipeline.__call__):
+            return self._in_context(*size)
         seed = self.generators[0].initial_seed() if self.generators else 0
         count = fewest_frames(self.pipeline) if name in VIDEOS else 1
         found = images_of(self.sampling.images, count, seed, *size)
-        return found if name in VIDEOS else found[0]
+        return found if name in (*VIDEOS, *LISTS_OF_IMAGES) else found[0]
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -92,6 +122,12 @@ def _strength(accepted: dict[str, inspect.Parameter]) -> float:
     """The share of its steps that a pipeline takes: those that start from an image leave out the first."""
     default = accepted["strength"].default if "strength" in accepted else 1.0
     return default if isinstance(default, int | float) and 0 < default < 1 else 1.0
+
+
+def _controls_by_mode(pipeline: Pipeline) -> bool:
+    """Whether the control network was trained for several kinds of images and has to be told which it gets."""
+    config = getattr(getattr(pipeline, "controlnet", None), "config", {})
+    return any(config.get(name) for name in ("num_control_type", "num_mode"))
 
 
 def has_true_guidance(accepted: dict[str, inspect.Parameter]) -> bool:
@@ -106,7 +142,7 @@ def drawn_inputs(pipeline: Pipeline) -> list[str]:
     Signatures often give such an input the default None, so the class name is looked at too.
     """
     accepted, edits = parameters(pipeline.__call__), EDITING.search(type(pipeline).__name__)
-    names = [name for name in (*IMAGES, *MASKS, *VIDEOS) if name in accepted]
+    names = [name for name in (*IMAGES, *LISTS_OF_IMAGES, *MASKS, *VIDEOS) if name in accepted]
     return [name for name in names if edits or accepted[name].default is inspect.Parameter.empty]
 
 

@@ -48,7 +48,9 @@ from vqcompress.sampling_config import ResolvedSampling, SamplingConfig
 FIRST = ("transformer", "unet")
 BESIDE = re.compile(r"vae|vqgan|movq|encoder|safety|controlnet|adapter|upsampler|vocoder|connector")
 TEXT = re.compile(r"text|txt|context|caption|cap_|prompt|llm|encoder_hid|image_embed")
+POOLED = re.compile(r"pooled|^encoder_hid_proj\.image_embeds")  # one vector for each image
 OUTSIDE = "outside of the blocks, where layers read latents, time and positions or write the estimate"
+PROBE = "a cat beside a dog"  # several tokens: one would look like a vector
 SMALL, SIDES = 8, (64, 256)  # latents, and pixels, a side to try: what a layer reads does not depend on it
 
 _traced: WeakKeyDictionary[nn.Module, TracedCall | None] = WeakKeyDictionary()
@@ -120,7 +122,7 @@ class GenericArchitecture(Architecture):
         sides = [side for side in (SMALL * latent_factor(pipeline), *SIDES) if side < min(usual)]
         for height, width in (*((side, side) for side in sides), usual):
             sampling = SamplingConfig(self.probe_steps, height=height, width=width)
-            draw = partial(self.sample, pipeline, ["a"], seeds=[0], sampling=sampling, output_type="latent")
+            draw = partial(self.sample, pipeline, [PROBE], seeds=[0], sampling=sampling, output_type="latent")
             with suppress(*REFUSALS):
                 return trace_denoisers(networks, draw)
         return {}
@@ -171,10 +173,14 @@ def _by_structure(denoiser: nn.Module, plans: list[LayerPlan]) -> list[LayerPlan
     blocks = tuple(name + "." for name in block_candidates(denoiser))
     return [
         plan
-        if plan.reason or plan.name.startswith(blocks) or TEXT.search(plan.name) or plan.name.startswith("mid_block.")
+        if plan.reason or plan.name.startswith((*blocks, "mid_block.")) or _is_of_text(plan.name)
         else LayerPlan(plan.name, OUTSIDE, plan.shape)
         for plan in plans
     ]
+
+
+def _is_of_text(name: str) -> bool:
+    return bool(TEXT.search(name)) and not POOLED.search(name)
 
 
 def _joined(results: list[Any]) -> Any:

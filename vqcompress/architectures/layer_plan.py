@@ -70,7 +70,7 @@ def _matrices(component: nn.Module) -> Iterator[tuple[str, nn.Module | None, nn.
 
 
 def _reason(name: str, module: nn.Module | None, weight: nn.Parameter, tied: bool, rules: Rules) -> str | None:
-    if module is None and weight.ndim > 2 and min(weight.shape[-2:]) > 1:
+    if module is None and weight.ndim > 2 and min(*weight.shape[-2:], math.prod(weight.shape[:-2])) > 1:
         return (
             f"{math.prod(weight.shape[:-2])} matrices stacked in one bare parameter (experts): no layer to pack each in"
         )

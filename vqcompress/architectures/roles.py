@@ -24,7 +24,9 @@ from vqcompress.errors import VQCompressError
 from vqcompress.tensor_tree import tensors_in, to_device
 
 TIMES = re.compile(r"^(timesteps?|t|r|time|timestep_\w+|\w+_timestep|sigmas?|guidance\w*)$")
-TOKEN_NAMES = re.compile(r"encoder_hidden_states|text|txt|context|prompt|cap_|caption|clip|llm|image_embed|input_ids")
+TOKEN_NAMES = re.compile(
+    r"^(?!.*latent).*(encoder_hidden_states|text|txt|context|prompt|cap_|caption|clip|llm|image_embed|input_ids)"
+)
 NOT_REACHED = "no call of the denoiser reaches it"
 REFUSALS = (
     ArithmeticError,
@@ -120,9 +122,10 @@ def _latents(call: dict[str, Any]) -> str:
 def argument_kinds(calls: list[dict[str, Any]]) -> list[tuple[Tensor, Marks]]:
     """The tensors of the first of these calls, whose arguments have names, with their marks.
 
-    The first tensor is what is being denoised. Others with rows are further latents (sound beside video) if they change
-    from step to step, and images where they have the dimensions of one. Text and other tokens stay. Whatever has one
-    row for each entry of the batch is a vector, and so are positions.
+    The first tensor is what is being denoised. Text is told by its name: a call without the prompt may come between
+    two with it. Others with rows are further latents (sound beside video) if they change from step to step, and images
+    where they have the dimensions of one; other tokens stay. Whatever has one row for each entry of the batch is a
+    vector, and so are positions.
     """
     kinds: list[tuple[Tensor, Marks]] = []
     first = _latents(calls[0])
@@ -142,9 +145,9 @@ def _kind(name: str, tensor: Tensor, listed: bool, first: bool, stays: bool | No
         return Marks.TOKENS if name == "input_ids" else Marks.VECTORS
     if tensor.ndim == 2 and not listed:
         return Marks.VECTORS
-    if tensor.ndim > 3 or stays is False:
-        return Marks.LATENTS
-    return Marks.TOKENS if stays or TOKEN_NAMES.search(name) else Marks.LATENTS
+    if TOKEN_NAMES.search(name):
+        return Marks.TOKENS
+    return Marks.TOKENS if stays and tensor.ndim == 3 else Marks.LATENTS
 
 
 def _stays(calls: list[dict[str, Any]], name: str) -> bool | None:
@@ -173,10 +176,15 @@ def why_dense(traced: TracedCall, layer: str) -> str | None:
     return NOT_REACHED if read is None else _outside(traced, read)
 
 
+def _is_a_vector(traced: TracedCall, read: LayerRead) -> bool:
+    """One row for each image. What blocks have made of latents may be as small as that in a small call."""
+    return read.rows <= traced.batch and not (read.marks & Marks.LATENTS and read.marks & Marks.BLOCK)
+
+
 def _outside(traced: TracedCall, read: LayerRead) -> str | None:
     if read.place >= traced.last_block:
         return FINAL if read.marks & Marks.LATENTS else ONE_SAMPLE_PER_TIMESTEP
-    if not read.marks & (Marks.LATENTS | Marks.TOKENS) or read.rows <= traced.batch:
+    if not read.marks & (Marks.LATENTS | Marks.TOKENS) or _is_a_vector(traced, read):
         return ONE_SAMPLE_PER_TIMESTEP
     if read.marks & Marks.LATENTS and not read.marks & Marks.BLOCK:
         return LATENT_INPUT

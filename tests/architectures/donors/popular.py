@@ -1,105 +1,38 @@
-"""Tiny components of the families that people run today; pipelines of a family are built from one donor's."""
+"""Tiny components of the families that people run today."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     ByT5Tokenizer,
-    CLIPImageProcessor,
     CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    Gemma2Config,
-    Gemma2Model,
     LlamaConfig,
     LlamaModel,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
-    T5Config,
-    T5EncoderModel,
 )
 
 from tests.architectures import other_pipelines, tiny_pipelines
-
-Components = dict[str, Any]
-WIDTH = 32
-CHAT = (
-    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ m['content'][0]['text'] }}"
-    "{% endif %}{% endfor %}"
+from tests.architectures.donors.parts import (
+    MROPE,
+    SMALL,
+    WIDTH,
+    Components,
+    byt5,
+    byte_tokenizer,
+    flow,
+    gemma2,
+    image_processor,
+    image_vae,
+    qwen_vl,
+    t5,
+    vision,
 )
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte is a token."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(["<pad>", *letters])}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<pad>", bos_token="<pad>", model_max_length=512
-    )
-    tokenizer.chat_template = CHAT
-    return tokenizer
-
-
-SMALL = {
-    "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "vocab_size": 260,
-}  # fmt: skip
-MROPE = {
-    "rope_scaling": {"mrope_section": [2, 2, 4], "rope_type": "default", "type": "default"}, "rope_theta": 1e6
-}  # fmt: skip
-
-
-def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
-    vision = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=SMALL | MROPE, vision_config=vision))
-
-
-def byt5() -> T5EncoderModel:
-    return T5EncoderModel(T5Config(vocab_size=384, d_model=WIDTH, d_kv=16, d_ff=WIDTH, num_layers=1, num_heads=2))
-
-
-def image_vae(channels: int = 4) -> AutoencoderKL:
-    return tiny_pipelines.vae(channels, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1)
-
-
-def vision(projected: bool = False) -> Any:
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH, intermediate_size=WIDTH, projection_dim=WIDTH, num_hidden_layers=2, num_attention_heads=2,
-        image_size=32, patch_size=16,
-    )  # fmt: skip
-    return (CLIPVisionModelWithProjection if projected else CLIPVisionModel)(config)
-
-
-def image_processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-
-
-def flow() -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler(shift=5.0)
-
-
-def t5() -> Components:
-    tokenizer = tiny_pipelines.t5_tokenizer()
-    return {"tokenizer": tokenizer, "text_encoder": tiny_pipelines.t5_encoder(tokenizer)}
-
-
-def gemma2() -> Components:
-    config = Gemma2Config(**SMALL, head_dim=16, pad_token_id=0, eos_token_id=0, bos_token_id=0)
-    return {"tokenizer": byte_tokenizer(), "text_encoder": Gemma2Model(config)}
 
 
 def wan_transformer(**changes: Any) -> Any:
@@ -207,6 +140,15 @@ def ltx() -> Components:
     return {**t5(), "transformer": transformer, "vae": vae, "scheduler": flow()}
 
 
+def hunyuan_video_transformer(**changes: Any) -> diffusers.HunyuanVideoTransformer3DModel:
+    usual: dict[str, Any] = {
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1,
+        "num_single_layers": 1, "num_refiner_layers": 1, "patch_size": 1, "guidance_embeds": True,
+        "text_embed_dim": WIDTH, "pooled_projection_dim": WIDTH, "rope_axes_dim": (4, 6, 6),
+    }  # fmt: skip
+    return diffusers.HunyuanVideoTransformer3DModel(**usual | changes)
+
+
 def hunyuan_video() -> Components:
     tokenizer = tiny_pipelines.clip_tokenizer()
     tokenizer.model_max_length = 77
@@ -301,14 +243,6 @@ def cogvideox(channels: int = 4) -> Components:
     return {**t5(), "transformer": transformer, "vae": vae, "scheduler": diffusers.CogVideoXDDIMScheduler()}
 
 
-def motion() -> Components:
-    parts = tiny_pipelines.sd15().components
-    adapter = diffusers.MotionAdapter(
-        block_out_channels=(32, 64), motion_layers_per_block=1, motion_norm_num_groups=8, motion_num_attention_heads=2
-    )
-    return {**parts, "motion_adapter": adapter, "scheduler": diffusers.DDIMScheduler(clip_sample=False)}
-
-
 def unconditional() -> Components:
     unet = diffusers.UNet2DModel(
         sample_size=8, in_channels=3, out_channels=3, block_out_channels=(32, 64), layers_per_block=1,
@@ -318,15 +252,10 @@ def unconditional() -> Components:
     return {"unet": unet, "scheduler": diffusers.DDIMScheduler()}
 
 
-def of(build: Callable[[], Any]) -> Callable[[], Components]:
-    return lambda: dict(build().components)
-
-
-DONORS: dict[str, Callable[[], Components]] = {
-    **{name: of(build) for name, build in tiny_pipelines.TINY.items()},
+DONORS = {
     "flux_control": lambda: flux(32),
     "flux_fill": lambda: flux(48),
-    "hunyuan": of(other_pipelines.hunyuan),
+    "visualcloze": lambda: {**flux(48), "resolution": 32},
     "wan": wan,
     "wan_image": wan_image,
     "wan_vace": wan_vace,
@@ -342,18 +271,5 @@ DONORS: dict[str, Callable[[], Components]] = {
     "lumina2": lumina2,
     "cogvideox": cogvideox,
     "cogvideox_image": lambda: cogvideox(8),
-    "motion": motion,
     "unconditional": unconditional,
 }
-"""Name -> components with random weights, by their names in a pipeline."""
-
-
-@torch.no_grad()
-def components(name: str) -> Components:
-    """A donor's components, the same at every call."""
-    torch.manual_seed(0)
-    parts = DONORS[name]()
-    for part in parts.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
-    return parts
