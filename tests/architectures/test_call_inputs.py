@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,39 @@ class Video:
     def __call__(self, prompt: Any, num_frames: int = 81) -> None: ...
 
 
+class OtherVideo:
+    """Names of frames that other families use; the steps of its default schedule are not ours."""
+
+    def __call__(
+        self, prompt: Any, frames: int = 81, segment_frame_length: int = 77, num_inference_steps: int = 48,
+        guidance_scale: float | None = None, guidance_schedule: Any = (7.0,) * 48,
+    ) -> None: ...  # fmt: skip
+
+
+class TwoSteps:
+    def __call__(
+        self, prompt: Any, num_inference_steps: int = 2, intermediate_timesteps: float | None = 1.3
+    ) -> None: ...
+
+
+class Prior:
+    def __call__(self, prompt: Any, output_type: str = "pt") -> None: ...
+
+
+class EditOfSeveral:
+    def __call__(self, prompt: Any, images: Any = None, control_mask: Any = None, image_crf: Any = None) -> None: ...
+
+
+class VisualClozeLike:
+    def __call__(self, task_prompt: Any = None, content_prompt: Any = None, image: Any = None) -> None: ...
+
+
+class ControlUnion:
+    controlnet = SimpleNamespace(config={"num_control_type": 6})
+
+    def __call__(self, prompt: Any, control_image: Any = None, control_mode: Any = None) -> None: ...
+
+
 class Decoder:
     def __call__(self, image_embeds: Any, prompt: Any, image: Any) -> None: ...
 
@@ -65,6 +99,34 @@ def test_steps_that_start_from_an_image_are_as_many_as_asked_for() -> None:
 def test_videos_are_short_in_calibration_and_as_long_as_usual_for_a_user() -> None:
     assert given(Video())["num_frames"] == fewest_frames(Video()) == 5
     assert "num_frames" not in given(Video(), "pil")
+
+
+def test_frames_under_other_names_and_no_schedule_of_another_number_of_steps() -> None:
+    arguments = given(OtherVideo())
+    assert arguments["frames"] == arguments["segment_frame_length"] == fewest_frames(OtherVideo())
+    assert (arguments["guidance_scale"], arguments["guidance_schedule"]) == (2.5, None)
+    assert given(TwoSteps())["intermediate_timesteps"] is None
+    two = CallInputs(TwoSteps(), ["a"], [], ResolvedSampling(2, 0.0, 16, 16), "latent").arguments()
+    assert "intermediate_timesteps" not in two
+
+
+def test_a_first_stage_returns_tensors_for_the_next() -> None:
+    assert given(Prior())["output_type"] == given(Prior(), "pil")["output_type"] == "pt"
+
+
+def test_several_images_a_mask_beside_a_control_image_and_images_in_context() -> None:
+    arguments = given(EditOfSeveral())
+    assert [image.size for image in arguments["images"]] == [(24, 16)]
+    assert arguments["control_mask"].getpixel((23, 0)) == 255
+    assert arguments.get("image_crf", 0) == 0
+    rows = given(VisualClozeLike())
+    assert rows["task_prompt"] == rows["content_prompt"] == "a"
+    assert [[image is None for image in row] for row in rows["image"]] == [[False, False], [False, True]]
+
+
+def test_a_control_network_of_several_kinds_is_told_which() -> None:
+    assert given(ControlUnion())["control_mode"] == 0
+    assert "control_mode" not in given(EditOfSeveral())
 
 
 def test_what_nothing_can_give_is_named() -> None:

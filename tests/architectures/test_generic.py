@@ -1,15 +1,18 @@
 """Pipelines that no family knows: found by their signature, called with what they accept."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 
+from tests.architectures import donors
 from tests.architectures.tiny_pipelines import sd15
 from vqcompress.architectures import architecture_of
+from vqcompress.architectures.generic import GenericArchitecture
 from vqcompress.errors import ArchitectureError
-from vqcompress.sampling_config import SamplingConfig
+from vqcompress.sampling_config import ResolvedSampling, SamplingConfig
 
 
 @pytest.mark.parametrize(("name", "side"), [("wan", 32), ("hunyuan", 16)])
@@ -39,6 +42,14 @@ def test_editing_is_given_images(sdxl: DiffusionPipeline) -> None:
     both = family.sample(editing, ["a", "b"], **options)
     assert both.shape == (2, 4, 8, 8)
     assert not torch.equal(both[0], both[1])
+
+
+def test_pooled_image_embeddings_stay_where_there_is_no_call_to_follow() -> None:
+    unet = donors.components("kandinsky22")["unet"]
+    family = GenericArchitecture("UNet", "unet", ("unet",), ResolvedSampling(2, 1.0, 16, 16))
+    plans = {plan.name: plan for plan in family.layers(SimpleNamespace(unet=unet), "unet")}
+    assert plans["encoder_hid_proj.image_embeds"].reason is not None
+    assert plans["mid_block.attentions.0.to_q"].reason is None
 
 
 def test_inputs_that_another_pipeline_makes_are_named() -> None:

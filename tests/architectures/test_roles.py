@@ -107,6 +107,39 @@ def test_two_prompts_at_one_timestep_tell_nothing_but_names_do() -> None:
     assert [marks for _, marks in argument_kinds(seen)][-1] == Marks.TOKENS
 
 
+def test_text_in_four_dimensions_and_between_calls_without_it_is_text() -> None:
+    seen = calls(encoder_hidden_states=torch.ones(1, 1, 4, 3), history_context_latents=torch.ones(1, 3, 2, 2))
+    seen[1]["encoder_hidden_states"] = torch.zeros(1, 1, 4, 3)
+    assert [marks for _, marks in argument_kinds(seen)][2:] == [Marks.TOKENS, Marks.LATENTS]
+
+
+class Pyramid(nn.Module):
+    """Latents of two tokens, which a layer between blocks makes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack, self.later = nn.ModuleList([Block()]), nn.ModuleList([Block()])
+        self.halve, self.time = nn.Linear(2 * WIDE, WIDE), nn.Linear(WIDE, WIDE)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        time = self.time(t[:, None, None] * torch.ones(WIDE))
+        x = self.halve(self.stack[0](x, time).reshape(len(x), 1, -1))
+        return self.later[0](x, time).repeat(1, 2, 1)
+
+
+def test_latents_that_blocks_made_one_token_are_no_vector() -> None:
+    network = Pyramid()
+
+    def run_two_steps() -> None:
+        x = torch.randn(2, 2, WIDE)
+        for step in range(2):
+            x = x + network(x, t=torch.full((2,), 1.0 - step / 2))
+
+    traced = trace_denoisers({"net": network}, run_two_steps)["net"]
+    assert why_dense(traced, "halve") is None
+    assert why_dense(traced, "time") == ONE_SAMPLE_PER_TIMESTEP
+
+
 def test_a_second_call_that_a_repeated_output_does_not_fit_is_not_needed() -> None:
     network = Opaque()
 
