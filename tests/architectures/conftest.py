@@ -86,4 +86,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--write-models", default=False) and not hasattr(session.config, "workerinput"):
-        DOCUMENT.write_text(_TABLE.markdown(), encoding="utf-8")
+        DOCUMENT.write_text(_TABLE.markdown(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

@@ -231,13 +231,18 @@ def build(kind: type[DiffusionPipeline]) -> DiffusionPipeline:
 
 
 def shrunk(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    """What a pipeline object remembers and a folder does not: sizes that it draws at whatever it is asked for."""
+    """With smaller sizes, where it draws at some of its own whatever it is asked for."""
     pipeline.set_progress_bar_config(disable=True)
     if hasattr(pipeline, "resolutions"):
         pipeline.resolutions = [(SIDE, SIDE)]
     if package(type(pipeline)) == "hidream_image":
         pipeline.default_sample_size = SIDE // pipeline.vae_scale_factor
     return pipeline
+
+
+def survives_a_folder(pipeline: DiffusionPipeline) -> bool:
+    """Whether a pipeline that is opened again draws at the same sizes: `shrunk` sets what no folder keeps."""
+    return not hasattr(pipeline, "resolutions") and package(type(pipeline)) != "hidream_image"
 
 
 def side(pipeline: DiffusionPipeline) -> int:

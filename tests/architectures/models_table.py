@@ -15,6 +15,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
 TEST = "tests/architectures/test_every_pipeline.py"
 UNFIT = ("a bare parameter", "a grouped conv", " is neither ", "only ", "shares its weight")
 """How reasons begin, or what they contain, of weights that no code fits."""
+LONGEST = 200  # characters of a reason
+ROW, REASON = 5, 2  # columns of the two tables
 SHORT = {
     "sees one row": "time, sizes, pooled",
     "reads the bare": "reads latents",
@@ -39,7 +41,7 @@ class Table:
         return new
 
     def leave_out(self, name: str, reason: str) -> None:
-        self.left_out[name] = reason.splitlines()[0].rstrip(".")
+        self.left_out[name] = reason.splitlines()[0].rstrip(".").replace("|", "/")[:LONGEST]
 
     def add(self, name: str, pipeline: DiffusionPipeline, plans: dict[str, list[LayerPlan]], inputs: list[str]) -> None:
         denoisers = ", ".join(f"`{part}`: {type(getattr(pipeline, part)).__name__}" for part in plans)
@@ -53,14 +55,20 @@ class Table:
         reasons = ", ".join(f"{text} ({count})" for text, count in sorted(kept.items()))
         self.rows[name] = f"| {name} | {denoisers} | {coded:.0%} | {reasons} | {', '.join(['prompt', *inputs])} |"
 
-    def markdown(self) -> str:
-        """The document."""
+    def markdown(self, written: str = "") -> str:
+        """The document. Lines of ``written``, an earlier one, stay for classes that were not driven this time."""
+        rows = lines_by_class(written, ROW) | self.rows
+        left_out = lines_by_class(written, REASON) | {
+            name: f"| {name} | {reason} |" for name, reason in self.left_out.items()
+        }
+        rows = {name: row for name, row in rows.items() if name not in self.left_out}
+        left_out = {name: line for name, line in left_out.items() if name not in rows}
         head = [
             "# Pipelines of diffusers",
             "",
             f"Written by `pytest {TEST} --write-models`, with diffusers {version('diffusers')} on CPU.",
             "Each class is built with tiny networks of random weights, planned and called; one of each kind of",
-            "denoiser is calibrated, quantized, opened again and drawn with.",
+            "denoiser is calibrated, quantized, opened again and drawn with. With `-k`, the other lines stay.",
             "",
             "The share is of the weights that a code fits, in these tiny networks, whose embedders are as large as",
             "their blocks. What stays dense is what one call of the denoiser shows: layers that read latents before",
@@ -70,8 +78,18 @@ class Table:
             "|---|---|---|---|---|",
         ]
         rest = ["", "## Not tried, and why", "", "| class | why |", "|---|---|"]
-        why = [f"| {name} | {reason} |" for name, reason in sorted(self.left_out.items())]
-        return "\n".join([*head, *(self.rows[name] for name in sorted(self.rows)), *rest, *why, ""])
+        counts = f"{len(rows)} classes are driven, {len(left_out)} are not."
+        return "\n".join([*head[:-2], counts, "", *head[-2:], *_sorted(rows), *rest, *_sorted(left_out), ""])
+
+
+def lines_by_class(document: str, cells: int) -> dict[str, str]:
+    """The lines of tables with so many columns in an earlier document, by their first cell."""
+    lines = [line for line in document.splitlines() if line.startswith("| ") and line.count(" | ") == cells - 1]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if "Pipeline" in line.split(" | ")[0]}
+
+
+def _sorted(lines: dict[str, str]) -> list[str]:
+    return [lines[name] for name in sorted(lines)]
 
 
 def is_unfit(plan: LayerPlan) -> bool:

@@ -53,6 +53,19 @@ class Opaque(nn.Module):
         return self.i(joined[:, : x.shape[1]] * self.g(time))
 
 
+class Watched(Opaque):
+    """Notes for which of its calls a graph is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: list[bool] = []
+
+    def forward(self, x: Tensor, z: Tensor, c: Tensor, t: Tensor) -> Tensor:
+        output = super().forward(x, z, c, t)
+        self.graphs.append(output.requires_grad)
+        return output
+
+
 def run(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     x, z, c = (torch.randn(2, rows, width, generator=generator) for rows, width in ((5, 4), (3, 4), (6, WIDE)))
@@ -87,6 +100,12 @@ def test_every_role_whatever_the_names() -> None:
     assert {name for name, reason in inside.items() if reason} == {
         f"times.{i}.{part}" for i in range(2) for part in ("one", "two")
     }
+
+
+def test_no_graph_is_kept_of_the_call_that_is_followed() -> None:
+    network = Watched()
+    trace_denoisers({"net": network}, lambda: run(network))
+    assert network.graphs == [False, False]
 
 
 def calls(**stays: Tensor) -> list[dict[str, Any]]:

@@ -64,7 +64,8 @@ def trace_denoisers(denoisers: Mapping[str, nn.Module], run: Callable[[], Any]) 
         except REFUSALS:  # what was called so far is all that is wanted; a repeated output may not fit another call
             if not any(found.calls for found in seen.values()):
                 raise
-    return {name: _followed(denoisers[name], found) for name, found in seen.items() if found.calls}
+    with torch.no_grad():
+        return {name: _followed(denoisers[name], found) for name, found in seen.items() if found.calls}
 
 
 @contextmanager
