@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -144,7 +144,7 @@ def _from_contents(path: Path, data_start: int, marked: object) -> Bundle:
     if not isinstance(weights, list) or not all(map(_is_weight_file, weights)):
         raise _wrong(path, "its weight files have no name, header, start and length")
     bundle = Bundle(path, data_start, texts, tuple(WeightFile(**weight) for weight in weights))
-    if problem := _names_problem(bundle.names) or _layout_problem(bundle.weights) or _texts_problem(texts):
+    if problem := _names_problem(bundle.names) or _layout_problem(bundle.weights):
         raise _wrong(path, problem)
     return bundle
 
@@ -194,15 +194,6 @@ def _data_length(header: str) -> int | None:
         return data_end(entries_of(header.encode()))
     except UnicodeEncodeError:
         return None
-
-
-def _texts_problem(texts: Mapping[str, str]) -> str | None:
-    for name, text in texts.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return f"{name!r} is no text"
-    return None
 
 
 def extract_bundle(bundle: Bundle, folder: Path, component: str | None = None) -> Path:

@@ -15,6 +15,7 @@ from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import name_problem, read_json, regular_size, walk
 from vqcompress.safetensors_header import stored_header
 
+MANIFEST_NAME = "vqcompress_manifest.json"
 ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_DTYPES = {"I8": torch.int8, "F16": torch.float16, "I32": torch.int32}
 LOADED = tuple(
@@ -76,13 +77,29 @@ def packed_description(config: dict[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("quant_method") == "vqcompress" else None
 
 
+def undescribed(folder: Path) -> Iterator[str]:
+    """A line for each component of a pipeline folder whose weights are codes of which its config says nothing.
+
+    That is a packed component whose config is gone or is the one from before it was packed. A library would build the
+    network of some other config and then find that nothing fits.
+    """
+    for name in read_json(folder / "model_index.json"):
+        config = folder / name / "config.json" if name_problem(name) is None else None
+        if config is None or (config.exists() and "quantization_config" in read_json(config)):
+            continue
+        headers = tensor_headers(weight_files(config.parent))
+        if any(key.endswith("weight") and tensor.dtype == "I8" for key, tensor in headers.items()):
+            what = "does not say how to read" if config.exists() else "is missing and said how to read"
+            yield f"{config} {what} the packed weights beside it; copy or download it again"
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a component's folder: shards that the index names, or the one file without a variant.
 
     Raises `CheckpointError` for an index that cannot be read or names files elsewhere.
     """
     if (index := _index(folder)) is not None:
-        return sorted(folder / name for name in _shards(index))
+        return sorted(folder / name for name in set(_weight_map(index).values()))
     standard = [folder / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
     return [path for path in standard if path.exists()] or sorted(folder.glob("*.safetensors"))
 
@@ -102,7 +119,7 @@ def component_headers(folder: Path) -> dict[str, StoredTensor]:
     """
     headers = tensor_headers(weight_files(folder))
     if (index := _index(folder)) is not None:
-        listed = read_json(index)["weight_map"]
+        listed = _weight_map(index)
         wrong = sorted(key for key in listed.keys() ^ headers.keys())
         wrong += sorted(key for key in listed.keys() & headers.keys() if listed[key] != headers[key].file.name)
         if wrong:
@@ -144,16 +161,15 @@ def components(folder: Path) -> list[ComponentFiles]:
     return found
 
 
-def _shards(index: Path) -> list[str]:
-    """The files that an index names."""
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict):
+def _weight_map(index: Path) -> dict[str, str]:
+    """Key -> the file that has it, as an index says."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise CheckpointError(f"{index} has no weight_map; copy or download it again")
-    names = set(map(str, shards.values()))
-    for name in sorted(names):
+    for name in sorted(set(listed.values())):
         if problem := name_problem(name) or ("it lies in another folder" if "/" in name else None):
             raise CheckpointError(f"{index} names the file {name[:100]!r}: {problem}")
-    return sorted(names)
+    return listed
 
 
 def tensor_headers(files: list[Path]) -> dict[str, StoredTensor]:

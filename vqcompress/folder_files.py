@@ -94,7 +94,22 @@ def json_object(text: str | bytes, where: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{where} cannot be read: {_reason(error)}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{where} cannot be read: it does not hold a JSON object")
+    if _has_escaped(text, "\\ud") and not _is_text(data):
+        raise CheckpointError(f"{where} cannot be read: it holds half of a surrogate pair, which no text has")
     return data
+
+
+def _has_escaped(text: str | bytes, escape: str) -> bool:
+    return escape in text.lower() if isinstance(text, str) else escape.encode() in text.lower()
+
+
+def _is_text(data: object) -> bool:
+    """Whether all strings in it can be written in UTF-8."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def name_problem(name: object) -> str | None:

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 from vqcompress.errors import CheckpointError
-from vqcompress.folder_files import is_regular, kind_of, open_regular, regular_size, walk
+from vqcompress.folder_files import is_regular, kind_of, open_regular, read_json, regular_size, walk
 from vqcompress.safetensors_header import LENGTH_BYTES, allowed_length, stored_header
 
 TEXT_LIMIT = 1 << 27
 """Bytes of any text that a library reads whole: a vocabulary of a million words, four times over."""
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".yaml", ".tiktoken")
+MOST_TIMESTEPS = 100_000
+"""A hundred times what models are trained with."""
 LARGE = 1 << 26
 """Bytes from which on reading a header takes no time beside reading the file."""
 
@@ -39,6 +41,20 @@ def check_regular(folder: Path) -> None:
             )
         if name.endswith(".safetensors") and is_regular(entry):
             _check_weights(folder / name)
+
+
+def check_sampling(folder: Path) -> None:
+    """Raise `CheckpointError` for a scheduler that would take memory out of proportion.
+
+    It holds a dozen numbers for each timestep of training.
+    """
+    for path in sorted(folder.glob("*/scheduler_config.json")):
+        steps = read_json(path).get("num_train_timesteps")
+        if isinstance(steps, int | float) and steps > MOST_TIMESTEPS:
+            raise CheckpointError(
+                f"{path} says num_train_timesteps: {steps}, more than {MOST_TIMESTEPS}; it is not as it was written, "
+                "download it again"
+            )
 
 
 def _check_weights(path: Path) -> None:

@@ -202,6 +202,48 @@ def test_a_header_of_spaces_is_not_read(folder: Path, name: str) -> None:
         write_bundle(folder, folder.parent / "one.safetensors")
 
 
+@pytest.mark.parametrize("change", ["gone", "that of the dense network"])
+def test_codes_without_their_description(folder: Path, change: str) -> None:
+    """Whoever copies configs of the original over a packed folder is told, not left with sizes that do not fit."""
+    config = folder / "unet" / "config.json"
+    if change == "gone":
+        config.unlink()
+    else:
+        edit(config, lambda entries: entries.pop("quantization_config"))
+    write_manifest(folder)
+    refused(folder, "the packed weights beside it")
+
+
+def test_a_dense_component_larger_than_its_files(folder: Path) -> None:
+    edit(folder / "vae" / "config.json", lambda entries: entries.update(latent_channels=65535))
+    with pytest.raises(CheckpointError, match=r"vae/config\.json describes"):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_config_with_half_of_a_surrogate_pair(folder: Path) -> None:
+    edit(folder / "vae" / "config.json", lambda entries: entries.update({"\ud800": 1}))
+    write_manifest(folder)
+    assert any("surrogate" in problem for problem in verify(folder))
+    with pytest.raises(CheckpointError, match="surrogate"):
+        load(folder)
+
+
+@pytest.mark.parametrize("listed", [-0.0, [], None, {"a": 1}, {"a": ["b"]}])
+def test_an_index_that_lists_nothing(shards: Path, listed: Any) -> None:
+    edit(
+        shards / "unet" / "diffusion_pytorch_model.safetensors.index.json",
+        lambda index: index.update(weight_map=listed),
+    )
+    refused(shards, "has no weight_map")
+
+
+@pytest.mark.parametrize("steps", [10**6, 65_536_000, 1e300])
+def test_a_scheduler_of_any_number_of_timesteps(folder: Path, steps: float) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", lambda entries: entries.update(num_train_timesteps=steps))
+    write_manifest(folder)
+    refused(folder, "num_train_timesteps")
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
 @pytest.mark.parametrize("name", [UNET, "vae/diffusion_pytorch_model.safetensors", "unet/config.json"])
 def test_a_file_that_cannot_be_read(folder: Path, name: str) -> None:
@@ -316,7 +358,7 @@ def _copies(contents: Any) -> None:
         (lambda c: c["weights"][0].update(name="unet"), "a file and a folder"),
         (lambda c: c["texts"].update({"/etc/cron.d/x": ""}), "outside"),
         (lambda c: c["texts"].update({"unet/config.json": 7}), "texts are no texts"),
-        (lambda c: c["texts"].update({"unet/config.json": "\ud800"}), "is no text"),
+        (lambda c: c["texts"].update({"unet/config.json": "\ud800"}), "surrogate"),
         (lambda c: c.update(version=True), "no version"),
         (lambda c: c.update(weights={}), "no name, header, start and length"),
     ],

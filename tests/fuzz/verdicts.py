@@ -17,7 +17,7 @@ OWN_CHECKS = ("verify", "inspect", "bundle", "kernels")
 HANDED_ON = {
     ("component_loading.py", "check_packed"), ("opening_checks.py", "looking"), ("loading.py", "_load"),
     ("single_file.py", "open_bundle"), ("single_file.py", "_open"), ("diffusers_pipelines.py", "__call__"),
-    ("diffusers_pipelines.py", "refuse_pipes"),
+    ("diffusers_pipelines.py", "look_first"),
 }  # fmt: skip
 FAULTS = ("crash", "hang", "memory", "foreign", "escape")
 MEMORY_WORDS = ("can't allocate", "cannot allocate", "not enough memory", "unable to allocate")

@@ -59,7 +59,7 @@ class Watch:
             self.inside = False
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in NEVER and not _reads_compiled_loops():
+        if event in NEVER and not _is_at_compiled_loops():
             self.said(f"{event} {arguments!r:.100}")
         elif event == "exec" and str(getattr(arguments[0], "co_filename", "")).startswith(self.home):
             self.said(f"runs {arguments[0].co_filename}")
@@ -71,7 +71,7 @@ class Watch:
 
     def _look_at_file(self, path: str, writes: bool) -> None:
         if writes and not os.path.realpath(os.path.dirname(os.path.abspath(path))).startswith((self.home, "/dev/null")):
-            if path not in ("/dev/null", os.devnull):
+            if path not in ("/dev/null", os.devnull) and not _is_at_compiled_loops():
                 self.said(f"writes {path[:200]}")
         elif path.startswith(self.folder):
             self.opened += 1
@@ -79,8 +79,8 @@ class Watch:
                 _put(self.swap.other, self.swap.path)
 
 
-def _reads_compiled_loops() -> bool:
-    """Whether numba is looking a loop up among those that it has compiled, which it keeps as pickles."""
+def _is_at_compiled_loops() -> bool:
+    """Whether numba is at the loops that it has compiled, which it keeps beside their sources, as pickles."""
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename.endswith("numba/core/caching.py"):

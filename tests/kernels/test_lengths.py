@@ -72,7 +72,12 @@ def test_rates_that_ask_for_more_codes_than_there_are_are_refused(kernel: Kernel
 @pytest.mark.parametrize("kernel", ON_CPU, ids=lambda kernel: kernel.name)
 def test_a_spec_that_says_other_lengths_is_refused(kernel: Kernel) -> None:
     weight = MAKERS[0](SHAPE, 0)
-    for change in ({"code_bytes": weight.spec.code_bytes - 1}, {"row_scales": False}, {"outliers": 2}):
+    for change in (
+        {"code_bytes": weight.spec.code_bytes - 1},
+        {"row_scales": False},
+        {"outliers": 2},
+        {"rotation": 16},
+    ):
         _refused(kernel, replace(weight.spec, **change), _tensors(weight))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vqcompress.bundling import Bundle, bundle_digest
+from vqcompress.component_files import MANIFEST_NAME
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import (
     is_regular,
@@ -23,7 +24,6 @@ from vqcompress.openable import LARGE
 from vqcompress.safetensors_header import stored_header
 from vqcompress.time_limit import check_time
 
-MANIFEST_NAME = "vqcompress_manifest.json"
 UNREAD_SUFFIXES = (".md", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".html", ".pdf")
 """What no loader reads: such a file may lie unlisted in the folder itself, as may hidden ones."""
 OTHER_LIMIT = 1 << 30

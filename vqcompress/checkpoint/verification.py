@@ -19,6 +19,7 @@ from vqcompress.component_files import (
     check_found_by_loaders,
     components,
     tensor_headers,
+    undescribed,
 )
 from vqcompress.errors import ArchitectureError, CheckpointError
 from vqcompress.folder_files import read_json, regular_size
@@ -28,7 +29,7 @@ from vqcompress.formats.gate import tensor_problem
 from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
-from vqcompress.openable import check_regular
+from vqcompress.openable import check_regular, check_sampling
 from vqcompress.time_limit import check_time, within
 
 READ_FIRST = ("config.json", ".index.json")
@@ -101,9 +102,11 @@ def refuse(path: str | Path, problems: list[str]) -> None:
 
 def _folder_problems(folder: Path) -> list[str]:
     check_regular(folder)
+    check_sampling(folder)
     problems = manifest_problems(folder)
     parts = components(folder)
     problems += _index_problems(folder)
+    problems += undescribed(folder)
     trusted = not problems
     for part in parts:
         problems += _component_problems(part, trusted)

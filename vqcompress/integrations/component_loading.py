@@ -1,7 +1,7 @@
 """``from_pretrained`` of a single network: the folder is looked at before anything is built from its config.
 
-Attached to diffusers' and transformers' model classes. Only local folders whose config says ``vqcompress`` are
-concerned; all others go straight to the library.
+Attached to diffusers' and transformers' model classes. Only local folders that vqcompress wrote are concerned; all
+others go straight to the library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from vqcompress.component_files import StoredTensor, component_headers, packed_description
+from vqcompress.component_files import (
+    MANIFEST_NAME,
+    StoredTensor,
+    component_headers,
+    packed_description,
+    weight_files,
+)
 from vqcompress.folder_files import read_json
 from vqcompress.integrations.opening_checks import check_first, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
@@ -22,6 +28,8 @@ from vqcompress.layers.stored_component import header_problems, network_size
 from vqcompress.network_size import NetworkSize, at_most, build_without_memory, may_exceed
 from vqcompress.openable import check_regular
 
+DENSE: dict[str, Any] = {"layers": {}, "shared": {}}
+"""The description of a component without packed layers."""
 CLASSES = {"diffusers.models.modeling_utils": "ModelMixin", "transformers.modeling_utils": "PreTrainedModel"}
 
 
@@ -31,15 +39,16 @@ def attach(module: ModuleType) -> None:
 
 
 def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """``from_pretrained``; a folder with packed layers is checked, and bounds what may be built from its config.
+    """``from_pretrained``; a folder with packed layers is checked, and its files bound what may be built from its
+    config, as they do for the dense components of a pipeline that vqcompress wrote.
 
     Raises `CheckpointError` that names file and tensor.
     """
     folder = local_folder(source, options)
-    config = None if folder is None else _packed_config(folder)
+    config = None if folder is None else _config_to_check(folder)
     if folder is None or config is None:
         return upstream(cls, *source, **options)
-    description = packed_description(config) or {}
+    description = packed_description(config) or DENSE
     size, headers, specs, where = _checked(folder, description)
     if may_exceed(config, size) and (build := _builder(cls, config)) is not None:
         build_without_memory(build, size, where)
@@ -51,13 +60,14 @@ def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict
         raise PackedTensorError(error.key, error.problem, error.file or file) from None
 
 
-def _packed_config(folder: Path) -> dict[str, Any] | None:
-    """The config of a component that is packed by vqcompress, ``None`` for any other."""
+def _config_to_check(folder: Path) -> dict[str, Any] | None:
+    """The config of a component that vqcompress wrote, ``None`` for any other."""
     path = folder / "config.json"
     if not path.exists():
         return None
     config = read_json(path)
-    return config if packed_description(config) is not None else None
+    ours = packed_description(config) is not None or ((folder.parent / MANIFEST_NAME).exists() and weight_files(folder))
+    return config if ours else None
 
 
 def _checked(folder: Path, description: dict[str, Any]) -> tuple[NetworkSize, dict[str, StoredTensor], LayerSpecs, str]:
@@ -67,7 +77,8 @@ def _checked(folder: Path, description: dict[str, Any]) -> tuple[NetworkSize, di
     """
     where = str(folder / "config.json")
     check_regular(folder)
-    check_description(description, where)
+    if description is not DENSE:
+        check_description(description, where)
     headers, specs = component_headers(folder), layer_specs(description)
     size = network_size(specs, headers, where)
     for key, problem in header_problems(description, specs, headers):

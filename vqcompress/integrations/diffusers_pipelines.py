@@ -7,9 +7,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from vqcompress.errors import UnsupportedError
+from vqcompress.component_files import MANIFEST_NAME, undescribed
+from vqcompress.errors import CheckpointError, UnsupportedError
 from vqcompress.integrations.opening_checks import check_first, local_folder
-from vqcompress.openable import check_regular
+from vqcompress.openable import check_regular, check_sampling
 
 _CHOICE = "_get_pipeline_class"
 
@@ -24,14 +25,17 @@ def attach(pipeline_utils: ModuleType) -> None:
         )
     if not isinstance(upstream, OursFirst):
         setattr(pipeline_utils, _CHOICE, OursFirst(upstream))
-    check_first(pipeline_utils, "DiffusionPipeline", "from_pretrained", refuse_pipes)
+    check_first(pipeline_utils, "DiffusionPipeline", "from_pretrained", look_first)
 
 
-def refuse_pipes(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """``from_pretrained``, which would wait for a pipe or read a device to its end, after a look at the folder."""
+def look_first(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """``from_pretrained`` after a look at the folder: it would wait for a pipe and read a device to its end."""
     folder = local_folder(source, options)
     if folder is not None:
         check_regular(folder)
+        check_sampling(folder)
+        if (folder / MANIFEST_NAME).exists() and (problem := next(undescribed(folder), None)):
+            raise CheckpointError(problem)
     return upstream(cls, *source, **options)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from vqcompress.errors import CheckpointError
 from vqcompress.formats import AdditiveSpec, FormatSpec, TrellisSpec
 from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, unpack_column_scales
+from vqcompress.formats.gate import check_layer
 from vqcompress.formats.outliers import POSITIONS, VALUES, add_outliers, outlier_problem, places_of
 from vqcompress.formats.rotation import rotate, unrotate
 from vqcompress.kernels.kernel import Kernel
@@ -117,19 +118,21 @@ def _rotated(kernel: Kernel) -> Kernel:
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
     ) -> Tensor:
         values = kernel.decode_transposed(_without_rotation(spec), shape, tensors, torch.float32)
-        return unrotate(values, _block(spec)).to(dtype)
+        return unrotate(values, _block(spec, shape)).to(dtype)
 
     def multiply(
         x: Tensor, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], bias: Tensor | None
     ) -> Tensor:
         assert kernel.multiply is not None
-        y = unrotate(kernel.multiply(x, _without_rotation(spec), shape, tensors, None).float(), _block(spec))
+        y = unrotate(kernel.multiply(x, _without_rotation(spec), shape, tensors, None).float(), _block(spec, shape))
         return (y if bias is None else y + bias.float()).to(x.dtype)
 
     def parameter_gradients(
         spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
-        return kernel.parameter_gradients(_without_rotation(spec), shape, tensors, rotate(grad.float(), _block(spec)))
+        return kernel.parameter_gradients(
+            _without_rotation(spec), shape, tensors, rotate(grad.float(), _block(spec, shape))
+        )
 
     return replace(
         kernel,
@@ -188,8 +191,10 @@ def outlier_places(shape: Shape, tensors: Mapping[str, Tensor]) -> tuple[Tensor,
     return _PLACES(positions, (outputs, columns), places)
 
 
-def _block(spec: FormatSpec) -> int:
+def _block(spec: FormatSpec, shape: Shape) -> int:
     assert isinstance(spec, TrellisSpec)  # guaranteed by `is_rotated`
+    if matrix_shape(shape)[0] % spec.rotation:  # kernels below see a spec without rotation, and cannot check it
+        check_layer(spec, tuple(shape))
     return spec.rotation
 
 
