@@ -41,7 +41,7 @@ def not_cleared(stored: Mapping[Key, Stored]) -> Iterator[Key]:
     for key, found in stored.items():
         if found.name in UNCHECKED_CONTENTS:
             continue
-        if found.tensor.device.type != "cpu":
+        if found.tensor.device.type != "cpu" or found.tensor.numel() > AT_ONCE:  # a large one takes its own time anyway
             yield key
         elif found.name == RATES:
             spec = cast(RatedSpec, found.spec)

@@ -84,8 +84,9 @@ class PackedLayer(nn.Module):
 
     def _source(self) -> WeightSource | None:
         """Where calls get the weight; none while they are traced."""
-        source = self.__dict__["weight_source"]
-        if source is None and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # not even looked up: a graph would be made anew once the layer has one
+            return None
+        if (source := self.__dict__["weight_source"]) is None:
             source = self.__dict__["weight_source"] = WeightSource()
         return source
 
