@@ -1,6 +1,7 @@
 """What MkDocs does not do by itself, for `mkdocs.yml`: pages from outside `docs/`, notebooks as pages, mathematics.
 
 - `CONTRIBUTING.md`, `SECURITY.md` and `CHANGELOG.md` stay at the top, where GitHub looks for them.
+- Links to other files of the repository, such as `../recipes`, stay links on GitHub and become text here.
 - Notebooks are stored without outputs. A page shows their cells.
 - Mathematics is written as GitHub reads it, ```` ```math ```` and ``$`x`$``, and becomes MathML, which browsers draw by
   themselves.
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 BLOCK = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"\$`([^`]+)`\$")
+UPWARD = re.compile(r"\[([^\]]+)\]\((\.\./[^)]+)\)")
 PLACE = re.compile(r"formula(\d+)formula")
 _FORMULAS: dict[str, list[str]] = {}
 """Page -> its formulas in MathML, by the numbers in their places."""
@@ -45,9 +48,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     depth = page.file.src_uri.count("/")
     for name in OUTSIDE:
         markdown = markdown.replace("](" + "../" * (depth + 1) + name, "](" + "../" * depth + name)
+    markdown = UPWARD.sub(lambda found: _in_the_site(found, Path(page.file.src_uri).parent), markdown)
     formulas = _FORMULAS[page.file.src_uri] = []
     markdown = BLOCK.sub(lambda found: f"\n{_kept(formulas, found[1].strip(), 'block')}\n", markdown)
     return INLINE.sub(lambda found: _kept(formulas, found[1], "inline"), markdown)
+
+
+def _in_the_site(link: re.Match[str], folder: Path) -> str:
+    """A link, or its text alone where it leads to a file of the repository that the site lacks."""
+    target = os.path.normpath(Path("docs") / folder / link[2].partition("#")[0])
+    outside = not target.startswith("docs" + os.sep) and (ROOT / target).exists()
+    return link[1] if outside else link[0]
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -8,10 +8,12 @@ of the documents.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
 from runpy import run_path
+from time import process_time
 
 from click.testing import CliRunner
 from safetensors.torch import save_file
@@ -19,7 +21,7 @@ from safetensors.torch import save_file
 from tests.architectures import tiny_pipelines
 from tests.cli.test_bake_lora import lora
 from tests.docs import commands, signatures
-from tests.docs.blocks import BLOCKS, Block
+from tests.docs.blocks import BLOCKS, ROOT, Block
 from vqcompress.checkpoint.ldm_checkpoint import ldm_tensors
 from vqcompress.cli.main import main as vqcompress
 
@@ -45,6 +47,9 @@ def furnish(folder: Path) -> None:
         (cached / "refs" / "main").write_text("0")
     tiny_pipelines.sdxl(64).save_pretrained(folder / "my-sdxl")
     save_file(ldm_tensors(tiny_pipelines.sdxl(64)), folder / "my-sdxl.safetensors")
+    shutil.copy(folder / "my-sdxl.safetensors", folder / "my_sdxl.safetensors")
+    shutil.copytree(ROOT / "recipes", folder / "recipes", dirs_exist_ok=True)
+    (folder / "mine.yaml").write_text("bits: 4\nmethod: gptq\n")
     lora(tiny_pipelines.sdxl(64), ("unet",), folder / "style.safetensors", 1)
 
 
@@ -79,13 +84,14 @@ def main(folder: Path, names: list[str]) -> int:
     for block in RUN:
         if names and block.path.name not in names:
             continue
+        start = process_time()
         try:
             run(block)
         except Exception:  # noqa: BLE001
             failed += 1
             sys.stderr.write(f"{block} fails:\n{traceback.format_exc()}\n")
         else:
-            sys.stderr.write(f"{block} runs\n")
+            sys.stderr.write(f"{block} runs, {process_time() - start:.0f} s of a processor\n")
     return failed
 
 

@@ -55,7 +55,7 @@ def test_blocks_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.docs.reader", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-10_000:]
-    assert done.stderr.count(" runs\n") == len(RUN)
+    assert done.stderr.count(" runs, ") == len(RUN)
 
 
 @pytest.mark.parametrize(
