@@ -83,7 +83,7 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
         "bytes_after": _bytes_after(weights, packed, recipe, recipe.bits),
         "bytes_by_bits": {f"{bits:g}": _bytes_after(weights, packed, recipe, bits) for bits in WIDTHS},
         "prompts": recipe.calibration.count if needs_moments else 0,
-        "sampling": asdict(sampling),
+        "sampling": {name: value for name, value in asdict(sampling).items() if name != "inputs"},
         "order": recipe.calibration.order,
         "call_bytes": recipe.training.budget_gb * 1e9 if recipe.calibration.order == "sequential" else 0,
         "passes": math.ceil(sum(moments) / budget) + math.ceil(sum(outputs) / budget),

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from vqcompress.cli.main import main
 from vqcompress.embedded import EMBEDDED
+
+
+def red_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, "PNG")
+    return file.getvalue()
+
 
 FILES: dict[str, bytes] = {
     "empty.txt": b"\n\n",
@@ -19,6 +28,7 @@ FILES: dict[str, bytes] = {
     "model.ckpt": b"\x80\x02cposix\nsystem\n.",
     "lora.bin": b"\x80\x02}q\x00.",
     "lora.safetensors": b"\x02\0\0\0\0\0\0\0{}",
+    "red.png": red_png(),
     "image.png": b"\x89PNG\r\n",
     "file": b"x",
     "photos/one.png": b"\x89PNG\r\n",
@@ -142,7 +152,41 @@ MISTAKES = {
     'generate shapes "" -o g.png': "prompt",
     "generate shapes red -o g.jpg": "PNG",
     "generate shapes red -o no/folder/g.png": "no/folder",
-    "generate shapes red -o photos": "PNG",
+    "generate shapes red -o g.webp": "PNG",
+    "generate shapes red -o no/folder/pictures": "no/folder",
+    "generate shapes red -o file/pictures": "file",
+    "generate shapes red blue -o clip.gif": "one video",
+    "generate shapes red --images 2 -o clip.gif": "one video",
+    "generate shapes red -o clip.gif": "images, not videos",
+    "generate shapes --prompt-file missing.txt": "missing.txt",
+    "generate shapes --prompt-file empty.txt": "empty.txt",
+    "generate shapes --prompt-file latin.txt": "UTF-8",
+    "generate shapes --prompt-file photos": "photos",
+    "generate shapes red --height 30": "take 32",
+    "generate shapes red --width 33": "take 32",
+    "generate shapes red --width 0": "width",
+    "generate shapes red --lora missing.safetensors": "missing.safetensors",
+    "generate shapes red --lora lora.bin": "lora.bin",
+    "generate shapes red --lora red.png:0.5": "red.png",
+    "generate shapes red --lora lora.safetensors:much": "scale",
+    "generate shapes red --lora lora.safetensors:nan": "scale",
+    "generate shapes red --lora lora.safetensors": "lora.safetensors",
+    "generate shapes red --image missing.png": "missing.png",
+    "generate shapes red --image image.png": "image.png",
+    "generate shapes red --image photos": "photos",
+    "generate shapes red --strength 0.5": "image",
+    "generate shapes red --image red.png --strength 2": "strength",
+    "generate shapes red --image red.png --strength nan": "strength",
+    "generate shapes red --mask red.png": "mask",
+    "generate shapes red --image red.png --mask red.png": "mask",
+    "generate shapes red --frames 5": "frames",
+    "generate shapes red --frames 0": "frames",
+    "generate shapes red --fps 5": "--fps",
+    "generate shapes red --fps 0": "fps",
+    "generate shapes red --negative-prompt blue --guidance 1": "no effect",
+    "generate shapes-dit red --image red.png": "text alone",
+    "generate shapes-moe red --negative-prompt blue": "negative prompt",
+    "generate shapes-moe red --height 64": "size",
     "generate shapes red --steps 0": "steps",
     "generate shapes red --guidance -1": "guidance",
     "generate shapes red --guidance nan": "guidance",

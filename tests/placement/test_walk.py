@@ -13,7 +13,6 @@ import vqcompress
 from tests.architectures import tiny_pipelines
 from tests.placement.pretended import CUDA, pretended_cuda
 from vqcompress.placement import Offload, Placement
-from vqcompress.sampling_config import SamplingConfig
 
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2, "prompts": "shapes"}
 DENOISERS, WEIGHTS = ("unet", "transformer"), "diffusion_pytorch_model.safetensors"
@@ -71,7 +70,7 @@ def test_calibrate_encode_swap_and_tune(offload: Offload, walked: Walked, tmp_pa
 
 @pytest.mark.parametrize("offload", ["none", "model"])
 def test_generate(offload: Offload, walked: Walked) -> None:
-    drawing = {"sampling": SamplingConfig(2, height=16, width=16), "seeds": [5]}
+    drawing = {"steps": 2, "height": 16, "width": 16, "seeds": [5]}
     expected = vqcompress.generate(walked.on_cpu, ["a cat"], device="cpu", **drawing)
     with pretended_cuda():
         drawn = vqcompress.generate(walked.on_cpu, ["a cat"], device=placed(offload), **drawing)

@@ -26,7 +26,7 @@ from vqcompress.reports import (
     compare_folders,
     write_report,
 )
-from vqcompress.reports.compare import _Bench
+from vqcompress.reports.bench import _Bench
 from vqcompress.reports.folders import evaluation_set
 from vqcompress.reports.pictures import decode
 from vqcompress.sampling_config import SamplingConfig

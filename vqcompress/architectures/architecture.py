@@ -152,7 +152,9 @@ class Architecture:
         output_type: OutputType,
     ) -> Any:
         """One call of the pipeline, with every argument given; `sample` is the public method."""
+        negative = sampling.inputs.negative_prompt
         return pipeline(
+            **({} if negative is None else {"negative_prompt": [negative] * len(prompts)}),
             prompt=prompts,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
@@ -253,6 +255,44 @@ def quiet(pipeline: Pipeline) -> Iterator[None]:
         yield
     finally:
         pipeline.set_progress_bar_config(**before)
+
+
+class _Steps:
+    """What a pipeline takes for its progress bar: an iterable, and a context in which it calls ``update``."""
+
+    def __init__(self, report: Callable[[int, int], None], iterable: Any, total: int | None) -> None:
+        self._report, self._iterable, self._done = report, iterable, 0
+        self._total = total if total is not None else len(iterable)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable:
+            yield item
+            self.update()
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is drawn."""
+
+    def update(self, steps: int = 1) -> None:
+        self._done = min(self._done + steps, self._total)
+        self._report(self._done, self._total)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Whatever else tqdm has, as ``set_description``, does nothing."""
+        return lambda *_, **__: None
+
+
+@contextmanager
+def steps_reported(pipeline: Pipeline, report: Callable[[int, int], None]) -> Iterator[None]:
+    """Call ``report(done, total)`` after each denoising step inside the block: at the place where diffusers' pipelines
+    ask for their progress bar."""
+    pipeline.progress_bar = lambda iterable=None, total=None: _Steps(report, iterable, total)
+    try:
+        yield
+    finally:
+        del pipeline.progress_bar
 
 
 @contextmanager

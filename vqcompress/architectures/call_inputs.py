@@ -39,6 +39,7 @@ TEMPORAL_FACTORS = (
     "vae_temporal_scale_factor",
 )
 TWO_STEPS = 2  # for which Sana Sprint has a timestep between
+RATES = ("frame_rate", "fps")
 FEW_FRAMES = 4  # of models that code each frame by itself: layers along time then see different inputs
 
 
@@ -59,10 +60,12 @@ class CallInputs:
         edits = bool(drawn_inputs(self.pipeline))  # such pipelines take one prompt, and not all of them a list of one
         offered: dict[str, Any] = {
             "prompt": self.prompts[0] if edits else self.prompts,
-            "num_inference_steps": math.ceil(sampling.steps / _strength(accepted)),
+            "num_inference_steps": math.ceil(sampling.steps / self._strength(accepted)),
             "guidance_scale": None if true_guidance else sampling.guidance,
             "true_cfg_scale": sampling.guidance if true_guidance else None,
-            "negative_prompt": ("" if edits else [""] * len(self.prompts)) if true_guidance else None,
+            "negative_prompt": self._negative_prompt(true_guidance, one=edits),
+            "strength": sampling.inputs.strength,
+            **dict.fromkeys(RATES, sampling.inputs.rate),
             "height": sampling.height,
             "width": sampling.width,
             "generator": self.generators[0] if edits else self.generators,
@@ -79,7 +82,24 @@ class CallInputs:
         }
         given = {name: value for name, value in offered.items() if name in accepted and value is not None}
         given |= dict.fromkeys(self._unset(given, accepted))
-        return given | {name: self._drawn(name) for name in drawn_inputs(self.pipeline)}
+        images = {name: self._drawn(name) for name in drawn_inputs(self.pipeline)}
+        if sampling.inputs.image is not None and not images.keys() & set(IMAGES):
+            images |= {name: sampling.inputs.image for name in IMAGES if name in accepted}
+        return given | images
+
+    def _negative_prompt(self, true_guidance: bool, *, one: bool) -> str | list[str] | None:
+        """The user's; empty where guidance needs one."""
+        negative = self.sampling.inputs.negative_prompt
+        if negative is None and not true_guidance:
+            return None
+        return negative or "" if one else [negative or ""] * len(self.prompts)
+
+    def _strength(self, accepted: dict[str, inspect.Parameter]) -> float:
+        """The share of its steps that a pipeline takes: those that start from an image leave out the first."""
+        strength = self.sampling.inputs.strength if "strength" in accepted else 1.0
+        if strength is None:
+            strength = accepted["strength"].default
+        return strength if isinstance(strength, int | float) and 0 < strength < 1 else 1.0
 
     def _unset(self, given: dict[str, Any], accepted: dict[str, inspect.Parameter]) -> list[str]:
         """Parameters whose default fits the call's own number of steps only."""
@@ -99,10 +119,14 @@ class CallInputs:
 
     def _frames(self) -> int | None:
         """As few as possible to record and compare; a user's video ("pil") is as long as the pipeline makes it."""
-        return None if self.output_type == "pil" else fewest_frames(self.pipeline)
+        return self.sampling.inputs.frames if self.output_type == "pil" else fewest_frames(self.pipeline)
 
     def _drawn(self, name: str) -> Any:
-        size = self.sampling.height, self.sampling.width
+        size, inputs = (self.sampling.height, self.sampling.width), self.sampling.inputs
+        if name in MASKS and inputs.mask is not None:
+            return inputs.mask
+        if name in IMAGES and inputs.image is not None:
+            return inputs.image
         if name in MASKS:
             return mask(*size)
         if name == "image" and "task_prompt" in parameters(self.pipeline.__call__):
@@ -116,12 +140,6 @@ class CallInputs:
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Those of a function's signature, by name."""
     return dict(inspect.signature(function).parameters)
-
-
-def _strength(accepted: dict[str, inspect.Parameter]) -> float:
-    """The share of its steps that a pipeline takes: those that start from an image leave out the first."""
-    default = accepted["strength"].default if "strength" in accepted else 1.0
-    return default if isinstance(default, int | float) and 0 < default < 1 else 1.0
 
 
 def _controls_by_mode(pipeline: Pipeline) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ class ScaledLora:
         if not colon or os.path.exists(text):
             return cls(text)
         try:
-            return cls(source, float(scale))
+            return cls(source, finite(scale))
         except ValueError:
             raise ArchitectureError(f"{text!r}: after the colon comes a scale, such as {source}:0.8") from None
 
@@ -48,15 +50,23 @@ class ScaledLora:
         return str(path) if path.is_dir() else self.source, {"use_safetensors": True}
 
 
+def finite(text: str) -> float:
+    """The number that ``text`` says. Raises `ValueError` for none, and for one that is not finite."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
 def bake(pipeline: Pipeline, loras: Sequence[ScaledLora]) -> None:
     """Add the products of ``loras`` to the weights of ``pipeline``, in place.
 
     Raises `UnsupportedError` for a pipeline without a LoRA loader or with packed layers, and `ArchitectureError` for a
     LoRA that cannot be read, or has layers that the pipeline lacks. The pipeline is then of no further use.
     """
-    _check(pipeline)
+    check_loads_loras(pipeline)
+    _check_dense(pipeline)
     for number, lora in enumerate(loras):
-        _load(pipeline, lora, f"baked{number}")
+        load_lora(pipeline, lora, f"baked{number}")
     names = [f"baked{number}" for number in range(len(loras))]
     pipeline.set_adapters(names, [lora.scale for lora in loras])
     parts = [name for name in pipeline._lora_loadable_modules if getattr(pipeline, name, None) is not None]
@@ -64,12 +74,16 @@ def bake(pipeline: Pipeline, loras: Sequence[ScaledLora]) -> None:
     pipeline.unload_lora_weights()
 
 
-def _check(pipeline: Pipeline) -> None:
+def check_loads_loras(pipeline: Pipeline) -> None:
+    """Raises `UnsupportedError` for a pipeline without a LoRA loader."""
     if not hasattr(pipeline, "load_lora_weights"):
         raise UnsupportedError(
             f"diffusers has no LoRA loader for a {type(pipeline).__name__}: merge the LoRA with the program that "
             "made it"
         )
+
+
+def _check_dense(pipeline: Pipeline) -> None:
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     packed = [name for name, part in networks.items() if getattr(part.config, "quantization_config", None) is not None]
     if packed:
@@ -79,11 +93,15 @@ def _check(pipeline: Pipeline) -> None:
         )
 
 
-def _load(pipeline: Pipeline, lora: ScaledLora, name: str) -> None:
+def load_lora(pipeline: Pipeline, lora: ScaledLora, name: str) -> None:
+    """Load ``lora`` as the adapter ``name``. Raises `ArchitectureError` where it cannot be read, or has layers that the
+    pipeline lacks."""
     source, options = lora.arguments()
     try:
         read = pipeline.lora_state_dict(source, **options)
-        pipeline.load_lora_weights(source, adapter_name=name, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as there is, with several LoRAs
+            pipeline.load_lora_weights(source, adapter_name=name, **options)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         reason = first_line(error)
         raise ArchitectureError(f"{lora.source} could not be loaded on this pipeline: {reason}") from error

@@ -41,7 +41,7 @@ class LuminaTextPipeline(TextPipeline):
         guidance_scale: float = 4.0,
         height: int | None = None,
         width: int | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,

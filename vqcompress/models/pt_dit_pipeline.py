@@ -71,7 +71,7 @@ class PTDiTPipeline(TextPipeline):
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,

@@ -63,15 +63,16 @@ class TextPipeline(DiffusionPipeline):
         device: torch.device | None = None,
         num_images_per_prompt: int = 1,
         do_classifier_free_guidance: bool = True,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
     ) -> tuple[Tensor, Tensor]:
         """Return features ``[n, length, width]`` and mask ``[n, length]`` (1 for text) of the prompts.
 
-        With guidance, the same number of entries for the negative prompt follows.
+        With guidance, the same number of entries follows for ``negative_prompt``, one for all or one for each prompt.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        texts = prompts + [negative_prompt] * len(prompts) * do_classifier_free_guidance
+        prompts = _repeated([prompt] if isinstance(prompt, str) else prompt, num_images_per_prompt)
+        one = isinstance(negative_prompt, str)
+        negative = [negative_prompt] * len(prompts) if one else _repeated(negative_prompt, num_images_per_prompt)
+        texts = prompts + negative * do_classifier_free_guidance
         limit = min(self.longest_prompt, self.tokenizer.model_max_length)
         tokens = self.tokenizer(texts, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt")
         return self.read_tokens(tokens.input_ids.to(device), tokens.attention_mask.to(device))
@@ -95,3 +96,7 @@ class TextPipeline(DiffusionPipeline):
         shift = self.vae.config.get("shift_factor") or 0.0
         decoded = self.vae.decode(latents / self.vae.config["scaling_factor"] + shift, return_dict=False)[0]
         return self.image_processor.postprocess(decoded, output_type)
+
+
+def _repeated(texts: Sequence[str], times: int) -> list[str]:
+    return [text for text in texts for _ in range(times)]

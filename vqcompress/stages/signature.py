@@ -29,7 +29,7 @@ from vqcompress.run_store import read_source_note
 LIBRARIES = ("torch", "diffusers", "transformers")
 NOT_IN_RESULTS = (
     "cli", "reports", "shapes", "checkpoint", "integrations", "placement",
-    "compression.py", "environment.py", "estimate.py", "generation.py", "tuning.py",
+    "compression.py", "environment.py", "estimate.py", "generation", "tuning.py",
     "bundling.py", "component_files.py", "disk.py", "folder_files.py", "stages/disk_space.py", "stages/journal.py",
 )  # fmt: skip
 """Parts of the package whose code no stored result depends on."""
