@@ -14,7 +14,7 @@ from vqcompress.methods import METHODS
 
 
 @click.command("bake-lora")
-@model_argument
+@model_argument()
 @click.argument("loras", nargs=-1, required=True, metavar="LORA[:SCALE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--base", help="Pipeline for whatever a MODEL that is a single file lacks.")

@@ -20,7 +20,7 @@ FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@model_argument
+@model_argument()
 @click.argument("prompts", nargs=-1)
 @click.option("--prompt-file", type=FILE, help="File with more prompts, one a line (.txt, .tsv or .jsonl).")
 @click.option("--negative-prompt", help="What the images should not show.")

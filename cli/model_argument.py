@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 from click.shell_completion import CompletionItem
 
@@ -15,4 +18,6 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return [*names, CompletionItem(incomplete, type="file")]
 
 
-model_argument = click.argument("model", shell_complete=_names)
+def model_argument(required: bool = True) -> Callable[[Any], Any]:
+    """The argument ``model``."""
+    return click.argument("model", required=required, shell_complete=_names)

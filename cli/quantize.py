@@ -13,7 +13,8 @@ from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS
-from vqcompress.recipe import Recipe
+from vqcompress.recipe import Recipe, values_of_preset
+from vqcompress.recipe_presets import RECIPE_PRESETS, layered
 
 if TYPE_CHECKING:
     from vqcompress.placement import Placement
@@ -24,7 +25,7 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
 
 
 @click.command()
-@model_argument
+@model_argument(required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--base",
@@ -94,8 +95,9 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
 )
 @click.option(
     "--preset",
-    type=click.Choice(["fast", "default", "best"]),
-    help=f"How long to fine-tune [default: {DEFAULTS.training.preset}].",
+    type=click.Choice(RECIPE_PRESETS),
+    help="Effort of the whole job: the search for codes, prompts for calibration, fine-tuning only in best "
+    "(docs/command-line.md). Other options win [default: default].",
 )
 @click.option(
     "--calibration",
@@ -110,7 +112,7 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
 @click.option("-v", "--verbose", is_flag=True, help="Show every layer as it is encoded, not every block.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
 def quantize(
-    model: str,
+    model: str | None,
     output: Path | None,
     as_json: bool,
     verbose: bool,
@@ -123,8 +125,8 @@ def quantize(
 
     MODEL is a name (shapes, sdxl, sd15, pixart-alpha, …; `vqcompress presets` lists all), a Hub id, a diffusers folder
     or a .safetensors file. `vqcompress convert` makes a folder from official weights of other networks. With --dry-run,
-    MODEL can be any name that `vqcompress presets` lists, without its weights. If a run was stopped, the same command
-    continues it.
+    MODEL can be any name that `vqcompress presets` lists, without its weights. It may be left out where --recipe names
+    one. If a run was stopped, the same command continues it.
 
     \b
     vqcompress quantize shapes -o out/shapes-vq3
@@ -133,9 +135,11 @@ def quantize(
     vqcompress quantize my_model.safetensors -o out/mine --method additive
     vqcompress quantize my_flux.safetensors --base flux-dev -o out/mine
     vqcompress quantize dit-moe-g --dry-run
+    vqcompress quantize --recipe recipes/flux.yaml --preset best -o out/flux-vq3
     torchrun --nproc-per-node 8 -m vqcompress.cli quantize sdxl -o out/sdxl-vq3
     """
     recipe = _recipe(model, options)
+    model = recipe.model
     from vqcompress.workers import is_main_process_by_environment
 
     if output is None and not dry_run:
@@ -175,7 +179,7 @@ def quantize(
         write_comparison(model, [folder], folder.with_name(folder.name + "-report"), quiet=as_json, placement=placement)
 
 
-def _recipe(model: str, options: dict[str, Any]) -> Recipe:
+def _recipe(model: str | None, options: dict[str, Any]) -> Recipe:
     """The recipe: options of the command line replace those of the recipe file, which replace the defaults."""
     calibration = {
         "prompts": options["prompts"],
@@ -189,7 +193,11 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
         "memory_budget_gb": options["memory_budget"],
     }
     path = options["recipe_path"]
+    if model is None and path is None:
+        raise RecipeError("no MODEL is given; name one (`vqcompress presets` lists them), or a --recipe that does")
     base: dict[str, Any] = Recipe.read(path, for_model=model).to_dict() if path else {"model": model}
+    if options["preset"]:
+        base = layered(base, values_of_preset(options["preset"], options, base))
     changes: dict[str, Any] = {
         key: options[key]
         for key in ("base", "bits", "method", "seed", "budget", "output_feedback", "finetune")
@@ -201,8 +209,6 @@ def _recipe(model: str, options: dict[str, Any]) -> Recipe:
             raise RecipeError("--components takes names of components with commas between, such as unet,text_encoder")
     if options["settings"]:
         changes["settings"] = {**base.get("settings", {}), **dict(parse_setting(item) for item in options["settings"])}
-    if options["preset"]:
-        changes["training"] = {**base.get("training", {}), "preset": options["preset"]}
     given = {key: value for key, value in calibration.items() if value is not None}
     changes["calibration"] = {**base.get("calibration", {}), **given}
     return Recipe.parse({**base, **changes})

@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "network_size",
         "plain_yaml",
         "progress",
+        "recipe_presets",
         "run_signature",
         "sampling_config",
         "storage_dtype",

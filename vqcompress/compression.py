@@ -32,7 +32,8 @@ from vqcompress.placement import Placement, place, take_back
 from vqcompress.progress import Progress, silent
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
-from vqcompress.recipe import Calibration, Recipe, current_names
+from vqcompress.recipe import Calibration, Recipe, current_names, values_of_preset
+from vqcompress.recipe_presets import layered
 from vqcompress.stages.budget import allocate, allocate_together
 from vqcompress.stages.disk_space import check_disk_space
 from vqcompress.stages.encoding import encode_all, encoded_error, encoded_gap, shared_codebooks, why_unfit
@@ -237,7 +238,10 @@ def _check_method(recipe: Recipe) -> None:
 def effective_recipe(model: str | DiffusionPipeline, recipe: Recipe | None, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with ``changes`` applied and the model's name in it."""
     name = model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or type(model).__name__)
-    return Recipe.parse({**(recipe.to_dict() if recipe else {}), "model": name, **current_names(changes)})
+    base, given = recipe.to_dict() if recipe else {}, current_names(changes)
+    if (preset := given.pop("preset", None)) is not None:
+        base = layered(base, values_of_preset(preset, given, base))
+    return Recipe.parse({**layered(base, given), "model": name})
 
 
 def _compress_component(run: Run, component: str, layers: list[str]) -> list[LayerRecord]:

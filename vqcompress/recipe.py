@@ -19,6 +19,7 @@ from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
 from vqcompress.near_misses import did_you_mean
 from vqcompress.plain_yaml import PlainYAMLError, read_plain_yaml
+from vqcompress.recipe_presets import RECIPE_PRESETS, layered, preset_values
 from vqcompress.sampling_config import SamplingConfig
 
 FORMER_NAMES = {"keep": "ignore"}
@@ -142,6 +143,9 @@ class Recipe(_Section):
     the original denoiser: not at all, block by block, or block by block and as a whole. ``output_feedback`` (trellis
     codes) feeds errors back between a layer's outputs as well as between its inputs, weighted by their joint effect on
     the denoiser's output. It gives less error at the same bits, and encoding takes ten times as long.
+
+    The key ``preset`` ("fast", "default" or "best", `vqcompress.recipe_presets`) gives values to other keys, over which
+    those that are given win. It is not kept: the recipe of a folder has the values themselves.
     """
 
     model: str
@@ -166,8 +170,13 @@ class Recipe(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _under_current_names(cls, data: Any) -> Any:
-        return current_names(data) if isinstance(data, dict) else data
+    def _with_preset(cls, data: Any) -> Any:
+        """Under current names, with the values of the key ``preset`` below the others."""
+        if not isinstance(data, dict):
+            return data
+        named = current_names(data)
+        preset = named.pop("preset", None)
+        return named if preset is None else layered(values_of_preset(preset, named), named)
 
     @model_validator(mode="after")
     def _whole_bits_for_scalar(self) -> Recipe:
@@ -203,6 +212,8 @@ class Recipe(_Section):
             raise RecipeError(f"cannot read recipe {path}: {error}") from None
         if not isinstance(data, dict):
             raise RecipeError(f"recipe {path} is not a mapping of keys to values")
+        if for_model is None and "model" not in {**data, **changes}:
+            raise RecipeError(f"recipe {path} names no model; name one beside it")
         if for_model is not None and data.setdefault("model", for_model) != for_model:
             named = reprlib.repr(data["model"])
             raise RecipeError(
@@ -217,6 +228,17 @@ class Recipe(_Section):
     def to_yaml(self) -> str:
         """The effective recipe as YAML, including all defaults."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def values_of_preset(preset: Any, *chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``preset`` sets in a run of the method that the first of ``chosen`` names, or of the default one.
+
+    Raises `RecipeError` for an unknown preset.
+    """
+    if preset not in RECIPE_PRESETS:
+        meant = did_you_mean(str(preset), RECIPE_PRESETS)
+        raise RecipeError(f"preset: {reprlib.repr(preset)} is not one of {', '.join(RECIPE_PRESETS)}{meant}")
+    return preset_values(preset, next((str(part["method"]) for part in chosen if part.get("method")), DEFAULT_METHOD))
 
 
 def current_signature(signature: Any) -> Any:
@@ -273,4 +295,5 @@ def _nearest_key(location: tuple[str | int, ...]) -> str:
     model: Any = Recipe
     for section in sections:
         model = model.model_fields[section].annotation
-    return did_you_mean(str(key), model.model_fields)
+    known = [*model.model_fields, *(["preset"] if model is Recipe else [])]
+    return did_you_mean(str(key), known)
