@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from vqcompress.errors import CheckpointError
@@ -14,6 +15,9 @@ TEXT_LIMIT = 1 << 27
 TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".yaml", ".tiktoken")
 MOST_TIMESTEPS = 100_000
 """A hundred times what models are trained with."""
+VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+LARGE_NUMBER = re.compile(rb'(?<!\\)"\s*:\s*(\d{8,})')
+"""A number of a word from ten million on."""
 LARGE = 1 << 26
 """Bytes from which on reading a header takes no time beside reading the file."""
 
@@ -55,6 +59,27 @@ def check_sampling(folder: Path) -> None:
                 f"{path} says num_train_timesteps: {steps}, more than {MOST_TIMESTEPS}; it is not as it was written, "
                 "download it again"
             )
+
+
+def check_vocabularies(folder: Path) -> None:
+    """Raise `CheckpointError` for a vocabulary with a number far beyond what any has.
+
+    Whoever saves a tokenizer lists all numbers up to its largest that no word has.
+    """
+    for name in VOCABULARIES:
+        for path in sorted(folder.glob(f"*/{name}")):
+            if (number := _large_number(path)) is not None:
+                raise CheckpointError(f"{path} numbers a word {number}; it is not as it was written, download it again")
+
+
+def _large_number(path: Path) -> str | None:
+    with open_regular(path) as file:
+        rest = b""
+        while block := file.read(LARGE // 16):
+            if found := LARGE_NUMBER.search(rest + block):
+                return found[1].decode()[:20]
+            rest = block[-64:]
+    return None
 
 
 def _check_weights(path: Path) -> None:

@@ -237,6 +237,22 @@ def test_an_index_that_lists_nothing(shards: Path, listed: Any) -> None:
     refused(shards, "has no weight_map")
 
 
+def test_a_word_with_a_number_beyond_all_vocabularies(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    edit(path, lambda entries: entries["model"]["vocab"].update({"word": 2147483648}))
+    write_manifest(folder)
+    assert any("numbers a word 2147483648" in problem for problem in verify(folder))
+    with pytest.raises(CheckpointError, match="numbers a word"):
+        load(folder)
+
+
+def test_a_text_like_a_number_is_none(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    edit(path, lambda entries: entries["model"]["vocab"].update({'a": 123456789': 99, "123456789": 98}))
+    write_manifest(folder)
+    assert verify(folder) == []
+
+
 @pytest.mark.parametrize("steps", [10**6, 65_536_000, 1e300])
 def test_a_scheduler_of_any_number_of_timesteps(folder: Path, steps: float) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", lambda entries: entries.update(num_train_timesteps=steps))

@@ -21,7 +21,7 @@ from vqcompress.component_files import (
     tensor_headers,
     undescribed,
 )
-from vqcompress.errors import ArchitectureError, CheckpointError
+from vqcompress.errors import ArchitectureError, CheckpointError, first_line
 from vqcompress.folder_files import read_json, regular_size
 from vqcompress.formats import UNCHECKED_CONTENTS
 from vqcompress.formats.finite import is_finite
@@ -29,7 +29,7 @@ from vqcompress.formats.gate import tensor_problem
 from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
-from vqcompress.openable import check_regular, check_sampling
+from vqcompress.openable import check_regular, check_sampling, check_vocabularies
 from vqcompress.time_limit import check_time, within
 
 READ_FIRST = ("config.json", ".index.json")
@@ -103,6 +103,7 @@ def refuse(path: str | Path, problems: list[str]) -> None:
 def _folder_problems(folder: Path) -> list[str]:
     check_regular(folder)
     check_sampling(folder)
+    check_vocabularies(folder)
     problems = manifest_problems(folder)
     parts = components(folder)
     problems += _index_problems(folder)
@@ -147,10 +148,12 @@ def _component_problems(part: ComponentFiles, trusted: bool) -> list[str]:
         if (model := packed_skeleton(part, size)) is not None:
             problems = [f"{part.name}/{key}: {problem}" for key, problem in network_problems(model, headers)]
         problems += [f"{part.name}/{key}: {problem}" for key, problem in _content_problems(specs, headers)]
+        named = {problem.partition(":")[0] for problem in problems}
+        keys = [f"{part.name}/{key}" for key in _not_finite(headers)]
     except (ArchitectureError, CheckpointError) as error:
         return [f"{part.name}: {error}"]
-    named = {problem.partition(":")[0] for problem in problems}
-    keys = (f"{part.name}/{key}" for key in _not_finite(headers))
+    except (OSError, SafetensorError) as error:  # a file that was another when its header was read
+        return [f"{part.name}: {part.folder} cannot be read: {first_line(error)}; copy or download it again"]
     return problems + [f"{key}: holds values that are not finite" for key in keys if key not in named]
 
 
