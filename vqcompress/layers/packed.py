@@ -13,6 +13,7 @@ from vqcompress import kernels
 from vqcompress.errors import UnsupportedError
 from vqcompress.formats import FormatSpec
 from vqcompress.kernels.weight_source import WeightSource
+from vqcompress.layers.repeated_input import RepeatedInput, applies
 from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype, save_in_dtype
 from vqcompress.matrix_view import matrix_shape, stored_shape
 from vqcompress.quantized_weight import QuantizedWeight
@@ -74,7 +75,7 @@ class PackedLayer(nn.Module):
         layout = kernels.layout_to_text(kernels.PackedLayout(spec, shape, names))
         # nn.Module.__setattr__ is skipped: it is slow and would register the shared codebooks under every layer.
         self.__dict__ |= {"spec": spec, "dense_shape": shape, "quantization_parameter_names": stored}
-        self.__dict__ |= {"layout": layout, "shared_codebooks": shared, "weight_source": None}
+        self.__dict__ |= {"layout": layout, "shared_codebooks": shared, "weight_source": None, "repeated_input": None}
 
     def take_weight_from(self, source: WeightSource | None) -> None:
         """Get the decoded weight from ``source``, or from one that keeps none; what was kept before is freed."""
@@ -117,8 +118,9 @@ class PackedLayer(nn.Module):
             )
 
     def _apply(self, fn, recurse=True):
-        if (decoded := self.__dict__["weight_source"]) is not None:
-            decoded.drop()
+        for known in ("weight_source", "repeated_input"):
+            if self.__dict__[known] is not None:
+                self.__dict__[known].drop()
         kept = [getattr(self, name) for name in self.quantization_parameter_names]
         return super()._apply(keep_dtype(fn, kept), recurse)
 
@@ -150,11 +152,31 @@ class VQLinear(PackedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear: motion modules pass it by keyword
         """``[..., in] -> [..., out]`` in the dtype of ``input``."""
+        if not applies(input):
+            return self._product(input)
+        repeated = self.__dict__["repeated_input"] or self._repeated()
+        tensors = self._own_tensors() if repeated.seen(input) else ()
+        if tensors and (output := repeated.output(input, tensors)) is not None:
+            return output
+        output = self._product(input)
+        if tensors:
+            repeated.keep(input, tensors, output)
+        return output
+
+    def _product(self, x: Tensor) -> Tensor:
         source = self._source()
-        if source is not None and (weight := source.found(input, self._parameters)) is not None:
-            return F.linear(input, weight, self._parameters["bias"])
-        self._check_input(input)
-        return kernels.packed_linear(input, self.layout, self.tensors(), self.bias, source)
+        if source is not None and (weight := source.found(x, self._parameters)) is not None:
+            return F.linear(x, weight, self._parameters["bias"])
+        self._check_input(x)
+        return kernels.packed_linear(x, self.layout, self.tensors(), self.bias, source)
+
+    def _repeated(self) -> RepeatedInput:
+        repeated = self.__dict__["repeated_input"] = RepeatedInput()
+        return repeated
+
+    def _own_tensors(self) -> list[Tensor]:
+        """Everything that an output depends on but the input."""
+        return [*self.tensors().values(), *(() if self.bias is None else (self.bias,))]
 
 
 class VQConv2d(PackedLayer, nn.Conv2d):
