@@ -9,6 +9,7 @@ from vqcompress.errors import RecipeError
 from vqcompress.quantizers import quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.quantizers.rtn import RTNSettings
+from vqcompress.quantizers.scalar_grid import SEARCHED_AT_ONCE, scalar_spec, search_grid
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -101,3 +102,14 @@ def test_values_beyond_float16_scales_are_refused() -> None:
 def test_group_size_is_checked(group_size: int) -> None:
     with pytest.raises(RecipeError, match="group_size"):
         RTNSettings(group_size)
+
+
+def test_groups_are_searched_as_if_each_were_alone() -> None:
+    spec, outputs = scalar_spec(3, 64), 1500
+    columns = gaussian(SEARCHED_AT_ONCE // outputs + 100, outputs) * torch.rand(outputs)
+    whole = search_grid(columns, spec, torch.ones(len(columns)))
+    for first in (0, 640, 64 * (len(columns) // 64)):
+        part = columns[first : first + 64]
+        alone = search_grid(part, spec, torch.ones(len(part)))
+        assert torch.equal(whole.scale[first // 64], alone.scale[0])
+        assert torch.equal(whole.zero[first // 64], alone.zero[0])

@@ -40,7 +40,9 @@ def quantize_rtn(
     spec = scalar_spec(bits, settings.group_size, settings.scale_bits)
     columns = weight.t().float()
     grid = search_grid(columns, spec, columns.new_ones(len(columns)))
-    codes = torch.stack([grid.encode(j, column) for j, column in enumerate(columns)])
+    codes = torch.empty(columns.shape, dtype=torch.int32, device=columns.device)
+    for j, column in enumerate(columns):
+        codes[j] = grid.encode(j, column)
     return grid.spec, grid.tensors(codes)
 
 

@@ -22,6 +22,7 @@ from vqcompress.formats.scalar import FLOAT_SCALES
 SCALAR_BITS = (2, 3, 4, 5, 6, 7, 8)
 SHRINKS = torch.linspace(1.0, 0.4, 51).tolist()  # below 0.4 nothing ever won, not even at 2 bits on heavy tails
 LARGEST_SCALE = 65504.0  # of float16, the type that scales are stored in
+SEARCHED_AT_ONCE = 1 << 20  # weights
 SMALLEST_SCALE = 2.0**-14  # below it float16 loses digits
 
 
@@ -118,6 +119,16 @@ def _packed(grid: ScalarGrid, output_scale: Tensor) -> ScalarGrid:
 
 
 def _float_grid(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> ScalarGrid:
+    """Groups are independent, so they are searched a few at a time: a search holds forty bytes for each weight."""
+    step = spec.group_size * max(1, SEARCHED_AT_ONCE // max(1, spec.group_size * weight.shape[1]))
+    starts = range(0, max(1, len(weight)), step)
+    parts = [_searched(weight[at : at + step], spec, importance[at : at + step]) for at in starts]
+    scales, zeros = zip(*parts, strict=True)
+    return ScalarGrid(spec, torch.cat(scales), torch.cat(zeros))
+
+
+def _searched(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale (float16) and zero (int32) ``[groups, out]`` of some groups."""
     grouped, mass = _grouped(weight, spec), _grouped(importance[:, None].to(weight), spec)
     low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
     best = torch.full_like(low, torch.inf)
@@ -130,7 +141,7 @@ def _float_grid(weight: Tensor, spec: ScalarSpec, importance: Tensor) -> ScalarG
         scale, zero = torch.where(better, candidate[0], scale), torch.where(better, candidate[1], zero)
     fitted = _fit_scale(grouped, scale, zero, mass, spec.bits)
     better = _squared_error(grouped, fitted, zero, mass, spec.bits) < best
-    return ScalarGrid(spec, torch.where(better, fitted, scale).half(), zero.int())
+    return torch.where(better, fitted, scale).half(), zero.int()
 
 
 def _grouped(weight: Tensor, spec: ScalarSpec) -> Tensor:
