@@ -25,6 +25,7 @@ INTRODUCTION = """## Models by name
 
 `vqcompress quantize NAME --dry-run` plans each of these without weights and network; `vqcompress presets` lists them
 by family. Weights are those of all denoisers, sizes with what stays dense at 16 bits.
+[Pipelines](pipelines.md) has every pipeline class of diffusers that is tested: denoisers, share, what stays dense.
 A * stands for a licence that forbids commercial use.
 
 | name | pipeline or network | weights | quantized | at 2, 3, 4 bits, GB | licence | source |

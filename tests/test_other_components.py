@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    ErnieImagePipeline,
+    HunyuanVideoPipeline,
+    QwenImagePipeline,
+    SanaPipeline,
+)
 
 import vqcompress
-from tests.architectures import other_pipelines, tiny_pipelines
+from tests.architectures import every_pipeline, other_pipelines, tiny_pipelines
 from vqcompress.architectures import architecture_of
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.checkpoint.reopening import check_reopens
@@ -26,6 +32,10 @@ CASES: dict[str, tuple[Callable[[], DiffusionPipeline], tuple[str, ...], int]] =
     "T5": (tiny_pipelines.flux, ("text_encoder_2",), 16),
     "Gemma": (tiny_pipelines.lumina, ("text_encoder",), 16),
     "umT5": (other_pipelines.wan, ("text_encoder",), 32),
+    "Qwen2.5-VL": (lambda: every_pipeline.build(QwenImagePipeline), ("text_encoder",), 32),
+    "Mistral": (lambda: every_pipeline.build(ErnieImagePipeline), ("text_encoder", "vae"), 32),
+    "Gemma 2": (lambda: every_pipeline.build(SanaPipeline), ("text_encoder", "vae"), 32),
+    "Llama": (lambda: every_pipeline.build(HunyuanVideoPipeline), ("text_encoder",), 32),
 }
 
 
@@ -54,6 +64,12 @@ def test_quantized_reloaded_and_drawn(name: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"seeds": [3], "sampling": SamplingConfig(2, height=side, width=side)}
     images = [architecture_of(part).sample(part, ["a"], output_type="latent", **options) for part in (pipeline, opened)]
     torch.testing.assert_close(images[0], images[1], rtol=1e-3, atol=1e-4)
+
+
+def test_an_autoencoder_of_videos_without_a_layer_that_a_code_fits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArchitectureError, match=r"vae has no layer to quantize.*WanCausalConv3d is neither"):
+        vqcompress.quantize(other_pipelines.wan(), tmp_path / "out", components=["vae"], **RECIPE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_whose_autoencoder_came_back_differently_is_refused(tmp_path: Path) -> None:

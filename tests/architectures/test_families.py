@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxModularPipeline
 from torch import nn
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
@@ -78,6 +78,15 @@ def test_sampling_leaves_no_trace(pipeline: DiffusionPipeline) -> None:
     assert denoiser.training
     assert not getattr(pipeline, "_progress_bar_config", {})
     denoiser.eval()
+
+
+def test_modular_pipelines_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    modular = FluxModularPipeline()
+    with pytest.raises(ArchitectureError, match=r"FluxModularPipeline is a modular pipeline.*FluxPipeline\("):
+        architecture_of(modular)
+    (tmp_path / "modular_model_index.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArchitectureError, match=r"is a modular pipeline.*FluxPipeline\("):
+        open_pipeline(tmp_path)
 
 
 def test_as_many_seeds_as_prompts(pipeline: DiffusionPipeline) -> None:

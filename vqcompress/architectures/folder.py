@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
+MODULAR = (
+    "is a modular pipeline, which has blocks in place of a call: build a pipeline class of diffusers around the same "
+    "components, as in FluxPipeline(**pipeline.components), and quantize that"
+)
 HALF = "fp16"
 WEIGHT_FILE = re.compile(
     r"(diffusion_pytorch_model|model|pytorch_model)"
@@ -75,6 +80,8 @@ def problem_of(folder: Path, *, without: Container[str] = ()) -> str | None:
 
     The components ``without`` may be missing.
     """
+    if not (folder / INDEX).is_file() and (folder / MODULAR_INDEX).is_file():
+        return f"{folder} {MODULAR}"
     if not (folder / INDEX).is_file():
         return f"{folder} is not a diffusers pipeline: it has no {INDEX}; give the folder that `save_pretrained` wrote"
     try:
