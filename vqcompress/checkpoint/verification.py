@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqcompress.bundling import read_bundle, temporary_folder
 from vqcompress.checkpoint.manifest import MANIFEST_NAME, bundle_problems, manifest_problems
-from vqcompress.checkpoint.skeleton import network_problems, packed_skeleton
+from vqcompress.checkpoint.skeleton import network_problems, skeleton
 from vqcompress.component_files import (
     ComponentFiles,
     StoredTensor,
@@ -34,6 +34,8 @@ from vqcompress.time_limit import check_time, within
 
 READ_FIRST = ("config.json", ".index.json")
 """How names of the JSON files end from which a loader learns what a component is."""
+READ_TOO = 1 << 22
+"""Bytes of any other JSON file, such as a tokenizer's, up to which it is read as well."""
 BLOCK = 1 << 22
 """Numbers of a tensor that are looked at together."""
 
@@ -126,7 +128,7 @@ def _index_problems(folder: Path) -> Iterator[str]:
             yield f"{name}: is named in model_index.json, and there is no such folder"
             continue
         for path in sorted((folder / name).glob("*.json")):
-            if path.name.endswith(READ_FIRST):
+            if path.name.endswith(READ_FIRST) or (regular_size(path) or 0) <= READ_TOO:
                 try:
                     read_json(path)
                 except CheckpointError as error:
@@ -145,8 +147,9 @@ def _component_problems(part: ComponentFiles, trusted: bool) -> list[str]:
         problems = [f"{part.name}/{key}: {problem}" for key, problem in _differences(part, specs, headers)]
         if problems or not trusted:
             return problems
-        if (model := packed_skeleton(part, size)) is not None:
-            problems = [f"{part.name}/{key}: {problem}" for key, problem in network_problems(model, headers)]
+        if headers and (model := skeleton(part, size)) is not None:
+            wrong = network_problems(model, headers, all_there=part.description is not None)
+            problems = [f"{part.name}/{key}: {problem}" for key, problem in wrong]
         problems += [f"{part.name}/{key}: {problem}" for key, problem in _content_problems(specs, headers)]
         named = {problem.partition(":")[0] for problem in problems}
         keys = [f"{part.name}/{key}" for key in _not_finite(headers)]
