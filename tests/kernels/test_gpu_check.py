@@ -24,7 +24,7 @@ from vqcompress.matrix_view import is_quantizable
 
 MOST_BYTES = 30e6
 NEEDS_MORE = {"SDXL step", "encoding", "DiT step"}
-SLOW = 400  # seconds, on a busy machine
+SLOW = 3000  # seconds, on a busy machine
 
 
 class Rented:
@@ -71,7 +71,7 @@ def test_the_environment_has_no_more_than_that_machine(rented):
 
 @pytest.mark.slow
 def test_every_section_is_walked_and_a_crash_loses_one(rented):
-    code, found = rented.check(fault="bandwidth=abort")
+    code, found = rented.check("--minutes", "60", fault="bandwidth=abort")
     assert code == 1
     assert found["failed"] == {}
     ended = found["ended"]
@@ -86,7 +86,7 @@ def test_every_section_is_walked_and_a_crash_loses_one(rented):
 
 @pytest.mark.slow
 def test_a_section_that_hangs_is_ended(rented):
-    code, found = rented.check("--minutes", "0.25", "--only", "bandwidth", fault="bandwidth=hang")
+    code, found = rented.check("--minutes", "0.5", "--only", "bandwidth", fault="bandwidth=hang")
     assert code == 1
     assert found["ended"]["bandwidth"].startswith("ended after")
     assert "copied bytes a second" in found["results"]["bandwidth"]
@@ -96,7 +96,7 @@ def test_sections_that_need_more_packages_are_walked_here(tmp_path):
     options = [option for name in sorted(NEEDS_MORE) for option in ("--only", name)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     script = Path(gpu_check.__file__)
-    command = [sys.executable, script, "--rehearse", "--out", tmp_path, *options]
+    command = [sys.executable, script, "--rehearse", "--minutes", "60", "--out", tmp_path, *options]
     done = subprocess.run(command, env=environment, timeout=SLOW, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "gpu_check.json").read_text())
