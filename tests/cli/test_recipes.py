@@ -75,7 +75,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
 
 
 def test_the_documented_table_is_what_presets_set() -> None:
-    head, *rows = (" | ".join(row) for row in preset_table())
-    written = (ROOT / "docs" / "command-line.md").read_text().splitlines()
-    for row in (head, *rows):
-        assert f"| {row} |" in [" ".join(line.replace("`", "").split()) for line in written], row
+    document = (ROOT / "docs" / "command-line.md").read_text().splitlines()
+    written = [line.replace("`", "").replace(" ", "") for line in document]
+    for row in preset_table():
+        assert f"|{'|'.join(row)}|".replace(" ", "") in written, row
