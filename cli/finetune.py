@@ -73,7 +73,7 @@ def finetune(
     from vqcompress.tuning import finetune as tune
 
     with StageProgress(quiet=as_json) as progress:
-        written, outcome = tune(
+        written = tune(
             folder,
             output,
             model=options["model"],
@@ -84,12 +84,12 @@ def finetune(
             device=placement,
             **changes,
         )
-    change = outcome.after / outcome.before - 1 if outcome.before else 0.0
+    change = written.after / written.before - 1 if written.before else 0.0
     if as_json:
-        record = {"before": outcome.before, "after": outcome.after, "steps": outcome.steps}
-        click.echo(json.dumps({"output": str(written), "held_out_error": {**record, "best_step": outcome.best_step}}))
+        record = {"before": written.before, "after": written.after, "steps": written.steps}
+        click.echo(json.dumps({"output": str(written), "held_out_error": {**record, "best_step": written.best_step}}))
     else:
-        click.echo(f"{written}: held-out error {outcome.before:.3e} -> {outcome.after:.3e} ({change:+.0%})")
+        click.echo(f"{written}: held-out error {written.before:.3e} -> {written.after:.3e} ({change:+.0%})")
 
 
 def _dry_run(

@@ -149,7 +149,6 @@ def quantize(
     if output is None or dry_run:
         _dry_run(model, recipe, as_json, placement)
         return
-    from vqcompress.checkpoint import inspect
     from vqcompress.compression import quantize as compress
 
     with StageProgress(quiet=as_json or not is_main_process_by_environment(), layers=verbose) as progress:
@@ -164,19 +163,16 @@ def quantize(
         )
     if not is_main_process_by_environment():
         return
-    found = inspect(folder)
     if as_json:
-        click.echo(
-            json.dumps({"output": str(folder), "bits_per_weight": found["bits_per_weight"], "bytes": found["bytes"]})
-        )
+        click.echo(json.dumps({"output": str(folder), "bits_per_weight": folder.bits, "bytes": folder.bytes}))
     else:
-        click.echo(
-            f"{folder}: {found['bits_per_weight']:.3f} bits per quantized weight, {found['bytes'] / 1e6:.2f} MB on disk"
-        )
+        click.echo(f"{folder}: {folder.bits:.3f} bits per quantized weight, {folder.bytes / 1e6:.2f} MB on disk")
     if report:
         from vqcompress.cli.report import write_comparison
 
-        write_comparison(model, [folder], folder.with_name(folder.name + "-report"), quiet=as_json, placement=placement)
+        write_comparison(
+            model, [folder.path], output.with_name(output.name + "-report"), quiet=as_json, placement=placement
+        )
 
 
 def _recipe(model: str | None, options: dict[str, Any]) -> Recipe:

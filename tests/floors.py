@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "plain_yaml",
         "progress",
         "recipe_presets",
+        "results",
         "run_signature",
         "sampling_config",
         "storage_dtype",

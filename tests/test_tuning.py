@@ -59,7 +59,7 @@ def tuned(untuned, original, options, tmp_path_factory):
 
 
 def test_a_folder_learns_and_stays_an_ordinary_folder(untuned, tuned):
-    folder, outcome = tuned
+    folder = outcome = tuned
     assert outcome.after < outcome.before
     assert verify(folder) == []
     size = {path: (path / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size for path in (untuned, folder)}
@@ -73,7 +73,7 @@ def test_a_folder_learns_and_stays_an_ordinary_folder(untuned, tuned):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
 def test_narrow_loads_agree_with_float32(tuned, run_unet, dtype, tolerance):
-    wide, narrow = load(tuned[0]).unet, load(tuned[0], torch_dtype=dtype).unet
+    wide, narrow = load(tuned).unet, load(tuned, torch_dtype=dtype).unet
     expected = run_unet(wide)
     difference = (run_unet(narrow).float() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert float(difference) < tolerance
@@ -118,4 +118,4 @@ def test_the_command_line(untuned, original, options, tmp_path):
 
 def test_an_existing_output_is_not_replaced_unasked(untuned, tuned, original, options):
     with pytest.raises(CheckpointError, match="overwrite"):
-        finetune(untuned, tuned[0], model=str(original), prompts=options["calibration"]["prompts"])
+        finetune(untuned, tuned, model=str(original), prompts=options["calibration"]["prompts"])

@@ -7,7 +7,7 @@ Under `torchrun` several processes share the batches of calibration and the laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,8 @@ from diffusers import DiffusionPipeline
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.known_names import sampled_as_published
 from vqcompress.architectures.narrow_weights import hold_narrow
-from vqcompress.calibration.prompts import PromptSet, load_prompts
-from vqcompress.checkpoint import LayerRecord, save_pipeline
+from vqcompress.calibration.prompts import PromptSet, load_prompts, prompt_set
+from vqcompress.checkpoint import LayerRecord, inspect, save_pipeline
 from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.reopening import check_reopens
 from vqcompress.errors import RecipeError
@@ -29,11 +29,12 @@ from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import METHODS
 from vqcompress.placement import Placement, place, take_back
-from vqcompress.progress import Progress, silent
+from vqcompress.progress import Progress, silent, watched
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Calibration, Recipe, current_names, values_of_preset
 from vqcompress.recipe_presets import layered
+from vqcompress.results import CompressedFolder
 from vqcompress.stages.budget import allocate, allocate_together
 from vqcompress.stages.disk_space import check_disk_space
 from vqcompress.stages.encoding import encode_all, encoded_error, encoded_gap, shared_codebooks, why_unfit
@@ -51,32 +52,61 @@ LEFT_DENSE = "its error costs the output more than its bits do: left dense by th
 
 
 def quantize(
-    model: str | DiffusionPipeline,
+    model: str | Path | DiffusionPipeline,
     output: str | Path,
     *,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    preset: str | None = None,
+    bits: float | None = None,
+    method: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    budget: str | None = None,
+    components: Sequence[str] | None = None,
+    ignore: Mapping[str, str] | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    output_feedback: bool | None = None,
+    finetune: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    base: str | None = None,
     overwrite: bool = False,
     calibration_folder: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     device: str | Placement | None = None,
     dtype: str | None = None,
     offload: str | None = None,
-    **changes: Any,
-) -> Path:
+    **other_keys: Any,
+) -> CompressedFolder:
     """Compress ``model`` (alias, Hub id, folder, single file, or a loaded pipeline) into the folder ``output``.
 
-    ``changes`` are `Recipe` keys, for example ``bits=3.0, method="trellis", seed=0``, that replace those of ``recipe``.
+    The arguments from ``preset`` to ``base``, and ``other_keys``, are keys of `Recipe`; those that are given replace
+    those of ``recipe`` (a `Recipe`, a mapping, or the path of a YAML file), in the mappings ``settings``,
+    ``calibration`` and ``training`` key by key. ``prompts``, for calibration: the name of a set, a file, or a list of
+    texts. ``progress``: a `Progress`, True for bars, False for none; by default bars in a terminal or a notebook.
+
     ``calibration_folder`` keeps what calibration recorded for runs with other methods and bit widths; without it, the
     recordings are deleted with the run's own folder. A pipeline that is passed in is compressed in place. Returns the
-    folder, which ``DiffusionPipeline.from_pretrained`` loads. Raises a `VQCompressError` for whatever a user can fix,
-    before anything is written at ``output``.
+    folder, which can be used as a path and which ``DiffusionPipeline.from_pretrained`` loads. Raises a
+    `VQCompressError` for whatever a user can fix, before anything is written at ``output``.
 
     ``device``, ``dtype`` and ``offload`` say where the pipeline computes, see `Placement`: by default on the
     accelerator, where there is one, in the checkpoint's dtype. A pipeline that is passed in stays where it is unless a
     ``device`` is given, and in its dtype. Codes are searched on the host's cores.
     """
+    model = str(model) if isinstance(model, Path) else model
     output, placement = Path(output), _placement_of(model, device, dtype, offload)
-    recipe = effective_recipe(model, recipe, changes)
+    texts, prompts = _given_prompts(prompts)
+    keys = {
+        "preset": preset, "bits": bits, "method": method, "settings": settings, "budget": budget,
+        "components": components, "ignore": ignore, "calibration": calibration, "output_feedback": output_feedback,
+        "finetune": finetune, "training": training, "seed": seed, "base": base, **other_keys,
+    }  # fmt: skip
+    changes = {key: value for key, value in keys.items() if value is not None}
+    if prompts is not None:
+        changes["calibration"] = {**changes.get("calibration", {}), "prompts": prompts}
+    recipe = effective_recipe(model, recipe_of(recipe, model), changes)
+    clock = watched(progress)
     quantizer_of(recipe.method).check(settings_for(recipe.method, recipe.settings))
     _check_workers(recipe)
     _check_method(recipe)
@@ -88,13 +118,44 @@ def quantize(
             check_target(output, overwrite)
             with ExitStack() as held:
                 folder = Path(calibration_folder) if calibration_folder else None
-                run = _open_run(held, model, recipe, placement, journal.work, folder, workers, progress or silent)
+                run = _open_run(held, model, recipe, placement, journal.work, folder, workers, clock, texts)
                 if workers.is_main_process:
                     check_disk_space(run, output)
                 _compress(run, output, overwrite, journal)
             if workers.is_main_process:
                 journal.clear()
-    return output
+    return _described(output, clock.seconds)
+
+
+def recipe_of(recipe: Recipe | Mapping[str, Any] | str | Path | None, model: str | DiffusionPipeline) -> Recipe | None:
+    """``recipe``, read if it is the path of a YAML file. Raises `RecipeError` for what is no recipe."""
+    if recipe is None or isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str | Path):
+        return Recipe.read(recipe, for_model=model if isinstance(model, str) else None, **_named(model))
+    if isinstance(recipe, Mapping):
+        return Recipe.parse({**_named(model), **recipe})
+    raise RecipeError(f"recipe: a Recipe, a mapping or a path is wanted, not {type(recipe).__name__}")
+
+
+def _named(model: str | DiffusionPipeline) -> dict[str, str]:
+    return {"model": model if isinstance(model, str) else type(model).__name__}
+
+
+def _given_prompts(prompts: str | Path | Sequence[str] | None) -> tuple[PromptSet | None, str | None]:
+    """The set that a list of texts makes, or the name of one. Raises `RecipeError` for neither."""
+    if prompts is None or isinstance(prompts, str | Path):
+        return None, None if prompts is None else str(prompts)
+    texts = list(prompts)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise RecipeError("prompts: give the name of a set, a file, or a list of texts that are not empty")
+    return prompt_set("given", texts), None
+
+
+def _described(output: Path, seconds: Mapping[str, float]) -> CompressedFolder:
+    found = inspect(output)
+    layers = sum(part["packed_layers"] for part in found["components"].values())
+    return CompressedFolder(output, found["bits_per_weight"], found["bytes"], layers, dict(seconds))
 
 
 def _check_count(recipe: Recipe, prompts: PromptSet) -> None:
@@ -113,9 +174,11 @@ def _open_run(
     calibration_folder: Path | None,
     workers: Workers,
     progress: Progress,
+    named: PromptSet | None,
 ) -> Run:
-    """The run, its folders held by ``held``."""
-    named = None if recipe.calibration.prompts is None else load_prompts(recipe.calibration.prompts)
+    """The run, its folders held by ``held``. ``named``: prompts in place of those that the recipe names."""
+    if named is None and recipe.calibration.prompts is not None:
+        named = load_prompts(recipe.calibration.prompts)
     dtype = torch.float32 if recipe.finetune != "none" else placement.opening_dtype
     narrow = isinstance(model, str) and recipe.finetune == "none" and dtype == torch.float32
     pipeline = _opened(model, recipe, dtype, narrow)

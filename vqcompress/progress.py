@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+_log = logging.getLogger("vqcompress")
 
 Progress = Callable[[str, int, int, str], None]
 """``(stage, done, total, detail)``: of a run, which has several stages."""
@@ -37,3 +43,57 @@ def silent(stage: str, done: int, total: int, detail: str) -> None:
 
 def silent_stage(done: int, total: int, detail: str) -> None:
     """A `StageProgress` that reports to nobody."""
+
+
+def in_terminal_or_notebook() -> bool:
+    """Whether somebody watches: standard error is a terminal, or a notebook's kernel runs this."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def watched(progress: Progress | bool | None) -> StageClock:
+    """``progress`` itself; bars for True, nothing for False, and for None bars in a terminal or a notebook. Stages are
+    timed, and told to the logger ``vqcompress``."""
+    if progress is None:
+        progress = in_terminal_or_notebook()
+    if isinstance(progress, bool):
+        return StageClock(StageBars() if progress else silent)
+    return StageClock(progress)
+
+
+class StageClock:
+    """A `Progress` that times stages, logs each at its beginning and end, and reports to another.
+
+    ``seconds`` maps a stage to the time between its steps and the step before each, whichever stage that was of.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress, self._last = progress, monotonic()
+
+    def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
+        now = monotonic()
+        if stage not in self.seconds:
+            _log.info("%s: %d to do", stage, total)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+        if done == total:
+            _log.info("%s: %d done in %.1f s", stage, done, self.seconds[stage])
+        self._progress(stage, done, total, detail)
+
+
+class StageBars:
+    """A `Progress` that draws a bar for each stage, as the rest of the field does (tqdm, in notebooks as well)."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
+        from tqdm.auto import tqdm
+
+        if stage not in self._bars:
+            self._bars[stage] = tqdm(total=total, initial=max(done - 1, 0), desc=stage, dynamic_ncols=True)
+        bar = self._bars[stage]
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()

@@ -33,8 +33,9 @@ from vqcompress.finetuning import (
 from vqcompress.finetuning.cost import cost
 from vqcompress.layers import vq_layers
 from vqcompress.placement import Placement, place
-from vqcompress.progress import Progress, silent
+from vqcompress.progress import Progress, silent, watched
 from vqcompress.recipe import FORMER_TRAINING_NAMES, Recipe, current_names
+from vqcompress.results import TunedFolder
 from vqcompress.run_signature import StageInputs
 from vqcompress.run_store import RunStore
 from vqcompress.stages.journal import Journal
@@ -47,45 +48,58 @@ def finetune(
     folder: str | Path,
     output: str | Path | None = None,
     *,
-    model: str | None = None,
-    prompts: str | None = None,
+    model: str | Path | None = None,
+    prompts: str | Path | None = None,
+    preset: str | None = None,
+    steps: int | None = None,
+    rate: float | None = None,
+    training: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     verified: bool = True,
     device: str | Placement | None = None,
     dtype: str | None = None,
     offload: str | None = None,
-    **changes: Any,
-) -> tuple[Path, Outcome]:
+    **other_keys: Any,
+) -> TunedFolder:
     """Fine-tune the denoiser in ``folder`` on outputs of the original model; write ``output`` (None: ``folder``
     itself).
 
     ``model`` is that original and ``prompts`` a prompt set, by default those that the folder's recipe names: a local
     model and a file of prompts must be given, because a folder says nothing of the machine that it was made on.
-    ``changes`` are keys of `Training`. Prompts that calibration used are left out. A run that was stopped goes on with
-    the same call. Without ``verified``, the folder is not compared with its manifest. ``device``, ``dtype`` and
-    ``offload`` say where the original runs, see `Placement`, and where the compressed model learns, in float32 or what
-    `Training.dtype` says. Returns the folder written, and held-out losses before and after. Raises a `VQCompressError`
-    for whatever a user can fix.
+    ``preset`` ("fast", "default", "best"), ``steps``, ``rate``, and whatever ``training`` and ``other_keys`` have, are
+    keys of `Training` that replace the recipe's. ``progress`` as in `vqcompress.quantize`. Prompts that calibration
+    used are left out. A run that was stopped goes on with the same call. Without ``verified``, the folder is not
+    compared with its manifest. ``device``, ``dtype`` and ``offload`` say where the original runs, see `Placement`, and
+    where the compressed model learns, in float32 or what `Training.dtype` says. Returns the folder written, with
+    held-out losses before and after. Raises a `VQCompressError` for whatever a user can fix.
     """
     folder, placement = Path(folder), Placement.parse(device, dtype, offload)
     output = folder if output is None else Path(output)
-    recipe = tuning_recipe(folder, model, changes, prompts)
+    given = {"preset": preset, "steps": steps, "rate": rate, **(training or {}), **other_keys}
+    changes = {key: value for key, value in given.items() if value is not None}
+    original = None if model is None else str(model)
+    recipe = tuning_recipe(folder, original, changes, None if prompts is None else str(prompts))
+    clock = watched(progress)
     journal = Journal(output.with_name(output.name + ".finetune.partial"), output, {"finetune": recipe.to_dict()})
     with joined_workers() as workers:
         settled = workers.all_gather(journal.settle() if workers.is_main_process else None)[0]
         if settled is not None:
-            return output, _outcome(settled["result"])
+            return _described(output, _outcome(settled["result"]), clock.seconds)
         check_target(output, overwrite or output == folder)
         if verified:
             check_hashes(folder)  # before anything is recorded, which can take hours
-        tell = progress if progress and workers.is_main_process else silent
+        tell = clock if workers.is_main_process else silent
         with _tuning_store(journal.work, folder, recipe, workers, tell, placement) as store:
             outcome = _tune(folder, output, recipe, store, journal, workers, tell, verified, placement)
         if workers.is_main_process:
             journal.clear()
         workers.barrier()
-    return output, outcome
+    return _described(output, outcome, clock.seconds)
+
+
+def _described(output: Path, outcome: Outcome, seconds: Mapping[str, float]) -> TunedFolder:
+    return TunedFolder(output, outcome.before, outcome.after, outcome.steps, outcome.best_step, dict(seconds))
 
 
 def _tune(

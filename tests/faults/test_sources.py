@@ -20,7 +20,7 @@ from vqcompress.architectures.source_weights import component_hashes, scheduler_
 from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import ArchitectureError, CalibrationError
-from vqcompress.reports import EvaluationConfig, compare_folders, to_html
+from vqcompress.reports import EvaluationConfig, compare, to_html
 from vqcompress.sampling_config import SamplingConfig
 
 CALIBRATION = {"count": 2, "steps": 2, "height": 8, "width": 8, "batch_size": 1}
@@ -190,6 +190,6 @@ def test_a_report_on_images_of_one_colour(
     pipeline.save_pretrained(tmp_path / "model")
     folder = vqcompress.quantize(str(tmp_path / "model"), tmp_path / "out", **recipe(prompts))
     config = EvaluationConfig(2, sampling=SamplingConfig(2, height=8, width=8))
-    comparison = compare_folders(str(tmp_path / "model"), [folder], prompts=str(prompts), config=config)
+    comparison = compare(str(tmp_path / "model"), [folder], prompts=str(prompts), config=config)
     json.dumps(comparison.to_json(), allow_nan=False)
     assert "nan" not in to_html(comparison).lower().replace("finance", "")

@@ -23,7 +23,7 @@ from vqcompress.reports import (
     EvaluationConfig,
     EvaluationSet,
     compare,
-    compare_folders,
+    compare_candidates,
     write_report,
 )
 from vqcompress.reports.bench import _Bench
@@ -77,7 +77,9 @@ def written(folder: Path, bits: int, method: str) -> Candidate:
 
 def run(original, candidates, judge=None, **changes):
     evaluation = EvaluationSet(PROMPTS, judge=judge)
-    return compare(original, architecture_of(original), candidates, evaluation, replace(CONFIG, **changes), name="tiny")
+    return compare_candidates(
+        original, architecture_of(original), candidates, evaluation, replace(CONFIG, **changes), name="tiny"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,7 @@ def test_plain_layer_errors_need_no_activations(original, candidates):
 
 def test_mistakes_are_named(original, candidates, tmp_path):
     with pytest.raises(VQCompressError, match="at least one prompt"):
-        compare(original, architecture_of(original), candidates, EvaluationSet(()))
+        compare_candidates(original, architecture_of(original), candidates, EvaluationSet(()))
     with pytest.raises(VQCompressError, match="at least one image"):
         EvaluationConfig(count=0)
     with pytest.raises(VQCompressError, match="different labels"):
@@ -212,7 +214,7 @@ def test_names_alone_are_enough(original, candidates, tmp_path):
     original.save_pretrained(tmp_path / "dense")
     (tmp_path / "prompts.txt").write_text("a red fox\na blue cup\n")
     stages = []
-    comparison = compare_folders(
+    comparison = compare(
         str(tmp_path / "dense"),
         [candidates[0].folder],
         prompts=str(tmp_path / "prompts.txt"),

@@ -12,7 +12,7 @@ from vqcompress.architectures import architecture_of
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.peers import Peer, PeerWeight, UnfitForPeerError
 from vqcompress.recipe import Recipe
-from vqcompress.reports import EvaluationConfig, EvaluationSet, compare, to_html, to_markdown
+from vqcompress.reports import EvaluationConfig, EvaluationSet, compare_candidates, to_html, to_markdown
 from vqcompress.reports.peers import calibration_run, exchanged_weights, quantize_with_peers
 from vqcompress.sampling_config import SamplingConfig
 
@@ -33,7 +33,7 @@ def test_a_peer_is_a_variant_and_an_absent_one_a_sentence(tmp_path):
     original = tiny_sdxl()
     before = {name: value.clone() for name, value in original.unet.state_dict().items()}
     candidate = written(tmp_path / "ours", 4, "trellis")
-    found = compare(
+    found = compare_candidates(
         original, architecture_of(original), [candidate], EvaluationSet(PROMPTS), CONFIG, peers=(SHRINK, ABSENT)
     )
     ours, peer = found.variants

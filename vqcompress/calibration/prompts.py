@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_LENGTH = 10_000
 """Characters of one prompt. A text encoder reads the first few hundred."""
 
-__all__ = ["PromptSet", "built_in_sets", "choose_diverse", "load_prompts"]
+__all__ = ["PromptSet", "built_in_sets", "choose_diverse", "load_prompts", "prompt_set"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def load_prompts(source: str | Path) -> PromptSet:
         return _parse(name, path.suffix.lower(), _content(path))
     except OSError as error:
         raise CalibrationError(f"the prompt file {path} cannot be read: {error.strerror}") from error
+
+
+def prompt_set(name: str, prompts: Sequence[str]) -> PromptSet:
+    """The set of ``prompts`` that are given as such. Raises `CalibrationError` for none."""
+    return _prompt_set(name, prompts, "\n".join(prompts).encode())
 
 
 def _content(path: Path) -> bytes:
@@ -141,7 +146,7 @@ def _from_hub(source: str) -> PromptSet:
         reason = first_line(error)
         raise CalibrationError(f"the Hub dataset {repo!r} could not be loaded: {reason}") from error
     prompts = [text.strip() for text in rows[_column(repo, column, rows.column_names)] if text and text.strip()]
-    return _prompt_set(HUB + source, prompts, "\n".join(prompts).encode())
+    return prompt_set(HUB + source, prompts)
 
 
 def _column(repo: str, wanted: str, present: list[str]) -> str:

@@ -22,7 +22,7 @@ from vqcompress.generation.loras import load_loras, parsed_loras
 from vqcompress.generation.prompt_length import cut_prompts
 from vqcompress.layers import set_dense_budget
 from vqcompress.placement import Placement, place
-from vqcompress.progress import Progress, silent
+from vqcompress.progress import Progress, silent, watched
 from vqcompress.sampling_config import GivenInputs, ResolvedSampling, SamplingConfig
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def generate(
     loras: Sequence[str | ScaledLora] = (),
     dense_budget: str | int | None = None,
     verified: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     device: str | Placement | None = None,
     dtype: str | None = None,
     offload: str | None = None,
@@ -63,8 +63,8 @@ def generate(
     for diffusers' image-to-image one, where there is one. ``strength`` in 0..1 says how far it may change the image.
     ``loras``: ``"PATH"`` or ``"PATH:SCALE"``, which stay loaded on a pipeline that is passed in. ``dense_budget`` as in
     `vqcompress.set_dense_budget`. Files with a manifest are compared with it first, unless ``verified`` is off.
-    ``device``, ``dtype`` and ``offload`` as in `Placement`. Raises a `VQCompressError` for whatever a user can fix;
-    what can be known without the model is told before it is opened.
+    ``progress`` as in `vqcompress.quantize`, ``device``, ``dtype`` and ``offload`` as in `Placement`. Raises a
+    `VQCompressError` for whatever a user can fix; what can be known without the model is told before it is opened.
     """
     texts = prompt_list(prompts)
     numbers = _seeds(seeds, len(texts))
@@ -84,7 +84,7 @@ def generate(
         set_dense_budget(pipeline, dense_budget)
     for sentence in cut_prompts(pipeline, texts):
         _log.warning(sentence)
-    return draw(pipeline, texts, numbers, sampling, progress)
+    return draw(pipeline, texts, numbers, sampling, watched(progress))
 
 
 def prompt_list(prompts: str | Path | Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,22 +29,22 @@ OLD_NAMES = {"gains": "column_scales", "polish": "coordinate_descent"}  # of set
 
 
 def quantize_weight(
-    weight: Tensor,
-    second_moment: Tensor | SecondMoment | None = None,
+    weight: Tensor | np.ndarray,
+    second_moment: Tensor | np.ndarray | SecondMoment | None = None,
     *,
     method: str = DEFAULT_METHOD,
     bits: float = 3.0,
     seed: int = 0,
-    settings: object | None = None,
+    settings: Mapping[str, Any] | object | None = None,
     shared_codebooks: Tensor | None = None,
     output_moment: Tensor | None = None,
 ) -> QuantizedWeight:
-    """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype.
+    """Quantize one weight, ``[out, in]`` or ``[out, in, kh, kw]``, any float dtype, a tensor or a numpy array.
 
     - ``second_moment``: ``E[x xᵀ]`` of the layer's input in the column order of `vqcompress.matrix_view`, as a tensor
       ``[columns, columns]`` or a `SecondMoment`; ``None`` for the identity.
     - ``bits``: budget in bits a weight.
-    - ``settings``: the method's settings dataclass, its defaults if ``None``.
+    - ``settings``: a mapping with settings of the method, or its settings dataclass; its defaults if ``None``.
     - ``shared_codebooks``: codebooks that the component stores once for all its layers; refused by methods that have
       none.
     - ``output_moment [out, out]``: ``E[g gᵀ]`` of a loss's gradients in the outputs, which says what their errors cost
@@ -55,7 +56,11 @@ def quantize_weight(
     """
     chosen = quantizer_of(method)
     _check_bits(method, bits)
-    settings = chosen.settings() if settings is None else settings
+    weight = _tensor(weight, "a weight")
+    if not isinstance(second_moment, SecondMoment | None):
+        second_moment = _tensor(second_moment, "a second moment")
+    if settings is None or isinstance(settings, Mapping):
+        settings = settings_for(method, settings or {})
     if not isinstance(settings, chosen.settings):
         raise RecipeError(f"method {method!r} takes {chosen.settings.__name__}, not {type(settings).__name__}")
     matrix = _checked_matrix(weight)
@@ -102,6 +107,16 @@ def _check_bits(method: str, bits: float) -> None:
         raise RecipeError(f"bits={bits} is out of range; give a number from {MIN_BITS:g} to {MAX_BITS:g}")
     if METHODS[method].whole_bits and bits != int(bits):
         raise RecipeError(f"method {method!r} takes a whole number of bits, not {bits}; {DEFAULT_METHOD!r} takes any")
+
+
+def _tensor(given: Any, what: str) -> Tensor:
+    """A tensor as it is, and the tensor of a numpy array of numbers. Raises `RecipeError` for anything else."""
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, np.ndarray) and np.issubdtype(given.dtype, np.floating):
+        return torch.from_numpy(np.ascontiguousarray(given))
+    kind = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+    raise RecipeError(f"{what} is a tensor or a numpy array of floating-point numbers, not {kind}")
 
 
 def _checked_matrix(weight: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Compare compressed pipelines with their original, and write the results as a report."""
 
-from vqcompress.reports.bench import compare
+from vqcompress.reports.bench import compare_candidates
 from vqcompress.reports.candidate import Candidate, candidate_at
 from vqcompress.reports.comparison import ORIGINAL, Comparison, Original, Rival, Settings, Verdict, json_schema
 from vqcompress.reports.evaluation import EvaluationConfig, EvaluationSet
-from vqcompress.reports.folders import compare_folders, report
+from vqcompress.reports.folders import compare, report
 from vqcompress.reports.html import to_html
 from vqcompress.reports.markdown import to_markdown
 from vqcompress.reports.pictures import image_grid, tile
@@ -28,7 +28,7 @@ __all__ = [
     "Verdict",
     "candidate_at",
     "compare",
-    "compare_folders",
+    "compare_candidates",
     "image_grid",
     "json_schema",
     "report",

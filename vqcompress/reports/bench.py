@@ -64,7 +64,7 @@ MAX_CALLS_A_STEP = 8  # of the denoiser for one batch: separate guidance calls t
 VERSIONS_OF = ("vqcompress", "torch", "diffusers", "transformers")
 
 
-def compare(
+def compare_candidates(
     original: DiffusionPipeline,
     architecture: Architecture,
     candidates: Sequence[Candidate],

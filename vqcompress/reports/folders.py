@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
+from diffusers import DiffusionPipeline
+
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
-from vqcompress.calibration.prompts import load_prompts
+from vqcompress.calibration.prompts import load_prompts, prompt_set
 from vqcompress.embedded import EMBEDDED
+from vqcompress.errors import RecipeError
 from vqcompress.peers import peer_named
 from vqcompress.placement import Placement, place
-from vqcompress.progress import Progress
-from vqcompress.reports.bench import compare
+from vqcompress.progress import Progress, watched
+from vqcompress.reports.bench import compare_candidates
 from vqcompress.reports.candidate import candidate_at, with_own_labels
 from vqcompress.reports.comparison import Comparison
 from vqcompress.reports.evaluation import EvaluationConfig, EvaluationSet
@@ -22,64 +27,114 @@ HELD_OUT = {"general": "general_heldout"}
 """Calibration prompt set -> the set for evaluation, where that is another one."""
 
 
-def compare_folders(
-    original: str,
-    folders: Sequence[str | Path],
+def compare(
+    original: str | Path | DiffusionPipeline,
+    folders: str | Path | Sequence[str | Path],
     *,
     peers: Sequence[str] = (),
-    prompts: str | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    count: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int | None = None,
     config: EvaluationConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     device: str | Placement | None = None,
     dtype: str | None = None,
     offload: str | None = None,
 ) -> Comparison:
-    """Compare compressed ``folders`` with the model called ``original`` (alias, Hub id, folder or file).
+    """Compare compressed ``folders``, one or several, with the ``original`` that they were made from.
 
-    ``peers`` are names of other packages' formats (`vqcompress.peers`), refused before anything runs if unknown.
-    ``prompts`` names a prompt set or file; by default one that the model was not calibrated on. Images of the embedded
-    models are checked against their captions. ``device``, ``dtype`` and ``offload`` say where all of them run, see
-    `Placement`. See `compare` for the rest.
+    ``original`` is a name, a Hub id, a folder, a file, or a pipeline, which stays where it is. ``peers`` are names of
+    other packages' formats (`vqcompress.peers`), refused before anything runs if unknown. ``prompts``: a prompt set, a
+    file or a list of texts; by default a set that the model was not calibrated on. ``count`` images are drawn, the
+    first from ``seed``, in ``steps`` steps at ``guidance``; these win over ``config``, which says more. Images of the
+    embedded models are checked against their captions. ``progress`` as in `vqcompress.quantize`; ``device``, ``dtype``
+    and ``offload`` say where all of them run, see `Placement`. Raises a `VQCompressError` for whatever a user can fix.
     """
-    placement = Placement.parse(device, dtype, offload)
-    config = config or EvaluationConfig()
+    config = _config(config or EvaluationConfig(), count, steps, guidance, seed)
     asked = [peer_named(name) for name in dict.fromkeys(peers)]
-    candidates = with_own_labels([candidate_at(folder) for folder in folders])
-    pipeline = open_pipeline(original, dtype=placement.opening_dtype)
+    listed = [folders] if isinstance(folders, str | os.PathLike) else folders
+    candidates = with_own_labels([candidate_at(folder) for folder in listed])
+    pipeline, placement = _opened(original, device, dtype, offload)
     architecture = architecture_of(pipeline)
-    return compare(
+    return compare_candidates(
         pipeline,
         architecture,
         candidates,
         evaluation_set(architecture, prompts, config.count),
         config,
         peers=asked,
-        name=original if "/" not in original else Path(original).name,
-        progress=progress,
-        placement=place(pipeline, placement),
+        name=_name(original),
+        progress=watched(progress),
+        placement=placement,
     )
 
 
+def _config(
+    config: EvaluationConfig, count: int | None, steps: int | None, guidance: float | None, seed: int | None
+) -> EvaluationConfig:
+    sampling = config.sampling
+    sampling = replace(
+        sampling,
+        steps=sampling.steps if steps is None else steps,
+        guidance=sampling.guidance if guidance is None else guidance,
+    )
+    return replace(
+        config,
+        count=config.count if count is None else count,
+        seed=config.seed if seed is None else seed,
+        sampling=sampling,
+    )
+
+
+def _opened(
+    original: str | Path | DiffusionPipeline, device: str | Placement | None, dtype: str | None, offload: str | None
+) -> tuple[DiffusionPipeline, Placement | None]:
+    """The original, placed; one that is passed in stays where it is."""
+    if isinstance(original, DiffusionPipeline):
+        if (device, dtype, offload) != (None, None, None):
+            raise RecipeError("a pipeline that is passed in stays where it is: leave device, dtype and offload out")
+        return original, None
+    placement = Placement.parse(device, dtype, offload)
+    pipeline = open_pipeline(original, dtype=placement.opening_dtype)
+    return pipeline, place(pipeline, placement)
+
+
+def _name(original: str | Path | DiffusionPipeline) -> str | None:
+    if isinstance(original, DiffusionPipeline):
+        return None
+    return Path(original).name if "/" in str(original) else str(original)
+
+
 def report(
-    original: str,
-    folders: Sequence[str | Path],
+    original: str | Path | DiffusionPipeline,
+    folders: str | Path | Sequence[str | Path],
     output: str | Path = "out/report",
     *,
     peers: Sequence[str] = (),
-    prompts: str | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    count: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int | None = None,
     config: EvaluationConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     device: str | Placement | None = None,
     dtype: str | None = None,
     offload: str | None = None,
 ) -> Comparison:
-    """`compare_folders`, and its report in the folder ``output``: report.html (one self-contained file), report.json,
+    """`compare`, and its report in the folder ``output``: report.html (one self-contained file), report.json,
     report.md and grid.png."""
-    comparison = compare_folders(
+    comparison = compare(
         original,
         folders,
         peers=peers,
         prompts=prompts,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
         config=config,
         progress=progress,
         device=device,
@@ -90,8 +145,9 @@ def report(
     return comparison
 
 
-def evaluation_set(architecture: Architecture, prompts: str | None, count: int) -> EvaluationSet:
-    """The prompts of the set or file called ``prompts``; by default ``count`` or more that calibration does not see.
+def evaluation_set(architecture: Architecture, prompts: str | Path | Sequence[str] | None, count: int) -> EvaluationSet:
+    """The prompts of the set or file called ``prompts``, or these themselves where they are a list; by default
+    ``count`` or more that calibration does not see.
 
     An embedded model's judge comes with them, if it can read every prompt.
     """
@@ -99,6 +155,10 @@ def evaluation_set(architecture: Architecture, prompts: str | None, count: int) 
     if prompts is None and model and model.held_out:
         texts, source = tuple(resolve_name(model.held_out)(count)), f"held-out captions of {architecture.name}"
     else:
-        found = load_prompts(prompts or HELD_OUT.get(architecture.prompt_set, architecture.prompt_set))
+        usual = HELD_OUT.get(architecture.prompt_set, architecture.prompt_set)
+        if isinstance(prompts, str | Path | None):
+            found = load_prompts(prompts or usual)
+        else:
+            found = prompt_set("given", list(prompts))
         texts, source = found.prompts, f"set {Path(found.name).name}, SHA-256 {found.sha256[:12]}"
     return EvaluationSet(texts, source, resolve_name(model.judge)(texts) if model else None)
