@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import (
+    StrPath,
     is_regular,
     json_object,
     name_problem,
@@ -66,7 +67,7 @@ class Bundle:
         return [*self.texts, *(weight.name for weight in self.weights)]
 
 
-def write_bundle(folder: str | Path, path: str | Path) -> Path:
+def write_bundle(folder: StrPath, path: StrPath) -> Path:
     """Write the pipeline in ``folder`` as one file ``path``, complete or not at all, and return the path.
 
     Raises `CheckpointError` if ``folder`` is not a pipeline or has pickles or other binary files, or ``path`` exists.
@@ -90,7 +91,7 @@ def write_bundle(folder: str | Path, path: str | Path) -> Path:
     return path
 
 
-def read_bundle(path: str | Path) -> Bundle | None:
+def read_bundle(path: StrPath) -> Bundle | None:
     """The table of contents of ``path``, or None if it is not a bundle. ``path`` can be any file.
 
     Raises `CheckpointError` for a bundle of a newer version, a truncated one, and one whose table of contents is not

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.reopening import check_reopens
 from vqcompress.errors import RecipeError
 from vqcompress.finetuning import Teacher, TuningContext, prepare_distillation, swap_and_tune
+from vqcompress.folder_files import StrPath
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import METHODS
@@ -52,10 +54,10 @@ LEFT_DENSE = "its error costs the output more than its bits do: left dense by th
 
 
 def quantize(
-    model: str | Path | DiffusionPipeline,
-    output: str | Path,
+    model: StrPath | DiffusionPipeline,
+    output: StrPath,
     *,
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe | Mapping[str, Any] | StrPath | None = None,
     preset: str | None = None,
     bits: float | None = None,
     method: str | None = None,
@@ -63,7 +65,7 @@ def quantize(
     budget: str | None = None,
     components: Sequence[str] | None = None,
     ignore: Mapping[str, str] | None = None,
-    prompts: str | Path | Sequence[str] | None = None,
+    prompts: StrPath | Sequence[str] | None = None,
     calibration: Mapping[str, Any] | None = None,
     output_feedback: bool | None = None,
     finetune: str | None = None,
@@ -71,7 +73,7 @@ def quantize(
     seed: int | None = None,
     base: str | None = None,
     overwrite: bool = False,
-    calibration_folder: str | Path | None = None,
+    calibration_folder: StrPath | None = None,
     progress: Progress | bool | None = None,
     device: str | Placement | None = None,
     dtype: str | None = None,
@@ -94,7 +96,7 @@ def quantize(
     accelerator, where there is one, in the checkpoint's dtype. A pipeline that is passed in stays where it is unless a
     ``device`` is given, and in its dtype. Codes are searched on the host's cores.
     """
-    model = str(model) if isinstance(model, Path) else model
+    model = str(model) if isinstance(model, PathLike) else model
     output, placement = Path(output), _placement_of(model, device, dtype, offload)
     texts, prompts = _given_prompts(prompts)
     keys = {
@@ -127,11 +129,11 @@ def quantize(
     return _described(output, clock.seconds)
 
 
-def recipe_of(recipe: Recipe | Mapping[str, Any] | str | Path | None, model: str | DiffusionPipeline) -> Recipe | None:
+def recipe_of(recipe: Recipe | Mapping[str, Any] | StrPath | None, model: str | DiffusionPipeline) -> Recipe | None:
     """``recipe``, read if it is the path of a YAML file. Raises `RecipeError` for what is no recipe."""
     if recipe is None or isinstance(recipe, Recipe):
         return recipe
-    if isinstance(recipe, str | Path):
+    if isinstance(recipe, str | PathLike):
         return Recipe.read(recipe, for_model=model if isinstance(model, str) else None, **_named(model))
     if isinstance(recipe, Mapping):
         return Recipe.parse({**_named(model), **recipe})
@@ -142,9 +144,9 @@ def _named(model: str | DiffusionPipeline) -> dict[str, str]:
     return {"model": model if isinstance(model, str) else type(model).__name__}
 
 
-def _given_prompts(prompts: str | Path | Sequence[str] | None) -> tuple[PromptSet | None, str | None]:
+def _given_prompts(prompts: StrPath | Sequence[str] | None) -> tuple[PromptSet | None, str | None]:
     """The set that a list of texts makes, or the name of one. Raises `RecipeError` for neither."""
-    if prompts is None or isinstance(prompts, str | Path):
+    if prompts is None or isinstance(prompts, str | PathLike):
         return None, None if prompts is None else str(prompts)
     texts = list(prompts)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):

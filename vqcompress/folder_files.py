@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
 from reprlib import repr as short_repr
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from vqcompress.errors import CheckpointError
 
+StrPath: TypeAlias = str | os.PathLike[str]
+"""What names a file or folder: a text, a `Path`, or a folder that `quantize` has returned."""
 JSON_LIMIT = 1 << 24
 """Bytes: a config of fifty thousand layers."""
 

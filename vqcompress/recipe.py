@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from vqcompress.errors import RecipeError
+from vqcompress.folder_files import StrPath
 from vqcompress.methods import DEFAULT_METHOD, METHODS, Budget, MethodName
 from vqcompress.near_misses import did_you_mean
 from vqcompress.plain_yaml import PlainYAMLError, read_plain_yaml
@@ -201,7 +202,7 @@ class Recipe(_Section):
             raise RecipeError(first + more) from None
 
     @classmethod
-    def read(cls, path: str | Path, *, for_model: str | None = None, **changes: Any) -> Recipe:
+    def read(cls, path: StrPath, *, for_model: str | None = None, **changes: Any) -> Recipe:
         """Read YAML (`plain_yaml`) from ``path``; ``changes`` replace top-level keys.
 
         A recipe that names no model is for ``for_model``. Raises `RecipeError`, also if it names another one.

@@ -31,6 +31,7 @@ from vqcompress.finetuning import (
     tune_whole,
 )
 from vqcompress.finetuning.cost import cost
+from vqcompress.folder_files import StrPath
 from vqcompress.layers import vq_layers
 from vqcompress.placement import Placement, place
 from vqcompress.progress import Progress, silent, watched
@@ -45,11 +46,11 @@ from vqcompress.workers import Workers, joined_workers
 
 
 def finetune(
-    folder: str | Path,
-    output: str | Path | None = None,
+    folder: StrPath,
+    output: StrPath | None = None,
     *,
-    model: str | Path | None = None,
-    prompts: str | Path | None = None,
+    model: StrPath | None = None,
+    prompts: StrPath | None = None,
     preset: str | None = None,
     steps: int | None = None,
     rate: float | None = None,
@@ -143,7 +144,7 @@ def _tune(
 
 
 def tuning_cost(
-    folder: str | Path,
+    folder: StrPath,
     prompts: str | None = None,
     *,
     verified: bool = True,

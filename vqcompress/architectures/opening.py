@@ -17,6 +17,7 @@ from vqcompress.architectures.published import PUBLISHED, Published, published
 from vqcompress.architectures.single_file import open_single_file
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import ArchitectureError
+from vqcompress.folder_files import StrPath
 from vqcompress.models.hub_pipelines import HUB_PIPELINES
 from vqcompress.models.presets import SYNONYMS
 
@@ -36,11 +37,11 @@ ALIASES: dict[str, str] = {
 
 
 def open_pipeline(
-    model: str | Path,
+    model: StrPath,
     *,
     dtype: torch.dtype | None = torch.float32,
     narrow: bool = False,
-    base: str | Path | None = None,
+    base: StrPath | None = None,
 ) -> DiffusionPipeline:
     """Open ``model`` for compression, with weights cast to ``dtype``; None: the one that its denoiser is stored in.
 
@@ -90,7 +91,7 @@ def _embedded(name: str) -> Path:
     return folder
 
 
-def _open_file(path: Path, dtype: torch.dtype | None, narrow: bool, base: str | Path | None) -> DiffusionPipeline:
+def _open_file(path: Path, dtype: torch.dtype | None, narrow: bool, base: StrPath | None) -> DiffusionPipeline:
     if path.suffix != ".safetensors":
         raise ArchitectureError(
             f"{path} is a single file but not a .safetensors file; other kinds can hold code and are not read: "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vqcompress.calibration.diversity import choose_diverse
 from vqcompress.errors import CalibrationError, first_line
+from vqcompress.folder_files import StrPath
 from vqcompress.near_misses import did_you_mean
 
 BUILT_IN = "vqcompress.calib_prompts"
@@ -33,7 +34,7 @@ class PromptSet:
     sha256: str
 
 
-def load_prompts(source: str | Path) -> PromptSet:
+def load_prompts(source: StrPath) -> PromptSet:
     """The prompt set called ``source``.
 
     ``source`` is the name of a built-in set (``general``, ``shapes``, ``imagenet``…), a path (``.txt`` with one prompt

@@ -19,6 +19,7 @@ from vqcompress.checkpoint.local_names import forget_local_names
 from vqcompress.checkpoint.publication import check_target, naming_disk_problems, publish
 from vqcompress.disk import sync, write_with_umask
 from vqcompress.errors import CheckpointError, RecipeError
+from vqcompress.folder_files import StrPath
 from vqcompress.layers import make_dense, vq_layers
 
 KeyLayout = Literal["diffusers", "ldm"]
@@ -27,8 +28,8 @@ SINGLE_FILE = ".safetensors"
 
 
 def dequantize(
-    folder: str | Path,
-    output: str | Path,
+    folder: StrPath,
+    output: StrPath,
     *,
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,

@@ -10,13 +10,13 @@ from typing import Any
 
 from vqcompress.component_files import ComponentFiles, StoredTensor, bytes_below, components
 from vqcompress.errors import CheckpointError
-from vqcompress.folder_files import read_json
+from vqcompress.folder_files import StrPath, read_json
 from vqcompress.layers import SHARED_NAME, check_description
 from vqcompress.layers.description import layer_specs
 from vqcompress.matrix_view import matrix_shape
 
 
-def inspect(folder: str | Path) -> dict[str, Any]:
+def inspect(folder: StrPath) -> dict[str, Any]:
     """Sizes of a compressed (or dense) pipeline folder, read from headers only.
 
     ``bits_per_weight`` is everything stored for the packed layers (codes, scales, rates, codebooks; shared codebooks

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vqcompress.folder_files import StrPath
+
 LAYERS_NAME = "vqcompress_layers.json"
 
 
@@ -47,7 +49,7 @@ def write_layer_table(folder: Path, records: Sequence[LayerRecord]) -> None:
     (folder / LAYERS_NAME).write_text(f"[{lines}]\n", encoding="utf-8")
 
 
-def read_layer_table(folder: str | Path) -> list[LayerRecord]:
+def read_layer_table(folder: StrPath) -> list[LayerRecord]:
     """The records in ``folder``; none where it was written by other means than `vqcompress.quantize`."""
     path = Path(folder) / LAYERS_NAME
     return [LayerRecord(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []

@@ -13,12 +13,13 @@ from vqcompress.bundling import keep_for, read_bundle, temporary_folder
 from vqcompress.checkpoint.manifest import bundle_problems
 from vqcompress.checkpoint.verification import refuse, verify
 from vqcompress.errors import RecipeError
+from vqcompress.folder_files import StrPath
 from vqcompress.layers.dense_budget import parse_budget, set_dense_budget
 from vqcompress.placement import Placement, place
 
 
 def load(
-    folder: str | Path,
+    folder: StrPath,
     *,
     checked: bool = True,
     dense_budget: str | int | None = None,
@@ -51,7 +52,7 @@ def load(
     return pipeline
 
 
-def _load(folder: str | Path, checked: bool, options: dict[str, Any], placement: Placement | None) -> DiffusionPipeline:
+def _load(folder: StrPath, checked: bool, options: dict[str, Any], placement: Placement | None) -> DiffusionPipeline:
     if (bundle := read_bundle(folder)) is not None:
         if checked:
             refuse(folder, bundle_problems(bundle))

@@ -12,6 +12,7 @@ from vqcompress.bundling import Bundle, bundle_digest
 from vqcompress.component_files import MANIFEST_NAME
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import (
+    StrPath,
     is_regular,
     json_object,
     name_problem,
@@ -47,7 +48,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     return checked_manifest(read_json(path), path)
 
 
-def checked_manifest(data: Mapping[str, Any], where: str | Path) -> dict[str, dict]:
+def checked_manifest(data: Mapping[str, Any], where: StrPath) -> dict[str, dict]:
     """The entries of a manifest, found at ``where``. Raises `CheckpointError` unless each has a hash and a length."""
     for name, entry in data.items():
         problem = name_problem(name) or (None if _is_entry(entry) else f"its entry for {name!r} is no hash and length")

@@ -7,9 +7,10 @@ from pathlib import Path
 from vqcompress.bundling import write_bundle
 from vqcompress.checkpoint.verification import check_hashes
 from vqcompress.errors import RecipeError
+from vqcompress.folder_files import StrPath
 
 
-def bundle(folder: str | Path, path: str | Path, *, verified: bool = True) -> Path:
+def bundle(folder: StrPath, path: StrPath, *, verified: bool = True) -> Path:
     """Write the compressed pipeline in ``folder`` as one ``.safetensors`` file ``path``, byte for byte; return it.
 
     After `import vqcompress`, diffusers opens it with ``from_single_file``. The folder's files are compared with its

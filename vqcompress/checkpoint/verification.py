@@ -22,7 +22,7 @@ from vqcompress.component_files import (
     undescribed,
 )
 from vqcompress.errors import ArchitectureError, CheckpointError, first_line
-from vqcompress.folder_files import read_json, regular_size
+from vqcompress.folder_files import StrPath, read_json, regular_size
 from vqcompress.formats import UNCHECKED_CONTENTS
 from vqcompress.formats.finite import is_finite
 from vqcompress.formats.gate import tensor_problem
@@ -40,7 +40,7 @@ BLOCK = 1 << 22
 """Numbers of a tensor that are looked at together."""
 
 
-def verify(path: str | Path, seconds: float | None = None) -> list[str]:
+def verify(path: StrPath, seconds: float | None = None) -> list[str]:
     """Everything wrong with a compressed folder, a bundle or another safetensors file, one line each.
 
     An empty list means that it is sound. Checked: every file against the manifest; format version; every tensor of
@@ -82,7 +82,7 @@ def _problems(path: Path) -> list[str]:
     return [f"{path.name}/{key}: holds values that are not finite" for key in _not_finite(headers)]
 
 
-def hash_problems(path: str | Path) -> list[str]:
+def hash_problems(path: StrPath) -> list[str]:
     """What differs from the manifest of a folder or bundle, one line each: nothing where there is no manifest."""
     path = Path(path)
     if path.is_dir():
@@ -91,12 +91,12 @@ def hash_problems(path: str | Path) -> list[str]:
     return bundle_problems(bundle) if bundle is not None and MANIFEST_NAME in bundle.texts else []
 
 
-def check_hashes(path: str | Path) -> None:
+def check_hashes(path: StrPath) -> None:
     """Raise `CheckpointError` that names the first differences from the manifest, see `hash_problems`."""
     refuse(path, hash_problems(path))
 
 
-def refuse(path: str | Path, problems: list[str]) -> None:
+def refuse(path: StrPath, problems: list[str]) -> None:
     """Raise `CheckpointError` that names the first of ``problems``, if there are any."""
     if problems:
         raise CheckpointError(f"{path} is not sound: " + "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else ""))

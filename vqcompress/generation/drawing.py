@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -16,6 +16,7 @@ from vqcompress.architectures.lora_baking import ScaledLora
 from vqcompress.calibration.prompts import load_prompts
 from vqcompress.checkpoint import check_hashes
 from vqcompress.errors import RecipeError, VQCompressError, first_line
+from vqcompress.folder_files import StrPath
 from vqcompress.generation.call_checks import check_call, check_sampling
 from vqcompress.generation.given_image import fitting_size, read_image, taking_images
 from vqcompress.generation.loras import load_loras, parsed_loras
@@ -29,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 
 def generate(
-    model: str | Path | DiffusionPipeline,
-    prompts: str | Path | Sequence[str],
+    model: StrPath | DiffusionPipeline,
+    prompts: StrPath | Sequence[str],
     *,
     seeds: int | Sequence[int] = 0,
     negative_prompt: str | None = None,
@@ -87,9 +88,9 @@ def generate(
     return draw(pipeline, texts, numbers, sampling, watched(progress))
 
 
-def prompt_list(prompts: str | Path | Sequence[str]) -> list[str]:
+def prompt_list(prompts: StrPath | Sequence[str]) -> list[str]:
     """One prompt, several, or those in a file. Raises `RecipeError` for none, an empty one, or what is no text."""
-    if isinstance(prompts, Path):
+    if isinstance(prompts, PathLike):
         return list(load_prompts(prompts).prompts)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts or not all(isinstance(text, str) for text in texts):
@@ -109,7 +110,7 @@ def _seeds(seeds: int | Sequence[int], count: int) -> list[int]:
 
 
 def open_placed(
-    model: str | Path | DiffusionPipeline,
+    model: StrPath | DiffusionPipeline,
     placement: Placement,
     *,
     sampling: SamplingConfig | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_image(source: Any, what: str = "image") -> Image.Image:
     """``source``, a path or a PIL image, as RGB and the right way up. Raises `RecipeError` for what is no image."""
     if isinstance(source, Image.Image):
         return source.convert("RGB")
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | PathLike):
         raise RecipeError(f"{what}: a path or a PIL image is wanted, not {type(source).__name__}")
     path = Path(source).expanduser()
     if not path.is_file():

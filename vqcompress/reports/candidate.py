@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vqcompress.checkpoint import RECIPE_NAME
 from vqcompress.errors import CheckpointError, VQCompressError
+from vqcompress.folder_files import StrPath
 from vqcompress.methods import METHODS
 from vqcompress.recipe import Recipe
 from vqcompress.reports.comparison import ORIGINAL
@@ -29,7 +30,7 @@ class Candidate:
             raise VQCompressError(f"{self.folder}: unknown method {self.method!r}; reports know {', '.join(METHODS)}")
 
 
-def candidate_at(folder: str | Path) -> Candidate:
+def candidate_at(folder: StrPath) -> Candidate:
     """The candidate in ``folder``, labelled by its recipe: ``trellis 3-bit``. Raises `CheckpointError` without one."""
     folder = Path(folder)
     recipe = _recipe(folder)

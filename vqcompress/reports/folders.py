@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -14,6 +15,7 @@ from vqcompress.architectures import Architecture, architecture_of, open_pipelin
 from vqcompress.calibration.prompts import load_prompts, prompt_set
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import RecipeError
+from vqcompress.folder_files import StrPath
 from vqcompress.peers import peer_named
 from vqcompress.placement import Placement, place
 from vqcompress.progress import Progress, watched
@@ -28,11 +30,11 @@ HELD_OUT = {"general": "general_heldout"}
 
 
 def compare(
-    original: str | Path | DiffusionPipeline,
-    folders: str | Path | Sequence[str | Path],
+    original: StrPath | DiffusionPipeline,
+    folders: StrPath | Sequence[StrPath],
     *,
     peers: Sequence[str] = (),
-    prompts: str | Path | Sequence[str] | None = None,
+    prompts: StrPath | Sequence[str] | None = None,
     count: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -89,7 +91,10 @@ def _config(
 
 
 def _opened(
-    original: str | Path | DiffusionPipeline, device: str | Placement | None, dtype: str | None, offload: str | None
+    original: StrPath | DiffusionPipeline,
+    device: str | Placement | None,
+    dtype: str | None,
+    offload: str | None,
 ) -> tuple[DiffusionPipeline, Placement | None]:
     """The original, placed; one that is passed in stays where it is."""
     if isinstance(original, DiffusionPipeline):
@@ -101,19 +106,19 @@ def _opened(
     return pipeline, place(pipeline, placement)
 
 
-def _name(original: str | Path | DiffusionPipeline) -> str | None:
+def _name(original: StrPath | DiffusionPipeline) -> str | None:
     if isinstance(original, DiffusionPipeline):
         return None
     return Path(original).name if "/" in str(original) else str(original)
 
 
 def report(
-    original: str | Path | DiffusionPipeline,
-    folders: str | Path | Sequence[str | Path],
-    output: str | Path = "out/report",
+    original: StrPath | DiffusionPipeline,
+    folders: StrPath | Sequence[StrPath],
+    output: StrPath = "out/report",
     *,
     peers: Sequence[str] = (),
-    prompts: str | Path | Sequence[str] | None = None,
+    prompts: StrPath | Sequence[str] | None = None,
     count: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -145,7 +150,7 @@ def report(
     return comparison
 
 
-def evaluation_set(architecture: Architecture, prompts: str | Path | Sequence[str] | None, count: int) -> EvaluationSet:
+def evaluation_set(architecture: Architecture, prompts: StrPath | Sequence[str] | None, count: int) -> EvaluationSet:
     """The prompts of the set or file called ``prompts``, or these themselves where they are a list; by default
     ``count`` or more that calibration does not see.
 
@@ -156,7 +161,7 @@ def evaluation_set(architecture: Architecture, prompts: str | Path | Sequence[st
         texts, source = tuple(resolve_name(model.held_out)(count)), f"held-out captions of {architecture.name}"
     else:
         usual = HELD_OUT.get(architecture.prompt_set, architecture.prompt_set)
-        if isinstance(prompts, str | Path | None):
+        if isinstance(prompts, str | PathLike | None):
             found = load_prompts(prompts or usual)
         else:
             found = prompt_set("given", list(prompts))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vqcompress.folder_files import StrPath
 from vqcompress.reports.comparison import Comparison
 from vqcompress.reports.html import to_html
 from vqcompress.reports.markdown import to_markdown
@@ -25,7 +26,7 @@ PAGES: Mapping[str, Callable[[Comparison], str]] = {
 
 
 def write_report(
-    comparison: Comparison, folder: str | Path, pages: Mapping[str, Callable[[Comparison], str]] = PAGES
+    comparison: Comparison, folder: StrPath, pages: Mapping[str, Callable[[Comparison], str]] = PAGES
 ) -> Path:
     """Write ``pages`` (file name -> text of a comparison) and ``grid.png`` into ``folder``, made if need be.
 
