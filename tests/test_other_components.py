@@ -10,7 +10,9 @@ import pytest
 import torch
 from diffusers import (
     DiffusionPipeline,
+    Flux2Pipeline,
     HunyuanVideoPipeline,
+    QwenImagePipeline,
     SanaPipeline,
 )
 
@@ -31,6 +33,8 @@ CASES: dict[str, tuple[Callable[[], DiffusionPipeline], tuple[str, ...], int]] =
     "Gemma": (tiny_pipelines.lumina, ("text_encoder",), 16),
     "umT5": (other_pipelines.wan, ("text_encoder",), 32),
     "Gemma 2": (lambda: every_pipeline.build(SanaPipeline), ("text_encoder",), 32),
+    "Qwen2.5-VL": (lambda: every_pipeline.build(QwenImagePipeline), ("text_encoder",), 32),
+    "Mistral": (lambda: every_pipeline.build(Flux2Pipeline), ("text_encoder",), 32),
     "Llama": (lambda: every_pipeline.build(HunyuanVideoPipeline), ("text_encoder",), 32),
 }
 

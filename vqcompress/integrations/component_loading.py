@@ -20,6 +20,7 @@ from vqcompress.component_files import (
     weight_files,
 )
 from vqcompress.folder_files import read_json
+from vqcompress.integrations import stored_names
 from vqcompress.integrations.opening_checks import check_first, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
 from vqcompress.layers import check_description
@@ -30,12 +31,16 @@ from vqcompress.openable import check_regular
 
 DENSE: dict[str, Any] = {"layers": {}, "shared": {}}
 """The description of a component without packed layers."""
-CLASSES = {"diffusers.models.modeling_utils": "ModelMixin", "transformers.modeling_utils": "PreTrainedModel"}
+TRANSFORMERS = "transformers.modeling_utils"
+CLASSES = {"diffusers.models.modeling_utils": "ModelMixin", TRANSFORMERS: "PreTrainedModel"}
 
 
 def attach(module: ModuleType) -> None:
-    """Make ``from_pretrained`` of ``module``'s model class check local folders. Calling it again changes nothing."""
+    """Make ``from_pretrained`` of ``module``'s model class check local folders, and transformers' ``save_pretrained``
+    choose names that loading finds. Calling it again changes nothing."""
     check_first(module, CLASSES[module.__name__], "from_pretrained", check_packed)
+    if module.__name__ == TRANSFORMERS:
+        stored_names.attach(module)
 
 
 def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict[str, Any]) -> Any:
