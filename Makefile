@@ -73,7 +73,7 @@ $(LOWEST_INSTALLED): pyproject.toml tests/lowest_versions.py
 COUNT ?= 50
 
 kills: install-test  ## kill tiny runs COUNT times at random; each must then end with equal bytes
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --count $(COUNT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --count $(COUNT) --seed $(SEED)
 
 soak: install-test  ## load, generate and free 200 times, quantize 50 times: nothing may grow or be left
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak

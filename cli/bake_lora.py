@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from vqcompress.cli.dtype_option import dtype_option
 from vqcompress.cli.model_argument import model_argument
 from vqcompress.cli.placement_options import chosen_placement, device_options
+from vqcompress.cli.progress import StageProgress
 from vqcompress.methods import METHODS
 
 
@@ -49,22 +51,32 @@ def bake_lora(
     from vqcompress.checkpoint.publication import check_target, publish
     from vqcompress.errors import RecipeError
 
-    if method and bits is None:
-        raise RecipeError("--method is for quantizing: give --bits too, or leave it out for a dense folder")
+    given = click.get_current_context().get_parameter_source
+    without = ("dtype",) if bits is not None else ("method", "device", "offload")
+    if (idle := next((name for name in without if given(name) == ParameterSource.COMMANDLINE), None)) is not None:
+        what = (
+            "dense weights: leave out --bits or it"
+            if bits is not None
+            else "quantizing: give --bits too, or leave it out"
+        )
+        raise RecipeError(f"--{idle} is for {what}")
     scaled = [ScaledLora.parse(text) for text in loras]
+    for lora in scaled:
+        lora.arguments()  # files are looked at before a model is opened
     check_target(output, overwrite)
     placement = None if bits is None else chosen_placement(device, "auto", offload)
-    pipeline = open_pipeline(model, base=base)
-    bake(pipeline, scaled)
-    if bits is not None:
-        from vqcompress.compression import quantize
+    with StageProgress() as progress:
+        pipeline = open_pipeline(model, base=base)
+        bake(pipeline, scaled)
+        if bits is not None:
+            from vqcompress.compression import quantize
 
-        changes: dict[str, Any] = {"bits": bits} | ({"method": method} if method else {})
-        quantize(pipeline, output, overwrite=overwrite, device=placement, **changes)
-        click.echo(f"{output}: {len(scaled)} LoRAs baked in, {bits:g} bits per weight")
-        return
-    pipeline.to(getattr(torch, dtype))
-    with publish(output, overwrite) as partial:
-        pipeline.save_pretrained(partial, safe_serialization=True)
-        forget_local_names(partial)
+            changes: dict[str, Any] = {"bits": bits} | ({"method": method} if method else {})
+            quantize(pipeline, output, overwrite=overwrite, device=placement, progress=progress, **changes)
+            click.echo(f"{output}: {len(scaled)} LoRAs baked in, {bits:g} bits per weight")
+            return
+        pipeline.to(getattr(torch, dtype))
+        with publish(output, overwrite) as partial:
+            pipeline.save_pretrained(partial, safe_serialization=True)
+            forget_local_names(partial)
     click.echo(f"{output}: {len(scaled)} LoRAs baked in, dense weights in {dtype}")

@@ -15,6 +15,7 @@ from torch import nn
 
 from vqcompress.architectures.architecture import Pipeline
 from vqcompress.errors import ArchitectureError, UnsupportedError, first_line
+from vqcompress.safetensors_header import stored_header
 
 DOWN = (".lora_A.", ".lora.down.", ".lora_down.")
 """What the name of a LoRA's first matrix contains: PEFT's, diffusers' older and kohya's names."""
@@ -44,6 +45,8 @@ class ScaledLora:
         if path.is_file():
             if path.suffix != ".safetensors":
                 raise ArchitectureError(f"{path} is no .safetensors file; other kinds can hold code and are not read")
+            if not stored_header(path)[0]:
+                raise ArchitectureError(f"{path} holds no safetensors; copy or download it again")
             return str(path.parent), {"weight_name": path.name, "use_safetensors": True}
         if path.suffix == ".safetensors":
             raise ArchitectureError(f"there is no file {path}; a LoRA on the Hub is named owner/name")
