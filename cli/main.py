@@ -23,6 +23,7 @@ VERBS = {
     "dequantize": "Write a dense pipeline from a compressed folder.",
     "bake-lora": "Make LoRAs part of a model's weights, dense or quantized.",
     "bundle": "Write a compressed folder as one file.",
+    "push": "Send a compressed folder to the Hub, with a complete card.",
     "env": "Show versions, devices, kernels, and what is missing.",
 }
 

@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "finetuning", "integrations"),
     ("reports", "stages"),
     ("compression", "environment", "estimate", "generation", "tuning"),
+    ("pushing",),
     ("cli", "shapes", "calib_prompts"),
     ("__main__",),
 )

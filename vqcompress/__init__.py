@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vqcompress.environment import env
     from vqcompress.generation import generate
     from vqcompress.layers import set_dense_budget
+    from vqcompress.pushing import push
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
     from vqcompress.reports import compare, report
@@ -52,6 +53,7 @@ _LAZY = {
     "generate": "vqcompress.generation",
     "inspect": "vqcompress.checkpoint",
     "load": "vqcompress.checkpoint",
+    "push": "vqcompress.pushing",
     "quantize": "vqcompress.compression",
     "quantize_weight": "vqcompress.quantizers",
     "report": "vqcompress.reports",
@@ -75,6 +77,7 @@ __all__ = [
     "generate",
     "inspect",
     "load",
+    "push",
     "quantize",
     "quantize_weight",
     "report",
