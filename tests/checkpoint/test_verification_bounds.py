@@ -108,23 +108,32 @@ def hold_memory() -> None:
 def growth_of(work: Callable[[], object]) -> int:
     """Bytes by which a process that does ``work`` grows, without what it maps of files."""
     return_freed_memory()  # or the work takes what earlier tests have freed, and nothing grows
+    starts, start = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             torch.set_num_threads(1)  # the threads that the parent has are not in the child, and it would wait for them
-            time.sleep(0.05)
+            os.read(starts, 1)
             work()
         finally:
             os._exit(0)
-    seen, end = [], time.monotonic() + 300
+    seen, end = [anonymous_bytes(child)], time.monotonic() + 300
+    os.write(start, b"x")
     while os.waitpid(child, os.WNOHANG) == (0, 0):
-        status = Path(f"/proc/{child}/status").read_text()
-        seen += [int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon")]
+        seen.append(anonymous_bytes(child))
         time.sleep(0.001)
         if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)
             raise AssertionError("it does not end")
+    os.close(starts)
+    os.close(start)
     return max(seen) - seen[0]
+
+
+def anonymous_bytes(process: int) -> int:
+    """0 for one that has ended."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return sum(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon"))
 
 
 def test_weight_files_that_no_loader_finds(honest: dict[str, Path], tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ READ_FIRST = ("config.json", ".index.json")
 """How names of the JSON files end from which a loader learns what a component is."""
 READ_TOO = 1 << 22
 """Bytes of any other JSON file, such as a tokenizer's, up to which it is read as well."""
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Numbers of a tensor that are looked at together."""
 
 
