@@ -49,22 +49,13 @@ def bake_lora(
     from vqcompress.architectures.lora_baking import ScaledLora, bake
     from vqcompress.checkpoint.local_names import forget_local_names
     from vqcompress.checkpoint.publication import check_target, publish
-    from vqcompress.errors import RecipeError
 
-    given = click.get_current_context().get_parameter_source
-    without = ("dtype",) if bits is not None else ("method", "device", "offload")
-    if (idle := next((name for name in without if given(name) == ParameterSource.COMMANDLINE), None)) is not None:
-        what = (
-            "dense weights: leave out --bits or it"
-            if bits is not None
-            else "quantizing: give --bits too, or leave it out"
-        )
-        raise RecipeError(f"--{idle} is for {what}")
+    _refuse_idle_options(bits is not None)
+    placement = None if bits is None else chosen_placement(device, "auto", offload)
     scaled = [ScaledLora.parse(text) for text in loras]
     for lora in scaled:
         lora.arguments()  # files are looked at before a model is opened
     check_target(output, overwrite)
-    placement = None if bits is None else chosen_placement(device, "auto", offload)
     with StageProgress() as progress:
         pipeline = open_pipeline(model, base=base)
         bake(pipeline, scaled)
@@ -80,3 +71,17 @@ def bake_lora(
             pipeline.save_pretrained(partial, safe_serialization=True)
             forget_local_names(partial)
     click.echo(f"{output}: {len(scaled)} LoRAs baked in, dense weights in {dtype}")
+
+
+def _refuse_idle_options(quantizes: bool) -> None:
+    """Raise `RecipeError` for an option that was given and changes nothing."""
+    from vqcompress.errors import RecipeError
+
+    given = click.get_current_context().get_parameter_source
+    idle = ("dtype",) if quantizes else ("method", "device", "offload")
+    for name in idle:
+        if given(name) == ParameterSource.COMMANDLINE:
+            instead = (
+                "dense weights: leave out --bits or it" if quantizes else "quantizing: give --bits too, or leave it out"
+            )
+            raise RecipeError(f"--{name} is for {instead}")

@@ -109,8 +109,9 @@ def test_a_lora_for_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_pixart_has_no_loader(tmp_path: Path) -> None:
     tiny_pipelines.pixart().save_pretrained(tmp_path / "model")
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert "no LoRA loader for a PixArtAlphaPipeline" in refusal(
-        tmp_path / "model", "x.safetensors", "-o", tmp_path / "o"
+        tmp_path / "model", tmp_path / "x.safetensors", "-o", tmp_path / "o"
     )
 
 

@@ -92,7 +92,8 @@ def test_generate_names_the_device_first(dtype: str, compressed: Path, tmp_path:
 
 def test_json_stays_json(compressed: Path, tmp_path: Path) -> None:
     found = invoke("generate", str(compressed), "a red square", "-o", str(tmp_path / "a.png"), "--steps", "1", "--json")
-    assert json.loads(found.stdout)["images"] == [{"prompt": "a red square", "seed": 0}]
+    expected = {"prompt": "a red square", "seed": 0, "file": str(tmp_path / "a.png")}
+    assert json.loads(found.stdout)["images"] == [expected]
 
 
 def test_report_in_16_bits(compressed: Path, tmp_path: Path) -> None:
