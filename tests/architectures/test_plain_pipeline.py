@@ -70,6 +70,7 @@ REFUSED = [
     (lambda pipeline: pipeline.unet.compile(backend="eager"), "unet is compiled in place"),
     (without("text_encoder"), "no text_encoder.*without text_encoder=None"),
     (without("vae"), "no VAE"),
+    (lambda pipeline: pipeline.vae.add_module("lent", pipeline.unet.conv_in), "vae shares 1 layers with unet"),
     (lambda pipeline: pipeline.unet.conv_out.add_module("extra", nn.Linear(2, 2)), r"other tensors.*conv_out\.extra"),
 ]
 

@@ -7,7 +7,7 @@ tensor needs a place in it; adapters, fused projections and wrappers have none. 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ def refuse_changed(pipeline: Pipeline, components: Iterable[str]) -> None:
     problems = [*_missing(pipeline)]
     for name, network in networks.items():
         problems += [f"{name} {problem}" for problem in _changes(name, network)]
+    components = list(components)
+    problems += _shared(networks, components)
     if not problems:
         problems = [
             problem for name in components if name in networks for problem in _other_names(name, networks[name])
@@ -39,6 +41,19 @@ def refuse_changed(pipeline: Pipeline, components: Iterable[str]) -> None:
         raise ArchitectureError(
             f"this {type(pipeline).__name__} could not be loaded again: {'; '.join(problems[:SHOWN])}"
         )
+
+
+def _shared(networks: Mapping[str, nn.Module], components: Sequence[str]) -> Iterator[str]:
+    """Networks with layers of a component that is to be quantized: their folders would hold codes without a spec."""
+    for name in components:
+        own = _with_parameters(networks[name]) if name in networks else set()
+        for other, network in networks.items():
+            if other != name and (both := own & _with_parameters(network)):
+                yield f"{other} shares {len(both)} layers with {name}: quantize a pipeline without {other}"
+
+
+def _with_parameters(network: nn.Module) -> set[nn.Module]:
+    return {module for module in network.modules() if any(True for _ in module.parameters(recurse=False))}
 
 
 def _missing(pipeline: Pipeline) -> Iterator[str]:
