@@ -12,6 +12,7 @@ from vqcompress.cli.dtype_option import dtype_option
 from vqcompress.cli.model_argument import model_argument
 from vqcompress.cli.placement_options import chosen_placement, device_options
 from vqcompress.cli.progress import StageProgress
+from vqcompress.cli.written import say_written
 from vqcompress.methods import METHODS
 
 
@@ -25,6 +26,7 @@ from vqcompress.methods import METHODS
 @click.option("--bits", type=float, help="Quantize to so many bits per weight, instead of writing dense weights.")
 @click.option("--method", type=click.Choice(list(METHODS)), help="Method of quantization, with --bits.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without progress.")
 def bake_lora(
     model: str,
     loras: tuple[str, ...],
@@ -36,6 +38,7 @@ def bake_lora(
     bits: float | None,
     method: str | None,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Make LoRAs part of MODEL's weights, each times its SCALE. Write a dense pipeline or, with --bits, a packed one.
 
@@ -51,12 +54,12 @@ def bake_lora(
     from vqcompress.checkpoint.publication import check_target, publish
 
     _refuse_idle_options(bits is not None)
-    placement = None if bits is None else chosen_placement(device, "auto", offload)
+    placement = None if bits is None else chosen_placement(device, "auto", offload, quiet=as_json)
     scaled = [ScaledLora.parse(text) for text in loras]
     for lora in scaled:
         lora.arguments()  # files are looked at before a model is opened
     check_target(output, overwrite)
-    with StageProgress() as progress:
+    with StageProgress(quiet=as_json) as progress:
         pipeline = open_pipeline(model, base=base)
         bake(pipeline, scaled)
         if bits is not None:
@@ -64,13 +67,13 @@ def bake_lora(
 
             changes: dict[str, Any] = {"bits": bits} | ({"method": method} if method else {})
             quantize(pipeline, output, overwrite=overwrite, device=placement, progress=progress, **changes)
-            click.echo(f"{output}: {len(scaled)} LoRAs baked in, {bits:g} bits per weight")
+            say_written(output, f"{len(scaled)} LoRAs baked in, {bits:g} bits per weight", as_json)
             return
         pipeline.to(getattr(torch, dtype))
         with publish(output, overwrite) as partial:
             pipeline.save_pretrained(partial, safe_serialization=True)
             forget_local_names(partial)
-    click.echo(f"{output}: {len(scaled)} LoRAs baked in, dense weights in {dtype}")
+    say_written(output, f"{len(scaled)} LoRAs baked in, dense weights in {dtype}", as_json)
 
 
 def _refuse_idle_options(quantizes: bool) -> None:

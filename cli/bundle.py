@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 
+from vqcompress.cli.written import say_written
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
 @click.option("--no-verify", is_flag=True, help="Open FOLDER without comparing it with its manifest.")
-def bundle(folder: Path, output: Path, no_verify: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bundle(folder: Path, output: Path, no_verify: bool, as_json: bool) -> None:
     """Write the compressed pipeline in FOLDER as one .safetensors file, byte for byte.
 
     After `import vqcompress`, diffusers opens it with from_single_file, as in
@@ -21,4 +24,4 @@ def bundle(folder: Path, output: Path, no_verify: bool) -> None:
     from vqcompress.checkpoint import bundle as write
 
     written = write(folder, output, verified=not no_verify)
-    click.echo(f"{written}: {written.stat().st_size / 1e6:.2f} MB, for from_single_file")
+    say_written(written, f"{written.stat().st_size / 1e6:.2f} MB, for from_single_file", as_json)

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from vqcompress.cli.written import say_written
+from vqcompress.component_files import bytes_below
 from vqcompress.errors import RecipeError
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -69,12 +71,8 @@ def convert(
     with publish(output, overwrite) as partial:
         convert_official(name, weights, partial, arguments=arguments, parts=parts)
         forget_local_names(partial)
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    click.echo(
-        json.dumps({"output": str(output), "bytes": size})
-        if as_json
-        else f"{output}: {size / 1e6:.1f} MB, ready for `vqcompress quantize {output} -o …`"
-    )
+    size = bytes_below(output) / 1e6
+    say_written(output, f"{size:.1f} MB, ready for `vqcompress quantize {output} -o …`", as_json)
 
 
 def _base(model: str) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vqcompress.cli.dtype_option import dtype_option
+from vqcompress.cli.written import say_written
 
 
 @click.command()
@@ -26,7 +27,8 @@ from vqcompress.cli.dtype_option import dtype_option
     "[default: ldm, for models that have such names].",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
-def dequantize(folder: Path, output: Path, dtype: str, layout: str | None, overwrite: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def dequantize(folder: Path, output: Path, dtype: str, layout: str | None, overwrite: bool, as_json: bool) -> None:
     """Decode FOLDER's weights and write them as a dense pipeline.
 
     Use it for programs that do not know vqcompress, and for operations that need dense weights, such as fusing a LoRA.
@@ -40,4 +42,4 @@ def dequantize(folder: Path, output: Path, dtype: str, layout: str | None, overw
     from vqcompress.checkpoint import dequantize as expand
 
     written = expand(folder, output, dtype=getattr(torch, dtype), overwrite=overwrite, layout=layout)  # type: ignore[arg-type]
-    click.echo(f"{written}: dense weights in {dtype}")
+    say_written(Path(written), f"dense weights in {dtype}", as_json)
