@@ -37,10 +37,18 @@ def check_first(home: ModuleType, name: str, method: str, opening: Opening) -> N
 def _with(opening: Opening, upstream: Any) -> Any:
     @functools.wraps(upstream)
     def looking(cls: type, *source: Any, **options: Any) -> Any:
-        return opening(upstream, cls, source, options)
+        if SOURCE in options:
+            options[SOURCE] = _known(options[SOURCE])
+        return opening(upstream, cls, (*map(_known, source[:1]), *source[1:]), options)
 
     looking.__dict__["looks_first"] = True
     return looking
+
+
+def _known(named: Any) -> Any:
+    """``named`` as the libraries know it: they keep it in a config, and can write texts and `Path` but no other path,
+    such as what `vqcompress.quantize` returns."""
+    return fspath(named) if isinstance(named, PathLike) and not isinstance(named, Path) else named
 
 
 def local_folder(source: tuple[Any, ...], options: dict[str, Any]) -> Path | None:
