@@ -30,7 +30,7 @@ from vqcompress.placement import networks
 
 OFF = (
     ("vqcompress.integrations.stored_tensors.StoredTensors.check_all", lambda *arguments: None),
-    ("vqcompress.integrations.component_loading._packed_config", lambda folder: None),
+    ("vqcompress.integrations.component_loading._config_to_check", lambda folder: None),
 )
 
 
