@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,20 +77,25 @@ def packed_description(config: dict[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("quant_method") == "vqcompress" else None
 
 
-def undescribed(folder: Path) -> Iterator[str]:
-    """A line for each component of a pipeline folder whose weights are codes of which its config says nothing.
+def holds_codes(headers: Mapping[str, StoredTensor]) -> bool:
+    """Whether weights are stored in bytes, as only those of packed layers are."""
+    return any(key.endswith("weight") and tensor.dtype == "I8" for key, tensor in headers.items())
 
-    That is a packed component whose config is gone or is the one from before it was packed. A library would build the
-    network of some other config and then find that nothing fits.
+
+def without_config(folder: Path) -> Iterator[str]:
+    """A line for each component of a pipeline folder whose weights are codes, and whose config is gone.
+
+    A library would build the network of a config of its own and then find that nothing fits.
     """
     for name in read_json(folder / "model_index.json"):
         config = folder / name / "config.json" if name_problem(name) is None else None
-        if config is None or (config.exists() and "quantization_config" in read_json(config)):
-            continue
-        headers = tensor_headers(weight_files(config.parent))
-        if any(key.endswith("weight") and tensor.dtype == "I8" for key, tensor in headers.items()):
-            what = "does not say how to read" if config.exists() else "is missing and said how to read"
-            yield f"{config} {what} the packed weights beside it; copy or download it again"
+        if config is not None and not config.exists() and holds_codes(tensor_headers(weight_files(config.parent))):
+            yield f"{config} is missing and said how to read the packed weights beside it; copy or download it again"
+
+
+def undescribed(config: Path) -> str:
+    """What to say of a config from before its component was packed."""
+    return f"{config} does not say how to read the packed weights beside it; copy or download it again"
 
 
 def weight_files(folder: Path) -> list[Path]:

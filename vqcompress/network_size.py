@@ -38,27 +38,34 @@ def at_most(size: NetworkSize, where: str) -> Iterator[None]:
     Parameters, buffers and modules of this thread count, on the meta device too. ``where`` names the config that
     describes them.
     """
-    tensors, elements = 2 * size.tensors + SPARE_TENSORS, 2 * size.elements + SPARE_ELEMENTS
-    left = {"tensors": tensors, "weights": elements, "modules": MODULES_PER_TENSOR * tensors}
+    tensors, weights = 2 * size.tensors + SPARE_TENSORS, 2 * size.elements + SPARE_ELEMENTS
+    modules = MODULES_PER_TENSOR * tensors
     thread = threading.get_ident()
 
-    def take(kind: str, amount: int) -> None:
-        check_time()
-        left[kind] -= amount
-        if left[kind] < 0:
-            raise CheckpointError(
-                f"{where} describes a network of more {kind} than twice those in its weight files; it is not as it was "
-                "written, download the folder again"
-            )
+    def refuse(kind: str) -> None:
+        raise CheckpointError(
+            f"{where} describes a network of more {kind} than twice those in its weight files; it is not as it was "
+            "written, download the folder again"
+        )
 
+    # One function each: a network registers thousands, and loading waits for them.
     def take_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        if tensor is not None and threading.get_ident() == thread:
-            take("tensors", 1)
-            take("weights", tensor.numel())
+        nonlocal tensors, weights
+        if tensor is None or threading.get_ident() != thread:
+            return
+        tensors -= 1
+        weights -= tensor.numel()
+        if tensors < 0 or weights < 0:
+            refuse("tensors" if tensors < 0 else "weights")
 
     def take_module(module: nn.Module, name: str, child: nn.Module | None) -> None:
-        if threading.get_ident() == thread:
-            take("modules", 1)
+        nonlocal modules
+        if threading.get_ident() != thread:
+            return
+        check_time()
+        modules -= 1
+        if modules < 0:
+            refuse("modules")
 
     handles = [
         registration.register_module_parameter_registration_hook(take_tensor),

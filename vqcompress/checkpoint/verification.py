@@ -18,8 +18,10 @@ from vqcompress.component_files import (
     bytes_below,
     check_found_by_loaders,
     components,
+    holds_codes,
     tensor_headers,
     undescribed,
+    without_config,
 )
 from vqcompress.errors import ArchitectureError, CheckpointError, first_line
 from vqcompress.folder_files import StrPath, read_json, regular_size
@@ -109,7 +111,7 @@ def _folder_problems(folder: Path) -> list[str]:
     problems = manifest_problems(folder)
     parts = components(folder)
     problems += _index_problems(folder)
-    problems += undescribed(folder)
+    problems += without_config(folder)
     trusted = not problems
     for part in parts:
         problems += _component_problems(part, trusted)
@@ -139,6 +141,8 @@ def _component_problems(part: ComponentFiles, trusted: bool) -> list[str]:
     """Of one that is not ``trusted`` the headers alone: its contents differ from what was written anyway."""
     try:
         headers, specs = part.tensors(), dict[str, Any]()
+        if holds_codes(headers) and "quantization_config" not in part.config:
+            return [undescribed(part.folder / "config.json")]
         if part.description is not None:
             check_found_by_loaders(part.folder)
             check_description(part.description, str(part.folder))

@@ -16,9 +16,12 @@ from vqcompress.component_files import (
     MANIFEST_NAME,
     StoredTensor,
     component_headers,
+    holds_codes,
     packed_description,
+    undescribed,
     weight_files,
 )
+from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import read_json
 from vqcompress.integrations import stored_names
 from vqcompress.integrations.opening_checks import check_first, local_folder
@@ -55,6 +58,8 @@ def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict
         return upstream(cls, *source, **options)
     description = packed_description(config) or DENSE
     size, headers, specs, where = _checked(folder, description)
+    if holds_codes(headers) and "quantization_config" not in config:
+        raise CheckpointError(undescribed(folder / "config.json"))
     if may_exceed(config, size) and (build := _builder(cls, config)) is not None:
         build_without_memory(build, size, where)
     try:

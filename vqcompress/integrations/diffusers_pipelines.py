@@ -7,7 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from vqcompress.component_files import MANIFEST_NAME, undescribed
+from vqcompress.component_files import MANIFEST_NAME, without_config
 from vqcompress.errors import CheckpointError, UnsupportedError
 from vqcompress.integrations.opening_checks import check_first, local_folder
 from vqcompress.openable import check_regular, check_sampling
@@ -34,7 +34,7 @@ def look_first(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[
     if folder is not None:
         check_regular(folder)
         check_sampling(folder)
-        if (folder / MANIFEST_NAME).exists() and (problem := next(undescribed(folder), None)):
+        if (folder / MANIFEST_NAME).exists() and (problem := next(without_config(folder), None)):
             raise CheckpointError(problem)
     return upstream(cls, *source, **options)
 
