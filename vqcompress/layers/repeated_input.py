@@ -3,8 +3,11 @@
 Keys and values of cross-attention depend on the prompt alone, which a pipeline hands to its denoiser anew in each step:
 in SDXL 140 layers and 13 % of the weights, decoded and multiplied once for a prompt instead of in each step. Nothing
 needs to know which layers these are. A layer remembers which tensor it last got, weakly; when it gets the same one
-again it keeps its output, from then on at the first call. An output is given up when the input, one of the layer's
-tensors or the output itself was written to, and freed with its input.
+again it keeps its output, from then on at the first call. An output is given up when the input or one of the layer's
+tensors was written to, and freed with its input. Callers get copies: what they do with one touches no other.
+
+Writes are found by torch's count of them. It misses those through ``.data``, from numpy, by kernels that are launched
+beside torch, and by a CUDA graph that is replayed into an input: give such an input as a new tensor, ``x.view_as(x)``.
 """
 
 from __future__ import annotations
@@ -26,11 +29,10 @@ Input = tuple[Any, ...]
 @dataclass(frozen=True)
 class _Kept:
     """``output`` is that of ``given``, for tensors of the layer that lie and read as ``places`` say; the storages of
-    these are referred to weakly, so that their addresses stand for no others."""
+    these are referred to weakly, so that their addresses stand for no others. Nobody else has ``output``."""
 
     given: Input
     output: Tensor
-    version: int
     places: tuple[Any, ...]
     references: tuple[StorageWeakRef, ...]
 
@@ -44,11 +46,11 @@ class RepeatedInput:
         self._repeats = False  # whether an input ever came twice
 
     def output(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
-        """The output of the last call, if it was for ``x`` as it is and for ``tensors``, the layer's, as they are."""
+        """A copy of what is kept, if that is for ``x`` as it is and for ``tensors``, the layer's, as they are."""
         kept = self._kept
-        if kept is None or not _is(x, kept.given) or kept.output._version != kept.version:
+        if kept is None or not _is(x, kept.given):
             return None
-        return kept.output if tuple(map(place_of, tensors)) == kept.places else None
+        return kept.output.clone() if tuple(map(place_of, tensors)) == kept.places else None
 
     def seen(self, x: Tensor) -> bool:
         """Note that ``x`` was the input; whether its output should be kept."""
@@ -58,12 +60,10 @@ class RepeatedInput:
         return self._repeats
 
     def keep(self, x: Tensor, tensors: Sequence[Tensor], output: Tensor) -> None:
-        """Keep ``output``, that of ``x``, until ``x`` is gone."""
-        if output.is_inference():  # whether it was written to nobody knows
-            return
+        """Keep a copy of ``output``, that of ``x``, until ``x`` is gone."""
         references = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
         given = weakref.ref(x, _forgetting(self)), *_state(x)
-        self._kept = _Kept(given, output, output._version, tuple(map(place_of, tensors)), references)
+        self._kept = _Kept(given, output.clone(), tuple(map(place_of, tensors)), references)
 
     def forget(self, reference: Any) -> None:
         """Free what was kept for the input that ``reference`` referred to."""
@@ -87,13 +87,16 @@ def _nothing() -> None:
 
 
 def applies(x: Tensor) -> bool:
-    """Whether outputs for ``x`` may be kept: never with gradients, while traced, under autocast, or while a CUDA graph
-    is recorded, which must compute them in each replay; nor for inference tensors, which count no writes."""
+    """Whether outputs for ``x`` may be kept: never with gradients, in inference mode, while traced, under autocast, or
+    while a CUDA graph is recorded, which must compute them in each replay; nor for inference tensors, which count no
+    writes, and those inside `torch.func.vmap`, which have no memory of their own."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
         or type(x) is not Tensor
         or x.is_inference()
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or torch.is_autocast_enabled(x.device.type)
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())
     )
