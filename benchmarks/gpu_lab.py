@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from random_weights import Coded
 from vqcompress.kernels import reference
@@ -150,14 +150,18 @@ class Lab:
             best = min(best, start.elapsed_time(stop) / 1e3)
         return best
 
-    def host_seconds(self, work: Work, calls: int = 300) -> float:
-        """Host seconds of one call whose launches are not waited for: the least of ``calls``."""
-        work()
+    def host_seconds(self, layer: nn.Module, x: Tensor, calls: int = 300) -> float:
+        """Host seconds of one call of ``layer`` whose launches are not waited for: the least of ``calls``.
+
+        Each gets a view, a tensor of its own: for the same one again a packed layer returns what it kept.
+        """
+        layer(x.view_as(x))
         best = math.inf
         for _ in range(self.sized(calls, 3)):
+            own = x.view_as(x)
             self.synchronize()
             start = time.perf_counter()
-            work()
+            layer(own)
             best = min(best, time.perf_counter() - start)
         self.synchronize()
         return best

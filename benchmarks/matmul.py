@@ -133,7 +133,8 @@ def product_lines(
     """One line a candidate, the dense one first."""
     lines: list[dict[str, Any]] = []
     for name, layers in candidates.items():
-        taken = seconds([lambda layer=layer: layer(x) for layer in layers], x.device.type)
+        # A view is a tensor of its own: for the same one again our layers would return what they kept.
+        taken = seconds([lambda layer=layer: layer(x.view_as(x)) for layer in layers], x.device.type)
         size = weight_bytes(layers[0])
         lines.append(
             {

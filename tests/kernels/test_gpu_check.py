@@ -15,8 +15,10 @@ import torch
 from click.testing import CliRunner
 
 import gpu_check
+import matmul
 import sdxl_layers
 import unet_step
+from gpu_lab import Lab
 from gpu_sections import SECTIONS
 from gpu_targets import judged
 from tests.kernels.bare_environment import make_environment
@@ -110,6 +112,14 @@ def test_without_a_gpu_it_says_so(tmp_path):
     result = CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "sees no GPU" in result.output
+
+
+@torch.no_grad()
+def test_host_time_is_that_of_products_and_not_of_outputs_that_layers_kept():
+    layer, products = matmul.packed_layer("trellis", (64, 32), 3, "cpu", 0), []
+    layer.__dict__["_product"] = lambda x: products.append(x) or type(layer)._product(layer, x)
+    Lab(rehearsal=True).host_seconds(layer, torch.ones(3, 32))
+    assert len(products) == 1 + 3
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
