@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from random_weights import Extras, trellis
 from tests.kernels.host_time import least_seconds
 from vqcompress.kernels.cpu import dense as cpu
-from vqcompress.kernels.weight_source import WeightSource
+from vqcompress.kernels.weight_source import DenseBudget, WeightSource
 from vqcompress.layers import VQConv2d, VQLinear
 
 EVERYTHING = Extras(column_scales=True, outliers=5, rotation=16)
@@ -88,6 +89,22 @@ def test_threads_that_share_layers():
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(some, range(8)))
+
+
+def test_a_weight_that_two_threads_settle_at_once_is_counted_once():
+    x, weight, budget = torch.zeros(4, 8), torch.zeros(8, 8), DenseBudget(1 << 20)
+    source = WeightSource(budget)
+
+    def overtaken():  # by another thread, while this one decodes
+        thread = Thread(target=source.get, args=(x, [weight], lambda: weight, lambda: None))
+        thread.start()
+        thread.join()
+        return weight
+
+    source.get(x, [weight], overtaken, lambda: None)
+    assert budget.used == weight.nbytes
+    source.drop()
+    assert budget.used == 0
 
 
 def test_a_settled_call_made_in_inference_mode_serves_others():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class DenseBudget:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used, self.layers, self.planned = limit, 0, 0, 0
-        self._lock = Lock()
+        self._lock = RLock()  # the garbage collector may drop a source while this thread has it
 
     def take(self, size: int) -> bool:
         """Count ``size`` bytes more; False, and nothing is counted, where they would exceed the limit."""
@@ -66,12 +66,13 @@ class WeightSource:
     """Where the calls of one layer get its dense weight, settled at the first one.
 
     That is a decoded weight that is kept, within ``budget``, or else a function that launches the decoding and does no
-    more. Copies and pickles of a layer have none.
+    more. Threads may share it. Copies and pickles of a layer have none.
     """
 
     def __init__(self, budget: DenseBudget | None = None) -> None:
         self.budget = budget
         self._settled: _Settled | None = None
+        self._settling = Lock()
         self._least = 0  # elements of the smallest input so far whose product was by a decoded weight
 
     @property
@@ -105,7 +106,8 @@ class WeightSource:
             return weight
         # As long as a storage has a weak reference, its address stands for no other.
         references = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
-        self._settled, self._least = _Settled(sources, weight.dtype, get, kept, references), x.numel()
+        self._least = x.numel()
+        self._settle(_Settled(sources, weight.dtype, get, kept, references))
         return weight
 
     def found(self, x: Tensor, parameters: Mapping[str, Tensor | None]) -> Tensor | None:
@@ -136,9 +138,14 @@ class WeightSource:
 
     def drop(self) -> None:
         """Free what is kept, and settle anew at the next call."""
-        settled, self._settled = self._settled, None
-        if settled is not None and settled.kept and self.budget is not None:
-            self.budget.give_back(settled.kept)
+        self._settle(None)
+
+    def _settle(self, settled: _Settled | None) -> None:
+        """Replace what is settled, by another thread perhaps, and give back the bytes that it kept."""
+        with self._settling:
+            before, self._settled = self._settled, settled
+        if before is not None and before.kept and self.budget is not None:
+            self.budget.give_back(before.kept)
 
     def __del__(self) -> None:
         self.drop()
