@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from random_weights import Extras, trellis
 from synthetic import packed_weight
 from tests.architectures import tiny_pipelines
-from vqcompress.layers import VQLinear, swap, vq_layers
+from vqcompress.layers import VQLinear, repeated_input, swap, vq_layers
 from vqcompress.layers.shared_codebooks import SharedCodebooks
 from vqcompress.matrix_view import is_quantizable
 
@@ -60,6 +60,35 @@ def settled():
         assert len({output.data_ptr() for output in outputs}) == len(outputs)
         assert len(calls) == 2  # the second call shows that inputs come again
         yield layer, x, outputs[3], calls
+
+
+@pytest.mark.parametrize("write", ["numpy", "data"])
+def test_writes_that_torch_does_not_count_are_seen(write):
+    """A buffer that is filled anew for each call is one tensor with one version."""
+    layer, numbers = linear(), prompt().numpy()
+    x = torch.from_numpy(numbers)
+    with torch.no_grad():
+        for shift in range(4):
+            if write == "numpy":
+                numbers += shift
+            else:
+                x.data.add_(shift)
+            assert x._version == 0
+            assert torch.equal(layer(x), fresh(layer)(x.clone())), shift
+
+
+def test_layers_share_a_copy_of_their_input():
+    layers, x = [linear() for _ in range(3)], prompt()
+    with torch.no_grad():
+        for _ in range(3):
+            for layer in layers:
+                layer(x)
+    contents = {id(layer.__dict__["repeated_input"]._kept.content) for layer in layers}
+    assert len(contents) == 1
+    before = len(repeated_input._CONTENTS)
+    del x
+    gc.collect()
+    assert len(repeated_input._CONTENTS) == before - 1
 
 
 def test_from_then_on_the_first_call_with_an_input_is_the_only_one(settled):

@@ -6,8 +6,9 @@ needs to know which layers these are. A layer remembers which tensor it last got
 again it keeps its output, from then on at the first call. An output is given up when the input or one of the layer's
 tensors was written to, and freed with its input. Callers get copies: what they do with one touches no other.
 
-Writes are found by torch's count of them. It misses those through ``.data``, from numpy, by kernels that are launched
-beside torch, and by a CUDA graph that is replayed into an input: give such an input as a new tensor, ``x.view_as(x)``.
+On the CPU an input is compared with a copy of itself, one for all layers. On a GPU, where that would wait for the
+device, writes are found by torch's count of them. It misses those through ``.data``, by kernels launched beside torch,
+and by a CUDA graph that is replayed into an input: give such an input as a new tensor, ``x.view_as(x)``.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vqcompress.kernels.tensor_cache import place_of
 
 Input = tuple[Any, ...]
 
+_CONTENTS = WeakIdKeyDictionary()
+"""Input on the CPU -> a copy, while the input lives."""
+
 
 @dataclass(frozen=True)
 class _Kept:
     """``output`` is that of ``given``, for tensors of the layer that lie and read as ``places`` say; the storages of
-    these are referred to weakly, so that their addresses stand for no others. Nobody else has ``output``."""
+    these are referred to weakly, so that their addresses stand for no others. Nobody else has ``output``. ``content``
+    is what was in the input, None on a GPU."""
 
     given: Input
+    content: Tensor | None
     output: Tensor
     places: tuple[Any, ...]
     references: tuple[StorageWeakRef, ...]
@@ -48,7 +55,7 @@ class RepeatedInput:
     def output(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
         """A copy of what is kept, if that is for ``x`` as it is and for ``tensors``, the layer's, as they are."""
         kept = self._kept
-        if kept is None or not _is(x, kept.given):
+        if kept is None or not _is(x, kept.given) or not (kept.content is None or torch.equal(x, kept.content)):
             return None
         return kept.output.clone() if tuple(map(place_of, tensors)) == kept.places else None
 
@@ -63,7 +70,7 @@ class RepeatedInput:
         """Keep a copy of ``output``, that of ``x``, until ``x`` is gone."""
         references = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
         given = weakref.ref(x, _forgetting(self)), *_state(x)
-        self._kept = _Kept(given, output.clone(), tuple(map(place_of, tensors)), references)
+        self._kept = _Kept(given, _content(x), output.clone(), tuple(map(place_of, tensors)), references)
 
     def forget(self, reference: Any) -> None:
         """Free what was kept for the input that ``reference`` referred to."""
@@ -111,6 +118,16 @@ def _forgetting(repeated: RepeatedInput) -> Callable[[Any], None]:
             own.forget(reference)
 
     return gone
+
+
+def _content(x: Tensor) -> Tensor | None:
+    """A copy of ``x`` on the CPU, the one that another layer has made if there is any."""
+    if x.device.type != "cpu":
+        return None
+    content = _CONTENTS.get(x)
+    if content is None or not torch.equal(x, content):
+        content = _CONTENTS[x] = x.clone()
+    return content
 
 
 def _is(x: Tensor, given: Input) -> bool:
