@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers import DiffusionPipeline, SanaVideoPipeline, StableDiffusionXLImg2ImgPipeline
 from PIL import Image
 
 import vqcompress
@@ -19,6 +19,7 @@ from tests.architectures.other_pipelines import wan
 from tests.cli.test_bake_lora import lora
 from vqcompress.cli.main import main
 from vqcompress.errors import RecipeError, UnsupportedError
+from vqcompress.generation.call_checks import draws_video
 from vqcompress.generation.given_image import fitting_size
 from vqcompress.sampling_config import ResolvedSampling
 
@@ -141,6 +142,11 @@ def test_a_video_is_a_gif_or_an_mp4(tmp_path: Path) -> None:
     with imageio.get_reader(tmp_path / "clip.mp4") as reader:
         assert (reader.count_frames(), reader.get_meta_data()["fps"]) == (5, 16.0)
         assert reader.get_data(0).shape == (16, 16, 3)
+
+
+def test_frames_have_other_names_too() -> None:
+    assert draws_video(SanaVideoPipeline)  # its argument is `frames`
+    assert not draws_video(StableDiffusionXLImg2ImgPipeline)
 
 
 def test_what_a_pipeline_cannot_do_is_refused_before_it_draws(sdxl: Path, photo: Path, tmp_path: Path) -> None:

@@ -6,12 +6,19 @@ from inspect import Parameter
 
 from diffusers import DiffusionPipeline
 
-from vqcompress.architectures.call_inputs import MASKS, RATES, VIDEOS, drawn_inputs, has_true_guidance, parameters
+from vqcompress.architectures.call_inputs import (
+    FRAMES,
+    MASKS,
+    RATES,
+    VIDEOS,
+    drawn_inputs,
+    has_true_guidance,
+    parameters,
+)
 from vqcompress.errors import RecipeError
 from vqcompress.generation.given_image import wants_image
 from vqcompress.sampling_config import SamplingConfig
 
-FRAMES = ("num_frames", "video_length")
 GUIDANCE = ("guidance_scale", "true_cfg_scale")
 SIZE_MULTIPLE = 8
 """Sides of every latent model's images are multiples of it, in pixels."""
