@@ -18,7 +18,7 @@ from tests.checkpoint.make_old_folders import tiny_pipeline
 from tests.fuzz.folders import honest_folders
 from vqcompress.cli.main import main
 from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
-from vqcompress.pushing import _front_matter, _licence
+from vqcompress.pushing import _body, _front_matter, _licence
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 TABLE = "| variant | bits |\n| :--- | ---: |\n| original | – |\n"
@@ -96,6 +96,28 @@ def test_a_dry_run_sends_nothing_and_shows_all(folder: Path, monkeypatch: pytest
     assert said["url"] == "https://huggingface.co/me/x"
     assert yaml.safe_load(said["card"].split("---")[1])["license"] == "mit"
     assert said["files"]["unet/diffusion_pytorch_model.safetensors"] > 1000
+
+
+def test_a_licence_that_is_given_replaces_that_of_a_card(folder: Path) -> None:
+    """A folder that was downloaded has the card that it was sent with."""
+    card = folder / "README.md"
+    matter = {"license": "other", "license_name": "x", "license_link": "https://example.org", "base_model": SDXL}
+    card.write_text(f"---\n{yaml.safe_dump(matter)}---\n# Old\n")
+    assert "license_name" not in _front_matter(folder, None, None)
+    assert _front_matter(folder, None, None)["license"] == "openrail++"
+    assert _front_matter(folder, None, "mit")["license"] == "mit"
+
+
+def test_a_card_without_front_matter_is_sent_whole(folder: Path) -> None:
+    (folder / "README.md").write_text("# Mine\n\nabove\n\n---\nbetween\n\n---\nbelow\n")
+    body = _body(folder)
+    assert all(word in body for word in ("above", "between", "below"))
+
+
+def test_front_matter_that_is_no_yaml_is_one_line(folder: Path) -> None:
+    (folder / "README.md").write_text("---\n: [\n---\n# x\n")
+    with pytest.raises(CheckpointError, match=r"README\.md .* no YAML"):
+        _front_matter(folder, SDXL, None)
 
 
 def test_what_the_card_needs_is_asked_for(folder: Path, tmp_path: Path) -> None:

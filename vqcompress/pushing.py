@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vqcompress.architectures.call_inputs import parameters
+from vqcompress.architectures.opening import HUB_ID
 from vqcompress.architectures.published import PUBLISHED
 from vqcompress.checkpoint import inspect, verify
 from vqcompress.component_files import MANIFEST_NAME
@@ -20,7 +21,6 @@ from vqcompress.errors import CheckpointError, RecipeError, VQCompressError, fir
 from vqcompress.folder_files import StrPath, read_bytes, read_json, walk
 
 CARD, SAMPLES = "README.md", "samples.png"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CARD_LIMIT = 1 << 22  # bytes
 LICENCES = {
     "Apache-2.0": "apache-2.0",
@@ -99,15 +99,17 @@ def _added(folder: Path, repository: str, report: StrPath | None, matter: Mappin
 
 def _body(folder: Path) -> str:
     """The card without its front matter, with the line that installs what it needs."""
-    parts = _card(folder).split("---\n", 2)
-    body = parts[2] if len(parts) == 3 else parts[-1]
+    _, body = _card(folder)
     install = "```sh\npip install vqcompress diffusers transformers\n```\n\n"
     return body if install in body else body.replace("```python\n", f"{install}```python\n", 1)
 
 
-def _card(folder: Path) -> str:
+def _card(folder: Path) -> tuple[str, str]:
+    """Front matter, empty where there is none, and the rest of the folder's card."""
     path = folder / CARD
-    return read_bytes(path, CARD_LIMIT).decode("utf-8", "replace") if path.exists() else f"# {folder.name}\n"
+    text = read_bytes(path, CARD_LIMIT).decode("utf-8", "replace") if path.exists() else f"# {folder.name}\n"
+    before, *parts = text.split("---\n", 2)
+    return (parts[0], parts[1]) if not before and len(parts) == 2 else ("", text)
 
 
 def _measured(report: Path) -> str:
@@ -127,14 +129,17 @@ def _measured(report: Path) -> str:
 
 
 def _front_matter(folder: Path, base: str | None, licence: str | None) -> dict[str, Any]:
-    parts = _card(folder).split("---\n", 2)
-    found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else {}
-    matter: dict[str, Any] = dict(found) if isinstance(found, dict) else {}
+    try:
+        found = yaml.safe_load(_card(folder)[0])
+    except yaml.YAMLError:
+        raise CheckpointError(f"{folder / CARD} begins with front matter that is no YAML; mend it") from None
+    matter: dict[str, Any] = found if isinstance(found, dict) else {}
     base = base or matter.get("base_model")
     if not isinstance(base, str) or not HUB_ID.fullmatch(base):
         raise RecipeError(f"{folder} does not say which model on the Hub it was made from; give --base owner/name")
     matter |= {"base_model": base, "base_model_relation": "quantized", "pipeline_tag": _pipeline_tag(folder)}
-    return {**_licence(base, licence), **matter, "tags": sorted({"vqcompress", "quantized", *matter.get("tags", [])})}
+    kept = {key: value for key, value in matter.items() if key not in ("license", "license_name", "license_link")}
+    return {**_licence(base, licence), **kept, "tags": sorted({"vqcompress", "quantized", *matter.get("tags", [])})}
 
 
 def _licence(base: str, given: str | None) -> dict[str, str]:
@@ -162,7 +167,7 @@ def _pipeline_tag(folder: Path) -> str:
 
     name = read_json(folder / "model_index.json").get("_class_name")
     kind: Any = getattr(diffusers, str(name), None) or pipeline_class(folder)
-    accepted = signature(kind.__call__).parameters
+    accepted = parameters(kind.__call__)
     takes_image = "image" in accepted and (accepted["image"].default is accepted["image"].empty or _edits(kind))
     if "prompt" not in accepted:
         return "unconditional-image-generation"
