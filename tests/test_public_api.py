@@ -16,8 +16,10 @@ from diffusers import DiffusionPipeline
 
 import vqcompress
 from tests.architectures import tiny_pipelines
+from vqcompress.architectures import architecture_of
 from vqcompress.progress import StageBars, StageClock, watched
 from vqcompress.recipe import Recipe
+from vqcompress.reports.folders import evaluation_set
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("bundle", "compare", "dequantize", "env", "finetune", "generate", "inspect", "load", "quantize", "report")
@@ -102,6 +104,8 @@ def test_prompts_are_a_list_and_a_recipe_is_plain_data(tmp_path: Path) -> None:
 
 def test_a_numpy_weight_is_the_tensor_that_it_holds() -> None:
     weight = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
+        with pytest.raises(vqcompress.RecipeError, match="prompts"):
+            evaluation_set(architecture_of(tiny_pipelines.sdxl()), wrong, 4)
     settings = {"group_size": 16}
     from_numpy = vqcompress.quantize_weight(weight, method="rtn", bits=4, settings=settings)
     from_torch = vqcompress.quantize_weight(torch.from_numpy(weight), method="rtn", bits=4, settings=settings)

@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.known_names import sampled_as_published
 from vqcompress.architectures.narrow_weights import hold_narrow
-from vqcompress.calibration.prompts import PromptSet, load_prompts, prompt_set
+from vqcompress.calibration.prompts import PromptSet, given_prompts, load_prompts
 from vqcompress.checkpoint import LayerRecord, inspect, save_pipeline
 from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.reopening import check_reopens
@@ -148,10 +148,7 @@ def _given_prompts(prompts: StrPath | Sequence[str] | None) -> tuple[PromptSet |
     """The set that a list of texts makes, or the name of one. Raises `RecipeError` for neither."""
     if prompts is None or isinstance(prompts, str | PathLike):
         return None, None if prompts is None else str(prompts)
-    texts = list(prompts)
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise RecipeError("prompts: give the name of a set, a file, or a list of texts that are not empty")
-    return prompt_set("given", texts), None
+    return given_prompts(prompts), None
 
 
 def _described(output: Path, seconds: Mapping[str, float]) -> CompressedFolder:

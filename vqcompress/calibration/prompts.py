@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vqcompress.calibration.diversity import choose_diverse
-from vqcompress.errors import CalibrationError, first_line
+from vqcompress.errors import CalibrationError, RecipeError, first_line
 from vqcompress.folder_files import StrPath
 from vqcompress.near_misses import did_you_mean
 
@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_LENGTH = 10_000
 """Characters of one prompt. A text encoder reads the first few hundred."""
 
-__all__ = ["PromptSet", "built_in_sets", "choose_diverse", "load_prompts", "prompt_set"]
+__all__ = ["PromptSet", "built_in_sets", "choose_diverse", "given_prompts", "load_prompts"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,15 @@ def load_prompts(source: StrPath) -> PromptSet:
         raise CalibrationError(f"the prompt file {path} cannot be read: {error.strerror}") from error
 
 
-def prompt_set(name: str, prompts: Sequence[str]) -> PromptSet:
-    """The set of ``prompts`` that are given as such. Raises `CalibrationError` for none."""
+def given_prompts(prompts: Iterable[str]) -> PromptSet:
+    """The set that texts make, by the name "given". Raises `RecipeError` for none, an empty one, or what is no text."""
+    texts = list(prompts)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise RecipeError("prompts: give the name of a set, a file, or a list of texts that are not empty")
+    return _listed("given", texts)
+
+
+def _listed(name: str, prompts: Sequence[str]) -> PromptSet:
     return _prompt_set(name, prompts, "\n".join(prompts).encode())
 
 
@@ -147,7 +154,7 @@ def _from_hub(source: str) -> PromptSet:
         reason = first_line(error)
         raise CalibrationError(f"the Hub dataset {repo!r} could not be loaded: {reason}") from error
     prompts = [text.strip() for text in rows[_column(repo, column, rows.column_names)] if text and text.strip()]
-    return prompt_set(HUB + source, prompts)
+    return _listed(HUB + source, prompts)
 
 
 def _column(repo: str, wanted: str, present: list[str]) -> str:

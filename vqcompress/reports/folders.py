@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -12,7 +11,7 @@ from pkgutil import resolve_name
 from diffusers import DiffusionPipeline
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
-from vqcompress.calibration.prompts import load_prompts, prompt_set
+from vqcompress.calibration.prompts import given_prompts, load_prompts
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import RecipeError
 from vqcompress.folder_files import StrPath
@@ -56,7 +55,7 @@ def compare(
     """
     config = _config(config or EvaluationConfig(), count, steps, guidance, seed)
     asked = [peer_named(name) for name in dict.fromkeys(peers)]
-    listed = [folders] if isinstance(folders, str | os.PathLike) else folders
+    listed = [folders] if isinstance(folders, str | PathLike) else folders
     candidates = with_own_labels([candidate_at(folder) for folder in listed])
     pipeline, placement = _opened(original, device, dtype, offload)
     architecture = architecture_of(pipeline)
@@ -161,9 +160,6 @@ def evaluation_set(architecture: Architecture, prompts: StrPath | Sequence[str] 
         texts, source = tuple(resolve_name(model.held_out)(count)), f"held-out captions of {architecture.name}"
     else:
         usual = HELD_OUT.get(architecture.prompt_set, architecture.prompt_set)
-        if isinstance(prompts, str | PathLike | None):
-            found = load_prompts(prompts or usual)
-        else:
-            found = prompt_set("given", list(prompts))
+        found = load_prompts(prompts or usual) if isinstance(prompts, str | PathLike | None) else given_prompts(prompts)
         texts, source = found.prompts, f"set {Path(found.name).name}, SHA-256 {found.sha256[:12]}"
     return EvaluationSet(texts, source, resolve_name(model.judge)(texts) if model else None)
