@@ -191,14 +191,15 @@ def _recipe(model: str | None, options: dict[str, Any]) -> Recipe:
     path = options["recipe_path"]
     if model is None and path is None:
         raise RecipeError("no MODEL is given; name one (`vqcompress presets` lists them), or a --recipe that does")
-    base: dict[str, Any] = Recipe.read(path, for_model=model).to_dict() if path else {"model": model}
-    if options["preset"]:
-        base = layered(base, values_of_preset(options["preset"], options, base))
     changes: dict[str, Any] = {
         key: options[key]
         for key in ("base", "bits", "method", "seed", "budget", "output_feedback", "finetune")
         if options[key] is not None
     }
+    # With the changes already: the file's preset sets what their method has.
+    base: dict[str, Any] = Recipe.read(path, for_model=model, **changes).to_dict() if path else {"model": model}
+    if options["preset"]:
+        base = layered(base, values_of_preset(options["preset"], options, base))
     if options["components"] is not None:
         changes["components"] = [part.strip() for part in options["components"].split(",")]
         if not all(changes["components"]):

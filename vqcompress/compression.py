@@ -35,7 +35,7 @@ from vqcompress.progress import Progress, silent, watched
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
 from vqcompress.recipe import Calibration, Recipe, current_names, values_of_preset
-from vqcompress.recipe_presets import layered
+from vqcompress.recipe_presets import SECTIONS, layered
 from vqcompress.results import CompressedFolder
 from vqcompress.stages.budget import allocate, allocate_together
 from vqcompress.stages.disk_space import check_disk_space
@@ -107,7 +107,7 @@ def quantize(
     changes = {key: value for key, value in keys.items() if value is not None}
     if prompts is not None:
         changes["calibration"] = {**changes.get("calibration", {}), "prompts": prompts}
-    recipe = effective_recipe(model, recipe_of(recipe, model), changes)
+    recipe = effective_recipe(model, recipe_of(recipe, model, changes), changes)
     clock = watched(progress)
     quantizer_of(recipe.method).check(settings_for(recipe.method, recipe.settings))
     _check_workers(recipe)
@@ -129,14 +129,20 @@ def quantize(
     return _described(output, clock.seconds)
 
 
-def recipe_of(recipe: Recipe | Mapping[str, Any] | StrPath | None, model: str | DiffusionPipeline) -> Recipe | None:
-    """``recipe``, read if it is the path of a YAML file. Raises `RecipeError` for what is no recipe."""
+def recipe_of(
+    recipe: Recipe | Mapping[str, Any] | StrPath | None, model: str | DiffusionPipeline, changes: Mapping[str, Any]
+) -> Recipe | None:
+    """``recipe``, read if it is the path of a YAML file. Raises `RecipeError` for what is no recipe.
+
+    Single values of ``changes`` come before the recipe's key ``preset`` is read: it sets what their method has.
+    """
     if recipe is None or isinstance(recipe, Recipe):
         return recipe
+    single = {key: value for key, value in current_names(changes).items() if key not in (*SECTIONS, "preset")}
     if isinstance(recipe, str | PathLike):
-        return Recipe.read(recipe, for_model=model if isinstance(model, str) else None, **_named(model))
+        return Recipe.read(recipe, for_model=model if isinstance(model, str) else None, **_named(model), **single)
     if isinstance(recipe, Mapping):
-        return Recipe.parse({**_named(model), **recipe})
+        return Recipe.parse({**_named(model), **current_names(recipe), **single})
     raise RecipeError(f"recipe: a Recipe, a mapping or a path is wanted, not {type(recipe).__name__}")
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from vqcompress.cli.main import main
 from vqcompress.cli.quantize import _recipe, quantize
-from vqcompress.compression import effective_recipe
+from vqcompress.compression import effective_recipe, recipe_of
 from vqcompress.errors import RecipeError
 from vqcompress.quantizers import settings_for
 from vqcompress.recipe import Recipe
@@ -58,6 +58,15 @@ def test_explicit_keys_win_over_a_preset_wherever_each_stands(tmp_path: Path) ->
     called = effective_recipe("shapes", read, {"preset": "best", "calibration": {"count": 5}})
     assert (called.calibration.count, called.calibration.steps, called.settings["state_bits"]) == (5, 7, 14)
     assert called.finetune == "full"
+
+
+def test_a_preset_of_a_recipe_is_that_of_the_method_that_is_asked_for() -> None:
+    path = ROOT / "recipes" / "shapes.yaml"
+    assert Recipe.read(path).settings == {"state_bits": 12}
+    for method, expected in (("additive", {"beam": 16, "coordinate_descent": 3}), ("gptq", {})):
+        given = _recipe(None, options(recipe_path=path, method=method))
+        read = [recipe_of(recipe, "shapes", {"method": method}) for recipe in (path, {"preset": "default"})]
+        assert all(recipe and (recipe.method, recipe.settings) == (method, expected) for recipe in (given, *read))
 
 
 def test_a_preset_searches_as_its_method_does() -> None:
