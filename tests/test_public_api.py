@@ -17,12 +17,12 @@ from diffusers import DiffusionPipeline
 import vqcompress
 from tests.architectures import tiny_pipelines
 from vqcompress.architectures import architecture_of
-from vqcompress.progress import StageBars, StageClock, watched
+from vqcompress.progress import StageBars, watched
 from vqcompress.recipe import Recipe
 from vqcompress.reports.folders import evaluation_set
 
 ROOT = Path(__file__).parents[1]
-FUNCTIONS = ("bundle", "compare", "dequantize", "env", "finetune", "generate", "inspect", "load", "quantize", "report")
+FUNCTIONS = [name for name in vqcompress.__all__ if inspect.isfunction(getattr(vqcompress, name))]
 FEW = {
     "method": "rtn", "bits": 4, "budget": "layer", "calibration": {"steps": 2, "count": 2, "height": 16, "width": 16},
 }  # fmt: skip
@@ -53,11 +53,17 @@ except vqcompress.VQCompressError as error:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_signatures_and_their_documentation_agree(name: str) -> None:
+def test_functions_are_documented_and_their_arguments_annotated(name: str) -> None:
     function = getattr(vqcompress, name)
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
     assert function.__doc__
-    assert all(parameter.annotation is not parameter.empty for parameter in parameters)
+    assert all(each.annotation is not each.empty for each in inspect.signature(function).parameters.values())
+
+
+def test_report_takes_what_compare_takes() -> None:
+    compared = dict(inspect.signature(vqcompress.compare).parameters)
+    reported = dict(inspect.signature(vqcompress.report).parameters)
+    assert reported.pop("output").default == "out/report"
+    assert reported == compared
 
 
 def test_every_recipe_key_is_an_argument_or_reaches_the_recipe() -> None:
@@ -98,14 +104,14 @@ def test_prompts_are_a_list_and_a_recipe_is_plain_data(tmp_path: Path) -> None:
     for wrong in ([], [""], [1]):
         with pytest.raises(vqcompress.RecipeError, match="prompts"):
             vqcompress.quantize("shapes", tmp_path / "x", prompts=wrong)
+        with pytest.raises(vqcompress.RecipeError, match="prompts"):
+            evaluation_set(architecture_of(tiny_pipelines.sdxl()), wrong, 4)
     with pytest.raises(vqcompress.RecipeError, match="not int"):
         vqcompress.quantize("shapes", tmp_path / "x", recipe=3)
 
 
 def test_a_numpy_weight_is_the_tensor_that_it_holds() -> None:
     weight = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
-        with pytest.raises(vqcompress.RecipeError, match="prompts"):
-            evaluation_set(architecture_of(tiny_pipelines.sdxl()), wrong, 4)
     settings = {"group_size": 16}
     from_numpy = vqcompress.quantize_weight(weight, method="rtn", bits=4, settings=settings)
     from_torch = vqcompress.quantize_weight(torch.from_numpy(weight), method="rtn", bits=4, settings=settings)
@@ -126,8 +132,13 @@ def test_bars_are_drawn_where_somebody_watches(capsys: pytest.CaptureFixture[str
     for quiet in (False, None):  # standard error is no terminal here
         watched(quiet)("encoding", 1, 1, "")
     assert not capsys.readouterr().err
-    assert isinstance(clock, StageClock)
-    assert callable(StageBars())
+
+
+def test_a_stage_that_begins_again_gets_a_bar_again(capsys: pytest.CaptureFixture[str]) -> None:
+    bars = StageBars()
+    for done in (1, 2, 2, 1, 2, 2):
+        bars("layer errors", done, 2, "")
+    assert capsys.readouterr().err.count("100%") == 2
 
 
 @pytest.mark.slow

@@ -90,9 +90,11 @@ class StageBars:
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
         from tqdm.auto import tqdm
 
-        if stage not in self._bars:
-            self._bars[stage] = tqdm(total=total, initial=max(done - 1, 0), desc=stage, dynamic_ncols=True)
-        bar = self._bars[stage]
+        bar = self._bars.get(stage)
+        if bar is None or done < bar.n:  # a stage may begin again, as for each folder of a report
+            if bar is not None:
+                bar.close()
+            bar = self._bars[stage] = tqdm(total=total, initial=max(done - 1, 0), desc=stage, dynamic_ncols=True)
         bar.total = total
         bar.update(done - bar.n)
         if done >= total:
