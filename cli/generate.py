@@ -72,17 +72,17 @@ def generate(
     vqcompress generate out/wan-vq3 "a cat runs through snow" -o cat.mp4
     """
     texts = _prompts(prompts, options["prompt_file"])
-    from vqcompress.generation import OutputFiles
+    from vqcompress.generation import OutputFiles, seed_list
     from vqcompress.generation.call_checks import check_sampling
     from vqcompress.generation.loras import parsed_loras
 
-    files = OutputFiles.at(output, len(texts) * images, columns=images if images > 1 else None)
+    repeated = [prompt for prompt in texts for _ in range(images)]
+    seeds = seed_list(seed, len(repeated))
+    files = OutputFiles.at(output, len(repeated), columns=images if images > 1 else None)
     asked = _sampling(options)
     check_sampling(asked)
     loras = parsed_loras(options["loras"])
     placement = chosen_placement(options["device"], options["dtype"], options["offload"], quiet=as_json)
-    repeated = [prompt for prompt in texts for _ in range(images)]
-    seeds = list(range(seed, seed + len(repeated)))
     from vqcompress.generation import Drawn, cut_prompts, draw, open_placed, settings_of
     from vqcompress.layers import set_dense_budget
 

@@ -187,6 +187,7 @@ MISTAKES = {
     "generate shapes-dit red --image red.png": "text alone",
     "generate shapes-moe red --negative-prompt blue": "negative prompt",
     "generate shapes-moe red --height 64": "size",
+    "generate shapes red --images 2 --seed 9223372036854775807": "2^63",
     "generate shapes red --steps 0": "steps",
     "generate shapes red --guidance -1": "guidance",
     "generate shapes red --guidance nan": "guidance",

@@ -1,6 +1,6 @@
 """Images and videos from a pipeline, compressed or not, and the files that they are written to."""
 
-from vqcompress.generation.drawing import draw, generate, open_placed, prompt_list
+from vqcompress.generation.drawing import draw, generate, open_placed, prompt_list, seed_list
 from vqcompress.generation.files import Drawn, OutputFiles, settings_of
 from vqcompress.generation.given_image import read_image
 from vqcompress.generation.loras import load_loras
@@ -16,5 +16,6 @@ __all__ = [
     "open_placed",
     "prompt_list",
     "read_image",
+    "seed_list",
     "settings_of",
 ]

@@ -68,7 +68,7 @@ def generate(
     `VQCompressError` for whatever a user can fix; what can be known without the model is told before it is opened.
     """
     texts = prompt_list(prompts)
-    numbers = _seeds(seeds, len(texts))
+    numbers = seed_list(seeds, len(texts))
     inputs = GivenInputs(
         negative_prompt,
         None if image is None else read_image(image),
@@ -100,7 +100,8 @@ def prompt_list(prompts: StrPath | Sequence[str]) -> list[str]:
     return texts
 
 
-def _seeds(seeds: int | Sequence[int], count: int) -> list[int]:
+def seed_list(seeds: int | Sequence[int], count: int) -> list[int]:
+    """A seed for each of ``count`` prompts. Raises `RecipeError` for another number of them, or what is no seed."""
     numbers = list(range(seeds, seeds + count)) if isinstance(seeds, int) else list(seeds)
     if len(numbers) != count:
         raise RecipeError(f"{count} prompts need as many seeds, got {len(numbers)}")
