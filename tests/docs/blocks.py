@@ -35,6 +35,11 @@ class Block:
         return f"{self.path.relative_to(ROOT)}:{self.line}"
 
 
+def prose(path: Path) -> str:
+    """A document without its blocks."""
+    return FENCE.sub("", path.read_text(encoding="utf-8"))
+
+
 def blocks_of(path: Path) -> Iterator[Block]:
     """The blocks of a document, in its order. Documents of results list commands that took hours: those are not run."""
     text = path.read_text(encoding="utf-8")

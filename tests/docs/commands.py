@@ -30,10 +30,9 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def inline_commands(text: str) -> Iterator[list[str]]:
-    """Commands within prose, in backticks, of our own programs."""
-    prose = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    """Commands within ``text``, which is prose, in backticks, of our own programs."""
     for span in re.findall(
-        r"`((?:vqcompress |python benchmarks/|python docs/|python tests/|make |pytest )[^`]*)`", prose
+        r"`((?:vqcompress |python benchmarks/|python docs/|python tests/|make |pytest )[^`]*)`", text
     ):
         yield span.split()
 

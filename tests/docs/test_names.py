@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 
 import pytest
 
-from tests.docs.blocks import DOCUMENTS, ROOT
+from tests.docs.blocks import DOCUMENTS, ROOT, prose
 
 SPAN = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"(?:[\w-]+/)*[\w-]+\.(?:py|cu|md|json|txt|html|svg)")
@@ -20,8 +20,7 @@ WRITTEN = re.compile(r"report\.|vqcompress_|model_index|config\.json|grid|prompt
 
 def spans(path: Path) -> list[str]:
     """What stands in backticks outside of fenced blocks."""
-    text = re.sub(r"^( *)```.*?^\1```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    return SPAN.findall(text)
+    return SPAN.findall(prose(path))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

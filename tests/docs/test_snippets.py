@@ -11,7 +11,7 @@ import pytest
 from click import ClickException
 
 from tests.docs import commands, signatures
-from tests.docs.blocks import BLOCKS, DOCUMENTS, ROOT, Block
+from tests.docs.blocks import BLOCKS, DOCUMENTS, ROOT, Block, prose
 from tests.docs.reader import RUN
 
 LANGUAGES = {"sh", "python", "json", "yaml", "text", "math"}
@@ -42,7 +42,7 @@ def test_what_is_not_run_fits_the_programs(block: Block) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_within_prose_exist(path: Path) -> None:
-    for words in commands.inline_commands(path.read_text(encoding="utf-8")):
+    for words in commands.inline_commands(prose(path)):
         commands.check_names(words)
 
 
