@@ -8,7 +8,6 @@ index, torch first from the requirement given (the CPU build where that is what 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -47,7 +46,8 @@ def run(*words: object, folder: Path = ROOT) -> str:
 
 def build(out: Path) -> Path:
     """The wheel, made from the sdist that lies beside it."""
-    shutil.rmtree(out, ignore_errors=True)
+    for older in (*out.glob("vqcompress-*.tar.gz"), *out.glob("vqcompress-*.whl")):
+        older.unlink()
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT)
     sdist, wheel = next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
     if unpackaged := set(_modules(ROOT)) - _in_wheel(wheel):

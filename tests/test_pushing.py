@@ -84,6 +84,9 @@ def test_what_arrives_is_sound_and_its_card_is_complete(
     assert TABLE in card.text
     assert "another" not in card.text
     assert str(tmp_path) not in card.content
+    again = vqcompress.push(hub.home, "you/other", report=report, dry_run=True).card
+    assert 'from_pretrained("you/other"' in again
+    assert again.count("## Measured") == 1
     opened = vqcompress.load(hub.home)
     assert type(opened).__name__ == "StableDiffusionPipeline"
 

@@ -83,7 +83,8 @@ def _added(folder: Path, repository: str, report: StrPath | None, matter: Mappin
     """Files that are sent in place of the folder's own or beside them: card, pictures, and the manifest of both."""
     title = repository.partition("/")[2]
     body = re.sub(r"^# .*$", f"# {title}", _body(folder), count=1, flags=re.MULTILINE)
-    body = body.replace("PATH/TO/THIS/FOLDER", repository)
+    body = re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repository}"', body, count=1)
+    body = body.partition("\n## Measured\n")[0]  # of an earlier push
     added: dict[str, bytes] = {}
     if report is not None:
         added[SAMPLES] = read_bytes(Path(report) / "grid.png", 1 << 28)
