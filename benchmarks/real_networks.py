@@ -4,16 +4,18 @@
 second moments on one set of inputs, quantizes every layer with the same bits, and compares the network's output on
 another set. A Markdown table goes to standard output, all numbers to ``--json``. The output's error is relative and
 squared; those of the worst layer and the worst output channel are on the second moments of calibration. Bits count
-everything stored with the quantized layers.
+everything stored with the quantized layers. Where the output hangs on few directions that calibration hardly knows, one
+run says little: ``--draws`` takes the geometric mean of the output's error over several.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -59,19 +61,30 @@ class Result:
 @click.option("--threads", default=1, show_default=True, help="Layers quantized side by side.")
 @click.option("--seed", default=0, show_default=True, help="Of the methods that draw: another gives as good a code.")
 @click.option(
+    "--draws", default=1, show_default=True, help="Calibrations on other samples of the same inputs, with other seeds."
+)
+@click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all results here too."
 )
-def main(networks: str, methods: str, bits: str, cache: Path, threads: int, seed: int, json_path: Path | None) -> None:
+def main(
+    networks: str, methods: str, bits: str, cache: Path, threads: int, seed: int, draws: int, json_path: Path | None
+) -> None:
     torch.set_num_threads(1)
     cache.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     for name in networks.split(","):
         network = NETWORKS[name](cache)
-        moments, reference = recorded_moments(name, network, cache), outputs(network)
+        drawn = [recorded_moments(name, network, cache, draw) for draw in range(draws)]
+        reference = outputs(network)
         for width in bits.split(","):
             gptq: dict[str, float] = {}
             for method in methods.split(","):
-                result, errors = measure(name, network, moments, reference, method, float(width), gptq, threads, seed)
+                runs = [
+                    measure(name, network, moments, reference, method, float(width), gptq, threads, seed + draw)
+                    for draw, moments in enumerate(drawn)
+                ]
+                result, errors = runs[0]
+                result = replace(result, error=geometric_mean(run.error for run, _ in runs))
                 gptq = errors if method == "gptq" else gptq
                 results.append(result)
                 click.echo(f"{name} {method} {width}: {result}", err=True)
@@ -80,12 +93,12 @@ def main(networks: str, methods: str, bits: str, cache: Path, threads: int, seed
     click.echo(markdown(results))
 
 
-def recorded_moments(name: str, network: TrainedNetwork, cache: Path) -> dict[str, Tensor]:
+def recorded_moments(name: str, network: TrainedNetwork, cache: Path, draw: int = 0) -> dict[str, Tensor]:
     """`second_moments`, kept in ``cache``: for a large network they take longer than a method's codes."""
-    path = cache / f"{name}.{SAMPLES}.moments.safetensors"
+    path = cache / f"{name}.{SAMPLES}{f'.draw-{draw}' if draw else ''}.moments.safetensors"
     if not path.exists():
         partial = path.with_suffix(".partial")
-        save_file(second_moments(network), partial)
+        save_file(second_moments(network, draw), partial)
         partial.rename(path)
     moments = load_file(path)
     columns = {layer: to_matrix(network.module.get_submodule(layer).weight).shape[1] for layer in network.layers}
@@ -93,16 +106,16 @@ def recorded_moments(name: str, network: TrainedNetwork, cache: Path) -> dict[st
 
 
 @torch.no_grad()
-def second_moments(network: TrainedNetwork) -> dict[str, Tensor]:
+def second_moments(network: TrainedNetwork, draw: int = 0) -> dict[str, Tensor]:
     """``E[x xᵀ]`` of every layer's input, float32 ``[columns, columns]``, over at most `SAMPLES` of its samples.
 
-    Each calibration batch gives the same number of samples, picked at random. Layers whose input another's begins with
-    are left to that one.
+    Each calibration batch gives the same number of samples, picked at random from the seed ``draw``. Layers whose input
+    another's begins with are left to that one.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     most = SAMPLES // len(network.calibration)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(draw)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -190,6 +203,12 @@ def measure(
         seconds=seconds,
     )
     return result, errors
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of positive numbers."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
 
 
 def markdown(results: list[Result]) -> str:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import string
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ BRANCH_ENDS = ("to_out.0.weight", "ff.net.2.weight", "conv2.weight", "proj_out.w
 BRANCH_GAIN = 0.5
 SHARD_BYTES = 1_000_000_000
 WEIGHTS = "diffusion_pytorch_model"
+BYTES, MERGES = 512, 48_894  # of CLIP's tokenizers: each byte within a word and at its end
 MADE = "made.json"  # written last: without it the folder is made anew
 
 
@@ -69,7 +72,8 @@ def sdxl_config(blocks: int | None = None, width: int | None = None) -> dict[str
 def surroundings(config: Mapping[str, Any], full_size: bool = False) -> Any:
     """Everything but the UNet: SDXL's two text encoders by width, its autoencoder by stride, its scheduler.
 
-    With ``full_size`` text encoders and autoencoder have the published depths and widths as well.
+    With ``full_size`` text encoders and autoencoder have the published depths and widths as well, and the tokenizers as
+    many words and merges.
     """
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -80,6 +84,8 @@ def surroundings(config: Mapping[str, Any], full_size: bool = False) -> Any:
     tokenizers = [
         CLIPTokenizer.from_pretrained(EMBEDDED["shapes"].path / name) for name in ("tokenizer", "tokenizer_2")
     ]
+    if full_size:
+        tokenizers = [_full_vocabulary(tokenizer) for tokenizer in tokenizers]
     sizes = ({"layers": 12, "expansion": 4}, {"layers": 32, "expansion": 4}) if full_size else ({}, {})
     first, second = (_text_config(t, width, **size) for t, width, size in zip(tokenizers, widths, sizes, strict=True))
     channels, resnets = ((128, 256, 512, 512), 2) if full_size else ((32,) * 4, 1)
@@ -92,6 +98,18 @@ def surroundings(config: Mapping[str, Any], full_size: bool = False) -> Any:
         vae, CLIPTextModel(first), CLIPTextModelWithProjection(second), *tokenizers, None, scheduler,
         add_watermarker=False,
     )  # fmt: skip
+
+
+def _full_vocabulary(small: Any) -> Any:
+    """CLIP's numbers of words and merges: after the bytes, all pairs and triples of letters, and pairs of pairs."""
+    letters = string.ascii_lowercase
+    pairs = list(product(letters, letters))
+    triples = [("".join(pair), letter) for pair, letter in product(pairs, letters)]
+    quadruples = (("".join(first), "".join(second)) for first, second in product(pairs, pairs))
+    merges = [*pairs, *triples, *islice(quadruples, MERGES - len(pairs) - len(triples))]
+    vocabulary = sorted(small.get_vocab(), key=small.get_vocab().get)[:BYTES]
+    words = [*vocabulary, *map("".join, merges), small.bos_token, small.eos_token]
+    return type(small)(vocab={word: number for number, word in enumerate(words)}, merges=merges, model_max_length=77)
 
 
 def _text_config(tokenizer: Any, width: int, layers: int = 2, expansion: int = 2) -> Any:

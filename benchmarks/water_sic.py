@@ -21,7 +21,7 @@ ROUNDS = 12  # of bisection
 def water_sic(weight: Tensor, moment: Tensor | SecondMoment | None, bits: float) -> tuple[Tensor, float]:
     """Decoded ``weight [out, columns]`` and its bits a weight, at most ``bits``; ``moment``, the identity if None."""
     found = SecondMoment.of(torch.eye(weight.shape[1]) if moment is None else moment)
-    feedback = prepare_feedback(found, usual_damping(found))
+    feedback = prepare_feedback(found, usual_damping(found, bits))
     low, high = -bits - 4, 4.0  # log2 of the step of a column that is a source by itself, in standard deviations
     for _ in range(ROUNDS):
         middle = (low + high) / 2

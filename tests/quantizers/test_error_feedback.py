@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from vqcompress.errors import CalibrationError
+from vqcompress.moments.rate_distortion import distortion_bound
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.quantizers.error_feedback import BLOCK, ESTIMATE_DAMPING, prepare_feedback, usual_damping
+from vqcompress.quantizers.error_feedback import (
+    ALLOWED_RISE,
+    BLOCK,
+    ESTIMATE_DAMPING,
+    MOST_DAMPING,
+    prepare_feedback,
+    usual_damping,
+)
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -187,10 +195,35 @@ def test_feedback_that_knows_the_codes_noise_reaches_its_own_forecast():
     assert reached < 0.8 * objective(weight, exact.sweep(weight, ideal), moment) / outputs
 
 
-def test_moments_of_counted_samples_are_estimates():
-    moment = moment_of(6)
-    assert usual_damping(SecondMoment(moment, seen=400, used=400)) == ESTIMATE_DAMPING
-    assert usual_damping(SecondMoment(moment)) < 1e-6
+def test_a_moment_that_nobody_counted_is_the_true_one():
+    assert usual_damping(SecondMoment(moment_of(6)), 3.0) < 1e-6
+
+
+def test_an_estimate_is_damped_by_what_costs_next_to_nothing():
+    """Little where few directions have all the power, a share of the mean where all are alike."""
+    found = []
+    for steepness in (4, 2, 0):
+        powers = torch.arange(1, 65).double() ** -steepness
+        moment = SecondMoment(torch.diag(powers).float(), seen=10**7, used=10**7)
+        damping = usual_damping(moment, 3.0)
+        rise = _bound(powers + damping * powers.mean()) / _bound(powers)
+        assert rise <= ALLOWED_RISE
+        assert damping == pytest.approx(MOST_DAMPING, rel=0.1) or rise > 0.95 * ALLOWED_RISE
+        found.append(damping)
+    assert found[0] < 1e-3 < found[1] < found[2]
+
+
+def test_an_estimate_from_few_samples_is_damped_where_directions_are_unknown():
+    moment = SecondMoment(torch.diag(torch.tensor([1.0] * 8 + [0.0] * 56)), seen=8, used=8)
+    assert usual_damping(moment, 3.0) == pytest.approx(ESTIMATE_DAMPING, rel=0.1)
+
+
+def test_dead_inputs_can_be_damped():
+    assert 0 < usual_damping(SecondMoment(torch.zeros(8, 8), seen=9, used=9), 3.0) < 1
+
+
+def _bound(powers: torch.Tensor) -> float:
+    return distortion_bound(powers, 3.0) * float(powers.sum())
 
 
 def test_damping_pays_on_samples_that_nobody_saw():
@@ -202,7 +235,7 @@ def test_damping_pays_on_samples_that_nobody_saw():
     square = inputs.t() @ inputs / len(inputs)
 
     def error(moment: SecondMoment) -> float:
-        feedback = prepare_feedback(moment, usual_damping(moment))
+        feedback = prepare_feedback(moment, usual_damping(moment, 4.0))
         return objective(weight, feedback.sweep(weight, lambda column, target: (4 * target).round() / 4), true)
 
     assert error(SecondMoment(square, seen=96, used=96)) < 0.95 * error(SecondMoment(square))

@@ -93,7 +93,7 @@ def test_what_a_user_fixed_is_not_tried_in_another_way():
 
 
 def task(weight: Tensor, settings: TrellisSettings) -> _Task:
-    return _Task(weight, FeedbackPlanner.for_setting(moment(), settings.damping), None, settings, 3.0, 0, None)
+    return _Task(weight, FeedbackPlanner.for_setting(moment(), settings.damping, 3.0), None, settings, 3.0, 0, None)
 
 
 def test_a_wrong_model_is_found_out_and_another_one_taken():

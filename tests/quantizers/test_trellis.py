@@ -329,7 +329,7 @@ def test_settings_name_the_value_that_they_do_not_take(values):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    rows=st.integers(12, 70),
+    rows=st.integers(32, 90),
     columns=st.integers(1, 20),
     bits=st.floats(2.5, 6.0),
     seed=st.integers(0, 99),
@@ -337,7 +337,8 @@ def test_settings_name_the_value_that_they_do_not_take(values):
     column_scales=st.booleans(),
 )
 def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales, column_scales):
-    """Codes that decoded to anything but what the search chose would leave an error of one or more."""
+    """Codes that decoded to anything but what the search chose would leave an error of one or more. (Circles of fewer
+    than 32 weights at one bit hold too few states to code well.)"""
     weight = gaussian(rows, columns, seed=seed)
     settings_ = dataclasses.replace(FAST, row_scales=row_scales, column_scales=column_scales)
     try:
@@ -346,7 +347,7 @@ def test_any_shape_rate_and_seed(rows, columns, bits, seed, row_scales, column_s
         assert rows * columns * bits < 8 * (2 * rows + rows + 2 * columns + 8)
         return
     assert quantized.bits_per_weight <= bits
-    assert relative_error(weight, quantized.decode()) < 0.95
+    assert relative_error(weight, quantized.decode()) < 0.7
 
 
 def outputs_that_add_up(rows: int) -> torch.Tensor:
@@ -372,15 +373,17 @@ def cost(weight, decoded, moment, outputs) -> float:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("rows", [64, 160])
-def test_outputs_that_add_up_are_coded_together(rows, choices, check_spec):
+@pytest.mark.parametrize(
+    ("rows", "search", "share"), [(64, "decided", 0.5), (160, "decided", 0.75), (160, "survivors", 0.5)]
+)
+def test_outputs_that_add_up_are_coded_together(rows, search, share, choices, check_spec):
     weight, moment, outputs = gaussian(rows, 48), correlated_moment(48), outputs_that_add_up(rows)
-    settings_ = TrellisSettings(**{"state_bits": 10, **choices})
+    settings_ = TrellisSettings(**{"state_bits": 10, "output_search": search, **choices})
     alone = quantize_weight(weight, moment, bits=3.0, settings=settings_)
     together = quantize_weight(weight, moment, bits=3.0, settings=settings_, output_moment=outputs)
     check_spec(together)
     assert together.bits_per_weight <= 3.0
-    assert cost(weight, together.decode(), moment, outputs) < 0.5 * cost(weight, alone.decode(), moment, outputs)
+    assert cost(weight, together.decode(), moment, outputs) < share * cost(weight, alone.decode(), moment, outputs)
 
 
 def test_row_scales_under_coupled_outputs_are_the_best():

@@ -14,6 +14,7 @@ from tests.search.reference_viterbi import search_states
 from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.search.coupled_viterbi import CoupledSearch, CoupledViterbi, factor_metric
+from vqcompress.search.decided_viterbi import DecidedViterbi
 from vqcompress.search.viterbi import CpuViterbi, Search
 
 TOYS = [(4, 1, 6), (5, 2, 4), (6, 2, 5), (6, 3, 4), (10, 5, 2)]  # state bits, rate, weights
@@ -158,19 +159,27 @@ def test_coupled_paths_are_nearly_the_best(state_bits, rate, outputs):
     assert found <= best * 1.1
 
 
-@pytest.mark.parametrize(("outputs", "phase"), [(60, 0), (200, 77)])
-def test_outputs_that_add_up_make_up_for_each_other(outputs, phase):
+@pytest.mark.parametrize(
+    ("outputs", "phase", "kind", "share"),
+    [
+        (60, 0, CoupledViterbi, 0.5),
+        (200, 77, CoupledViterbi, 0.5),
+        (200, 77, DecidedViterbi, 0.5),
+        (768, 5, DecidedViterbi, 0.4),
+    ],
+)
+def test_outputs_that_add_up_make_up_for_each_other(outputs, phase, kind, share):
     state_bits, rate = 10, 2
     moment, tables = coupled(outputs), {rate: value_table(state_bits, rate, 0.0)}
     columns, ones = torch.randn(16, outputs, generator=torch.Generator().manual_seed(1)), torch.ones(outputs)
     alone = CpuViterbi(outputs, state_bits, tables, phase)
-    together = CoupledViterbi(outputs, state_bits, tables, phase, factor_metric(moment, phase))
+    together = kind(outputs, state_bits, tables, phase, factor_metric(moment, phase))
 
     def cost(search):
         errors = torch.stack([search(x, ones, rate)[1] - x for x in columns])
         return float(((errors @ moment.float()) * errors).sum())
 
-    assert cost(together) < 0.5 * cost(alone)
+    assert cost(together) < share * cost(alone)
 
 
 def test_outputs_that_cost_alike_are_searched_as_by_themselves():
@@ -181,13 +190,29 @@ def test_outputs_that_cost_alike_are_searched_as_by_themselves():
     assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
 
 
+@pytest.mark.parametrize("rate", [1, 2, 2.5, 3])
+def test_what_deciding_early_costs(rate):
+    """A longer past in common would cost less here, and more where targets are moved by its errors."""
+    outputs, tables = 256, {bits: value_table(10, bits, 0.0) for bits in (1, 2, 3)}
+    columns, ones = torch.randn(24, outputs, generator=torch.Generator().manual_seed(3)), torch.ones(outputs)
+    searches = (
+        CpuViterbi(outputs, 10, tables, 3),
+        DecidedViterbi(outputs, 10, tables, 3, factor_metric(2.5 * torch.eye(outputs), 3)),
+    )
+    exact, decided = (sum(float((search(x, ones, rate)[1] - x).square().sum()) for x in columns) for search in searches)
+    assert exact <= decided < 1.1 * exact
+
+
 @settings(deadline=None, max_examples=40)
-@given(outputs=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999))
-def test_symbols_decode_to_the_values_of_coupled_outputs_too(outputs, rate, phase, seed):
+@given(
+    outputs=st.integers(8, 80), rate=st.integers(1, 4), phase=st.integers(0, 7), seed=st.integers(0, 999),
+    kind=st.sampled_from([CoupledViterbi, DecidedViterbi]),
+)  # fmt: skip
+def test_symbols_decode_to_the_values_of_coupled_outputs_too(outputs, rate, phase, seed, kind):
     generator = torch.Generator().manual_seed(seed)
     target, scale = torch.randn(outputs, generator=generator), torch.rand(outputs, generator=generator)
     table = value_table(8, rate, 0.0)
-    search = CoupledViterbi(outputs, 8, {rate: table}, phase, factor_metric(coupled(outputs, seed), phase))
+    search = kind(outputs, 8, {rate: table}, phase, factor_metric(coupled(outputs, seed), phase))
     symbols, values = search(target, scale, rate)
     assert torch.equal(table.float()[window_states(symbols.int(), rate, 8)], values)
     assert int(symbols.max()) < 1 << rate

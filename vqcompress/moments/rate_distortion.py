@@ -18,18 +18,19 @@ from vqcompress.moments.second_moment import SecondMoment
 MOST_COLUMNS = 2048  # or kept samples
 
 
-def water_level(costs: Tensor, bits: float) -> float:
+def water_level(costs: Tensor, bits: float, shares: Tensor | None = None) -> float:
     """The cost of error that reverse water-filling leaves in each column: ``θ`` with ``Σ max(0, log2(c_j / θ) / 2) = n
     bits``.
 
     ``costs c [n]``, float64, are those of leaving a column at zero (Cover & Thomas, Elements of Information Theory,
-    section 10.3.3).
+    section 10.3.3). ``shares [n]``, which sum to 1, say how much of all columns each of them stands for.
     """
-    falling = costs[costs > 0].sort(descending=True).values.log2()
+    falling, order = costs[costs > 0].sort(descending=True)
     if not len(falling):
         return 0.0
-    count = torch.arange(1, len(falling) + 1, dtype=falling.dtype, device=falling.device)
-    levels = (falling.cumsum(0) - 2 * bits * len(costs)) / count
+    each = torch.full_like(falling, 1 / len(costs)) if shares is None else shares[costs > 0][order]
+    falling = falling.log2()
+    levels = ((each * falling).cumsum(0) - 2 * bits) / each.cumsum(0).clamp_min(1e-300)
     active = int((falling > levels).sum())
     return float(2 ** levels[max(active, 1) - 1])
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vqcompress.moments.second_moment import SecondMoment
 
 SUMMED_AT_ONCE = 4096  # lines of the square that are squared in float64 together
-EXPERT = re.compile(r"\bexperts\.\d+\.")
+EXPERT = re.compile(r"\bexperts(\.[a-z]\w*)?\.\d+(?=\.|$)")
 
 
 def is_undersampled(moment: SecondMoment) -> bool:
@@ -28,8 +28,9 @@ def is_undersampled(moment: SecondMoment) -> bool:
 
 
 def expert_key(layer: str) -> str | None:
-    """The same layer of different experts has one key: ``…experts.3.fc1`` -> ``…experts.*.fc1``; else `None`."""
-    return EXPERT.sub("experts.*.", layer) if EXPERT.search(layer) else None
+    """The same layer of different experts has one key: ``…experts.3.fc1`` -> ``…experts.*.fc1``, and
+    ``…experts.down.3`` -> ``…experts.down.*``; else `None`."""
+    return EXPERT.sub(r"experts\1.*", layer) if EXPERT.search(layer) else None
 
 
 def shrunk_moment(moment: SecondMoment, other_experts: Sequence[SecondMoment] = ()) -> SecondMoment | None:

@@ -94,7 +94,7 @@ def settings_for(method: str, values: Mapping[str, Any]) -> Any:
     for given, value in values.items():
         name = OLD_NAMES[given] if OLD_NAMES.get(given) in known else given
         if name not in known:
-            meant = did_you_mean(given, known) or f"; it has {', '.join(known)}"
+            meant = did_you_mean(given, known) or f"; it has {', '.join(known[:5])}, …"
             raise RecipeError(f"unknown setting {given!r} of method {method!r}{meant}")
         if name in renamed:
             raise RecipeError(f"setting {name!r} of method {method!r} is given by its old name as well; give it once")

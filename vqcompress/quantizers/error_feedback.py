@@ -26,6 +26,7 @@ Where H is known by ``s`` samples and a ridge, U is never made: everything costs
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,12 +38,17 @@ from torch import Tensor
 from vqcompress.errors import CalibrationError
 from vqcompress.moments.rate_distortion import water_level
 from vqcompress.moments.second_moment import SecondMoment
+from vqcompress.moments.spectrum_sketch import SpectrumSketch
 from vqcompress.quantizers.inverse_factor import inverse_upper_factor, raised_cholesky
 
 BLOCK = 128  # columns whose feedback is applied lazily to all later ones in one matrix product
-# Measured on held-out samples of layer b (2048 for 640 columns) and of all-MiniLM-L6-v2: a tenth and ten times as much
-# are up to 5 % worse on one of them.
+# Of an estimate from few samples: a tenth and ten times as much are up to 5 % worse on held-out samples of layer b
+# (2048 for 640 columns).
 ESTIMATE_DAMPING = 1e-3
+# What damping an estimate may cost at the rate-distortion bound. On inputs that were not calibrated on, layers of three
+# trained networks have least error at 1.1, 1.25 and 3 times (`benchmarks/damping.py`).
+ALLOWED_RISE = 1.25
+MOST_DAMPING = 0.1
 LEAST_DAMPING = 1e-8  # where the search for a damping that works starts, if it was none
 LARGEST_DISTORTION = 1 - 1e-4  # a column of rate 0 has 1, which would be an infinite pivot
 
@@ -87,13 +93,25 @@ class Feedback(ABC):
         return self.sensitivity / (1 - self.distortion)
 
 
-def usual_damping(second_moment: SecondMoment) -> float:
-    """`ESTIMATE_DAMPING` for the moment of counted samples, else next to none.
+def usual_damping(second_moment: SecondMoment, bits: float) -> float:
+    """What an estimate is damped by, as a share of its mean diagonal, for codes of ``bits`` bits a weight.
 
-    The small eigenvalues of an estimate are too small, and codes rely on those most. A moment of which nobody has
-    counted the samples is taken for the true one.
+    Codes rely most on the small eigenvalues, and those an estimate knows least: other inputs may have a thousand times
+    as much power there. So it is damped by the most that costs next to nothing, `ALLOWED_RISE` at the rate-distortion
+    bound: 1e-6 where a few directions have all the power, 1e-2 where none has. A moment of which nobody has counted the
+    samples is taken for the true one, and damped by next to nothing.
     """
-    return ESTIMATE_DAMPING if second_moment.used else LEAST_DAMPING
+    if not second_moment.used:
+        return LEAST_DAMPING
+    least = ESTIMATE_DAMPING * min(1.0, second_moment.columns / second_moment.used)
+    sketch, mean = SpectrumSketch.of(second_moment), float(second_moment.diagonal().double().mean())
+    allowed = ALLOWED_RISE * sketch.bound(bits)
+    low, high = math.log(least), math.log(MOST_DAMPING)
+    while high - low > 0.05:
+        middle = (low + high) / 2
+        affordable = sketch.bound(bits, math.exp(middle) * mean) <= allowed
+        low, high = (middle, high) if affordable else (low, middle)
+    return math.exp(low)
 
 
 def prepare_feedback(
@@ -143,9 +161,9 @@ class FeedbackPlanner:
     _at_one_rate: dict[float, tuple[Tensor, Tensor | None]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def for_setting(cls, second_moment: SecondMoment, damping: float | Literal["auto"]) -> FeedbackPlanner:
-        """With ``damping``, or `usual_damping`."""
-        return cls(second_moment, usual_damping(second_moment) if damping == "auto" else damping)
+    def for_setting(cls, second_moment: SecondMoment, damping: float | Literal["auto"], bits: float) -> FeedbackPlanner:
+        """With ``damping``, or `usual_damping` at ``bits``."""
+        return cls(second_moment, usual_damping(second_moment, bits) if damping == "auto" else damping)
 
     def costs(self, sizes: Tensor, bits: float, *, scaled: bool = False) -> Tensor:
         """What columns of ``sizes [columns]`` (RMS of their weights, to a common factor) cost as sources.

@@ -35,28 +35,33 @@ from vqcompress.quantizers.scales import Auto, choose_column_scales, coded_energ
 from vqcompress.quantizers.setting_values import SHARE, check_setting, check_types
 from vqcompress.quantizers.source_check import other_models
 from vqcompress.quantizers.source_model import SampleCode, SourceModel, SourceOptions, select_source_model
-from vqcompress.quantizers.trellis_columns import TrellisCode, TrellisColumns
+from vqcompress.quantizers.trellis_columns import OutputSearch, TrellisCode, TrellisColumns
 from vqcompress.search.gpu_viterbi import search_device
+
+HIGH_BITS = 3.4
 
 
 @dataclass(frozen=True)
 class TrellisSettings:
     """How hard to search, and what to leave to the data.
 
-    ``state_bits`` (8, 10, 12, 14, 16): each two more take four times as long. ``coordinate_descent``: passes of it
-    after the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale for each output, or one
-    for all; ``"auto"`` decides both by encoding a few columns. ``rotation``: of the outputs
+    ``state_bits`` (8, 10, 12, 14, 16): each two more take two to four times as long; ``"auto"`` takes 12, and 14 from
+    `HIGH_BITS` bits a weight on, where 12 hold too few symbols to come near the limit. ``coordinate_descent``: passes
+    of it after the feedback sweep. ``tail``: Tukey's h of the value table. ``row_scales``: a scale for each output, or
+    one for all; ``"auto"`` decides both by encoding a few columns. ``rotation``: of the outputs
     (`vqcompress.formats.rotation`), in place of both where that codes heavy-tailed weights better. ``column_scales``: a
     factor for each column; ``"auto"`` where columns differ enough in size to pay for them, or leave the code's range as
     errors are fed back. ``outliers``: whether few weights beyond the code's range are stored beside it.
     ``damping``: share of its mean diagonal added to the second moment, ``"auto"`` as `error_feedback.usual_damping`;
-    ``output_damping``: to the output moment.
+    ``output_damping``: to the output moment. ``output_search``, where there is one: errors are fed back between outputs
+    along the cheapest path (``"decided"``), or along each path by itself (``"survivors"``: less error, in several times
+    the time).
     ``search``: where columns are searched, ``"cpu"`` or ``"gpu"`` (Triton, states of at most 14 bits; with an output
     moment on the CPU all the same). ``half_rates``: whether columns may have half-integer rates, where these leave less
     error; versions before them cannot read the result.
     """
 
-    state_bits: int = 12
+    state_bits: int | Auto = "auto"
     coordinate_descent: int = 0
     tail: float | Auto = "auto"
     row_scales: bool | Auto = "auto"
@@ -65,13 +70,15 @@ class TrellisSettings:
     outliers: bool = True
     damping: float | Auto = "auto"
     output_damping: float = 0.1
+    output_search: OutputSearch = "decided"
     search: Literal["cpu", "gpu"] = "cpu"
     half_rates: bool = True
 
     def __post_init__(self) -> None:
         check_types("trellis", self)
         states, passes, share = self.state_bits, self.coordinate_descent, self.damping
-        check_setting("trellis", "state_bits", states, states in STATE_BITS, ", ".join(map(str, STATE_BITS)))
+        known = ", ".join(map(str, STATE_BITS))
+        check_setting("trellis", "state_bits", states, states == "auto" or states in STATE_BITS, f"{known}, or 'auto'")
         check_setting("trellis", "coordinate_descent", passes, 0 <= passes <= 1000, "0 to 1000")
         tail_fits = self.tail == "auto" or abs(self.tail) <= MAX_TAIL
         check_setting("trellis", "tail", self.tail, tail_fits, f"-{MAX_TAIL:g} to {MAX_TAIL:g}, or 'auto'")
@@ -98,7 +105,7 @@ def quantize_trellis(
     """
     on_gpu = search_device(weight.device) if settings.search == "gpu" and output_moment is None else None
     home, weight = weight.device, weight.cpu()
-    inputs = None if second_moment is None else FeedbackPlanner.for_setting(second_moment, settings.damping)
+    inputs = None if second_moment is None else FeedbackPlanner.for_setting(second_moment, settings.damping, bits)
     second_moment = None if second_moment is None else second_moment.to("cpu")
     outputs = None if output_moment is None else damped(output_moment.cpu(), settings.output_damping)
     outliers = NO_OUTLIERS
@@ -166,7 +173,7 @@ class _Task:
         with, and ``source`` is chosen if it is ``None``."""
         generator = torch.Generator().manual_seed(self.seed)
         weight, outputs, scaled = self.weight, self.output_moment, column_scales is not None
-        state_bits = usable_state_bits(len(weight), self.settings.state_bits, self.bits)
+        state_bits = usable_state_bits(len(weight), self._wanted_state_bits, self.bits)
         sizes = torch.ones(weight.shape[1]) if column_scales is None else column_scale_factors(column_scales)
         energy = sizes.double().square()
         costs = _Costs(energy if self.inputs is None else self.inputs.costs(sizes, self.bits, scaled=scaled), scaled)
@@ -176,10 +183,17 @@ class _Task:
             outputs = rotate(rotate(outputs, source.rotation).t(), source.rotation)
         plan = _plan(weight, costs, state_bits, source, self._budget)
         phase = int(torch.randint(len(weight), (), generator=generator))
-        code = TrellisCode(state_bits, source, plan, phase)
+        code = TrellisCode(state_bits, source, plan, phase, self.settings.output_search)
         columns = TrellisColumns(weight, code, sizes if scaled else None, outputs, self.on_gpu)
         columns.sweep(None if self.inputs is None else self.inputs.feedback(columns.distortions))
         return columns
+
+    @property
+    def _wanted_state_bits(self) -> int:
+        if self.settings.state_bits != "auto":
+            return self.settings.state_bits
+        # With an output moment a search takes ten times as long already.
+        return 14 if self.bits >= HIGH_BITS and self.output_moment is None else 12
 
     @property
     def _budget(self) -> _Budget:

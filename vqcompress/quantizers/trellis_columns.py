@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,9 +27,13 @@ from vqcompress.quantizers.scales import COLUMN_SCALES_MUST_SAVE, divide_by_scal
 from vqcompress.quantizers.source_check import keeps_promise
 from vqcompress.quantizers.source_model import SourceModel
 from vqcompress.search.coupled_viterbi import CoupledViterbi, factor_metric
+from vqcompress.search.decided_viterbi import DecidedViterbi
 from vqcompress.search.gpu_viterbi import GpuViterbi
 from vqcompress.search.viterbi import CpuViterbi
 
+OutputSearch: TypeAlias = Literal["decided", "survivors"]
+OUTPUT_SEARCHES = {"decided": DecidedViterbi, "survivors": CoupledViterbi}
+FEW_OUTPUTS = 128  # until here a search with each path's own errors is cheap, and deciding early costs the most
 MOST_EMPHASIS = 64.0  # weaker outputs are next to nothing: rounding, or dead
 PACK_WEIGHTS = 1 << 22  # packed at once: bounds the memory that bits spread out over bytes take
 
@@ -42,6 +47,7 @@ class TrellisCode:
     source: SourceModel
     plan: RatePlan
     phase: int
+    output_search: OutputSearch
 
 
 class TrellisColumns:
@@ -65,6 +71,7 @@ class TrellisColumns:
     ) -> None:
         self.target = weight.t().contiguous()
         self.state_bits, self.source, self.plan = code.state_bits, code.source, code.plan
+        self.output_search = code.output_search
         self.rates = self.plan.bits.tolist()
         leveled = weight if sizes is None else weight / sizes
         self.scale = rms_scale(leveled, self.source.row_scales)
@@ -176,7 +183,8 @@ class TrellisColumns:
         """``(target [out], scale [out], rate)`` -> symbols and values."""
         tables = value_tables(self.state_bits, self.rates, self.source.tail)
         if self.outputs is not None:
-            return CoupledViterbi(outputs, self.state_bits, tables, phase, factor_metric(self.outputs, phase))
+            search = OUTPUT_SEARCHES["survivors" if outputs < FEW_OUTPUTS else self.output_search]
+            return search(outputs, self.state_bits, tables, phase, factor_metric(self.outputs, phase))
         if on_gpu is not None:
             return GpuViterbi(outputs, self.state_bits, tables, phase, on_gpu)
         return CpuViterbi(outputs, self.state_bits, tables, phase)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -57,15 +57,19 @@ class CoupledViterbi(CpuViterbi):
         self._metric = metric
         self._weight = np.empty_like(metric.weight)
         self._weight[self._turn] = metric.weight
-        self._coupled: dict[float, CoupledSearch] = {}
+        self._coupled: dict[float, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {}
 
     def __call__(self, target: Tensor, scale: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """Codes for ``target [outputs]`` whose error ``e`` has a small ``eᵀ G e``; see `CpuViterbi`."""
         if rate not in self._coupled:
-            self._coupled[rate] = CoupledSearch(self._state_bits, rate, self._tables, self._metric)
+            self._coupled[rate] = self._made(rate)
         x, r, weight, turn = target.numpy(), scale.numpy(), self._weight, self._turn
         boundary = self._boundary(x * weight, r * weight, rate)
-        return self._unturned(self._coupled[rate](x[turn], r[turn], boundary, turn), rate)
+        return self._unturned(self._coupled[rate](x[turn], r[turn], boundary), rate)
+
+    def _made(self, rate: float) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+        """``(target [outputs], scale [outputs], boundary)``, in the order of the search -> states."""
+        return partial(CoupledSearch(self._state_bits, rate, self._tables, self._metric), places=self._turn)
 
 
 class CoupledSearch:
