@@ -29,11 +29,12 @@ class CountingDriver:
     """A driver whose launches do nothing but count."""
 
     launched = 0
+    verdicts = None
 
     def unsupported_reason(self, device: torch.device) -> str:
         return ""
 
-    def prepare(self, launch: Launch, jobs: Tensor) -> Callable[[int, int], None]:
+    def prepare(self, launch: Launch, jobs: Tensor, blocks: int = 4) -> Callable[[int, int], None]:
         def run(stream: int, out: int) -> None:
             CountingDriver.launched += 1
 
@@ -148,6 +149,17 @@ class Lab:
             stop.record()
             torch.cuda.synchronize()
             best = min(best, start.elapsed_time(stop) / 1e3)
+        return best
+
+    def eager_seconds(self, work: Work, calls: int = 20) -> float:
+        """Seconds of ``work`` launched from Python and waited for: the best of ``calls``."""
+        best = math.inf
+        for _ in range(self.sized(calls, 2)):
+            self.synchronize()
+            start = time.perf_counter()
+            work()
+            self.synchronize()
+            best = min(best, time.perf_counter() - start)
         return best
 
     def host_seconds(self, layer: nn.Module, x: Tensor, calls: int = 300) -> float:

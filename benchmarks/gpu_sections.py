@@ -10,6 +10,7 @@ import math
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import matmul
 import sdxl_layers
@@ -36,7 +37,9 @@ from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import reference
 from vqcompress.kernels.cuda import driver
 from vqcompress.kernels.cuda.jobs import KernelName, launches
+from vqcompress.kernels.first_use import DIFFERS
 from vqcompress.kernels.triton import operations as triton
+from vqcompress.layers.decode_ahead import STATE, set_decode_ahead
 from vqcompress.search.viterbi import CpuViterbi
 from vqcompress.working_memory import one_thread_each, usable_cores
 
@@ -45,6 +48,8 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 SHAPES = [(640, 640), (1280, 1280), (10240, 1280), (1280, 5120)]
 SAMPLES = [2, 16, 154, 2048, 8192]
 CONVS = [((320, 320, 3, 3), 128), ((640, 640, 3, 3), 64), ((1280, 1280, 3, 3), 32), ((640, 1920, 1, 1), 64)]
+AHEAD = [(1280, 1280)] * 6 + [(5120, 1280), (1280, 5120)]  # about a transformer block of SDXL, in a row
+AHEAD_BYTES = (16_000_000, 64_000_000)
 SEARCHES_ON_GPU = 32  # layers encoded at once: each search keeps one multiprocessor busy
 Found = Iterator[tuple[str, Any]]
 
@@ -213,6 +218,43 @@ def decoding(lab: Lab) -> Found:
 
 
 @torch.no_grad()
+def decoding_ahead(lab: Lab) -> Found:
+    """Layers of SDXL's transformer blocks one after the other, eager and in a graph: each decoding for itself, and with
+    groups of several sizes decoded on a second stream. Outputs must be the same bits in every call."""
+    shapes, samples = lab.sized((AHEAD, 2048), ([(64, 64)] * 3, 40))
+    network = chain(lab, shapes * lab.sized(12, 2))
+    x = torch.randn(samples, shapes[0][1], dtype=torch.bfloat16, device=lab.device)
+    expected = network(x)
+    for group_bytes in (0, *lab.sized(AHEAD_BYTES, (30_000,))):
+        for blocks in (1, 2, 4) if group_bytes else (0,):
+            set_decode_ahead(network, group_bytes, blocks)
+            name = f"groups of {group_bytes / 1e6:g} MB, {blocks} blocks" if group_bytes else "for itself"
+            yield f"{name}, same bits", outcome(partial(check_ahead, lab, network, x, expected))
+            taken = {"graph": lab.seconds([partial(network, x)]), "eager": lab.eager_seconds(partial(network, x))}
+            yield name, taken | {"launches": ahead_launches(network)}
+
+
+def chain(lab: Lab, shapes: list[tuple[int, int]]) -> nn.Sequential:
+    """Packed layers in a row, with a norm before each, which keeps numbers finite."""
+    layers: list[nn.Module] = []
+    for seed, shape in enumerate(shapes):
+        layers += [nn.RMSNorm(shape[1]), matmul.packed_layer("trellis", shape, 3, lab.device, seed)]
+    return nn.Sequential(*layers).to(lab.device, torch.bfloat16)
+
+
+def check_ahead(lab: Lab, network: nn.Module, x: Tensor, expected: Tensor, calls: int = 30) -> None:
+    """Each of many calls gives the same, whatever the two streams do meanwhile."""
+    for _ in range(lab.sized(calls, 5)):
+        same_bits(network(x), expected)
+
+
+def ahead_launches(network: nn.Module) -> list[int]:
+    """Of each group, if there are any."""
+    found = network.__dict__.get(STATE)
+    return [] if found is None else found.launches
+
+
+@torch.no_grad()
 def products(lab: Lab) -> Found:
     """Packed against dense layers, weights from memory: enough copies of each in turn."""
     for shape in lab.sized(SHAPES, [(64, 32)]):
@@ -367,6 +409,7 @@ SECTIONS = (
     Section("bandwidth", 20, bandwidth),
     Section("decoding", 60, decoding),
     Section("products", 80, products),
+    Section("decoding ahead", 40, decoding_ahead),
     Section("convolutions", 40, convolutions),
     Section("SDXL step", 90, sdxl_step, ("diffusers",)),
     Section("correctness", 90, correctness),
@@ -381,6 +424,7 @@ def run_section(name: str, lab: Lab, fault: str | None = None) -> Found:
     after its first result."""
     section = next(section for section in SECTIONS if section.name == name)
     torch.manual_seed(0)
+    warnings.filterwarnings("error", DIFFERS)  # elsewhere another kernel serves then; here it must be seen
     for found in section.run(lab):
         yield found
         if fault == f"{name}=abort":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqcompress.kernels.cuda.groups import Part
 from vqcompress.kernels.cuda.jobs import POINTERS, Launch, launches
 from vqcompress.matrix_view import matrix_shape
 
@@ -47,12 +48,13 @@ class Batch:
     def __init__(self) -> None:
         self.runs: list[tuple[Launch, list[Tensor], int]] = []
 
-    def add(self, weights, dtype) -> list[tuple[Launch, int]]:
-        """Decode ``weights`` one after the other in one output; returns the launches."""
+    def add(self, weights, dtype, parts: Sequence[Part] = ()) -> list[Launch]:
+        """Decode ``weights`` one after the other in one output, or where ``parts`` say; returns the launches."""
         sizes = [int(np.prod(matrix_shape(shape))) for _, shape, _ in weights]
-        recorded, outs = Recorded(), [sum(sizes[:index]) for index in range(len(sizes))]
+        outs = [part.at for part in parts] or [sum(sizes[:index]) for index in range(len(sizes))]
+        end, recorded = parts[-1].end if parts else sum(sizes), Recorded()
         made = launches(weights, dtype, outs, recorded, THREADS)
-        self.runs += [(launch, recorded.tensors, sum(sizes) * dtype.itemsize) for launch in made]
+        self.runs += [(launch, recorded.tensors, end * dtype.itemsize) for launch in made]
         return made
 
     def run(self, folder: Path) -> list[np.ndarray]:

@@ -71,7 +71,7 @@ def test_column_scales():
 
 def test_whole_network_step():
     lines = unet_step.benchmark(["dit"], ["trellis"], 3, False, True, "cpu")
-    assert [line["weights"] for line in lines] == ["dense", "trellis"]
+    assert [line["weights"] for line in lines] == ["dense", "trellis", "trellis, ahead"]
     assert lines[1]["bytes_saved"] > 0
     assert "| dit | trellis | eager |" in unet_step.markdown(lines)
 

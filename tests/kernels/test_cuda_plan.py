@@ -25,6 +25,8 @@ WEIGHTS = [
 class Stub:
     """A driver that notes launches."""
 
+    verdicts = None
+
     def __init__(self) -> None:
         self.prepared: list = []
         self.launched: list = []
@@ -34,7 +36,7 @@ class Stub:
     def unsupported_reason(self, device):
         return ""
 
-    def prepare(self, launch, jobs):
+    def prepare(self, launch, jobs, blocks=4):
         self.prepared.append((launch, jobs))
         return lambda stream, out: self.launched.append((launch.kernel, stream, out))
 

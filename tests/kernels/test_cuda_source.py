@@ -7,11 +7,23 @@ import pytest
 import torch
 
 from every_weight import weights
-from random_weights import Extras, scalar, trellis
+from random_weights import Extras, additive, scalar, trellis
 from tests.kernels.host_gpu import COMPILER, Batch
 from vqcompress.kernels import reference
+from vqcompress.kernels.cuda.groups import parts_of
 from vqcompress.kernels.cuda.jobs import ALIGNED, launches, size_problem
-from vqcompress.matrix_view import matrix_shape
+from vqcompress.kernels.cuda.operations import laid_out
+from vqcompress.matrix_view import from_transposed, matrix_shape
+
+EVERYTHING = Extras(column_scales=True, outliers=5, rotation=32)
+GROUP = [
+    trellis((64, 40), 12, (6, 4)),
+    trellis((32, 4, 3, 3), 12, (6,)),
+    trellis((96, 11), 12, (4, 6), EVERYTHING),
+    scalar((64, 9), 3, 4),
+    trellis((32, 3), 12, (4,)),
+    additive((64, 9), 8, 8, 2),
+]
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -24,6 +36,8 @@ def decoded(tmp_path_factory):
         counts.append(len(batch.add([weight], dtype)))
     several = [trellis((64, n), 12, (6, 4), Extras(column_scales=True)) for n in (3, 9, 2)]
     counts.append(len(batch.add(several, torch.bfloat16)))
+    group = parts_of([shape for _, shape, _ in GROUP])
+    counts.append(len(batch.add(GROUP, torch.bfloat16, group)))
     outputs, found, start = batch.run(tmp_path_factory.mktemp("host")), [], 0
     for count in counts:
         found.append(outputs[start : start + count])
@@ -48,8 +62,28 @@ def test_every_format_rate_and_shape_equals_the_reference_bit_for_bit(decoded):
         assert torch.equal(assembled(outputs, weight, dtype), expected), (weight[0], weight[1], dtype)
 
 
+def test_a_group_is_its_weights_each_where_it_belongs(decoded):
+    outputs, parts = decoded[0][-1], parts_of([shape for _, shape, _ in GROUP])
+    assert len(outputs) == 6  # plain and transformed at two rates each, additive, scalar: not one for each weight
+    buffers = torch.stack([torch.from_numpy(output.copy()).view(torch.bfloat16) for output in outputs])
+    untouched = torch.from_numpy(np.full(2, 0xAA, np.uint8)).view(torch.bfloat16)
+    written = buffers.view(torch.int16) != untouched.view(torch.int16)
+    whole = torch.where(written, buffers, 0.0).sum(0, dtype=torch.float32).bfloat16()
+    for (spec, shape, tensors), part in zip(GROUP, parts, strict=True):
+        outputs_of, columns = matrix_shape(shape)
+        own = slice(part.at, part.at + outputs_of * columns)
+        assert (written[:, own].sum(0) <= 1).all()
+        expected = reference.decode_transposed(spec, shape, tensors, torch.bfloat16)
+        assert torch.equal(whole[own].view(columns, outputs_of), expected)
+        assert torch.equal(part.transposed(whole), from_transposed(expected, shape))
+        laid = part.weight(torch.empty(part.end, dtype=torch.bfloat16))
+        assert laid.stride() == laid_out(expected, shape).stride()
+        written[:, own] = False
+    assert not written.any()
+
+
 def test_one_launch_decodes_several_weights(decoded):
-    outputs, several = decoded[0][-1], decoded[1]
+    outputs, several = decoded[0][-2], decoded[1]
     assert len(outputs) == 2  # rates, not weights
     expected = torch.cat([reference.decode_transposed(*weight, torch.bfloat16).view(-1) for weight in several])
     stacked = torch.stack([torch.from_numpy(o.copy()).view(torch.bfloat16).view(-1, 64) for o in outputs])

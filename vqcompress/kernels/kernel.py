@@ -61,6 +61,7 @@ class Kernel:
     does. ``purpose`` says what the kernel is for. With ``multiply``, it computes products of at most ``most_samples``
     samples without a dense weight; without ``multiply``, it decodes the weight for products: with ``dense_weight`` if
     it has that, else with ``decode_transposed``. ``prepare`` settles what is the same in every such call of a layer.
+    With ``check_first_use`` its first results are compared with the CPU's (`vqcompress.kernels.first_use`).
     """
 
     name: str
@@ -72,6 +73,7 @@ class Kernel:
     most_samples: int | None = None
     dense_weight: DenseWeight | None = None
     prepare: Prepare | None = None
+    check_first_use: bool = False
 
 
 _interpreting = False

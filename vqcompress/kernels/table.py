@@ -14,6 +14,7 @@ from vqcompress.kernels import reference
 from vqcompress.kernels.cpu import dense as cpu_dense
 from vqcompress.kernels.cpu import operations as cpu
 from vqcompress.kernels.cuda import operations as cuda
+from vqcompress.kernels.first_use import checked
 from vqcompress.kernels.kernel import Case, Kernel, is_interpreted
 from vqcompress.kernels.transforms import code_spec, transformed
 from vqcompress.kernels.triton import operations as triton
@@ -28,6 +29,7 @@ KERNELS: tuple[Kernel, ...] = (
         reference.parameter_gradients,
         triton.multiply,
         triton.MOST_SAMPLES,
+        check_first_use=True,
     ),
     Kernel(
         "cuda_decode",
@@ -44,6 +46,7 @@ KERNELS: tuple[Kernel, ...] = (
         triton.unsupported_reason,
         triton.decode_transposed,
         reference.parameter_gradients,
+        check_first_use=True,
     ),
     Kernel(
         "cpu_row",
@@ -84,7 +87,8 @@ def choose_kernel(spec: FormatSpec, shape: Shape, case: Case) -> Kernel:
     The reference supports every case. The choice is cached: it is made again only if the layer's device, the dtype of
     its activations, its spec or the bucket of its sample count changes, see `product_case`.
     """
-    return transformed(next(kernel for kernel in KERNELS if not refusal(kernel, spec, shape, case)), spec)
+    kernel = next(kernel for kernel in KERNELS if not refusal(kernel, spec, shape, case))
+    return transformed(checked(kernel, case) if kernel.check_first_use and not case.interpreted else kernel, spec)
 
 
 def refusal(kernel: Kernel, spec: FormatSpec, shape: Shape, case: Case) -> str:

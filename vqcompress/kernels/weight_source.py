@@ -66,11 +66,14 @@ class WeightSource:
     """Where the calls of one layer get its dense weight, settled at the first one.
 
     That is a decoded weight that is kept, within ``budget``, or else a function that launches the decoding and does no
-    more. Threads may share it. Copies and pickles of a layer have none.
+    more; ``ahead`` is given this function, and gives the weight that was decoded before it was asked for, or calls it.
+    Threads may share it. Copies and pickles of a layer have none.
     """
 
-    def __init__(self, budget: DenseBudget | None = None) -> None:
-        self.budget = budget
+    def __init__(
+        self, budget: DenseBudget | None = None, ahead: Callable[[Callable[[], Tensor]], Tensor] | None = None
+    ) -> None:
+        self.budget, self.ahead = budget, ahead
         self._settled: _Settled | None = None
         self._settling = Lock()
         self._least = 0  # elements of the smallest input so far whose product was by a decoded weight
@@ -102,6 +105,8 @@ class WeightSource:
             get: Callable[[], Tensor] | None = partial(_itself, weight)
         else:
             kept, get = 0, prepare()
+            if get is not None and self.ahead is not None:
+                get = partial(self.ahead, get)
         if get is None:
             return weight
         # As long as a storage has a weak reference, its address stands for no other.

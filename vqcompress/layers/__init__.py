@@ -1,5 +1,6 @@
 """Layers that store only the packed form, and replacement of dense layers by them."""
 
+from vqcompress.layers.decode_ahead import set_decode_ahead
 from vqcompress.layers.dense_budget import set_dense_budget
 from vqcompress.layers.description import FORMAT_VERSION, QUANT_METHOD, check_description, describe, empty_layers
 from vqcompress.layers.packed import PackedLayer, VQConv2d, VQLinear
@@ -18,6 +19,7 @@ __all__ = [
     "describe",
     "empty_layers",
     "make_dense",
+    "set_decode_ahead",
     "set_dense_budget",
     "swap",
     "vq_layers",

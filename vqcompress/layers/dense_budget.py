@@ -70,6 +70,14 @@ def _components(model: Any) -> Iterator[nn.Module]:
     yield from (parts[name] for name in (*first, *(name for name in parts if name not in first)))
 
 
+def denoisers(model: Any) -> list[nn.Module]:
+    """``model`` if it is a module, or the components of a pipeline that run in every step."""
+    if isinstance(model, nn.Module):
+        return [model]
+    parts = ((name, part) for name, part in model.components.items() if isinstance(part, nn.Module))
+    return [part for name, part in parts if name.startswith(DENOISERS)]
+
+
 def _worth(layer: PackedLayer) -> float:
     """Time of decoding for each weight that is kept."""
     return decode_nanoseconds(layer.spec, layer.dense_shape) / max(1, math.prod(layer.dense_shape))

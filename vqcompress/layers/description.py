@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import CheckpointError
+from vqcompress.expert_stacks import unstack
 from vqcompress.formats import FormatSpec, spec_from_dict, spec_to_dict
 from vqcompress.formats.field_bounds import is_name
 from vqcompress.formats.gate import check_layer, check_shape
@@ -196,6 +197,7 @@ def empty_layers(
     if description["shared"]:
         codebooks = {name: _empty(tuple(shape), parameter_dtype) for name, shape in description["shared"].items()}
         component.add_module(SHARED_NAME, SharedCodebooks(codebooks))
+    unstack(component, specs)
     for name, (spec, shape) in specs.items():
         pack_in_place(component, name, spec, shape, _empty_tensors(spec, shape, parameter_dtype, alike_are_one))
     refuse_fusing(component)

@@ -8,7 +8,9 @@ the bytes that are stored for them.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from vqcompress.formats.gate import expected_tensors, header_problem
 from vqcompress.layers.description import LayerSpecs
 from vqcompress.layers.shared_codebooks import SHARED_NAME
 from vqcompress.network_size import NetworkSize
+from vqcompress.safetensors_header import ELEMENT_BYTES
 
 WEIGHTS_PER_BYTE = 64
 """An eighth of a bit a weight, in the average of a component: less than any budget leaves."""
@@ -53,12 +56,14 @@ def network_size(specs: LayerSpecs, headers: Headers, where: str) -> NetworkSize
     Raises `CheckpointError` where packed layers stand for more weights than their bytes can mean.
     """
     packed = sum(math.prod(shape) for _, shape in specs.values())
-    stored = sum(tensor.nbytes for tensor in headers.values())
+    elements = [math.prod(tensor.shape) for tensor in headers.values()]
+    widths = [ELEMENT_BYTES.get(tensor.dtype, 1) for tensor in headers.values()]
+    stored = sum(map(operator.mul, elements, widths))
     if packed > WEIGHTS_PER_BYTE * stored + SPARE_WEIGHTS:
         raise CheckpointError(
             f"{where} describes packed layers of {packed} weights, for which {stored} bytes are stored; it is not as "
             "it was written, download the folder again"
         )
     shapes = [tensor.shape for tensor in headers.values()] + [shape for _, shape in specs.values()]
-    longest = max((max(shape) for shape in shapes if shape), default=0)
-    return NetworkSize(len(shapes), packed + sum(tensor.elements for tensor in headers.values()), longest)
+    longest = max(chain.from_iterable(shapes), default=0)
+    return NetworkSize(len(shapes), packed + sum(elements), longest)

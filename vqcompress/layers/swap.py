@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.errors import ArchitectureError
+from vqcompress.expert_stacks import restack, unstack
 from vqcompress.layers.description import describe, write_description
 from vqcompress.layers.guards import allow_fusing, refuse_fusing
 from vqcompress.layers.packed import CONV2D_GEOMETRY, LINEAR_GEOMETRY, PackedLayer, VQConv2d
@@ -31,6 +32,7 @@ def swap(
 
     Raises `ArchitectureError` if a layer is missing or has another shape. The component is then unchanged.
     """
+    unstack(component, quantized)
     for name, weight in quantized.items():
         find_layer(component, name, weight.shape)
     _share(component, quantized)
@@ -39,6 +41,7 @@ def swap(
         tensors = {key: tensor.detach().to(device) for key, tensor in weight.tensors.items()}
         # One by one, so that each dense weight is freed before the next packed one is moved to the device.
         put_layers(component, dict([packed_layer(component, name, weight.spec, weight.shape, tensors)]))
+    restack(component)
     write_description(component, describe(component, dense, ignored))
     refuse_fusing(component)
 
@@ -54,6 +57,7 @@ def make_dense(component: nn.Module, dtype: torch.dtype = torch.float32) -> None
     put_layers(component, {layer: dense_layer(layer, layer.dense_weight(dtype).contiguous()) for layer in packed})
     if hasattr(component, SHARED_NAME):
         delattr(component, SHARED_NAME)
+    restack(component)
     write_description(component, None)
     allow_fusing(component)
 

@@ -15,6 +15,7 @@ import torch
 
 from vqcompress.errors import first_line
 from vqcompress.kernels.cuda.jobs import THREADS, KernelName, Launch
+from vqcompress.kernels.first_use import Verdicts
 from vqcompress.kernels.tensor_cache import refuse_capture
 
 CORE = "cuda.core"  # of the distribution cuda-core, which the extra gpu installs
@@ -35,10 +36,14 @@ class Prepared(Protocol):
 class Driver(Protocol):
     """What decoding needs of a device. Tests stand in for it."""
 
+    verdicts: Verdicts | None
+    """What is known of each device's kernels; None where they need no trial."""
+
     def unsupported_reason(self, device: torch.device) -> str: ...
 
-    def prepare(self, launch: Launch, jobs: torch.Tensor) -> Prepared:
-        """Make ``launch`` ready; ``jobs`` are its records, as bytes on the device."""
+    def prepare(self, launch: Launch, jobs: torch.Tensor, blocks: int = BLOCKS_PER_PROCESSOR) -> Prepared:
+        """Make ``launch`` ready; ``jobs`` are its records, as bytes on the device. At most ``blocks`` of threads are on
+        a multiprocessor."""
 
     def stream(self, device: torch.device) -> int:
         """The handle of torch's current stream."""
@@ -53,6 +58,9 @@ class Driver(Protocol):
 class CudaDriver:
     """cuda-core's compiler and launcher, on torch's streams."""
 
+    def __init__(self) -> None:
+        self.verdicts: Verdicts | None = Verdicts()
+
     def unsupported_reason(self, device: torch.device) -> str:
         """Why nothing can be compiled for or launched on ``device``, or an empty string. Found once for a device."""
         if device.type != "cuda":
@@ -61,11 +69,11 @@ class CudaDriver:
             return "CUDA C++, and this GPU is AMD's"
         return _probed(device if device.index is not None else torch.device("cuda", torch.cuda.current_device()))
 
-    def prepare(self, launch: Launch, jobs: torch.Tensor) -> Prepared:
+    def prepare(self, launch: Launch, jobs: torch.Tensor, blocks: int = BLOCKS_PER_PROCESSOR) -> Prepared:
         core = import_module(CORE)
         kernel, properties = _kernel(launch.kernel, jobs.device), torch.cuda.get_device_properties(jobs.device)
-        blocks = min(launch.tiles, BLOCKS_PER_PROCESSOR * properties.multi_processor_count)
-        config = core.LaunchConfig(grid=blocks, block=THREADS, shmem_size=launch.shared)
+        grid = min(launch.tiles, blocks * properties.multi_processor_count)
+        config = core.LaunchConfig(grid=grid, block=THREADS, shmem_size=launch.shared)
         arguments = jobs.data_ptr(), np.int32(len(launch.jobs)), np.uint32(launch.tiles)
         streams: dict[int, Any] = {}
 

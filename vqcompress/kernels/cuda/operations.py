@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from vqcompress.formats import AdditiveSpec, FormatSpec, ScalarSpec, TrellisSpec
+from vqcompress.kernels import reference
 from vqcompress.kernels.cuda.driver import DRIVER, Driver, Prepared
 from vqcompress.kernels.cuda.jobs import OUT_TYPES, launches, size_problem
+from vqcompress.kernels.first_use import is_host_weight
 from vqcompress.kernels.kernel import Case
 from vqcompress.kernels.lengths import check_lengths
 from vqcompress.kernels.tensor_cache import place_of, refuse_capture
@@ -57,20 +59,23 @@ def decode_with(
     driver: Driver, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Tensor:
     """`decode_transposed` on a device that ``driver`` knows."""
-    return plan_of(driver, spec, shape, tensors, dtype).launched()
+    plan = plan_of(driver, spec, shape, tensors, dtype)
+    return plan.launched() if plan.trusted else reference.decode_transposed(spec, shape, tensors, dtype)
 
 
-def prepare(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+def prepare(
+    spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> Callable[[], Tensor] | None:
     """`dense_weight` for later calls, see `vqcompress.kernels.kernel.Prepare`."""
     return prepare_with(DRIVER, spec, shape, tensors, dtype)
 
 
 def prepare_with(
     driver: Driver, spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    """`prepare` on a device that ``driver`` knows."""
-    plan, matrix = plan_of(driver, spec, shape, tensors, dtype), len(shape) == 2
-    return (lambda: plan.launched().t()) if matrix else (lambda: laid_out(plan.launched(), shape))
+) -> Launching | None:
+    """`prepare` on a device that ``driver`` knows; None where its kernels are not to be used."""
+    plan = plan_of(driver, spec, shape, tensors, dtype)
+    return Launching(plan, shape) if plan.trusted else None
 
 
 @dataclass
@@ -78,7 +83,8 @@ class Plan:
     """Launches that decode one weight to one dtype, for tensors that lie and read as ``places`` say.
 
     ``held`` has what lies at the addresses, but for the stored tensors, which ``references`` refer to weakly.
-    ``streams`` are those that ``held`` is known to be used on: memory that is freed waits for them.
+    ``streams`` are those that ``held`` is known to be used on: memory that is freed waits for them. It is ``trusted``
+    if its kernels decode what the CPU does.
     """
 
     driver: Driver
@@ -91,6 +97,7 @@ class Plan:
     held: tuple[Tensor, ...]
     references: tuple[StorageWeakRef, ...]
     streams: set[int]
+    trusted: bool = True
 
     def launched(self) -> Tensor:
         """``Wᵀ [columns, outputs]``, being decoded on the current stream."""
@@ -107,6 +114,17 @@ class Plan:
     def stale(self) -> bool:
         """Whether one of the stored tensors is gone."""
         return any(reference.expired() for reference in self.references)
+
+
+@dataclass(frozen=True)
+class Launching:
+    """A function that decodes the weight of ``shape`` by launching ``plan``."""
+
+    plan: Plan
+    shape: Shape
+
+    def __call__(self) -> Tensor:
+        return laid_out(self.plan.launched(), self.shape)
 
 
 _PLANS: dict[tuple[Any, ...], Plan] = {}
@@ -161,4 +179,13 @@ def _made(
     outputs, columns = matrix_shape(shape)
     made_on = {driver.stream(device)}
     held = (*derived, *jobs)
-    return Plan(driver, spec, (columns, outputs), dtype, device, places, runs, held, references, made_on)
+    plan = Plan(driver, spec, (columns, outputs), dtype, device, places, runs, held, references, made_on)
+    if driver.verdicts is not None:
+        names = [launch.kernel for launch in made]
+        what = f"a weight of {tuple(shape)} decoded by {', '.join(name.symbol for name in names)} on {device}"
+        plan.trusted = driver.verdicts.trusted(
+            [(device, name) for name in names],
+            lambda: is_host_weight(laid_out(plan.launched(), shape), spec, shape, tensors, dtype),
+            what,
+        )
+    return plan
