@@ -33,6 +33,8 @@ OUT = "out/evidence"
 PEERS = (
     "gguf-q4_k", "gguf-q3_k", "nf4", "hqq-3", "torchao-int4", "sdnq-uint4", "llmcompressor-gptq-3", "gptqmodel-3",
 )  # fmt: skip
+TWO_BITS = ("gguf-q2_k", "hqq-2", "llmcompressor-gptq-2")
+VARIANTS = tuple(f"{method}-{bits}" for bits in (2, 3, 4) for method in ("trellis", "gptq"))
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,37 @@ class Stamp:
     seconds: int
 
 
-def against_peers(model: str, variants: tuple[str, ...], count: int) -> Result:
-    """``variants`` (method-bits) with the same bits in every layer, beside other packages' formats."""
-    folders = [f"{OUT}/{model}/{variant}" for variant in variants]
+def against_peers(model: str, count: int) -> Result:
+    """`VARIANTS` with the same bits in every layer, beside other packages' formats."""
+    folders = [f"{OUT}/{model}/{variant}" for variant in VARIANTS]
     made = [
         f"vqcompress quantize {model} -o {folder} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
         f"--budget layer --calibration {OUT}/{model}/calibration --overwrite"
-        for variant, folder in zip(variants, folders, strict=True)
+        for variant, folder in zip(VARIANTS, folders, strict=True)
     ]
-    peers = " ".join(f"--peer {name}" for name in PEERS)
+    peers = " ".join(f"--peer {name}" for name in (*TWO_BITS, *PEERS))
     report = f"vqcompress report {model} {' '.join(folders)} --count {count} {peers} -o {OUT}/{model}/peers"
     return Result(f"{model}-peers", (*made, report), f"{OUT}/{model}/peers/report.json")
+
+
+def with_output_feedback(model: str, count: int) -> Result:
+    """The trellis at 2 bits, allocated: without output feedback, with it, and with the same bits in every layer."""
+    made = {"feedback": ("--output-feedback",), "allocated": (), "uniform": ("--budget", "layer")}
+    folders = {name: f"{OUT}/{model}/2-bit-{name}" for name in made}
+    common = f"vqcompress quantize {model} --bits 2 --calibration {OUT}/{model}/calibration --overwrite"
+    commands = [" ".join((common, "-o", folders[name], *options)) for name, options in made.items()]
+    report = f"vqcompress report {model} {' '.join(folders.values())} --count {count} -o {OUT}/{model}/2-bit-report"
+    return Result(f"{model}-feedback", (*commands, report), f"{OUT}/{model}/2-bit-report/report.json")
+
+
+def allocation(model: str, count: int) -> Result:
+    """The trellis at 2, 3 and 4 bits, the same in every layer and allocated."""
+    made = {f"{bits}-bit-{budget}": (bits, budget) for bits in (2, 3, 4) for budget in ("layer", "model")}
+    folders = {name: f"{OUT}/{model}/{name}" for name in made}
+    common = f"vqcompress quantize {model} --calibration {OUT}/{model}/calibration --overwrite"
+    commands = [f"{common} -o {folders[name]} --bits {bits} --budget {budget}" for name, (bits, budget) in made.items()]
+    report = f"vqcompress report {model} {' '.join(folders.values())} --count {count} -o {OUT}/{model}/allocation"
+    return Result(f"{model}-allocation", (*commands, report), f"{OUT}/{model}/allocation/report.json")
 
 
 def schemes(model: str) -> Result:
@@ -75,11 +97,17 @@ def schemes(model: str) -> Result:
 
 
 TABLE = (
-    against_peers("shapes-dit", ("trellis-3", "trellis-4", "gptq-4"), 48),
-    against_peers("shapes", ("trellis-3", "gptq-3", "gptq-4"), 48),
+    against_peers("shapes-dit", 48),
+    against_peers("shapes", 48),
+    against_peers("shapes-moe", 48),
+    with_output_feedback("shapes-dit", 48),
+    allocation("shapes-dit", 48),
+    allocation("shapes", 48),
+    allocation("shapes-moe", 48),
     schemes("shapes"),
     schemes("shapes-dit"),
     schemes("shapes-moe"),
+    Result("presets", ("python benchmarks/presets.py",)),
     Result(
         "layers-peers",
         (f"python benchmarks/layer_error.py --bits 2,3,4 --only default,rtn,gptq --peers {','.join(PEERS)}",),

@@ -16,7 +16,7 @@ from vqcompress.reports.formatting import percent_short, span
 from vqcompress.reports.variant import Variant
 
 STAMPED = Path(__file__).parents[1] / "docs" / "results" / "shapes-dit-peers.json"
-HEAD = ("", "bits a weight", "denoiser, MB", "its error", "PSNR, dB: median, 95 % interval", "worst image")
+HEAD = ("format", "bits a weight", "denoiser, MB", "its error", "PSNR, dB: median, 95 % interval", "worst image")
 
 
 def read(path: Path) -> Comparison:
@@ -28,7 +28,7 @@ def peers_table(comparison: Comparison) -> str:
     """One line a variant, the smallest first, vector codes in bold."""
     by_size = sorted(comparison.variants, key=lambda variant: variant.denoiser_bytes)
     rows = [HEAD, *(_cells(variant) for variant in by_size)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["|" + "|".join(row) + "|" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(HEAD), *lines[1:]])
 
 

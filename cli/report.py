@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import click
 from vqcompress.cli.dense_budget_option import dense_budget_option
 from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
+from vqcompress.cli.report_summary import print_summary
 
 if TYPE_CHECKING:
     from vqcompress.placement import Placement
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
     "-o", "--output", type=click.Path(path_type=Path), default="out/report", show_default=True, help="Folder to write."
 )
 @click.option("--prompts", help="Evaluation prompts: the name of a set, or a file [default: the model's held-out set].")
-@click.option("--count", default=48, show_default=True, type=click.IntRange(1), help="Images per variant.")
+@click.option("--count", default=48, show_default=True, type=click.IntRange(1, 10_000), help="Images per variant.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the model's].")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale [default: the model's].")
-@click.option("--seed", default=1000, show_default=True, help="Seed of the first image.")
+@click.option("--seed", type=click.IntRange(0), default=1000, show_default=True, help="Seed of the first image.")
 @dense_budget_option
 @click.option(
     "--peer",
@@ -95,7 +97,7 @@ def write_comparison(
     quiet: bool = False,
     placement: Placement | None = None,
 ) -> None:
-    """Run the comparison, write the report and print it; ``quiet`` prints JSON."""
+    """Run the comparison, write the report and print it: its Markdown, in a terminal a summary, ``quiet`` JSON."""
     from vqcompress.reports import report as compare_and_write
 
     with StageProgress(quiet=quiet) as progress:
@@ -111,6 +113,8 @@ def write_comparison(
         )
     if quiet:
         click.echo(json.dumps(comparison.to_json()))
+    elif sys.stdout.isatty():
+        print_summary(comparison, output)
     else:
-        click.echo((output / "report.md").read_text())
+        click.echo((output / "report.md").read_text(encoding="utf-8"))
         click.echo(f"{output / 'report.html'}")

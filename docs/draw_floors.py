@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from tests.floors import FLOORS, modules, rooms_entered  # noqa: E402
 
 WIDTH, FLOOR_HEIGHT, BOX_HEIGHT, MARGIN, LETTER = 1080, 84, 30, 44, 7.6
+LINE_HEIGHT, LEAST_GAP = 40, 14  # where the rooms of a floor do not fit in one line
 
 STYLE = """
   text { font: 13px ui-monospace, SFMono-Regular, Menlo, monospace; fill: #1f2328; text-anchor: middle }
@@ -47,31 +48,50 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     return {room: others - set().union(*(reach(other) for other in others)) for room, others in graph.items()}
 
 
+def in_lines(rooms: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The rooms of a floor in as few lines, about equally long ones, as their boxes fit into without overlapping."""
+    count = 1
+    while True:
+        size = -(-len(rooms) // count)
+        lines = [rooms[start : start + size] for start in range(0, len(rooms), size)]
+        if all(sum(_width(room) + LEAST_GAP for room in line) <= WIDTH - MARGIN for line in lines):
+            return lines
+        count += 1
+
+
+def _width(room: str) -> float:
+    return LETTER * len(room) + 18
+
+
 def picture() -> str:
     """The whole SVG."""
     graph = reduced(edges())
     place: dict[str, tuple[float, float]] = {}
     boxes, labels = [], []
-    height = MARGIN + FLOOR_HEIGHT * len(FLOORS)
-    for number, rooms in enumerate(FLOORS):
-        y = height - MARGIN - FLOOR_HEIGHT * number
-        widths = [LETTER * len(room) + 18 for room in rooms]
-        gap = (WIDTH - MARGIN - sum(widths)) / len(rooms)
-        x = MARGIN + gap / 2
+    floors = [in_lines(rooms) for rooms in FLOORS]
+    height = MARGIN + FLOOR_HEIGHT * len(floors) + LINE_HEIGHT * sum(len(lines) - 1 for lines in floors)
+    y = height - MARGIN
+    for number, lines in enumerate(floors):
         labels.append(f'<text class="floor" x="8" y="{y + 5:.0f}">{number}</text>')
-        for room, width in zip(rooms, widths, strict=True):
-            place[room] = (x + width / 2, y)
-            top = y - BOX_HEIGHT / 2
-            boxes.append(f'<rect x="{x:.0f}" y="{top:.0f}" width="{width:.0f}" height="{BOX_HEIGHT}" rx="5"/>')
-            labels.append(f'<text x="{x + width / 2:.0f}" y="{y + 4:.0f}">{escape(room)}</text>')
-            x += width + gap
-    lines = [_line(place[room], place[other]) for room in sorted(graph) for other in sorted(graph[room])]
+        for rooms in lines:
+            widths = [_width(room) for room in rooms]
+            gap = (WIDTH - MARGIN - sum(widths)) / len(rooms)
+            x = MARGIN + gap / 2
+            for room, width in zip(rooms, widths, strict=True):
+                place[room] = (x + width / 2, y)
+                top = y - BOX_HEIGHT / 2
+                boxes.append(f'<rect x="{x:.0f}" y="{top:.0f}" width="{width:.0f}" height="{BOX_HEIGHT}" rx="5"/>')
+                labels.append(f'<text x="{x + width / 2:.0f}" y="{y + 4:.0f}">{escape(room)}</text>')
+                x += width + gap
+            y -= LINE_HEIGHT
+        y -= FLOOR_HEIGHT - LINE_HEIGHT
+    drawn = [_line(place[room], place[other]) for room in sorted(graph) for other in sorted(graph[room])]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
             "<title>Rooms of vqcompress and what they import</title>",
             f"<style>{STYLE}</style>",
-            *lines,
+            *drawn,
             *boxes,
             *labels,
             "</svg>\n",

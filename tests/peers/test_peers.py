@@ -41,7 +41,7 @@ def test_the_names_that_people_ask_for_are_there():
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("gguf-q4k", "did you mean gguf-q4_k"), ("hqq3", "did you mean hqq-3"), ("zzzzzz", "there are gguf-q2_k")],
+    [("gguf-q4k", "did you mean gguf-q4_k"), ("hqq3", "did you mean hqq-3"), ("zzzzzz", "there are .*gguf-q2_k.*, …")],
 )
 def test_an_unknown_peer_is_refused_in_one_line_with_near_misses(name, hint):
     with pytest.raises(VQCompressError, match=hint) as refused:

@@ -196,7 +196,7 @@ def test_plain_layer_errors_need_no_activations(original, candidates):
 def test_mistakes_are_named(original, candidates, tmp_path):
     with pytest.raises(VQCompressError, match="at least one prompt"):
         compare_candidates(original, architecture_of(original), candidates, EvaluationSet(()))
-    with pytest.raises(VQCompressError, match="at least one image"):
+    with pytest.raises(VQCompressError, match="draws 1 to 10000 images"):
         EvaluationConfig(count=0)
     with pytest.raises(VQCompressError, match="different labels"):
         run(original, [candidates[0], replace(candidates[1], label=candidates[0].label)])

@@ -93,6 +93,17 @@ def test_equal_bytes_decide_both_ways(variant):
     assert "for gptq 3-bit, of the same size" in line.text
 
 
+def test_less_error_without_better_images_is_called_that(variant, scalars):
+    """And it is said before what is better by both."""
+    plain = variant("additive 3-bit", 6, 0.01, 28.0)
+    level = variant("trellis 3-bit", 6.5, 0.01, 26.05, spread=0.4)
+    first, last = verdict_lines(verdicts([plain, level, *scalars]))
+    assert (first.subject, first.outcome, first.style) == ("trellis 3-bit", "better in error only", "level")
+    assert (last.subject, last.outcome, last.style) == ("additive 3-bit", "better", "better")
+    (line,) = verdict_lines(verdicts([variant("trellis 3-bit", 6, 0.0202, 28.0, spread=0.4), *scalars]))
+    assert line.outcome == "better in images only"
+
+
 def test_measures_that_disagree_are_mixed(variant, scalars):
     (line,) = verdict_lines(verdicts([variant("additive 3-bit", 6, 0.01, 19.0), *scalars]))
     assert line.outcome == "mixed"

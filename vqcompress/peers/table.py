@@ -18,5 +18,6 @@ def peer_named(name: str) -> Peer:
     if name in PEERS:
         return PEERS[name]
     similar = get_close_matches(name, PEERS, n=3, cutoff=0.5)
-    choices = f"did you mean {', '.join(similar)}?" if similar else f"there are {', '.join(PEERS)}"
+    one_each = {peer.curve: peer.name for peer in reversed(PEERS.values())}
+    choices = f"did you mean {', '.join(similar)}?" if similar else f"there are {', '.join(one_each.values())}, …"
     raise VQCompressError(f"unknown peer {name!r}; {choices}")

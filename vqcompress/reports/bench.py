@@ -19,8 +19,10 @@ from torch import Tensor
 
 from vqcompress.architectures import Architecture
 from vqcompress.checkpoint import RECIPE_NAME, LayerRecord, inspect, load, read_layer_table
+from vqcompress.checkpoint.origin import check_network
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.errors import VQCompressError
+from vqcompress.layers import vq_layers
 from vqcompress.methods import SCALAR_FORMAT, gave_way
 from vqcompress.metrics import (
     caption_accuracy,
@@ -58,6 +60,7 @@ from vqcompress.reports.replay import replay
 from vqcompress.reports.variant import LayerError, Share, Variant
 from vqcompress.reports.verdicts import verdicts
 
+MADE_FROM = "name that one first, then the folders"
 PICTURED = 12  # prompts whose images the report shows, the first variant's worst and median ones among them
 ENLARGED = 4  # of these in full size
 MAX_CALLS_A_STEP = 8  # of the denoiser for one batch: separate guidance calls times a solver's stages
@@ -86,7 +89,12 @@ def compare_candidates(
     check_labels(candidates)
     if not evaluation.prompts:
         raise VQCompressError("a comparison needs at least one prompt")
-    placement = placement or Placement.of(architecture.module(original, architecture.denoiser))
+    denoiser, named = architecture.module(original, architecture.denoiser), name or _name_of(original)
+    if vq_layers(denoiser):
+        raise VQCompressError(f"{named} is compressed itself; name the original model first, then the folders")
+    for candidate in candidates:
+        check_network(candidate.folder, denoiser, architecture.denoiser, named, MADE_FROM)
+    placement = placement or Placement.of(denoiser)
     bench = _Bench(original, architecture, evaluation, config or EvaluationConfig(), progress or silent, placement)
     bench.observe_original()
     variants = [bench.variant(candidate) for candidate in candidates]
@@ -95,7 +103,7 @@ def compare_candidates(
         errors = bench.layer_errors()
     variants = [replace(variant, layer_errors=errors.get(variant.label, ())) for variant in variants]
     return Comparison(
-        model=name or _name_of(original),
+        model=named,
         denoiser=architecture.denoiser,
         original=bench.original_sizes(),
         variants=tuple(variants),

@@ -12,14 +12,16 @@ from diffusers import DiffusionPipeline
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.calibration.prompts import given_prompts, load_prompts
+from vqcompress.checkpoint.origin import check_files
+from vqcompress.disk import check_folder_target
 from vqcompress.embedded import EMBEDDED
 from vqcompress.errors import RecipeError
 from vqcompress.folder_files import StrPath
 from vqcompress.peers import peer_named
 from vqcompress.placement import Placement, place
-from vqcompress.progress import Progress, watched
-from vqcompress.reports.bench import compare_candidates
-from vqcompress.reports.candidate import candidate_at, with_own_labels
+from vqcompress.progress import Progress, one_step, watched
+from vqcompress.reports.bench import MADE_FROM, compare_candidates
+from vqcompress.reports.candidate import Candidate, candidate_at, with_own_labels
 from vqcompress.reports.comparison import Comparison
 from vqcompress.reports.evaluation import EvaluationConfig, EvaluationSet
 from vqcompress.reports.write import write_report
@@ -57,7 +59,10 @@ def compare(
     asked = [peer_named(name) for name in dict.fromkeys(peers)]
     listed = [folders] if isinstance(folders, str | PathLike) else folders
     candidates = with_own_labels([candidate_at(folder) for folder in listed])
-    pipeline, placement = _opened(original, device, dtype, offload)
+    _check_files(original, candidates)
+    clock = watched(progress)
+    with one_step(clock, "open", _name(original) or ""):
+        pipeline, placement = _opened(original, device, dtype, offload)
     architecture = architecture_of(pipeline)
     return compare_candidates(
         pipeline,
@@ -67,9 +72,18 @@ def compare(
         config,
         peers=asked,
         name=_name(original),
-        progress=watched(progress),
+        progress=clock,
         placement=placement,
     )
+
+
+def _check_files(original: StrPath | DiffusionPipeline, candidates: Sequence[Candidate]) -> None:
+    """What the files of folders tell, before the original is opened."""
+    if isinstance(original, DiffusionPipeline):
+        return
+    known = EMBEDDED.get(str(original))
+    for candidate in candidates:
+        check_files(candidate.folder, known.path if known else Path(original), _name(original) or "", MADE_FROM)
 
 
 def _config(
@@ -130,6 +144,7 @@ def report(
 ) -> Comparison:
     """`compare`, and its report in the folder ``output``: report.html (one self-contained file), report.json,
     report.md and grid.png."""
+    check_folder_target(Path(output))
     comparison = compare(
         original,
         folders,

@@ -14,7 +14,8 @@ from vqcompress.working_memory import usable_cores
 
 def machine(device: torch.device | str = "cpu") -> str:
     """Processor and cores, and the accelerator where ``device`` is one; no name of the host."""
-    parts = [f"{processor()}, {usable_cores()} cores", f"{torch.get_num_threads()} threads"]
+    threads = torch.get_num_threads()
+    parts = [f"{processor()}, {usable_cores()} cores", "1 thread" if threads == 1 else f"{threads} threads"]
     if torch.device(device).type == "cuda":
         parts.insert(0, torch.cuda.get_device_name(device))
     return ", ".join(parts)

@@ -126,7 +126,7 @@ def gap_by_layer(comparison: Comparison) -> str:
     """Bits a weight above the rate-distortion bound, where calibration recorded them."""
     with _svg("gap-by-layer", LOW) as (axes, text):
         _by_layer(axes, comparison, lambda each: math.nan if each.gap is None else each.gap)
-        axes.set_ylabel("bits above the bound")
+        axes.set_ylabel("bits above the Gaussian bound")
     return text.getvalue()
 
 

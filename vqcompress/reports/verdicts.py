@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import inf, isnan
-from typing import Literal
+from typing import Literal, get_args
 
 from vqcompress.metrics import Estimate, median, paired_difference, ratio_of_sums
 from vqcompress.reports.comparison import Measure, Outcome, Rival, Verdict
@@ -19,7 +19,8 @@ from vqcompress.reports.variant import Variant
 MEASURES: tuple[Measure, ...] = ("denoiser_error", "psnr")
 SAME_SIZE = 0.005
 """Part of the bytes within which two variants have one size."""
-Overall = Literal["better", "worse", "level", "mixed", "open"]
+Overall = Literal["worse", "mixed", "level", "better in error only", "better in images only", "better", "open"]
+"""What is said first, first: where the code is not ahead, a reader should not have to look for it."""
 
 
 def verdicts(variants: Sequence[Variant]) -> tuple[Verdict, ...]:
@@ -114,21 +115,30 @@ class VerdictLine:
     subject: str
     text: str
 
+    @property
+    def style(self) -> str:
+        """Class of the line on the page: that of a plain outcome."""
+        return "level" if self.outcome.endswith("only") else self.outcome
+
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> list[VerdictLine]:
-    """A line for each variant that has a neighbour, and one for all that have none."""
+    """A line for each variant that has a neighbour, the worst first, and one for all that have none."""
     grouped = [(label, list(group)) for label, group in groupby(verdicts, key=lambda verdict: verdict.label)]
     known = [(label, group) for label, group in grouped if any(each.larger or each.smaller for each in group)]
     lines = [VerdictLine(_overall(group), label, _text(group)) for label, group in known]
+    lines.sort(key=lambda line: get_args(Overall).index(line.outcome))
     return [*lines, *_open([group[0] for label, group in grouped if label not in dict(known)])]
 
 
 def _overall(group: Sequence[Verdict]) -> Overall:
-    found = {verdict.outcome for verdict in group} - {"open"}
+    by_measure = {verdict.measure: verdict.outcome for verdict in group}
+    found = set(by_measure.values()) - {"open"}
     if {"better", "worse"} <= found:
         return "mixed"
-    if found == {"level"} and len({verdict.outcome for verdict in group}) > 1:
+    if found == {"level"} and "open" in by_measure.values():
         return "open"  # level with a larger one by one measure, behind it by the other
+    if "better" in found and "level" in by_measure.values():
+        return "better in error only" if by_measure["denoiser_error"] == "better" else "better in images only"
     ranked: tuple[Overall, ...] = ("worse", "better", "level")
     return next((outcome for outcome in ranked if outcome in found), "open")
 
@@ -136,7 +146,7 @@ def _overall(group: Sequence[Verdict]) -> Overall:
 def _open(verdicts: Sequence[Verdict]) -> Iterator[VerdictLine]:
     if verdicts:
         labels = ", ".join(f"{verdict.label} ({size(verdict.nbytes)})" for verdict in verdicts)
-        yield VerdictLine("open", labels, "nothing with bits allocated in the same way was measured beside it.")
+        yield VerdictLine("open", labels, "alone: nothing with bits allocated in the same way was measured beside it.")
 
 
 def _text(group: Sequence[Verdict]) -> str:

@@ -214,8 +214,9 @@ def measured(comparison: Comparison) -> list[str]:
         f"Layer error: relative mean squared error of a layer's output, with {settings.layer_inputs}.",
         "Verdicts: nothing is interpolated. Each vector code is compared with its two neighbours in bytes among the "
         "scalar codes and other packages' formats that no other of them beats: the next larger and the next smaller "
-        "one. It is better if the larger one has more error, worse if the smaller one has less; otherwise both are "
-        "shown. Codes with the same bits in every layer are compared with such, codes with allocated bits with such.",
+        "one. It is better if the larger one has more error and a lower PSNR, worse if the smaller one has less and a "
+        "higher one, better in one only where the other does not differ; otherwise both are shown. Codes with the same "
+        "bits in every layer are compared with such, codes with allocated bits with such.",
     ]
     if comparison.original.caption_accuracy:
         sentences.append(
