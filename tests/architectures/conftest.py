@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 
 from tests.architectures import other_pipelines as _other
@@ -87,3 +88,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--write-models", default=False) and not hasattr(session.config, "workerinput"):
         DOCUMENT.write_text(_TABLE.markdown(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -68,6 +68,22 @@ class VisualClozeLike:
     def __call__(self, task_prompt: Any = None, content_prompt: Any = None, image: Any = None) -> None: ...
 
 
+class VideoToWorld:
+    def __call__(self, prompt: Any, image: Any = None, video: Any = None) -> None: ...
+
+
+class LayeredEdit:
+    """Its VAE reads four channels."""
+
+    vae = SimpleNamespace(config={"input_channels": 4})
+
+    def __call__(self, image: Any = None, prompt: Any = None) -> None: ...
+
+
+class Rewriting:
+    def __call__(self, prompt: Any, enable_prompt_rewrite: bool = True) -> None: ...
+
+
 class ControlUnion:
     controlnet = SimpleNamespace(config={"num_control_type": 6})
 
@@ -127,6 +143,19 @@ def test_several_images_a_mask_beside_a_control_image_and_images_in_context() ->
 def test_a_control_network_of_several_kinds_is_told_which() -> None:
     assert given(ControlUnion())["control_mode"] == 0
     assert "control_mode" not in given(EditOfSeveral())
+
+
+def test_of_an_image_and_a_video_that_are_both_optional_the_video_is_given() -> None:
+    assert set(given(VideoToWorld())) == {"prompt", "video"}
+
+
+def test_images_have_alpha_where_the_autoencoder_reads_it() -> None:
+    assert given(LayeredEdit())["image"].mode == "RGBA"
+    assert given(Img2Img())["image"].mode == "RGB"
+
+
+def test_prompts_are_not_rewritten() -> None:
+    assert given(Rewriting())["enable_prompt_rewrite"] is False
 
 
 def test_what_nothing_can_give_is_named() -> None:

@@ -1,6 +1,7 @@
-"""Every pipeline class that a donor fits is planned and called; one of each denoiser class is quantized and reloaded.
+"""Every pipeline class that a donor fits is planned, called, calibrated, quantized, opened again and drawn with.
 
-Without ``--every-pipeline`` or ``--write-models``, that is done with a slice of them.
+Without ``--every-pipeline`` or ``--write-models``, a slice of them is planned and called, and one of each kind of
+denoiser in it quantized.
 
 What a coded layer reads is checked by other means than the plan's: the pipeline runs with other noise, and the inputs
 of the two runs are compared.
@@ -9,9 +10,7 @@ of the two runs are compared.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,12 +26,14 @@ from tests.architectures import models_table
 from tests.architectures.every_pipeline import (
     MUST,
     UNDRIVEN,
+    UNPUBLISHED,
     a_slice,
     build,
+    draw,
+    latents,
     pipeline_classes,
     shrunk,
     side,
-    survives_a_folder,
 )
 from vqcompress.architectures import Architecture, architecture_of
 from vqcompress.architectures.call_inputs import drawn_inputs
@@ -41,36 +42,12 @@ from vqcompress.architectures.layer_plan import ONE_SAMPLE_PER_TIMESTEP, LayerPl
 from vqcompress.architectures.roles import NOT_REACHED, REFUSALS
 from vqcompress.errors import first_line
 from vqcompress.layers import vq_layers
-from vqcompress.sampling_config import SamplingConfig
 
 CLASSES = pipeline_classes()
 LEAST_DRIVEN = 165  # pipeline classes that a donor fits
 SLICE = a_slice(CLASSES)
 BLOCKS = 0.95
 _quantized: set[tuple[str, ...]] = set()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def sampling(family: Architecture, pipeline: DiffusionPipeline) -> SamplingConfig:
-    pixels = None if family.name == "dit" else side(pipeline)
-    return SamplingConfig(2, height=pixels, width=pixels)
-
-
-def draw(family: Architecture, pipeline: DiffusionPipeline, seed: int = 0, images: str | None = None) -> Any:
-    return family.sample(
-        pipeline,
-        ["7" if family.name == "dit" else "a cat"],
-        seeds=[seed],
-        sampling=replace(sampling(family, pipeline), images=images),
-        output_type="latent",
-    )
 
 
 def first_inputs(
@@ -126,15 +103,16 @@ def check_structure(family: Architecture, pipeline: DiffusionPipeline, component
     assert not coded & {plan.name for plan in plans if plan.reason not in (None, NOT_REACHED)}
 
 
-def check_share(module: nn.Module, plans: list[LayerPlan]) -> None:
-    """Inside of lists only embedders of time and what no code fits stay dense."""
+def blocks_share(module: nn.Module, plans: list[LayerPlan]) -> tuple[float, list[str]]:
+    """The share coded of the weights inside of lists, and which of their layers stay dense.
+
+    Embedders of time and what no code fits are not counted: no rule may code them.
+    """
     inside = [plan for plan in plans if in_a_list(module, plan.name)]
-    able = [plan for plan in inside if not models_table.is_unfit(plan)]
-    left = [plan.name for plan in able if plan.reason is not None and plan.reason != ONE_SAMPLE_PER_TIMESTEP]
-    weights = sum(models_table.size(plan) for plan in able if plan.reason != ONE_SAMPLE_PER_TIMESTEP)
-    coded = sum(models_table.size(plan) for plan in able if plan.reason is None)
+    able = [p for p in inside if not models_table.is_unfit(p) and p.reason != ONE_SAMPLE_PER_TIMESTEP]
     assert able
-    assert coded >= BLOCKS * weights, left
+    coded = sum(models_table.size(plan) for plan in able if plan.reason is None)
+    return coded / sum(map(models_table.size, able)), [plan.name for plan in able if plan.reason is not None]
 
 
 def quantize_and_reload(family: Architecture, pipeline: DiffusionPipeline, folder: Path) -> None:
@@ -154,11 +132,10 @@ def quantize_and_reload(family: Architecture, pipeline: DiffusionPipeline, folde
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     shrunk(opened)
-    torch.testing.assert_close(
-        torch.as_tensor(draw(family, opened)), torch.as_tensor(draw(family, pipeline)), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(latents(draw(family, opened)), latents(draw(family, pipeline)), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of pipelines, at sizes that nobody draws
 @pytest.mark.parametrize("name", sorted(CLASSES, key=lambda name: name not in MUST))
 def test_planned_called_quantized_and_reloaded(
@@ -185,27 +162,32 @@ def test_planned_called_quantized_and_reloaded(
         models.leave_out(name, f"its call fails with these components: {first_line(problem)}")
         return
     plans = {component: family.layers(pipeline, component) for component in family.denoisers}
+    shares: list[float] = []
     for component, found in plans.items():
-        if models.is_new(pipeline, component):
+        share, dense = blocks_share(getattr(pipeline, component), found)
+        assert share >= BLOCKS, dense
+        shares.append(share)
+        if every_pipeline or models.is_new(pipeline, component):
             check_roles(family, pipeline, component, found, tmp_path)
             check_structure(family, pipeline, component, found)
-            check_share(getattr(pipeline, component), found)
-    models.add(name, pipeline, plans, drawn_inputs(pipeline))
+    why_not = next((why for part, why in UNPUBLISHED.items() if part in name), None)
+    inputs = drawn_inputs(pipeline)
     kinds = tuple(type(getattr(pipeline, component)).__name__ for component in family.denoisers)
-    if kinds not in _quantized and (every_pipeline or name in MUST) and survives_a_folder(pipeline):
+    if why_not is None and (every_pipeline or (name in MUST and kinds not in _quantized)):
         _quantized.add(kinds)
         quantize_and_reload(family, pipeline, tmp_path / "out")
+    models.add(name, pipeline, plans, models_table.Shown(inputs, min(shares), why_not))
 
 
 def test_lines_of_classes_that_were_not_driven_stay() -> None:
     first, later = models_table.Table(), models_table.Table()
     first.rows = {
-        "APipeline": "| APipeline | `unet`: A | 90% | - | prompt |",
-        "BPipeline": "| BPipeline | `b`: B | 1% | - | x |",
+        "APipeline": "| APipeline | `unet`: A | 90% | 100% | - | prompt | yes |",
+        "BPipeline": "| BPipeline | `b`: B | 1% | 100% | - | x | yes |",
     }
     first.leave_out("CPipeline", "no tiny parts | of it")
     later.leave_out("BPipeline", "its package is gone")
-    later.rows = {"CPipeline": "| CPipeline | `c`: C | 5% | - | prompt |"}
+    later.rows = {"CPipeline": "| CPipeline | `c`: C | 5% | 100% | - | prompt | yes |"}
     page = later.markdown(first.markdown())
     assert [line for line in page.splitlines() if "Pipeline |" in line] == [
         first.rows["APipeline"], later.rows["CPipeline"], "| BPipeline | its package is gone |"

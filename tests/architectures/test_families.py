@@ -82,10 +82,10 @@ def test_sampling_leaves_no_trace(pipeline: DiffusionPipeline) -> None:
 
 def test_modular_pipelines_are_refused_with_what_to_do(tmp_path: Path) -> None:
     modular = FluxModularPipeline()
-    with pytest.raises(ArchitectureError, match=r"FluxModularPipeline is a modular pipeline.*FluxPipeline\("):
+    with pytest.raises(ArchitectureError, match=r"FluxModularPipeline is a modular pipeline.*vqcompress\.quantize"):
         architecture_of(modular)
     (tmp_path / "modular_model_index.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ArchitectureError, match=r"is a modular pipeline.*FluxPipeline\("):
+    with pytest.raises(ArchitectureError, match=r"is a modular pipeline.*load_components\(\)"):
         open_pipeline(tmp_path)
 
 

@@ -53,12 +53,12 @@ def test_shapes_are_those_of_the_weights() -> None:
     assert {p.name: p.shape for p in plan_layers(Toy(), {})}["inner.0"] == (64, 64, 3, 3)
 
 
-def test_a_stack_of_one_matrix_is_a_table() -> None:
+def test_stacked_experts_of_an_unknown_class_stay_dense_and_say_so() -> None:
     toy = Toy()
-    toy.modulation, toy.experts = nn.Parameter(torch.ones(1, 6, 32)), nn.Parameter(torch.ones(4, 32, 48))
+    toy.modulation, toy.experts = nn.Parameter(torch.ones(3, 6, 32)), nn.Parameter(torch.ones(4, 32, 48))
     found = {plan.name: plan.reason for plan in plan_layers(toy, {})}
     assert found["modulation"] == "a bare parameter, not the weight of a Linear or Conv2d"
-    assert "4 matrices stacked in one bare parameter (experts)" in found["experts"]
+    assert found["experts"] == "a bare parameter of 4 stacked experts, in a class whose products are not known"
 
 
 def test_integer_weights_count_as_quantized() -> None:

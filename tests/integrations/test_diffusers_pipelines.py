@@ -1,4 +1,4 @@
-"""Plain diffusers opens folders with our pipelines and networks, whichever package is imported first."""
+"""diffusers opens folders with our pipelines and networks, whichever package is imported first."""
 
 from __future__ import annotations
 

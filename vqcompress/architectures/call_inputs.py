@@ -19,7 +19,7 @@ from vqcompress.sampling_config import ResolvedSampling
 EDITING = re.compile(
     r"Img2Img|Image2Image|I2I|ImageToVideo|Image2Video|I2V|VideoToVideo|ImageVariation|VideoDiffusion|Inpaint|Edit|Fill|"
     r"Control(?!NetXS)|Adapter|Pix2Pix|Upscal|SuperRes|Kontext|Animate(?!Diff)|PIA|VideoToWorld|VACE|Vace|Depth2Img|Layered|Refiner|"
-    r"VisualCloze"
+    r"VisualCloze|ImageOmni"
 )
 IMAGES = (
     *("image", "control_image", "condtioning_image", "conditioning_image", "reference_image", "example_image"),
@@ -40,6 +40,10 @@ TEMPORAL_FACTORS = (
 )
 TWO_STEPS = 2  # for which Sana Sprint has a timestep between
 RATES = ("frame_rate", "fps")
+WITHOUT_LATENTS = {"QwenImageLayeredPipeline"}
+"""Classes whose call fails at its end where latents are asked for: they return images."""
+ONE_PROMPT = {"DreamLiteMobilePipeline"}
+"""Classes whose call takes one prompt, although its signature has lists."""
 FEW_FRAMES = 4  # of models that code each frame by itself: layers along time then see different inputs
 
 
@@ -57,20 +61,21 @@ class CallInputs:
         """Those of the call, as far as its signature has them."""
         accepted = parameters(self.pipeline.__call__)
         sampling, true_guidance = self.sampling, has_true_guidance(accepted)
-        edits = bool(drawn_inputs(self.pipeline))  # such pipelines take one prompt, and not all of them a list of one
+        one = takes_one_prompt(self.pipeline)
         offered: dict[str, Any] = {
-            "prompt": self.prompts[0] if edits else self.prompts,
+            "prompt": self.prompts[0] if one else self.prompts,
             "num_inference_steps": math.ceil(sampling.steps / self._strength(accepted)),
             "guidance_scale": None if true_guidance else sampling.guidance,
             "true_cfg_scale": sampling.guidance if true_guidance else None,
-            "negative_prompt": self._negative_prompt(true_guidance, one=edits),
+            "negative_prompt": self._negative_prompt(true_guidance, one=one),
             "strength": sampling.inputs.strength,
             **dict.fromkeys(RATES, sampling.inputs.rate),
             "height": sampling.height,
             "width": sampling.width,
-            "generator": self.generators[0] if edits else self.generators,
+            "generator": self.generators[0] if one else self.generators,
             "output_type": self._output_type(accepted),
             "clean_caption": False,
+            "enable_prompt_rewrite": False,  # by hundreds of tokens of the text encoder, for each prompt
             "use_resolution_binning": False,
             "max_area": sampling.height * sampling.width,
             "_auto_resize": False,
@@ -109,6 +114,8 @@ class CallInputs:
 
     def _output_type(self, accepted: dict[str, inspect.Parameter]) -> str:
         """The first of several stages has no latents, and returns tensors for the next by default."""
+        if self.output_type == "latent" and type(self.pipeline).__name__ in WITHOUT_LATENTS:
+            return "pt"
         usual = accepted["output_type"].default if "output_type" in accepted else None
         return "pt" if usual == "pt" else self.output_type
 
@@ -134,6 +141,8 @@ class CallInputs:
         seed = self.generators[0].initial_seed() if self.generators else 0
         count = fewest_frames(self.pipeline) if name in VIDEOS else 1
         found = images_of(self.sampling.images, count, seed, *size)
+        if has_alpha(self.pipeline):
+            found = [image.convert("RGBA") for image in found]
         return found if name in (*VIDEOS, *LISTS_OF_IMAGES) else found[0]
 
 
@@ -148,20 +157,42 @@ def _controls_by_mode(pipeline: Pipeline) -> bool:
     return any(config.get(name) for name in ("num_control_type", "num_mode"))
 
 
+def has_alpha(pipeline: Pipeline) -> bool:
+    """Whether the VAE reads images of four channels, as that of layered images does."""
+    vae = getattr(pipeline, "vae", None)
+    return vae is not None and vae.config.get("input_channels") == 4
+
+
 def has_true_guidance(accepted: dict[str, inspect.Parameter]) -> bool:
     """Whether the call guides by a second, negative prompt unless told otherwise, beside a scale that is embedded."""
     scale = accepted["true_cfg_scale"].default if "true_cfg_scale" in accepted else None
     return "negative_prompt" in accepted and isinstance(scale, int | float) and scale > 1
 
 
+def takes_one_prompt(pipeline: Pipeline) -> bool:
+    """Whether a call is for one prompt: pipelines that edit take one, and not all of them a list of one."""
+    prompt = parameters(pipeline.__call__).get("prompt")
+    single = prompt is not None and prompt.annotation in ("str", str, str | None)
+    return single or type(pipeline).__name__ in ONE_PROMPT or bool(drawn_inputs(pipeline))
+
+
 def drawn_inputs(pipeline: Pipeline) -> list[str]:
     """Parameters of the call for images, masks and videos that are to be given.
 
-    Signatures often give such an input the default None, so the class name is looked at too.
+    Signatures often give such an input the default None, so the class name is looked at too. Of an image and a video
+    that are both optional, a call takes one.
     """
-    accepted, edits = parameters(pipeline.__call__), EDITING.search(type(pipeline).__name__)
+    return drawn_inputs_of(type(pipeline))
+
+
+def drawn_inputs_of(kind: type) -> list[str]:
+    """`drawn_inputs` of a pipeline's class."""
+    call: Callable[..., Any] = kind.__call__
+    accepted, edits = parameters(call), EDITING.search(kind.__name__)
     names = [name for name in (*IMAGES, *LISTS_OF_IMAGES, *MASKS, *VIDEOS) if name in accepted]
-    return [name for name in names if edits or accepted[name].default is inspect.Parameter.empty]
+    needed = [name for name in names if edits or accepted[name].default is inspect.Parameter.empty]
+    either = {"image", "video"} <= {name for name in needed if accepted[name].default is None}
+    return [name for name in needed if name != "image" or not either]
 
 
 def missing_inputs(pipeline: Pipeline) -> list[str]:

@@ -11,9 +11,9 @@ from vqcompress.architectures.call_inputs import missing_inputs
 from vqcompress.architectures.class_conditional import ClassConditionalArchitecture
 from vqcompress.architectures.clip_pixart import ClipPixArtArchitecture
 from vqcompress.architectures.dit import DiTArchitecture
-from vqcompress.architectures.folder import MODULAR
 from vqcompress.architectures.generic import GenericArchitecture, find_denoisers
 from vqcompress.architectures.lumina import LuminaArchitecture
+from vqcompress.architectures.modular import is_modular, why_refused
 from vqcompress.architectures.pixart import PixArtArchitecture
 from vqcompress.architectures.text_flow import TextFlowArchitecture
 from vqcompress.architectures.unet import UNetArchitecture
@@ -33,8 +33,8 @@ FAMILIES: tuple[type[Architecture], ...] = (
 
 def architecture_of(pipeline: Pipeline) -> Architecture:
     """The description of ``pipeline``. Raises `ArchitectureError` if no family supports it."""
-    if any(kind.__name__ == "ModularPipeline" for kind in type(pipeline).__mro__):
-        raise ArchitectureError(f"{type(pipeline).__name__} {MODULAR}")
+    if is_modular(pipeline):
+        raise ArchitectureError(why_refused(pipeline))
     for family in FAMILIES:
         if family.supports(pipeline):
             return _with_vae(family.of(pipeline), pipeline)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 MODULAR_INDEX = "modular_model_index.json"
 MODULAR = (
-    "is a modular pipeline, which has blocks in place of a call: build a pipeline class of diffusers around the same "
-    "components, as in FluxPipeline(**pipeline.components), and quantize that"
+    "is a modular pipeline, which has blocks in place of a call: open it with diffusers' ModularPipeline, call its "
+    "load_components(), and give it to vqcompress.quantize, which takes those that have a plain class"
 )
 HALF = "fp16"
 WEIGHT_FILE = re.compile(

@@ -27,10 +27,10 @@ from vqcompress.architectures.architecture import (
 )
 from vqcompress.architectures.call_inputs import (
     CallInputs,
-    drawn_inputs,
     has_true_guidance,
     missing_inputs,
     parameters,
+    takes_one_prompt,
 )
 from vqcompress.architectures.few_step import few_step_sampling
 from vqcompress.architectures.layer_plan import (
@@ -89,7 +89,7 @@ class GenericArchitecture(Architecture):
             (denoiser, *others, *present_text_encoders(pipeline)),
             _defaults(pipeline, denoiser),
             other_denoisers=tuple(others),
-            batch_limit=1 if drawn_inputs(pipeline) else None,
+            batch_limit=1 if takes_one_prompt(pipeline) else None,
         )
 
     def layers(

@@ -91,8 +91,10 @@ def _download(repo: str, without: str) -> Path:
 
 
 def _unreachable(repo: str, error: Exception) -> ArchitectureError:
-    reason = first_line(error)
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    reason = "offline mode" if isinstance(error, OfflineModeIsEnabled) else first_line(error)[:30]
     return ArchitectureError(
-        f"{repo} is not in the local Hub cache and could not be downloaded ({reason}); run `hf download {repo}` where "
-        "there is a network and give the folder's path, or check the connection and HF_HUB_OFFLINE"
+        f"the Hub's cache lacks it and the download failed ({reason}); run `hf download {repo}` where there is a "
+        "network, and give the folder"
     )

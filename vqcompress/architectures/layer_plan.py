@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vqcompress.errors import RecipeError
+from vqcompress.expert_stacks import expert_shapes, stacks
 from vqcompress.matrix_view import is_quantizable
 
 MIN_WEIGHTS = 1024  # in smaller weights, scales alone take a sizeable part of a bit per weight
@@ -45,15 +46,28 @@ class LayerPlan:
 def plan_layers(component: nn.Module, ignore: IgnoreRules) -> list[LayerPlan]:
     """A plan for every matrix of ``component``, in the order in which its modules were registered.
 
-    Embeddings, tables and bare parameters are listed too, with the reason why they stay dense. Raises `RecipeError`
-    for a pattern that is not a valid regular expression.
+    Embeddings, tables and bare parameters are listed too, with the reason why they stay dense. Experts in a stack
+    (`expert_stacks`) are listed one by one, whether it is taken apart or not. Raises `RecipeError` for a pattern that
+    is not a valid regular expression.
     """
     rules = [(_compiled(pattern), reason) for pattern, reason in ignore.items()]
     # A layer registered under several names is counted and planned once. A weight in several layers is tied.
     owners = Counter(id(weight) for module in component.modules() for weight in module.parameters(recurse=False))
+    stacked = {name for name, _, _ in stacks(component)}
+    plans: list[LayerPlan] = []
+    for name, module, parameter in _matrices(component):
+        if module is None and name in stacked:
+            plans += _experts(name, parameter, rules)
+        else:
+            reason = _reason(name, module, parameter, owners[id(parameter)] > 1, rules)
+            plans.append(LayerPlan(name, reason, tuple(parameter.shape)))
+    return plans
+
+
+def _experts(stack: str, weight: nn.Parameter, rules: Rules) -> list[LayerPlan]:
     return [
-        LayerPlan(name, _reason(name, module, parameter, owners[id(parameter)] > 1, rules), tuple(parameter.shape))
-        for name, module, parameter in _matrices(component)
+        LayerPlan(f"{stack}.{number}", _small(shape) or _ignored(f"{stack}.{number}", rules), shape)
+        for number, shape in enumerate(expert_shapes(weight))
     ]
 
 
@@ -70,10 +84,8 @@ def _matrices(component: nn.Module) -> Iterator[tuple[str, nn.Module | None, nn.
 
 
 def _reason(name: str, module: nn.Module | None, weight: nn.Parameter, tied: bool, rules: Rules) -> str | None:
-    if module is None and weight.ndim > 2 and min(*weight.shape[-2:], math.prod(weight.shape[:-2])) > 1:
-        return (
-            f"{math.prod(weight.shape[:-2])} matrices stacked in one bare parameter (experts): no layer to pack each in"
-        )
+    if module is None and weight.ndim == 3 and "expert" in name:
+        return f"a bare parameter of {len(weight)} stacked experts, in a class whose products are not known"
     if module is None:
         return "a bare parameter, not the weight of a Linear or Conv2d"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
@@ -84,8 +96,15 @@ def _reason(name: str, module: nn.Module | None, weight: nn.Parameter, tied: boo
         return f"already quantized ({str(weight.dtype).removeprefix('torch.')})"
     if tied:
         return "shares its weight with another layer"
-    if (size := math.prod(weight.shape)) < MIN_WEIGHTS:
-        return f"only {size} weights: scales and codebooks would outweigh the codes"
+    return _small(tuple(weight.shape)) or _ignored(name, rules)
+
+
+def _small(shape: tuple[int, ...]) -> str | None:
+    size = math.prod(shape)
+    return f"only {size} weights: scales and codebooks would outweigh the codes" if size < MIN_WEIGHTS else None
+
+
+def _ignored(name: str, rules: Rules) -> str | None:
     return next((reason for pattern, reason in rules if pattern.search(name)), None)
 
 

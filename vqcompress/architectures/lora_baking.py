@@ -45,7 +45,7 @@ class ScaledLora:
         if path.is_file():
             if path.suffix != ".safetensors":
                 raise ArchitectureError(f"{path} is no .safetensors file; other kinds can hold code and are not read")
-            if not stored_header(path)[0]:
+            if not stored_header(path)[0].entries:
                 raise ArchitectureError(f"{path} holds no safetensors; copy or download it again")
             return str(path.parent), {"weight_name": path.name, "use_safetensors": True}
         if path.suffix == ".safetensors":

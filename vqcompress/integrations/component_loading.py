@@ -24,7 +24,7 @@ from vqcompress.component_files import (
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import read_json
 from vqcompress.integrations import stored_names
-from vqcompress.integrations.opening_checks import check_first, local_folder
+from vqcompress.integrations.opening_checks import check_first, gc_disabled, local_folder
 from vqcompress.integrations.stored_tensors import PackedTensorError
 from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, already_checked, layer_specs
@@ -57,7 +57,8 @@ def check_packed(upstream: Any, cls: Any, source: tuple[Any, ...], options: dict
     if folder is None or config is None:
         return upstream(cls, *source, **options)
     description = packed_description(config) or DENSE
-    size, headers, specs, where = _checked(folder, description)
+    with gc_disabled():
+        size, headers, specs, where = _checked(folder, description)
     if holds_codes(headers) and "quantization_config" not in config:
         raise CheckpointError(undescribed(folder / "config.json"))
     if may_exceed(config, size) and (build := _builder(cls, config)) is not None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from torch import nn
 
 from vqcompress.errors import UnfitWeightError
+from vqcompress.expert_stacks import unstack
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.layers import set_dense_budget, swap
 
@@ -28,6 +29,7 @@ def quantize_data_free(component: nn.Module, asked: VQCompressConfig) -> None:
     named = {re.escape(part): "named in modules_to_not_convert" for part in asked.modules_to_not_convert}
     ignore = {**named, **UNetArchitecture.ignore, **GenericArchitecture.ignore, **TEXT_IGNORE}
     names = [plan.name for plan in plan_layers(component, ignore) if plan.reason is None]
+    unstack(component, names)
     weights = {name: component.get_submodule(name).weight.detach() for name in names}
     method, bits, seed = asked.method, asked.bits, asked.seed
     packed = {}

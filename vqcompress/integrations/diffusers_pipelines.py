@@ -9,7 +9,7 @@ from typing import Any
 
 from vqcompress.component_files import MANIFEST_NAME, without_config
 from vqcompress.errors import CheckpointError, UnsupportedError
-from vqcompress.integrations.opening_checks import check_first, local_folder
+from vqcompress.integrations.opening_checks import check_first, gc_disabled, local_folder
 from vqcompress.openable import check_regular, check_sampling
 
 _CHOICE = "_get_pipeline_class"
@@ -32,7 +32,8 @@ def look_first(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[
     """``from_pretrained`` after a look at the folder: it would wait for a pipe and read a device to its end."""
     folder = local_folder(source, options)
     if folder is not None:
-        check_regular(folder)
+        with gc_disabled():
+            check_regular(folder)
         check_sampling(folder)
         if (folder / MANIFEST_NAME).exists() and (problem := next(without_config(folder), None)):
             raise CheckpointError(problem)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +13,7 @@ from vqcompress.cache_line import on_cache_line
 from vqcompress.errors import CheckpointError
 from vqcompress.integrations.config import VQCompressConfig
 from vqcompress.integrations.data_free import quantize_data_free
+from vqcompress.integrations.opening_checks import gc_disabled
 from vqcompress.integrations.quantization_parameters import (
     finalize,
     from_bits,
@@ -91,7 +89,8 @@ class VQDiffusersQuantizer(DiffusersQuantizer):
         from_single_file calls this before the model exists, and would mistake keys that a dense model lacks for those
         of another layout. These keys are set aside until the packed layers are in place.
         """
-        self.stored.check_all(state_dict)
+        with gc_disabled():
+            self.stored.check_all(state_dict)
         self.unread -= state_dict.keys()
         state = to_bits(state_dict, self.float16_keys)
         if self.layers_are_placed and self.stays_on_cpu:
@@ -214,15 +213,3 @@ def place(module: nn.Module, key: str, value: Tensor) -> None:
     trainable = old is not None and old.requires_grad and value.is_floating_point()
     # nn.Module.register_parameter is skipped: its checks are for new names and slow down loading.
     module._parameters[key] = nn.Parameter(value, requires_grad=trainable)
-
-
-@contextmanager
-def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection: loading creates thousands of small objects, all of which stay alive."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from types import ModuleType
@@ -58,3 +60,15 @@ def local_folder(source: tuple[Any, ...], options: dict[str, Any]) -> Path | Non
         return None
     folder = Path(fspath(named)) / (options.get("subfolder") or "")
     return folder if folder.is_dir() else None
+
+
+@contextmanager
+def gc_disabled() -> Iterator[None]:
+    """Disable garbage collection: loading creates thousands of small objects, all of which stay alive."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

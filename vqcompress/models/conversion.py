@@ -43,7 +43,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
             return _unwrapped(torch.load(path, map_location="cpu", weights_only=True), path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ArchitectureError(
-            f"{path} cannot be read as plain tensors: {first_line(error)} Only files without code are read."
+            f"{path} cannot be read as plain tensors: {first_line(error)[:60]}… Only files without code are read."
         ) from error
     raise ArchitectureError(f"{path}: official checkpoints end in .safetensors, {', '.join(_PICKLES)}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tests.architectures import tiny_pipelines
-from tests.architectures.donors import controls, images, popular, unets, videos
+from tests.architectures.donors import controls, images, popular, unets, videos, vision_language
 from tests.architectures.donors.parts import Components
 
 
@@ -23,6 +23,7 @@ DONORS: dict[str, Callable[[], Components]] = {
     **unets.DONORS,
     **videos.DONORS,
     **controls.DONORS,
+    **vision_language.DONORS,
 }
 """Name -> components with random weights, by their names in a pipeline."""
 

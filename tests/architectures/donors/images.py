@@ -206,11 +206,11 @@ def qwen3() -> Components:
 
 def longcat() -> Components:
     transformer = diffusers.LongCatImageTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        patch_size=1, in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH, axes_dims_rope=[4, 4, 8],
     )  # fmt: skip
     return {
-        "transformer": transformer, "vae": image_vae(), "scheduler": flow(), "text_encoder": qwen_vl(),
+        "transformer": transformer, "vae": image_vae(16), "scheduler": flow(), "text_encoder": qwen_vl(),
         "tokenizer": byte_tokenizer(), "text_processor": None,
     }  # fmt: skip
 

@@ -15,6 +15,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Siglip2ImageProcessorPil,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
 )
 
 from tests.architectures import other_pipelines, tiny_pipelines
@@ -45,6 +48,11 @@ def wan_transformer(**changes: Any) -> Any:
 def wan() -> Components:
     parts = other_pipelines.wan().components
     return {**parts, "scheduler": flow(), "transformer": wan_transformer(), "transformer_2": wan_transformer()}
+
+
+def wan_pair() -> Components:
+    """As Wan 2.2 has them: the second denoiser takes the noise below the boundary."""
+    return {**wan(), "boundary_ratio": 0.9}
 
 
 def wan_image() -> Components:
@@ -86,6 +94,20 @@ def z_image() -> Components:
     return {
         "transformer": transformer, "vae": image_vae(), "scheduler": flow(), "tokenizer": byte_tokenizer(),
         "text_encoder": Qwen3Model(Qwen3Config(**SMALL, head_dim=16)),
+    }  # fmt: skip
+
+
+def z_image_omni() -> Components:
+    """Text and, where one is given, an image that SigLIP reads too."""
+    parts = z_image()
+    transformer = diffusers.ZImageTransformer2DModel.from_config(parts["transformer"].config, siglip_feat_dim=WIDTH)
+    seeing = Siglip2VisionConfig(
+        hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, patch_size=16,
+        num_patches=16,
+    )  # fmt: skip
+    processor = Siglip2ImageProcessorPil(patch_size=16, max_num_patches=16)
+    return {
+        **parts, "transformer": transformer, "siglip": Siglip2VisionModel(seeing), "siglip_processor": processor
     }  # fmt: skip
 
 
@@ -257,10 +279,12 @@ DONORS = {
     "flux_fill": lambda: flux(48),
     "visualcloze": lambda: {**flux(48), "resolution": 32},
     "wan": wan,
+    "wan_pair": wan_pair,
     "wan_image": wan_image,
     "wan_vace": wan_vace,
     "qwen_image": qwen_image,
     "z_image": z_image,
+    "z_image_omni": z_image_omni,
     "flux2": flux2,
     "chroma": chroma,
     "ltx": ltx,
