@@ -14,6 +14,7 @@ from vqcompress.cli.placement_options import chosen_placement, device_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.cli.written import say_written
 from vqcompress.methods import METHODS
+from vqcompress.progress import one_step
 
 
 @click.command("bake-lora")
@@ -43,7 +44,7 @@ def bake_lora(
     """Make LoRAs part of MODEL's weights, each times its SCALE. Write a dense pipeline or, with --bits, a packed one.
 
     \b
-    vqcompress bake-lora sdxl style.safetensors:0.8 detail.safetensors -o out/sdxl-style
+    vqcompress bake-lora sdxl ink.safetensors:0.8 old.safetensors -o out/sdxl-ink
     vqcompress bake-lora sdxl style.safetensors --bits 3 -o out/sdxl-style-vq3
     """
     import torch
@@ -59,21 +60,23 @@ def bake_lora(
     for lora in scaled:
         lora.arguments()  # files are looked at before a model is opened
     check_target(output, overwrite)
+    baked = f"{len(scaled)} {'LoRA' if len(scaled) == 1 else 'LoRAs'} baked in"
     with StageProgress(quiet=as_json) as progress:
-        pipeline = open_pipeline(model, base=base)
-        bake(pipeline, scaled)
+        with one_step(progress, "open", model):
+            pipeline = open_pipeline(model, base=base)
+            bake(pipeline, scaled)
         if bits is not None:
             from vqcompress.compression import quantize
 
             changes: dict[str, Any] = {"bits": bits} | ({"method": method} if method else {})
             quantize(pipeline, output, overwrite=overwrite, device=placement, progress=progress, **changes)
-            say_written(output, f"{len(scaled)} LoRAs baked in, {bits:g} bits per weight", as_json)
+            say_written(output, f"{baked}, {bits:g} bits per weight", as_json)
             return
         pipeline.to(getattr(torch, dtype))
         with publish(output, overwrite) as partial:
             pipeline.save_pretrained(partial, safe_serialization=True)
             forget_local_names(partial)
-    say_written(output, f"{len(scaled)} LoRAs baked in, dense weights in {dtype}", as_json)
+    say_written(output, f"{baked}, dense weights in {dtype}", as_json)
 
 
 def _refuse_idle_options(quantizes: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vqcompress.cli.progress import silence_other_bars
 from vqcompress.cli.written import say_written
 from vqcompress.component_files import bytes_below
 from vqcompress.errors import RecipeError
@@ -54,14 +55,16 @@ def convert(
 
     \b
     vqcompress convert dit-xl-2 DiT-XL-2-256x256.pt --vae sd-vae-ft-ema -o out/dit
-    vqcompress convert dit-moe-b dit_moe_b_8E2A.pt --vae sd-vae-ft-ema -o out/dit-moe-b
-    vqcompress convert lumina-next-t2i Lumina-Next-T2I --vae sdxl-vae --text-encoder gemma-2b -o out/lumina
+    vqcompress convert dit-moe-b dit_moe_b_8E2A.pt --vae sd-vae-ft-ema -o out/moe
+    vqcompress convert lumina-next-t2i Lumina-Next-T2I --vae sdxl-vae \\
+        --text-encoder gemma-2b -o out/lumina
     """
     from vqcompress.checkpoint.local_names import forget_local_names
     from vqcompress.checkpoint.publication import publish
     from vqcompress.models.conversion import convert_official
     from vqcompress.models.pipeline_parts import PipelineParts, read_text, read_vae
 
+    silence_other_bars()
     arguments = _arguments(config_path)
     parts = PipelineParts(
         vae=None if vae is None else read_vae(vae),

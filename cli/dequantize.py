@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vqcompress.cli.dtype_option import dtype_option
+from vqcompress.cli.progress import silence_other_bars
 from vqcompress.cli.written import say_written
 
 
@@ -41,5 +42,6 @@ def dequantize(folder: Path, output: Path, dtype: str, layout: str | None, overw
 
     from vqcompress.checkpoint import dequantize as expand
 
+    silence_other_bars()
     written = expand(folder, output, dtype=getattr(torch, dtype), overwrite=overwrite, layout=layout)  # type: ignore[arg-type]
     say_written(Path(written), f"dense weights in {dtype}", as_json)

@@ -14,6 +14,7 @@ def env(as_json: bool) -> None:
 
     Paste it into a bug report.
     """
+    from vqcompress.cli.written import say
     from vqcompress.environment import env as look
 
     found = look()
@@ -31,8 +32,8 @@ def env(as_json: bool) -> None:
         click.echo(f"  {device['device']:<14}{device['name']}{size}{capability}")
     click.echo("Kernels for a 3-bit layer of 1280 x 1280")
     for label, use in found["kernels"].items():
-        click.echo(f"  {label:<14}{use['kernel']}: {use['why']}")
+        say(f"  {label:<14}{use['kernel']}: {use['why']}", hang=16)
         for kernel, reason in use["refused"].items():
-            click.echo(f"  {'':<14}not {kernel}: {reason}")
+            say(f"  {'':<14}not {kernel}: {reason}", hang=20)
     for line in found["missing"]:
-        click.echo(f"Missing, {line}")
+        say(f"Missing: {line}", hang=2)

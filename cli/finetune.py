@@ -58,8 +58,8 @@ def finetune(
     continues it. Under torchrun, several processes share the work:
 
     \b
-    vqcompress finetune out/sdxl-vq3 -o out/sdxl-vq3-tuned
-    torchrun --nproc-per-node 4 -m vqcompress.cli finetune out/sdxl-vq3 -o out/sdxl-vq3-tuned
+    vqcompress finetune out/vq3 -o out/tuned
+    torchrun --nproc-per-node 4 -m vqcompress.cli finetune out/vq3 -o out/tuned
     """
     changes = {key: options[key] for key in ("preset", "steps", "rate") if options[key] is not None}
     changes |= dict(parse_setting(item) for item in options["settings"])
@@ -82,7 +82,7 @@ def finetune(
             progress=progress,
             verified=not no_verify,
             device=placement,
-            **changes,
+            training=changes,
         )
     change = written.after / written.before - 1 if written.before else 0.0
     if as_json:
@@ -103,7 +103,7 @@ def _dry_run(
     from vqcompress.tuning import tuning_cost
 
     with StageProgress(quiet=as_json):
-        expected = tuning_cost(folder, prompts, verified=verified, device=placement, **changes)
+        expected = tuning_cost(folder, prompts, training=changes, verified=verified, device=placement)
     if as_json:
         click.echo(json.dumps(expected, indent=2))
         return

@@ -13,6 +13,7 @@ from vqcompress.cli.model_argument import model_argument
 from vqcompress.cli.placement_options import chosen_placement, placement_options
 from vqcompress.cli.progress import StageProgress
 from vqcompress.errors import RecipeError
+from vqcompress.progress import one_step
 from vqcompress.sampling_config import GivenInputs, SamplingConfig
 
 SEED = click.IntRange(0, 2**63 - 1)
@@ -66,9 +67,9 @@ def generate(
     with it first (SHA-256). PNG files say in their metadata what they were made from.
 
     \b
-    vqcompress generate out/shapes-vq3 "three red squares on a gray background" -o squares.png
-    vqcompress generate out/sdxl-vq3 --prompt-file prompts.txt --lora style.safetensors:0.8 -o pictures
-    vqcompress generate out/sdxl-vq3 "a castle in winter" --image castle.jpg --strength 0.6 -o winter.png
+    vqcompress generate out/shapes-vq3 "three red squares on gray" -o squares.png
+    vqcompress generate out/vq3 --prompt-file p.txt --lora ink.safetensors:0.8
+    vqcompress generate out/vq3 "a fort" --image in.jpg --strength 0.6 -o out.png
     vqcompress generate out/wan-vq3 "a cat runs through snow" -o cat.mp4
     """
     texts = _prompts(prompts, options["prompt_file"])
@@ -87,9 +88,10 @@ def generate(
     from vqcompress.layers import set_dense_budget
 
     with StageProgress(quiet=as_json) as progress:
-        pipeline, sampling = open_placed(
-            model, placement, sampling=asked, loras=loras, verified=not options["no_verify"]
-        )
+        with one_step(progress, "open", model):
+            pipeline, sampling = open_placed(
+                model, placement, sampling=asked, loras=loras, verified=not options["no_verify"]
+            )
         files = files.for_pipeline(pipeline, options["fps"])
         kept = set_dense_budget(pipeline, options["dense_budget"])
         if kept.layers and not as_json:

@@ -12,7 +12,11 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, with an entry for each layer.")
-@click.option("--layers", is_flag=True, help="List every layer.")
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="List every layer, its kernels, and how far its error is from the bound of Gaussian weights.",
+)
 def inspect(folder: Path, as_json: bool, layers: bool) -> None:
     """Show a compressed FOLDER: bits per weight with everything stored counted, bytes on disk, and the kernels that
     its layers use on this machine.
@@ -20,6 +24,7 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
     from vqcompress.checkpoint import inspect as look
     from vqcompress.checkpoint import read_layer_table
     from vqcompress.cli.kernel_use import kernel_lines, kernel_use
+    from vqcompress.cli.written import say, say_beside
 
     found = look(folder)
     found["device"], found["kernels"] = kernel_use(folder)
@@ -31,17 +36,21 @@ def inspect(folder: Path, as_json: bool, layers: bool) -> None:
     click.echo(f"{folder}: {held}, {_megabytes(found['bytes'])} on disk")
     gaps = {(record.component, record.layer): record.gap for record in read_layer_table(folder)} if layers else {}
     for name, component in found["components"].items():
-        click.echo(_component_line(name, component))
+        say(_component_line(name, component), hang=4)
         for row in component["layers"] if layers else ():
-            shape = "x".join(str(n) for n in row["shape"])
-            served = " / ".join(use["kernel"] for use in found["kernels"].get(name, {}).get(row["name"], {}).values())
-            outliers = f"  {row['outliers']} outliers" if row["outliers"] else ""
-            stored = f"{row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}"
-            gap = gaps.get((name, row["name"]))
-            above = "" if gap is None else f"  {gap:.3f} bits above the bound"
-            click.echo(f"    {row['name']:<72} {stored}  {served}{outliers}{above}")
+            uses = found["kernels"].get(name, {}).get(row["name"], {})
+            say_beside(f"    {row['name']:<72}", _layer(row, uses, gaps.get((name, row["name"]))), hang=6)
         for line in kernel_lines(found["device"], found["kernels"].get(name, {})):
-            click.echo(line)
+            say(line, hang=6)
+
+
+def _layer(row: dict[str, Any], uses: dict[str, Any], gap: float | None) -> str:
+    """All but a layer's name. ``gap``: to the bound of Gaussian weights, below which trained ones can lie."""
+    shape = "x".join(str(n) for n in row["shape"])
+    served = " / ".join(use["kernel"] for use in uses.values())
+    outliers = f"  {row['outliers']} {'outlier' if row['outliers'] == 1 else 'outliers'}" if row["outliers"] else ""
+    bound = "" if gap is None else f"  {abs(gap):.2f} bits {'above' if gap >= 0 else 'below'} the bound"
+    return f"{row['format']:<9} {shape:>16} {row['bits_per_weight']:6.3f}  {served}{outliers}{bound}"
 
 
 def _component_line(name: str, component: dict[str, Any]) -> str:

@@ -41,17 +41,27 @@ def _use(spec: Any, shape: tuple[int, ...], device: str) -> Use:
 
 
 def kernel_lines(device: str, layers: dict[str, Use]) -> list[str]:
-    """For people: how many layers use which kernel, what it is for, and why the kernels before it do not run."""
+    """For people: how many layers use which kernel, what it is for, and why the kernels before it do not run.
+
+    What a layer's scales, rotation or outliers add to its kernel's work is in the JSON alone.
+    """
     lines = []
     for label, samples in SAMPLES.items():
-        uses = Counter((use[label]["kernel"], use[label]["why"]) for use in layers.values())
+        uses = Counter((use[label]["kernel"], use[label]["why"].partition("; ")[0]) for use in layers.values())
         for (kernel, why), count in uses.most_common():
             noun = "sample" if samples == 1 else "samples"
-            lines.append(f"    {samples} {noun} on {device}: {count} layers use {kernel} ({why})")
+            lines.append(f"    {samples} {noun} on {device}: {_layers(count)} {kernel} ({why})")
     reasons = Counter(
         f"{kernel}: {reason}"
         for use in layers.values()
         for kernel, reason in use["few rows"]["refused"].items()  # with one sample, none is refused for too many
     )
-    lines += [f"    not used: {reason} ({count} layers)" for reason, count in reasons.most_common(3)]
+    lines += [
+        f"    not used: {reason} ({count} {'layer' if count == 1 else 'layers'})"
+        for reason, count in reasons.most_common(3)
+    ]
     return lines
+
+
+def _layers(count: int) -> str:
+    return "1 layer uses" if count == 1 else f"{count} layers use"

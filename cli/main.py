@@ -130,6 +130,6 @@ def main() -> None:
 
     \b
     vqcompress quantize shapes -o out/shapes-vq3
-    vqcompress generate out/shapes-vq3 "three red squares on a gray background" -o grid.png
+    vqcompress generate out/shapes-vq3 "three red squares on gray" -o grid.png
     vqcompress report shapes out/shapes-vq3
     """

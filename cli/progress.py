@@ -19,6 +19,8 @@ from vqcompress.progress import EncodedLayer
 WIDE = 100  # columns of a terminal from which there is room for a longer bar
 LOG_SECONDS, LOG_SHARE = 30, 0.1  # a log gets a line when either has passed,
 LEAST_SECONDS = 3  # but not more often than this
+BESIDE = 48  # columns of a line of progress that neither its bar nor its detail takes
+OPENING = "open"  # how names of stages begin that open a model
 
 
 class StageProgress:
@@ -33,7 +35,7 @@ class StageProgress:
         self._summary = _BlockSummary(self._show.line, every_layer=layers)
 
     def __enter__(self) -> StageProgress:
-        _silence_other_bars()
+        silence_other_bars()
         self._show.start()
         return self
 
@@ -47,6 +49,7 @@ class StageProgress:
         self._show.step(stage, done, total, detail)
         if done == total:
             self._summary.finish()
+            self._summary.last = None
 
 
 class _Terminal:
@@ -54,6 +57,7 @@ class _Terminal:
 
     def __init__(self, console: Console) -> None:
         room = 28 if console.width >= WIDE else 12
+        self._detail_room = console.width - room - BESIDE
         self._bars = Progress(
             TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, min_width=18)),
             BarColumn(room),
@@ -65,23 +69,33 @@ class _Terminal:
             expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
         self.start, self.stop = self._bars.start, self._bars.stop
 
     def step(self, stage: str, done: int, total: int, detail: str) -> None:
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
+        elif done < self._done[stage]:  # a stage that a run comes back to
+            self._bars.reset(self._tasks[stage])
+        self._done[stage] = done
         self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)
+        if done == total and len(detail) > self._detail_room and not isinstance(detail, EncodedLayer):
+            self.line(f"  {stage}: {detail}")  # what a stage ends with is a result
 
     def line(self, text: str) -> None:
         self._bars.console.print(text, style="dim", highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
 
 
 class _Log:
-    """Plain lines: a stage's beginning, its end, and in between one for each tenth of it or half a minute."""
+    """Plain lines: a stage's beginning, its end, and in between one for each tenth of it or half a minute.
+
+    What opening a model took is said when work begins: most mistakes are found until then, and are one line.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = monotonic) -> None:
         self._console, self._clock = console, clock
         self._stages: dict[str, _Logged] = {}
+        self._opened: list[str] = []
 
     def start(self) -> None:
         """Nothing is drawn."""
@@ -92,11 +106,23 @@ class _Log:
     def step(self, stage: str, done: int, total: int, detail: str) -> None:
         now = self._clock()
         seen = self._stages.setdefault(stage, _Logged(now, done))
-        if seen.is_due(now, done, total):
-            seen.at, seen.done = now, done
-            self.line(f"{stage}: {done}/{total}{_share(done, total)}{seen.times(now, done, total)}  {detail}".rstrip())
+        if done < seen.done:  # a stage that a run comes back to
+            seen = self._stages[stage] = _Logged(now, done)
+        if not seen.is_due(now, done, total):
+            return
+        seen.at, seen.done = now, done
+        text = f"{stage}: {done}/{total}{_share(done, total)}{seen.times(now, done, total)}  {detail}".rstrip()
+        if not stage.startswith(OPENING):
+            self.line(text)
+        elif done == total:
+            self._opened.append(text)
 
     def line(self, text: str) -> None:
+        for said in (*self._opened, text):
+            self._say(said)
+        self._opened.clear()
+
+    def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -123,11 +149,17 @@ class _Logged:
 
 @dataclass
 class _BlockSummary:
-    """One line for each block of layers that was encoded: how many, their bits, the worst, how long."""
+    """One line for each block of layers that was encoded: how many, their bits, how long, the worst.
+
+    Layers are encoded side by side, so a block takes the time from the last layer before it to its own last one.
+    """
 
     line: Callable[[str], None]
     every_layer: bool
+    clock: Callable[[], float] = monotonic
     layers: list[EncodedLayer] = field(default_factory=list)
+    began: float = 0.0
+    last: float | None = None
 
     def add(self, detail: str) -> None:
         if not isinstance(detail, EncodedLayer):
@@ -139,17 +171,21 @@ class _BlockSummary:
             self.finish()
         if detail.bits is None:
             self.line(detail)
+        now = self.clock()
+        if not self.layers:
+            self.began = now - detail.seconds if self.last is None else self.last
         self.layers.append(detail)
+        self.last = now
 
     def finish(self) -> None:
         if coded := [layer for layer in self.layers if layer.bits is not None]:
-            bits = [layer.bits for layer in coded if layer.bits is not None]
+            bits = [f"{layer.bits:.2f}" for layer in sorted(coded, key=lambda layer: layer.bits or 0.0)]
             worst = max(coded, key=lambda layer: layer.error or 0.0)
-            span = f"{min(bits):.2f}" if min(bits) == max(bits) else f"{min(bits):.2f} to {max(bits):.2f}"
+            span = "-".join(dict.fromkeys((bits[0], bits[-1])))
             block, count = block_of(worst.layer), f"{len(coded)} {'layer' if len(coded) == 1 else 'layers'}"
-            where = f" ({worst.layer.removeprefix(block).lstrip('.')})" if worst.layer != block else ""
-            seconds = sum(layer.seconds for layer in coded)
-            self.line(f"  {block}: {count}, {span} bits, error at most {worst.error:.2g}{where}, {seconds:.1f} s")
+            where = f", worst {worst.layer.removeprefix(block).lstrip('.')}" if worst.layer != block else ""
+            seconds = (self.last or self.began) - self.began
+            self.line(f"  {block}: {count}, {span} bits, error up to {worst.error:.2g}, {seconds:.1f} s{where}")
         self.layers.clear()
 
 
@@ -168,7 +204,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def _silence_other_bars() -> None:
+def silence_other_bars() -> None:
     """Turn off the bars of diffusers and transformers, which overwrite ours, and their remarks on optional packages."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

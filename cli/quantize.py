@@ -10,7 +10,8 @@ import click
 
 from vqcompress.cli.model_argument import model_argument
 from vqcompress.cli.placement_options import chosen_placement, placement_options
-from vqcompress.cli.progress import StageProgress
+from vqcompress.cli.progress import StageProgress, silence_other_bars
+from vqcompress.cli.written import say
 from vqcompress.errors import RecipeError
 from vqcompress.methods import DEFAULT_METHOD, METHODS
 from vqcompress.recipe import Recipe, values_of_preset
@@ -84,8 +85,8 @@ WITH_OUTPUT_FEEDBACK = ", ".join(name for name, method in METHODS.items() if met
 @click.option(
     "--output-feedback/--no-output-feedback",
     default=None,
-    help=f"Also feed errors back between a layer's outputs ({WITH_OUTPUT_FEEDBACK} only): less error, ten times the "
-    "encoding time [default: no].",
+    help=f"Also feed errors back between a layer's outputs ({WITH_OUTPUT_FEEDBACK} only): less error, 1.5 "
+    "to 2.5 times the encoding time, and backward passes of the denoiser to record [default: no].",
 )
 @click.option(
     "--finetune",
@@ -130,7 +131,7 @@ def quantize(
 
     \b
     vqcompress quantize shapes -o out/shapes-vq3
-    vqcompress quantize sdxl -o out/sdxl-vq3 --bits 3 --prompts general --count 256
+    vqcompress quantize sdxl -o out/sdxl-vq3 --prompts general --count 256
     vqcompress quantize flux-dev -o out/flux-vq3 --device cuda --offload group
     vqcompress quantize my_model.safetensors -o out/mine --method additive
     vqcompress quantize my_flux.safetensors --base flux-dev -o out/mine
@@ -226,5 +227,10 @@ def _dry_run(model: str, recipe: Recipe, as_json: bool, placement: Placement) ->
     from vqcompress.cli.dry_run import dry_run_lines
     from vqcompress.estimate import estimate
 
+    silence_other_bars()
     expected = estimate(model, recipe, placement)
-    click.echo(json.dumps(expected, indent=2) if as_json else "\n".join(dry_run_lines(expected)))
+    if as_json:
+        click.echo(json.dumps(expected, indent=2))
+        return
+    for line in dry_run_lines(expected):
+        say(line, hang=21)

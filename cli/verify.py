@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vqcompress.cli.progress import silence_other_bars
 from vqcompress.errors import CheckpointError
 
 
@@ -21,6 +22,7 @@ def verify(folder: Path, seconds: float | None, as_json: bool) -> None:
     """
     from vqcompress.checkpoint import verify as check
 
+    silence_other_bars()
     problems = check(folder, seconds)
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "problems": problems}))

@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "component_files",
         "disk",
         "embedded",
+        "expert_stacks",
         "machine_code",
         "matrix_view",
         "methods",

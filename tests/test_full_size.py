@@ -14,7 +14,15 @@ def test_every_stage_on_a_trimmed_model(tmp_path):
     for stage in full_size.STAGES:
         full_size.run_stage(stage, tmp_path, settings)
     found = full_size.report(tmp_path, settings)
-    assert set(found["stages"]) == {"make", "open", "calibrate", "encode", "swap and save", *full_size.STAGES[2:]}
+    assert set(found["stages"]) == {
+        "make",
+        "open",
+        "calibrate",
+        "encode",
+        "write",
+        "swap and save",
+        *full_size.STAGES[2:],
+    }
     assert all(taken["peak_bytes"] > 1e8 for taken in found["stages"].values())
     assert found["output"]["finite"]
     assert 0 < found["output"]["relative_squared_error"] < 0.5

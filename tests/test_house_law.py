@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.floors import FLOOR_OF, ROOT, imports, modules, rooms_entered
+from tests.floors import FLOOR_OF, FLOORS, ROOT, imports, modules, rooms_entered
 from tests.lowest_versions import declared
 
 # formats and quantized_weight share a floor on purpose: a packed weight is a format with its tensors.
@@ -104,6 +104,14 @@ def test_loading_never_imports_a_quantizer() -> None:
         "print([m for m in sys.modules if m.startswith('vqcompress.quantizers')])"
     )
     assert loaded == "[]"
+
+
+def test_the_table_of_the_floors_is_theirs() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.MULTILINE)
+    assert len(rows) >= len(FLOORS) - 1  # all but the one line of __main__
+    for floor, rooms in rows:
+        assert set(re.findall(r"`(\w+)`", rooms)) <= set(FLOORS[int(floor)]), f"floor {floor}"
 
 
 def test_the_picture_of_the_floors_is_drawn_from_the_imports() -> None:

@@ -18,7 +18,7 @@ from tests.checkpoint.make_old_folders import tiny_pipeline
 from tests.fuzz.folders import honest_folders
 from vqcompress.cli.main import main
 from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
-from vqcompress.pushing import _body, _front_matter, _licence
+from vqcompress.pushing import _body, _front_matter, _licence, _pipeline_tag
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 TABLE = "| variant | bits |\n| :--- | ---: |\n| original | – |\n"
@@ -156,3 +156,33 @@ def test_licences_that_the_hub_has_no_word_for_are_named_and_linked() -> None:
         "license": "other", "license_name": "flux.1-dev", "license_link": "https://huggingface.co/black-forest-labs/FLUX.1-dev"
     }  # fmt: skip
     assert _licence("black-forest-labs/FLUX.1-schnell", None) == {"license": "apache-2.0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("StableDiffusionPipeline", "text-to-image"),
+        ("StableDiffusionXLImg2ImgPipeline", "image-to-image"),
+        ("StableDiffusionUpscalePipeline", "image-to-image"),
+        ("FluxKontextPipeline", "image-to-image"),
+        ("FluxControlPipeline", "image-to-image"),
+        ("QwenImageEditPipeline", "image-to-image"),
+        ("DiTPipeline", "unconditional-image-generation"),
+        ("WanPipeline", "text-to-video"),
+        ("WanImageToVideoPipeline", "image-to-video"),
+        ("StableVideoDiffusionPipeline", "image-to-video"),
+        ("WanVideoToVideoPipeline", "video-to-video"),
+    ],
+)
+def test_the_hub_is_told_what_the_pipeline_does(name: str, word: str, tmp_path: Path) -> None:
+    """The words of https://huggingface.co/tasks."""
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    assert _pipeline_tag(tmp_path) == word
+
+
+@pytest.mark.parametrize("tags", ["", "tags: art\n", "tags: [3, {a: b}, art]\n", "tags:\n"])
+def test_tags_of_a_strange_card_are_those_that_are_words(tags: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline"}))
+    (tmp_path / "README.md").write_text(f"---\n{tags}base_model: a/b\n---\n# x\n")
+    expected = ["art", "quantized", "vqcompress"] if "[" in tags else ["quantized", "vqcompress"]
+    assert _front_matter(tmp_path, None, "mit")["tags"] == expected

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from vqcompress.checkpoint import load, verify
 from vqcompress.cli.main import main
 from vqcompress.compression import quantize
-from vqcompress.errors import CheckpointError, RecipeError
+from vqcompress.errors import CheckpointError, RecipeError, VQCompressError
 from vqcompress.finetuning.whole_stage import STATES
 from vqcompress.tuning import finetune
 
@@ -119,3 +119,12 @@ def test_the_command_line(untuned, original, options, tmp_path):
 def test_an_existing_output_is_not_replaced_unasked(untuned, tuned, original, options):
     with pytest.raises(CheckpointError, match="overwrite"):
         finetune(untuned, tuned, model=str(original), prompts=options["calibration"]["prompts"])
+
+
+def test_another_model_is_refused_before_it_is_recorded(untuned, tmp_path):
+    told = []
+    with pytest.raises(VQCompressError, match="made from another model than shapes-moe"):
+        finetune(
+            untuned, tmp_path / "x", model="shapes-moe", prompts="general", progress=lambda *step: told.append(step)
+        )
+    assert {stage for stage, *_ in told} == {"open original"}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vqcompress.compression import quantize
     from vqcompress.environment import env
     from vqcompress.generation import generate
-    from vqcompress.layers import set_dense_budget
+    from vqcompress.layers import set_decode_ahead, set_dense_budget
     from vqcompress.pushing import push
     from vqcompress.quantizers import quantize_weight
     from vqcompress.recipe import Recipe
@@ -57,6 +57,7 @@ _LAZY = {
     "quantize": "vqcompress.compression",
     "quantize_weight": "vqcompress.quantizers",
     "report": "vqcompress.reports",
+    "set_decode_ahead": "vqcompress.layers",
     "set_dense_budget": "vqcompress.layers",
     "verify": "vqcompress.checkpoint",
 }
@@ -81,6 +82,7 @@ __all__ = [
     "quantize",
     "quantize_weight",
     "report",
+    "set_decode_ahead",
     "set_dense_budget",
     "verify",
 ]

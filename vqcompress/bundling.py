@@ -28,7 +28,14 @@ from vqcompress.folder_files import (
     regular_size,
     walk,
 )
-from vqcompress.safetensors_header import LENGTH_BYTES, LONGEST, allowed_length, data_end, entries_of, read_header
+from vqcompress.safetensors_header import (
+    LENGTH_BYTES,
+    LONGEST,
+    METADATA,
+    allowed_length,
+    read_header,
+    understood,
+)
 from vqcompress.time_limit import check_time
 
 MARK = "vqcompress_bundle"
@@ -105,7 +112,7 @@ def read_bundle(path: StrPath) -> Bundle | None:
         header = read_header(file)
     if header is None or MARK.encode() not in header:
         return None
-    metadata = entries_of(header).get("__metadata__")
+    metadata = understood(header or b"").entries.get(METADATA)
     if not isinstance(metadata, dict) or MARK not in metadata:
         return None
     bundle = _from_contents(path, LENGTH_BYTES + len(header), metadata[MARK])
@@ -192,7 +199,7 @@ def _layout_problem(weights: tuple[WeightFile, ...]) -> str | None:
 def _data_length(header: str) -> int | None:
     """Bytes that the tensors of a safetensors header take, ``None`` for a text that is no such header."""
     try:
-        return data_end(entries_of(header.encode()))
+        return understood(header.encode()).end
     except UnicodeEncodeError:
         return None
 
@@ -287,7 +294,7 @@ def _write(out: BinaryIO, folder: Path, texts: dict[str, str], weights: list[Wei
     for weight in weights:
         entries |= _entries(weight)
     contents = {"version": VERSION, "texts": texts, "weights": [asdict(weight) for weight in weights]}
-    header = json.dumps({"__metadata__": {"format": "pt", MARK: json.dumps(contents)}, **entries}).encode()
+    header = json.dumps({METADATA: {"format": "pt", MARK: json.dumps(contents)}, **entries}).encode()
     header += b" " * (-len(header) % ALIGNMENT)
     data = sum(weight.length + -weight.length % ALIGNMENT for weight in weights)
     if len(header) > (most := allowed_length(LENGTH_BYTES + len(header) + data)):
@@ -308,7 +315,7 @@ def _entries(weight: WeightFile) -> dict[str, Any]:
     entries = {
         f"{component}.{key}": {**entry, "data_offsets": [weight.start + offset for offset in entry["data_offsets"]]}
         for key, entry in json.loads(weight.header).items()
-        if key != "__metadata__"
+        if key != METADATA
     }
     if gap := -weight.length % ALIGNMENT:
         end = weight.start + weight.length
@@ -323,7 +330,7 @@ def _header_of(path: Path) -> str:
         text = (header or b"").decode()
     except UnicodeDecodeError:
         text = ""
-    if not entries_of(text.encode()):
+    if not understood(text.encode()).entries:
         raise CheckpointError(f"{path} cannot be read as safetensors; copy or download it again")
     return text
 

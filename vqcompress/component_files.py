@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from vqcompress.errors import CheckpointError
 from vqcompress.folder_files import name_problem, read_json, regular_size, walk
-from vqcompress.safetensors_header import stored_header
+from vqcompress.safetensors_header import ELEMENT_BYTES, METADATA, stored_header
 
 MANIFEST_NAME = "vqcompress_manifest.json"
-ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_DTYPES = {"I8": torch.int8, "F16": torch.float16, "I32": torch.int32}
 LOADED = tuple(
     f"{stem}.safetensors{end}" for stem in ("diffusion_pytorch_model", "model") for end in ("", ".index.json")
@@ -192,16 +191,21 @@ def tensor_headers(files: list[Path]) -> dict[str, StoredTensor]:
 
 
 def _headers(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    size, (entries, said) = regular_size(path), stored_header(path)
+    size, (header, said) = regular_size(path), stored_header(path)
     if said is not None and said != size:  # a file that is mostly a hole may be longer than what memory can map
         raise CheckpointError(
             f"{path} cannot be read: it has {size} bytes, its header says {said}; copy or download it again"
         )
+    if not header.sound:
+        _ask_the_library(path)
+    for key, entry in header.entries.items():
+        if key != METADATA:
+            yield key, StoredTensor(path, tuple(entry["shape"]), entry["dtype"])
+
+
+def _ask_the_library(path: Path) -> None:
     try:
-        with safe_open(path, framework="pt"):  # which checks the header; asking it for each tensor takes longer
+        with safe_open(path, framework="pt"):
             pass
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; copy or download it again") from None
-    for key, entry in entries.items():
-        if key != "__metadata__":
-            yield key, StoredTensor(path, tuple(entry["shape"]), entry["dtype"])

@@ -18,25 +18,29 @@ import torch
 from diffusers import DiffusionPipeline
 
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
+from vqcompress.architectures.call_inputs import drawn_inputs
 from vqcompress.architectures.known_names import sampled_as_published
+from vqcompress.architectures.modular import plain_pipeline
 from vqcompress.architectures.narrow_weights import hold_narrow
 from vqcompress.calibration.prompts import PromptSet, given_prompts, load_prompts
 from vqcompress.checkpoint import LayerRecord, inspect, save_pipeline
-from vqcompress.checkpoint.publication import check_target
+from vqcompress.checkpoint.publication import check_name, check_target
 from vqcompress.checkpoint.reopening import check_reopens
 from vqcompress.errors import RecipeError
+from vqcompress.expert_stacks import unstack
 from vqcompress.finetuning import Teacher, TuningContext, prepare_distillation, swap_and_tune
 from vqcompress.folder_files import StrPath
 from vqcompress.layers import swap
 from vqcompress.matrix_view import to_matrix
 from vqcompress.methods import METHODS
 from vqcompress.placement import Placement, place, take_back
-from vqcompress.progress import Progress, silent, watched
+from vqcompress.progress import Progress, one_step, silent, watched
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantizer_of, settings_for
-from vqcompress.recipe import Calibration, Recipe, current_names, values_of_preset
+from vqcompress.recipe import Recipe, current_names, values_of_preset
 from vqcompress.recipe_presets import SECTIONS, layered
 from vqcompress.results import CompressedFolder
+from vqcompress.run_store import check_folder
 from vqcompress.stages.budget import allocate, allocate_together
 from vqcompress.stages.disk_space import check_disk_space
 from vqcompress.stages.encoding import encode_all, encoded_error, encoded_gap, shared_codebooks, why_unfit
@@ -44,6 +48,7 @@ from vqcompress.stages.importance import importance_of_layers
 from vqcompress.stages.journal import Journal
 from vqcompress.stages.output_recording import record_outputs
 from vqcompress.stages.plan import plan_components
+from vqcompress.stages.prompt_count import fitted_count
 from vqcompress.stages.recording import record_component, recorded_group
 from vqcompress.stages.run import Run, dense_bits, open_store
 from vqcompress.stages.sequential import encode_in_order, encodes_in_order
@@ -88,15 +93,16 @@ def quantize(
     texts. ``progress``: a `Progress`, True for bars, False for none; by default bars in a terminal or a notebook.
 
     ``calibration_folder`` keeps what calibration recorded for runs with other methods and bit widths; without it, the
-    recordings are deleted with the run's own folder. A pipeline that is passed in is compressed in place. Returns the
-    folder, which can be used as a path and which ``DiffusionPipeline.from_pretrained`` loads. Raises a
-    `VQCompressError` for whatever a user can fix, before anything is written at ``output``.
+    recordings are deleted with the run's own folder. A pipeline that is passed in is compressed in place; of a modular
+    one, the networks are, and the folder is that of the plain class (`architectures.modular`). Returns the folder,
+    which can be used as a path and which ``DiffusionPipeline.from_pretrained`` loads. Raises a `VQCompressError` for
+    whatever a user can fix, before anything is written at ``output``.
 
     ``device``, ``dtype`` and ``offload`` say where the pipeline computes, see `Placement`: by default on the
     accelerator, where there is one, in the checkpoint's dtype. A pipeline that is passed in stays where it is unless a
     ``device`` is given, and in its dtype. Codes are searched on the host's cores.
     """
-    model = str(model) if isinstance(model, PathLike) else model
+    model = str(model) if isinstance(model, str | PathLike) else plain_pipeline(model)
     output, placement = Path(output), _placement_of(model, device, dtype, offload)
     texts, prompts = _given_prompts(prompts)
     keys = {
@@ -113,13 +119,16 @@ def quantize(
     _check_workers(recipe)
     _check_method(recipe)
     _check_dtype(recipe, placement)
+    check_name(output)
+    if calibration_folder is not None:
+        check_folder(Path(calibration_folder))
     journal = Journal(output.with_name(output.name + ".partial"), output, {"recipe": recipe.to_dict()})
     with joined_workers() as workers:
         settled = workers.all_gather(workers.is_main_process and journal.settle() is not None)[0]
         if not (settled and isinstance(model, str)):
             check_target(output, overwrite)
             with ExitStack() as held:
-                folder = Path(calibration_folder) if calibration_folder else None
+                folder = None if calibration_folder is None else Path(calibration_folder)
                 run = _open_run(held, model, recipe, placement, journal.work, folder, workers, clock, texts)
                 if workers.is_main_process:
                     check_disk_space(run, output)
@@ -163,13 +172,6 @@ def _described(output: Path, seconds: Mapping[str, float]) -> CompressedFolder:
     return CompressedFolder(output, found["bits_per_weight"], found["bytes"], layers, dict(seconds))
 
 
-def _check_count(recipe: Recipe, prompts: PromptSet) -> None:
-    """Raises `RecipeError` where more prompts were asked for than there are. The default takes what there is."""
-    asked, there = recipe.calibration.count, len(prompts.prompts)
-    if asked > max(there, Calibration().count):
-        raise RecipeError(f"calibration.count: {asked} prompts were asked for and {prompts.name} has {there}")
-
-
 def _open_run(
     held: ExitStack,
     model: str | DiffusionPipeline,
@@ -186,14 +188,19 @@ def _open_run(
         named = load_prompts(recipe.calibration.prompts)
     dtype = torch.float32 if recipe.finetune != "none" else placement.opening_dtype
     narrow = isinstance(model, str) and recipe.finetune == "none" and dtype == torch.float32
-    pipeline = _opened(model, recipe, dtype, narrow)
+    report = progress if workers.is_main_process else silent
+    with one_step(report, "open", recipe.model):
+        pipeline = _opened(model, recipe, dtype, narrow)
     architecture = sampled_as_published(architecture_of(pipeline), model)
     prompts = named or load_prompts(architecture.prompt_set)
-    _check_count(recipe, prompts)
+    recipe = fitted_count(recipe, prompts)
     layers, ignored = plan_components(recipe, pipeline, architecture)
+    _check_images(recipe, pipeline)
     _check_finetuning(recipe, architecture)
     known = [folder for folder in (work, calibration_folder) if folder]
     source, note = source_of(model, pipeline, known, dtype) if workers.is_main_process else ({}, None)
+    for component, names in layers.items():
+        unstack(architecture.module(pipeline, component), names)
     if narrow:
         for denoiser in architecture.denoisers:
             hold_narrow(architecture.module(pipeline, denoiser), layers.get(denoiser, ()))
@@ -201,7 +208,6 @@ def _open_run(
     store = recordings = held.enter_context(open_store(work, run_inputs(*depends), workers, note))
     if calibration_folder:
         recordings = held.enter_context(open_store(calibration_folder, recording_inputs(*depends), workers, note))
-    report = progress if workers.is_main_process else silent
     placement = place(pipeline, placement, gradients=True)
     held.callback(take_back, pipeline)
     return Run(recipe, pipeline, architecture, store, recordings, prompts, report, layers, ignored, workers, placement)
@@ -246,9 +252,11 @@ def _publish(run: Run, output: Path, records: list[LayerRecord], overwrite: bool
     """Write the folder, open it again, compare a call, note it in the journal, and put it into its place."""
 
     def check(partial: Path) -> None:
+        run.progress("write", 1, 2, "opened again, one call compared")
         check_reopens(run.calibration_run(), partial, run.layers, run.placement)
         journal.write(partial)
 
+    run.progress("write", 0, 2, output.name)
     save_pipeline(
         run.pipeline,
         output,
@@ -257,6 +265,7 @@ def _publish(run: Run, output: Path, records: list[LayerRecord], overwrite: bool
         overwrite=overwrite,
         before_publication=check,
     )
+    run.progress("write", 2, 2, output.name)
 
 
 def _check_workers(recipe: Recipe) -> None:
@@ -289,8 +298,16 @@ def _check_finetuning(recipe: Recipe, architecture: Architecture) -> None:
 def _check_dtype(recipe: Recipe, placement: Placement) -> None:
     if recipe.finetune != "none" and placement.dtype not in (None, torch.float32):
         raise RecipeError(
-            "fine-tuning within a quantization computes in float32: leave dtype out, or quantize with finetune='none' "
-            "and fine-tune the folder afterwards (vqcompress finetune), whose original may be in 16 bits"
+            "fine-tuning within a quantization computes in float32: leave dtype out, or take finetune='none' and then "
+            "`vqcompress finetune`, whose original may have 16 bits"
+        )
+
+
+def _check_images(recipe: Recipe, pipeline: DiffusionPipeline) -> None:
+    if recipe.calibration.images is not None and not drawn_inputs(pipeline):
+        raise RecipeError(
+            f"{type(pipeline).__name__} is calibrated with prompts alone; leave out the images "
+            f"({recipe.calibration.images})"
         )
 
 

@@ -55,6 +55,17 @@ def check_file_target(path: Path) -> None:
         raise PermissionError(errno.EACCES, "it may not be written; choose another place", str(path))
 
 
+def check_folder_target(path: Path) -> None:
+    """Raise `OSError` if files cannot be written into a folder ``path``, which is made if need be. Nothing is made."""
+    there = path
+    while not there.exists() and there.parent != there:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file; name a folder", str(path))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, "it may not be written; choose another place", str(path))
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that this user can still write under ``folder``, or where it will be made."""
     while not folder.exists():

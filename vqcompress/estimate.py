@@ -13,6 +13,7 @@ import torch
 from vqcompress.architectures import Architecture, architecture_of, open_pipeline
 from vqcompress.architectures.known_names import known_name
 from vqcompress.architectures.published_skeleton import Skeleton, published_skeleton
+from vqcompress.calibration.prompts import HUB, load_prompts
 from vqcompress.disk import free_bytes
 from vqcompress.formats.scalar import FLOAT_SCALES
 from vqcompress.matrix_view import matrix_shape
@@ -21,6 +22,7 @@ from vqcompress.placement import Placement, networks
 from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.stages.forecast import Needs, Work, forecast, samples_of_a_call
+from vqcompress.stages.prompt_count import fitted_count
 
 SAMPLE = (256, 256)  # shape of the weight that is encoded to measure this machine's speed
 COUPLED = 8  # memory in output moments while a layer is encoded: the moment, its factors and their copies
@@ -38,6 +40,7 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
     placement = placement or Placement.parse("cpu")
     planned = _planned(model, recipe)
     architecture, pipeline = planned.architecture, planned.pipeline
+    recipe = _counted(recipe, architecture)
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
     components = recipe.components or architecture.denoisers
     plans = [plan for name in components for plan in architecture.layers(pipeline, name, ignore=ignore)]
@@ -71,6 +74,7 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
         "model": model,
         "method": recipe.method,
         "bits": recipe.bits,
+        "finetune": recipe.finetune,
         "parts": "pipeline" if planned.whole else "denoiser",
         "obstacle": planned.obstacle,
         "components": list(components),
@@ -93,6 +97,17 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
         "encode_seconds": encode_seconds,
         "forecast": forecast(placement, work, needs, free_bytes(Path.cwd()), dtype),
     }
+
+
+def _counted(recipe: Recipe, architecture: Architecture) -> Recipe:
+    """``recipe`` with the number of prompts that a run would take. A set on the Hub is not fetched for that."""
+    source = recipe.calibration.prompts or architecture.prompt_set
+    if source.startswith(HUB):
+        return recipe
+    prompts = load_prompts(source)
+    recipe = fitted_count(recipe, prompts)
+    count = min(recipe.calibration.count, len(prompts.prompts))
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"count": count})})
 
 
 def _planned(model: str, recipe: Recipe) -> Skeleton:

@@ -53,7 +53,13 @@ def at_most(size: NetworkSize, where: str) -> Iterator[None]:
         nonlocal tensors, weights
         if tensor is None or threading.get_ident() != thread:
             return
-        tensors -= 1
+        replaced = module._parameters.get(name)
+        if replaced is None:
+            replaced = module._buffers.get(name)
+        if replaced is None:
+            tensors -= 1
+        else:  # as a head's by the embedding that it is tied to
+            weights += replaced.numel()
         weights -= tensor.numel()
         if tensors < 0 or weights < 0:
             refuse("tensors" if tensors < 0 else "weights")

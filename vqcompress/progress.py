@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -43,6 +44,14 @@ def silent(stage: str, done: int, total: int, detail: str) -> None:
 
 def silent_stage(done: int, total: int, detail: str) -> None:
     """A `StageProgress` that reports to nobody."""
+
+
+@contextmanager
+def one_step(progress: Progress, stage: str, detail: str) -> Iterator[None]:
+    """Tell ``progress`` of a stage of one step, when it begins and when it is done."""
+    progress(stage, 0, 1, detail)
+    yield
+    progress(stage, 1, 1, detail)
 
 
 def in_terminal_or_notebook() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vqcompress.architectures.call_inputs import parameters
+from vqcompress.architectures.call_inputs import VIDEOS, drawn_inputs_of, parameters
 from vqcompress.architectures.opening import HUB_ID
 from vqcompress.architectures.published import PUBLISHED
 from vqcompress.checkpoint import inspect, verify
@@ -140,7 +140,9 @@ def _front_matter(folder: Path, base: str | None, licence: str | None) -> dict[s
         raise RecipeError(f"{folder} does not say which model on the Hub it was made from; give --base owner/name")
     matter |= {"base_model": base, "base_model_relation": "quantized", "pipeline_tag": _pipeline_tag(folder)}
     kept = {key: value for key, value in matter.items() if key not in ("license", "license_name", "license_link")}
-    return {**_licence(base, licence), **kept, "tags": sorted({"vqcompress", "quantized", *matter.get("tags", [])})}
+    found = matter.get("tags")
+    tags = {tag for tag in found if isinstance(tag, str)} if isinstance(found, list) else set()
+    return {**_licence(base, licence), **kept, "tags": sorted({"vqcompress", "quantized", *tags})}
 
 
 def _licence(base: str, given: str | None) -> dict[str, str]:
@@ -168,15 +170,11 @@ def _pipeline_tag(folder: Path) -> str:
 
     name = read_json(folder / "model_index.json").get("_class_name")
     kind: Any = getattr(diffusers, str(name), None) or pipeline_class(folder)
-    accepted = parameters(kind.__call__)
-    takes_image = "image" in accepted and (accepted["image"].default is accepted["image"].empty or _edits(kind))
-    if "prompt" not in accepted:
+    given = drawn_inputs_of(kind)
+    if not given and "prompt" not in parameters(kind.__call__):
         return "unconditional-image-generation"
-    return f"{'image' if takes_image else 'text'}-to-{'video' if draws_video(kind) else 'image'}"
-
-
-def _edits(kind: type) -> bool:
-    return any(word in kind.__name__ for word in ("Img2Img", "Inpaint", "ImageToVideo", "Edit", "Kontext"))
+    source = "text" if not given else "video" if set(given) <= set(VIDEOS) else "image"
+    return f"{source}-to-{'video' if draws_video(kind) else 'image'}"
 
 
 def _send(folder: Path, pushed: Push, added: Mapping[str, bytes], private: bool) -> None:
@@ -190,6 +188,6 @@ def _send(folder: Path, pushed: Push, added: Mapping[str, bytes], private: bool)
         api.create_commit(pushed.repository, operations, commit_message=f"Upload weights of {bits:.3g} bits")
     except Exception as error:
         raise VQCompressError(
-            f"{pushed.repository} was not sent: {first_line(error)[:120]}; `hf auth login` signs in, the same "
+            f"{pushed.repository} was not sent: {first_line(error)[:80]}; `hf auth login` signs in, the same "
             "command sends it again"
         ) from error

@@ -7,6 +7,7 @@ silently ignoring a misspelt setting would give a wrong result.
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -55,6 +56,9 @@ class _Section(BaseModel):
         return value
 
 
+MOST_STEPS, MOST_PIXELS = 10_000, 16_384  # of a call; a number with more digits is a slip
+
+
 class Calibration(_Section):
     """How the inputs of the layers are recorded. ``None`` means the architecture's own default.
 
@@ -67,10 +71,10 @@ class Calibration(_Section):
     prompts: str | None = None
     images: str | None = None
     count: int = Field(default=64, ge=1)
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     guidance: float | None = Field(default=None, ge=0)
-    height: int | None = Field(default=None, ge=8)
-    width: int | None = Field(default=None, ge=8)
+    height: int | None = Field(default=None, ge=8, le=MOST_PIXELS)
+    width: int | None = Field(default=None, ge=8, le=MOST_PIXELS)
     batch_size: int = Field(default=8, ge=1)
     memory_budget_gb: float = Field(default=4.0, gt=0)
     rows_per_call: int | None = Field(default=8192, ge=1)
@@ -143,7 +147,8 @@ class Recipe(_Section):
     former name, ``keep``, is read too). ``finetune`` says whether the continuous parameters are then trained against
     the original denoiser: not at all, block by block, or block by block and as a whole. ``output_feedback`` (trellis
     codes) feeds errors back between a layer's outputs as well as between its inputs, weighted by their joint effect on
-    the denoiser's output. It gives less error at the same bits, and encoding takes ten times as long.
+    the denoiser's output. It gives less error at the same bits; backward passes are recorded for it, and encoding
+    takes 1.5 to 2.5 times as long (twice that with ``settings={"output_search": "survivors"}``).
 
     The key ``preset`` ("fast", "default" or "best", `vqcompress.recipe_presets`) gives values to other keys, over which
     those that are given win. It is not kept: the recipe of a folder has the values themselves.
@@ -178,6 +183,13 @@ class Recipe(_Section):
         named = current_names(data)
         preset = named.pop("preset", None)
         return named if preset is None else layered(values_of_preset(preset, named), named)
+
+    @field_validator("components")
+    @classmethod
+    def _named_once(cls, components: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name, count in Counter(components).items() if count > 1]:
+            raise ValueError(f"components: {twice[0]} is named twice; name each once")
+        return components
 
     @model_validator(mode="after")
     def _whole_bits_for_scalar(self) -> Recipe:

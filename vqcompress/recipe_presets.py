@@ -19,7 +19,7 @@ _JOBS: dict[str, dict[str, Any]] = {
 
 _SEARCHES: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {"trellis": {"state_bits": 10}, "additive": {"beam": 8, "coordinate_descent": 1}},
-    "default": {"trellis": {"state_bits": 12}, "additive": {"beam": 16, "coordinate_descent": 3}},
+    "default": {"trellis": {"state_bits": "auto"}, "additive": {"beam": 16, "coordinate_descent": 3}},
     "best": {"trellis": {"state_bits": 14}, "additive": {"beam": 32, "coordinate_descent": 6}},
 }
 """Preset -> method -> settings. The other methods have no search to spend time on."""
@@ -30,6 +30,12 @@ RECIPE_PRESETS = tuple(_JOBS)
 def preset_values(preset: str, method: str) -> dict[str, Any]:
     """The recipe keys that ``preset`` gives to a run of ``method``. Raises `KeyError` for an unknown preset."""
     return {**_JOBS[preset], "settings": _SEARCHES[preset].get(method, {})}
+
+
+def count_of_preset(preset: str) -> int:
+    """Prompts of calibration. Raises `KeyError` for an unknown preset."""
+    count: int = _JOBS[preset]["calibration"]["count"]
+    return count
 
 
 def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

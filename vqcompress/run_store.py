@@ -34,6 +34,16 @@ TENSORS, JSON = ".safetensors", ".json"
 STAGE = re.compile(r"[\w-][\w.-]*")
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `RecipeError` for a folder that is no run's and has other files: results are not mixed with them."""
+    if not folder.name:
+        raise RecipeError(
+            f"{str(folder)!r} is no folder of its own; name one for the run's results, such as out/calibration"
+        )
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (SIGNATURE, LOCK)):
+        raise RecipeError(f"{folder} has files of others in it; name a new folder, or one that an earlier run has made")
+
+
 class RunStore:
     """Finished results of one run in ``folder``. One process locks it; others of the same job can join (``joins``).
 

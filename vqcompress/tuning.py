@@ -16,6 +16,7 @@ from vqcompress.calibration.prompts import choose_diverse, load_prompts
 from vqcompress.checkpoint import check_hashes, load, save_pipeline
 from vqcompress.checkpoint.layer_table import read_layer_table
 from vqcompress.checkpoint.manifest import read_manifest
+from vqcompress.checkpoint.origin import check_network
 from vqcompress.checkpoint.publication import check_target
 from vqcompress.checkpoint.reopening import check_reopens
 from vqcompress.checkpoint.saving import RECIPE_NAME
@@ -34,7 +35,7 @@ from vqcompress.finetuning.cost import cost
 from vqcompress.folder_files import StrPath
 from vqcompress.layers import vq_layers
 from vqcompress.placement import Placement, place
-from vqcompress.progress import Progress, silent, watched
+from vqcompress.progress import Progress, one_step, silent, watched
 from vqcompress.recipe import FORMER_TRAINING_NAMES, Recipe, current_names
 from vqcompress.results import TunedFolder
 from vqcompress.run_signature import StageInputs
@@ -116,8 +117,9 @@ def _tune(
 ) -> Outcome:
     """Train the denoiser in ``folder`` on what ``store`` has of the original, in all processes; the first publishes."""
     distillation = open_distillation(store.folder)
-    pipeline = load(folder, checked=verified)
-    placement = place(pipeline, placement, gradients=True)
+    with one_step(progress, "open", folder.name):
+        pipeline = load(folder, checked=verified)
+        placement = place(pipeline, placement, gradients=True)
     architecture = architecture_of(pipeline)
     denoiser: nn.Module = architecture.module(pipeline, architecture.denoiser)
     context = TuningContext.of(pipeline, architecture, recipe, distillation, store, workers=workers, progress=progress)
@@ -147,14 +149,18 @@ def tuning_cost(
     folder: StrPath,
     prompts: str | None = None,
     *,
+    training: Mapping[str, Any] | None = None,
     verified: bool = True,
     device: str | Placement | None = None,
     dtype: str | None = None,
     offload: str | None = None,
-    **changes: Any,
 ) -> dict[str, Any]:
-    """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetuning.cost.Cost`."""
-    recipe, placement = tuning_recipe(Path(folder), None, changes, prompts), Placement.parse(device, dtype, offload)
+    """What `finetune` would need, measured on one step: bytes and seconds, see `vqcompress.finetuning.cost.Cost`.
+
+    ``training``: keys of `Training` that replace the recipe's.
+    """
+    placement = Placement.parse(device, dtype, offload)
+    recipe = tuning_recipe(Path(folder), None, dict(training or {}), prompts)
     pipeline = load(folder, checked=verified)
     place(pipeline, placement, gradients=True)
     architecture = architecture_of(pipeline)
@@ -186,10 +192,13 @@ def _tuning_store(
             workers.barrier()
             yield store
         return
-    pipeline: Pipeline = _original(recipe, placement)
+    with one_step(progress, "open original", recipe.model):
+        pipeline: Pipeline = _original(recipe, placement)
     architecture = architecture_of(pipeline)
     if vq_layers(architecture.module(pipeline, architecture.denoiser)):
         raise VQCompressError(f"{recipe.model} is compressed itself; name the original model with --model")
+    denoiser = architecture.module(pipeline, architecture.denoiser)
+    check_network(folder, denoiser, architecture.denoiser, recipe.model, "--model names the original")
     prompts = _prompts(recipe, architecture)
     source, note = source_of(recipe.model, pipeline, [work], placement.opening_dtype)
     place(pipeline, placement)
@@ -216,7 +225,7 @@ def _original(recipe: Recipe, placement: Placement) -> Pipeline:
         base = recipe.base if Path(recipe.model).expanduser().is_file() else None
         return open_pipeline(recipe.model, dtype=placement.opening_dtype, base=base)
     except ArchitectureError as error:
-        raise ArchitectureError(f"{error}; name the original model, or where it is, with --model") from error
+        raise ArchitectureError(f"{error}; --model names the original") from error
 
 
 def _prompts(recipe: Recipe, architecture: Architecture) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from vqcompress.checkpoint import MANIFEST_NAME, load, verify
 from vqcompress.checkpoint.verification import allowed_seconds
 from vqcompress.cli.main import main
 from vqcompress.errors import CheckpointError
-from vqcompress.safetensors_header import stored_header
+from vqcompress.safetensors_header import NO_HEADER, stored_header
 from vqcompress.time_limit import check_time, within
 from vqcompress.working_memory import return_freed_memory
 
@@ -147,7 +147,7 @@ def test_the_length_by_the_header(honest: dict[str, Path], tmp_path: Path) -> No
     path = honest["whole"] / TEXT_ENCODER
     assert stored_header(path)[1] == path.stat().st_size
     (tmp_path / "none").write_bytes(b"\0" * 100)
-    assert stored_header(tmp_path / "none") == ({}, None)
+    assert stored_header(tmp_path / "none") == (NO_HEADER, None)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])

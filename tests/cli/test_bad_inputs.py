@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.checkpoint.make_old_folders import tiny_pipeline
+from tests.fuzz.folders import honest_folders
 from vqcompress.cli.main import main
 from vqcompress.embedded import EMBEDDED
 
@@ -49,7 +51,8 @@ FILES: dict[str, bytes] = {
     "settings.yaml": b"model: shapes\nsettings: {state_bits: [12]}\n",
 }
 SHAPES = "quantize shapes -o out"
-# Command line -> a word that the message must hold. DENSE is the folder of an embedded model.
+# Command line -> a word that the message must hold. DENSE is the folder of an embedded model, PACKED a compressed one
+# of another model, BUNDLE the same as a bundle.
 MISTAKES = {
     "squash": "squash",
     "quantise shapes": "did you mean 'quantize'",
@@ -108,6 +111,12 @@ MISTAKES = {
     f"{SHAPES} --components text_decoder": "text_encoder",
     f"{SHAPES} --components ''": "--components",
     f"{SHAPES} --components unet,,": "--components",
+    f"{SHAPES} --components unet,unet": "twice",
+    f"{SHAPES} --components tokenizer": "no weights",
+    f"{SHAPES} --images photos": "prompts alone",
+    f"{SHAPES} --calibration ''": "out/calibration",
+    f"{SHAPES} --calibration .": "out/calibration",
+    f"{SHAPES} --calibration thesis": "thesis",
     f"{SHAPES} --prompts missing.txt": "missing.txt",
     f"{SHAPES} --prompts empty.txt": "empty.txt",
     f"{SHAPES} --prompts latin.txt": "UTF-8",
@@ -208,7 +217,47 @@ MISTAKES = {
     "report shapes photos": "photos",
     "report shapes photos --count 0": "count",
     "report shapes DENSE": "recipe",
-    "report shapes photos -o file": "photos",
+    "report shapes photos -o file": "part of the path is a file",
+    "quantize shapes -o out --components scheduler": "EulerDiscreteScheduler, which has no weights",
+    "quantize shapes -o ''": "name a folder",
+    "quantize shapes -o .": "name a folder",
+    "quantize shapes -o /": "name a folder",
+    "quantize shapes -o out --set bits=3": "unknown setting 'bits'",
+    "quantize shapes -o out --steps 1000000000000": "steps",
+    "quantize shapes -o out --resolution 100000000": "more than 16384",
+    "quantize shapes -o out --preset best --dtype float16": "float32",
+    "report shapes PACKED": "another model than shapes",
+    "report shapes PACKED -o file": "a part of the path is a file",
+    "report shapes PACKED -o file/x": "a part of the path is a file",
+    "report shapes PACKED --count 100000": "10000",
+    "report shapes PACKED --seed -1": "seed",
+    "report shapes PACKED --seed 99999999999999999999": "seed",
+    "report shapes PACKED --guidance nan": "guidance",
+    "report shapes PACKED --steps 0": "steps",
+    "report shapes PACKED --peer nope": "unknown peer 'nope'",
+    "report shapes PACKED --peer nf5": "did you mean",
+    "report shapes PACKED --dense-budget junk": "junk",
+    "report shapes BUNDLE": "BUNDLE",
+    "report nowhere PACKED": "nowhere",
+    "verify PACKED --seconds nan": "nan",
+    "verify PACKED --seconds -1": "seconds",
+    "inspect PACKED extra": "extra",
+    "bundle BUNDLE -o x.safetensors": "BUNDLE",
+    "bundle PACKED -o file": "safetensors",
+    "bundle PACKED -o five.safetensors": "exists",
+    "bundle PACKED -o ''": "name it",
+    "dequantize PACKED -o file": "file",
+    "dequantize PACKED -o thesis": "thesis",
+    "dequantize PACKED -o x --dtype int8": "dtype",
+    "quantize PACKED -o out": "compressed",
+    "push PACKED 'a b/c'": "a b/c",
+    "push BUNDLE me/x": "BUNDLE",
+    "finetune PACKED --steps 0": "steps",
+    "finetune PACKED --set rate=fast": "rate",
+    "finetune BUNDLE": "BUNDLE",
+    "generate PACKED red --height 9": "height",
+    "generate BUNDLE red --steps 0": "steps",
+    "convert dit-xl-2 model.ckpt -o x": "model.ckpt",
     "bundle nowhere -o x.safetensors": "nowhere",
     "bundle photos -o x.safetensors": "photos",
     "bundle photos -o x.zip": "safetensors",
@@ -223,6 +272,7 @@ MISTAKES = {
     "push nowhere me": "give owner/name",
     "push DENSE me/x": "DENSE",
     "push nowhere": "OWNER/NAME",
+    "push PACKED me/x --base a/b --license mit": "was not sent",
     "bake-lora shapes -o x": "LORA",
     "bake-lora shapes lora.safetensors -o x --method rtn": "--method is for quantizing",
     "bake-lora shapes lora.safetensors -o x --device cpu": "--device is for quantizing",
@@ -243,6 +293,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
+    honest_folders(folder / "honest", tiny_pipeline())
     return folder
 
 
@@ -253,12 +304,22 @@ def test_a_mistake_ends_in_one_line_and_leaves_nothing(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(desk)
     before = {path: path.stat().st_mtime_ns for path in desk.rglob("*")}
-    dense = str(EMBEDDED["shapes"].path)
-    result = CliRunner().invoke(main, shlex.split(mistake.replace("DENSE", dense)))
+    named = {
+        "DENSE": str(EMBEDDED["shapes"].path),
+        "PACKED": str(Path("honest/whole")),
+        "BUNDLE": str(Path("honest/bundle.safetensors")),
+    }
+    words = mistake
+    for name, path in named.items():
+        words = words.replace(name, path)
+    result = CliRunner().invoke(main, shlex.split(words))
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
     assert all(line.startswith("device: ") for line in result.stdout.splitlines())
-    said = result.stderr.replace(dense, "DENSE").splitlines()
+    said = result.stderr
+    for name, path in named.items():
+        said = said.replace(path, name)
+    said = said.splitlines()
     assert len(said) == 1, result.stderr
     assert len(said[0]) <= 200
     assert said[0].startswith("vqcompress: ")

@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from vqcompress.cli.progress import StageProgress, _Log, _Terminal, block_of
+from vqcompress.cli.progress import StageProgress, _BlockSummary, _Log, _Terminal, block_of
 from vqcompress.progress import EncodedLayer
 
 
@@ -38,9 +38,25 @@ def test_every_block_leaves_a_line_with_its_layers_bits_worst_error_and_seconds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lines = progress_lines(capsys)
-    assert "  blocks.0: 2 layers, 2.50 to 3.00 bits, error at most 0.02 (attn.to_k), 4.0 s" in lines
-    assert "  blocks.1: 1 layer, 3.25 bits, error at most 0.03 (ff), 2.0 s" in lines
+    timeless = [re.sub(r" \d+\.\d s,", "", line) for line in lines]
+    assert "  blocks.0: 2 layers, 2.50-3.00 bits, error up to 0.02, worst attn.to_k" in timeless
+    assert "  blocks.1: 1 layer, 3.25 bits, error up to 0.03, worst ff" in timeless
     assert "blocks.1.odd: stays dense: too small" in lines
+
+
+def test_a_block_takes_the_time_of_the_clock_whatever_its_layers_took_side_by_side() -> None:
+    """Layers of 5 seconds, two at a time, finish at 5, 5, 10 and 10 seconds: the second block took 5."""
+    told: list[str] = []
+    times = iter((5.0, 5.0, 10.0, 10.0))
+    summary = _BlockSummary(told.append, every_layer=False, clock=lambda: next(times))
+    for block in (0, 1):
+        for name in ("up", "down"):
+            summary.add(encoded(f"blocks.{block}.{name}", 2.999, 0.01, seconds=5.0))
+    summary.finish()
+    assert told == [
+        "  blocks.0: 2 layers, 3.00 bits, error up to 0.01, 5.0 s, worst up",
+        "  blocks.1: 2 layers, 3.00 bits, error up to 0.01, 5.0 s, worst up",
+    ]
 
 
 def test_every_layer_leaves_a_line_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +82,26 @@ def test_a_log_tells_share_and_remaining_time_from_the_first_step_on() -> None:
     assert len(lines) == 14
 
 
+def test_a_stage_that_comes_again_is_timed_anew() -> None:
+    text, clock = StringIO(), iter((0, 10, 100, 110))
+    log = _Log(Console(file=text), clock=lambda: next(clock))
+    for _ in range(2):
+        log.step("record", 1, 2, "")
+        log.step("record", 2, 2, "")
+    assert text.getvalue().splitlines() == 2 * ["record: 1/2 (50 %)", "record: 2/2 (100 %)  0:10 elapsed"]
+
+
+def test_opening_is_told_when_work_begins() -> None:
+    """A mistake that is found when the model is open stays one line."""
+    text, clock = StringIO(), iter((0, 12, 13))
+    log = _Log(Console(file=text), clock=lambda: next(clock))
+    log.step("open", 0, 1, "sdxl")
+    log.step("open", 1, 1, "sdxl")
+    assert text.getvalue() == ""
+    log.step("calibrate", 0, 4, "1 pass")
+    assert text.getvalue().splitlines() == ["open: 1/1 (100 %)  0:12 elapsed  sdxl", "calibrate: 0/4 (0 %)  1 pass"]
+
+
 @pytest.fixture
 def terminals() -> dict[int, str]:
     drawn = {}
@@ -75,8 +111,9 @@ def terminals() -> dict[int, str]:
         shown.start()
         shown.step("calibrate transformer", 31, 771, "pass 1 of 3: everything up to transformer_blocks.17.ff.net.2")
         shown.line(
-            "  transformer_blocks.17: 12 layers, 2.50 to 3.00 bits, error at most 0.02 (attn.to_add_out), 14.0 s"
+            "  transformer_blocks.17: 12 layers, 2.50-3.00 bits, error up to 0.02, 14.0 s, worst attn.to_add_out"
         )
+        shown.step("allocate transformer", 3, 3, "allocated: images 28.4 dB, error 0.0036")
         shown.stop()
         drawn[width] = text.getvalue()
     return drawn
@@ -89,6 +126,8 @@ def test_a_line_of_progress_fits_the_terminal(terminals: dict[int, str]) -> None
         assert max(map(len, lines)) <= width
     assert "attn.to_add_out" in terminals[120]
     assert "…" in terminals[80]
+    assert "error up to 0.02, 14.0 s" in terminals[80]
+    assert "allocate transformer: allocated: images 28.4 dB, error 0.0036" in terminals[80]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from vqcompress.calibration.prompts import given_prompts
 from vqcompress.cli.main import main
 from vqcompress.cli.quantize import _recipe, quantize
 from vqcompress.compression import effective_recipe, recipe_of
@@ -16,6 +17,7 @@ from vqcompress.errors import RecipeError
 from vqcompress.quantizers import settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.recipe_presets import RECIPE_PRESETS, preset_table, preset_values
+from vqcompress.stages.prompt_count import fitted_count
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -62,7 +64,7 @@ def test_explicit_keys_win_over_a_preset_wherever_each_stands(tmp_path: Path) ->
 
 def test_a_preset_of_a_recipe_is_that_of_the_method_that_is_asked_for() -> None:
     path = ROOT / "recipes" / "shapes.yaml"
-    assert Recipe.read(path).settings == {"state_bits": 12}
+    assert Recipe.read(path).settings == {"state_bits": "auto"}
     for method, expected in (("additive", {"beam": 16, "coordinate_descent": 3}), ("gptq", {})):
         given = _recipe(None, options(recipe_path=path, method=method))
         read = [recipe_of(recipe, "shapes", {"method": method}) for recipe in (path, {"preset": "default"})]
@@ -88,3 +90,21 @@ def test_the_documented_table_is_what_presets_set() -> None:
     written = [line.replace("`", "").replace(" ", "") for line in document]
     for row in preset_table():
         assert f"|{'|'.join(row)}|".replace(" ", "") in written, row
+
+
+def test_a_presets_count_takes_what_a_set_has_and_leaves_half_of_it_for_fine_tuning() -> None:
+    hundred = given_prompts([f"prompt {number}" for number in range(100)])
+
+    def count(**keys: object) -> int:
+        return fitted_count(effective_recipe("shapes", None, keys), hundred).calibration.count
+
+    assert count(preset="best") == 50
+    assert count(preset="fast", finetune="blocks") == 32
+    assert count(finetune="full") == 50
+    assert count(finetune="full", calibration={"count": 70}) == 70
+    for preset in RECIPE_PRESETS:
+        assert (
+            count(preset=preset, finetune="none") == effective_recipe("x", None, {"preset": preset}).calibration.count
+        )
+    with pytest.raises(RecipeError, match="101 prompts were asked for and given has 100"):
+        count(calibration={"count": 101})

@@ -34,3 +34,15 @@ def test_files_exist(path: Path) -> None:
 def test_python_names_exist(path: Path) -> None:
     for name in {found for span in spans(path) for found in DOTTED.findall(span)}:
         resolve_name(name)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_numbered_lists_are_not_interrupted(path: Path) -> None:
+    """The site's Markdown counts anew after a block that is not indented, whatever number is written."""
+    last = 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if item := re.match(r"(\d+)\. ", line):
+            assert int(item[1]) in (1, last + 1), f"{line!r} would begin a list at 1"
+            last = int(item[1])
+        elif line and not line.startswith(" "):
+            last = 0

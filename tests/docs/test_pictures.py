@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import runpy
 import xml.etree.ElementTree as ET
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from tests.docs.blocks import ROOT
 
@@ -68,3 +71,17 @@ def test_the_same_numbers_make_the_same_bytes(tmp_path: Path) -> None:
     first = SCRIPT["draw"]("peers", tmp_path).read_bytes()
     assert SCRIPT["draw"]("peers", tmp_path).read_bytes() == first
     assert shown("peers", tmp_path) == shown("peers")
+
+
+def test_every_format_lies_within_the_axes_and_no_name_covers_another() -> None:
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    SCRIPT["draw_peers"](SCRIPT["peers"](), figure)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    for line in axes.lines:
+        inside = axes.get_window_extent().padded(1)
+        assert all(inside.contains(x, y) for x, y in axes.transData.transform(line.get_xydata()))
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert len(boxes) == len(SCRIPT["peers"]())
+    overlapping = [(a, b) for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])]
+    assert overlapping == []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import tiny_stable_diffusion
-from tests.faults.runs import TinyRun, at_change, changes_below, digest
+from tests.faults.runs import TinyRun, at_change, changes_below, digest, without_process
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,17 @@ class Scene:
         """The same, in a run that finds everything encoded."""
         return _publishing(self.resumed)
 
+    def killed_again(self, run: TinyRun, number: int) -> None:
+        """Kill a run that finds everything encoded before its change ``number``."""
+        died = run.run(self.at_change_again(run, number, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        assert died.code == -signal.SIGKILL, died.said
+
+    def at_change_again(self, run: TinyRun, number: int, act: Callable[[], Any]) -> Callable[[], None]:
+        """`at_change` for a run that finds everything encoded. The change is known by what it does: one that finds its
+        source's files with other times than before, as some file systems show them, notes them before it goes on."""
+        change = self.resumed[number - 1]
+        return at_change(run.output.parent, (change, self.resumed[:number].count(change)), act)
+
     def number_of(self, event: str, path: str) -> int:
         """The number of the first such change of a run that finds everything encoded."""
         return next(number for number, step in enumerate(self.resumed, 1) if step == (event, path))
@@ -75,7 +88,7 @@ def _steps(run: TinyRun, log: Path) -> tuple[tuple[str, str], ...]:
     """The changes of the disk of a run that nobody stops. Processes have no number in their names: ``.out.N.``."""
 
     def note(number: int, event: str, path: str) -> None:
-        name = re.sub(r"^\.out\.\d+\.", ".out.N.", str(Path(path).relative_to(run.output.parent)))
+        name = without_process(Path(path).relative_to(run.output.parent))
         with log.open("a") as file:
             file.write(f"{event}\t{name}\n")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +122,23 @@ def _writes(event: str, arguments: tuple[Any, ...]) -> bool:
     return event != "open" or bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
-def at_change(folder: Path, number: int, act: Callable[[], Any]) -> Callable[[], None]:
-    """To be called in a child: ``act`` before change ``number`` of the disk below ``folder``."""
-    return changes_below(folder, lambda count, event, path: act() if count == number else None)
+def at_change(folder: Path, which: int | tuple[tuple[str, str], int], act: Callable[[], Any]) -> Callable[[], None]:
+    """To be called in a child: ``act`` before one change of the disk below ``folder``, by its number among all or as
+    ((event, path), number among those)."""
+    seen = Counter[tuple[str, str]]()
+
+    def stop(count: int, event: str, path: str) -> None:
+        change = event, without_process(Path(path).relative_to(folder))
+        seen[change] += 1
+        if which in (count, (change, seen[change])):
+            act()
+
+    return changes_below(folder, stop)
+
+
+def without_process(path: Path) -> str:
+    """``.out.N.partial/x`` for ``.out.1234.partial/x``: names that processes share."""
+    return re.sub(r"^\.out\.\d+\.", ".out.N.", str(path))
 
 
 def digest(folder: Path) -> dict[str, str]:

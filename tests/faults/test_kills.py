@@ -31,8 +31,10 @@ def kind_of(event: str, path: str) -> tuple[str, str]:
 
 def killed_at(scene: Scene, folder: Path, number: int, from_encoded: bool) -> None:
     run = scene.run(folder, from_encoded=from_encoded)
-    died = run.run(at_change(folder, number, kill))
-    assert died.code == -signal.SIGKILL
+    if from_encoded:
+        scene.killed_again(run, number)
+    else:
+        assert run.run(at_change(folder, number, kill)).code == -signal.SIGKILL
     if run.output.exists():
         assert digest(run.output) == scene.whole  # complete, whatever is left to clear up
     done = run.run()
@@ -89,7 +91,7 @@ def test_a_second_run_on_one_folder_is_refused_while_the_first_lives(scene: Scen
         os.write(started[1], b"!")
         os.read(go_on[0], 1)
 
-    first = run.start(at_change(tmp_path, scene.publishing_again, wait))
+    first = run.start(scene.at_change_again(run, scene.publishing_again, wait))
     try:
         os.read(started[0], 1)
         second = run.run()
@@ -113,11 +115,18 @@ def test_the_same_command_again_is_refused_once_all_is_done(scene: Scene, tmp_pa
     check_finished(run, scene.whole)
 
 
+def test_killed_where_the_sources_times_have_changed(scene: Scene, tmp_path: Path) -> None:
+    """Some file systems show another time of a file later. Nothing is encoded anew, and the same bytes are written."""
+    for path in (scene.source / "model").rglob("*.safetensors"):
+        os.utime(path)
+    killed_at(scene, tmp_path / "run", scene.number_of("os.rename", RENAMED), from_encoded=True)
+
+
 def test_another_command_clears_up_and_is_refused(scene: Scene, tmp_path: Path) -> None:
     """Where a run was killed after publication, its output is not that of a command with other settings."""
     run = scene.run(tmp_path, from_encoded=True)
     number = scene.number_of("os.rename", RENAMED) + 1
-    assert run.run(at_change(tmp_path, number, kill)).code == -signal.SIGKILL
+    scene.killed_again(run, number)
     other = TinyRun(run.model, run.prompts, run.output, ("--bits", "3")).run()
     assert other.code == 2
     assert "--overwrite" in other.message

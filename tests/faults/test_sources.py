@@ -52,7 +52,8 @@ def tensor_at(pipeline: Any, place: str) -> torch.Tensor:
 
 
 def never(stage: str, *rest: Any) -> None:
-    raise AssertionError(f"{stage} began")
+    """Progress of a run that may open its model, and no more."""
+    assert stage == "open", f"{stage} began"
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)

@@ -118,7 +118,7 @@ def record_inputs(
     passes = plan_passes(groups, limits.of_a_pass)
     total = len(passes) * source.batches
     if progress:
-        progress(0, total, f"{len(passes)} passes")
+        progress(0, total, f"{len(passes)} {'pass' if len(passes) == 1 else 'passes'}")
     for index, members in enumerate(passes):
         recorder = _Recorder(component, limits, seed, workers)
         what = f"pass {index + 1} of {len(passes)}"

@@ -19,7 +19,8 @@ def bundle(folder: StrPath, path: StrPath, *, verified: bool = True) -> Path:
     """
     folder, path = Path(folder), Path(path)
     if path.suffix != ".safetensors":
-        raise RecipeError(f"a bundle is one .safetensors file; name it {path.with_suffix('.safetensors')}, not {path}")
+        name = path.with_suffix(".safetensors") if path.name else "pipeline.safetensors"
+        raise RecipeError(f"a bundle is one .safetensors file; name it {name}, not {path}")
     if verified:
         check_hashes(folder)
     return write_bundle(folder, path)

@@ -16,8 +16,17 @@ from vqcompress.errors import CheckpointError
 PARTIAL, OLD = ".partial", ".old.partial"
 
 
+def check_name(folder: Path) -> None:
+    """Raise `CheckpointError` for a path that no other can lie beside, such as the root or an empty one."""
+    if not folder.name:
+        raise CheckpointError(
+            f"{folder} cannot be replaced; name a folder of its own to write to, such as out/sdxl-vq3"
+        )
+
+
 def check_target(folder: Path, overwrite: bool) -> None:
     """Raise `CheckpointError` when ``folder`` may not be written."""
+    check_name(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

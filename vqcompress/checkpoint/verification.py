@@ -23,7 +23,7 @@ from vqcompress.component_files import (
     undescribed,
     without_config,
 )
-from vqcompress.errors import ArchitectureError, CheckpointError, first_line
+from vqcompress.errors import ArchitectureError, CheckpointError, VQCompressError, first_line
 from vqcompress.folder_files import StrPath, read_json, regular_size
 from vqcompress.formats import UNCHECKED_CONTENTS
 from vqcompress.formats.finite import is_finite
@@ -56,6 +56,8 @@ def verify(path: StrPath, seconds: float | None = None) -> list[str]:
     and headers, whose lengths are limited, and is independent of the weights'.
     """
     path = Path(path)
+    if seconds is not None and not seconds >= 0:
+        raise VQCompressError(f"seconds: {seconds} is no time")
     try:
         with within(allowed_seconds(path) if seconds is None else seconds):
             return _problems(path)

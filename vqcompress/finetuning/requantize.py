@@ -72,7 +72,9 @@ def loss_encoder(recipe: Recipe, tries: int = 2) -> Encode:
 
     Of ``tries`` codes from different seeds the best is kept: seeds differ by a few percent of the error.
     """
-    method, settings = METHODS[recipe.method], settings_for(recipe.method, recipe.settings)
+    method = METHODS[recipe.method]
+    searched = {"output_search": "survivors"} if method.output_feedback else {}  # few layers, which cost the most
+    settings = settings_for(recipe.method, {**searched, **recipe.settings})
     tries = 1 if method.whole_bits else tries  # scalar codes draw nothing
 
     def encode(weight: Tensor, moment: LossMoment, before: QuantizedWeight) -> QuantizedWeight:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from vqcompress.formats import UNCHECKED_CONTENTS, FormatSpec
 from vqcompress.formats.finite import EXPONENT
@@ -35,18 +36,18 @@ class Stored(NamedTuple):
 
 
 def not_cleared(stored: Mapping[Key, Stored]) -> Iterator[Key]:
-    """Keys of the tensors whose contents may be wrong."""
+    """Keys of the tensors whose contents may be wrong; of those in `UNCHECKED_CONTENTS`, none can be."""
     scales: dict[Key, Stored] = {}
     rates: defaultdict[tuple[int, int], dict[Key, Stored]] = defaultdict(dict)
     for key, found in stored.items():
-        if found.name in UNCHECKED_CONTENTS:
+        _, shape, name, tensor = found
+        if name in UNCHECKED_CONTENTS:
             continue
-        if found.tensor.device.type != "cpu" or found.tensor.numel() > AT_ONCE:  # a large one takes its own time anyway
+        if not tensor.is_cpu or tensor.numel() > AT_ONCE:  # a large one takes its own time anyway
             yield key
-        elif found.name == RATES:
-            spec = cast(RatedSpec, found.spec)
-            rates[matrix_shape(found.shape)[1], spec.rate_bits][key] = found
-        elif found.tensor.dtype == torch.float16:
+        elif name == RATES:
+            rates[matrix_shape(shape)[1], cast(RatedSpec, found.spec).rate_bits][key] = found
+        elif tensor.dtype == torch.float16:
             scales[key] = found
         else:
             yield key
@@ -59,21 +60,30 @@ def not_cleared(stored: Mapping[Key, Stored]) -> Iterator[Key]:
 
 
 def _all_finite(tensors: list[Tensor]) -> bool:
-    bits = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).view(torch.int16).numpy()
+    bits = _flatten_dense_tensors(tensors).view(torch.int16).numpy()
     return not bool(((bits & EXPONENT) == EXPONENT).any())
 
 
 def _wrong_rates(alike: Mapping[Key, Stored], columns: int, bits: int) -> Iterator[Key]:
     """Keys of the rates, of as many columns and bits each, that `counts_problem` has something to say about."""
-    packed = torch.cat([found.tensor.detach().reshape(1, -1) for found in alike.values()]).view(torch.uint8).numpy()
-    planes = np.unpackbits(packed, axis=1, count=columns * bits).reshape(len(packed), columns, bits)
-    numbers = np.zeros(planes.shape[:2], np.uint8)
-    for bit in range(bits):
-        numbers = numbers << 1 | planes[:, :, bit]
-    counts = np.stack([np.count_nonzero(numbers == number, axis=1) for number in range(1 << bits)], axis=1).tolist()
+    packed = _flatten_dense_tensors([found.tensor for found in alike.values()]).view(torch.uint8).numpy()
+    planes = np.unpackbits(packed.reshape(len(alike), -1), axis=1, count=columns * bits)
+    counts = _counts(planes.reshape(len(alike), columns, bits)).tolist()
     for (key, found), own in zip(alike.items(), counts, strict=True):
         if counts_problem(own, cast(RatedSpec, found.spec), matrix_shape(found.shape)[0]):
             yield key
+
+
+def _counts(planes: np.ndarray) -> np.ndarray:
+    """Bits ``[n, columns, bits]`` -> how many columns have each number, ``[n, 2**bits]``."""
+    columns, bits = planes.shape[1:]
+    if bits == 1:
+        ones = np.count_nonzero(planes, axis=(1, 2))
+        return np.stack([columns - ones, ones], axis=1)
+    numbers = np.zeros(planes.shape[:2], np.uint8)
+    for bit in range(bits):
+        numbers = numbers << 1 | planes[:, :, bit]
+    return np.stack([np.count_nonzero(numbers == number, axis=1) for number in range(1 << bits)], axis=1)
 
 
 def _in_portions(stored: Mapping[Key, Stored], most: int) -> Iterator[dict[Key, Stored]]:

@@ -77,7 +77,7 @@ def _guides_by_text(accepted: dict[str, Parameter], guidance: float) -> bool:
 
 def draws_video(pipeline: DiffusionPipeline) -> bool:
     """Whether ``pipeline`` makes frames."""
-    return bool(parameters(pipeline.__call__).keys() & {*FRAMES})
+    return bool(parameters(pipeline.__call__).keys() & {*FRAMES, *VIDEOS})
 
 
 def own_rate(pipeline: DiffusionPipeline) -> float | None:

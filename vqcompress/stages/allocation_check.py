@@ -48,13 +48,22 @@ def best_allocation(run: Run, component: str, groups: dict[str, str], candidates
     *preferred, last = candidates
     if component not in run.architecture.denoisers:
         return candidates[0]
+    stage, total = f"allocate {component}", len(candidates)
+    run.progress(stage, 0, total, "")
     bench = _Bench(run, component, groups, list(last.left))
     limit = bench.measured(last)
-    for candidate in preferred:
+    run.progress(stage, 1, total, _shown(last, limit))
+    for done, candidate in enumerate(preferred, 2):
         found = bench.measured(candidate)
-        if found["distance"] <= limit["distance"] and found["error"] <= limit["error"]:
+        taken = found["distance"] <= limit["distance"] and found["error"] <= limit["error"]
+        run.progress(stage, total if taken else done, total, _shown(candidate, found))
+        if taken:
             return candidate
     return last
+
+
+def _shown(allocation: Allocation, found: Mapping[str, float]) -> str:
+    return f"{allocation.name}: images {-10 * found['distance']:.1f} dB, error {found['error']:.2g}"
 
 
 @dataclass
@@ -69,12 +78,9 @@ class _Bench:
     def measured(self, allocation: Allocation) -> dict[str, float]:
         """``distance``: mean over prompts of the logarithm of the final sample's mean squared error, to base 10;
         ``error``: the denoiser's, relative. Kept in the run's folder."""
-        found = self.run.store.load_or_make_json(
+        return self.run.store.load_or_make_json(
             f"{self.component}.allocations", allocation.name, lambda: self._measure(allocation)
         )
-        shown = f"{allocation.name}: images {-10 * found['distance']:.1f} dB, error {found['error']:.2g}"
-        self.run.progress(f"check allocation of {self.component}", 1, 1, shown)
-        return found
 
     def _measure(self, allocation: Allocation) -> dict[str, float]:
         module, calls, originals = self.run.component(self.component), self._calls, self._originals

@@ -15,7 +15,7 @@ from vqcompress.matrix_view import matrix_shape
 from vqcompress.methods import gave_way
 from vqcompress.moments.rate_distortion import gap_of_layer
 from vqcompress.moments.second_moment import keeps_samples
-from vqcompress.progress import EncodedLayer
+from vqcompress.progress import EncodedLayer, one_step
 from vqcompress.quantized_weight import QuantizedWeight
 from vqcompress.quantizers import quantize_weight, quantizer_of, settings_for
 from vqcompress.quantizers.layer_error import relative_error
@@ -83,7 +83,7 @@ def _encode_each(
 def _detail(run: Run, component: str, layer: str, weight: QuantizedWeight | None, seconds: float) -> EncodedLayer:
     if weight is None:
         return EncodedLayer(layer, f"stays dense: {why_unfit(run, component, layer)}", seconds=seconds)
-    outliers = f", {weight.outliers} outliers" if weight.outliers else ""
+    outliers = f", {weight.outliers} {'outlier' if weight.outliers == 1 else 'outliers'}" if weight.outliers else ""
     scalar = ", scalar code" if gave_way(run.recipe.method, weight.spec.format) else ""
     error = encoded_error(run, component, layer)
     said = f"{weight.bits_per_weight:.2f} bits, error {error:.2g}{outliers}{scalar}, {seconds:.1f} s"
@@ -111,11 +111,9 @@ def shared_codebooks(run: Run, component: str, layers: list[str]) -> Tensor | No
     settings = settings_for(run.recipe.method, run.recipe.settings)
 
     def make() -> dict[str, Tensor]:
-        run.progress(f"codebooks {component}", 0, 1, "")
         weights = (run.weight(component, layer) for layer in layers)
-        learned = learn(weights, settings, run.recipe.seed, run.recipe.bits)
-        run.progress(f"codebooks {component}", 1, 1, "")
-        return {"codebooks": learned}
+        with one_step(run.progress, f"codebooks {component}", ""):
+            return {"codebooks": learn(weights, settings, run.recipe.seed, run.recipe.bits)}
 
     stored = run.main_process_first(lambda: run.store.load_or_make(f"{component}.codebooks", "shared", make))
     return stored["codebooks"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -11,6 +12,7 @@ from vqcompress.architectures import Architecture
 from vqcompress.architectures.plain_pipeline import refuse_changed
 from vqcompress.errors import ArchitectureError
 from vqcompress.layers import vq_layers
+from vqcompress.placement import networks
 from vqcompress.recipe import Recipe
 
 
@@ -18,6 +20,7 @@ def plan_components(
     recipe: Recipe, pipeline: DiffusionPipeline, architecture: Architecture
 ) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
     """Component -> layers to quantize, in execution order; and component -> layer that stays dense -> reason."""
+    _check_networks(recipe.components, pipeline)
     refuse_changed(pipeline, recipe.components or architecture.denoisers)
     ignore = None if recipe.ignore is None else list(recipe.ignore.items())
     layers, ignored = {}, {}
@@ -37,3 +40,12 @@ def plan_components(
             )
         ignored[component] = {plan.name: plan.reason for plan in plans if plan.reason is not None}
     return layers, ignored
+
+
+def _check_networks(components: Sequence[str], pipeline: DiffusionPipeline) -> None:
+    """Raise `ArchitectureError` for a component that is there and is no network."""
+    for component in components:
+        part = getattr(pipeline, component, None)
+        if part is not None and not isinstance(part, nn.Module):
+            names = ", ".join(networks(pipeline))
+            raise ArchitectureError(f"{component} is a {type(part).__name__}, which has no weights; there are {names}")
