@@ -21,6 +21,8 @@ from vqcompress.kernels.kernel import triton_interpreter
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.quantized_weight import QuantizedWeight
 
+torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialized memory with NaN or the largest integer
+
 Make = Callable[..., QuantizedWeight]
 
 

@@ -61,6 +61,28 @@ def check_sampling(folder: Path) -> None:
             )
 
 
+def check_parts(folder: Path) -> None:
+    """Raise `CheckpointError` for a pipeline among the parts of ``folder`` that would be this very folder.
+
+    diffusers opens a part that has no folder of its own from where its index lies: a pipeline there opens itself, and
+    everything beside it, until Python's stack is full. A link back has the same end.
+    """
+    index = folder / "model_index.json"
+    if regular_size(index) is None:
+        return
+    whole = Path(os.path.realpath(folder))
+    for name, entry in read_json(index).items():
+        kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if not isinstance(kind, str) or "Pipeline" not in kind:
+            continue
+        part = folder / name
+        if not part.is_dir() or Path(os.path.realpath(part)) in (whole, *whole.parents):
+            raise CheckpointError(
+                f"{index} says that {name} is a pipeline of its own, {kind}, which would open {folder} again without "
+                "end; it is not as it was written, download it again"
+            )
+
+
 def check_vocabularies(folder: Path) -> None:
     """Raise `CheckpointError` for a vocabulary with a number far beyond what any has.
 

@@ -161,7 +161,7 @@ def lumina() -> LuminaPipeline:
         cross_attention_dim=32,
     )  # fmt: skip
     for name, parameter in transformer.named_parameters():  # gates start at zero and would hide the text
-        if name.endswith("gate"):
+        if name.endswith("gate") or name == "pad_token":  # which diffusers leaves as memory was
             torch.nn.init.normal_(parameter)
     return LuminaPipeline(transformer, FlowMatchEulerDiscreteScheduler(), vae(), encoder, tokenizer)
 

@@ -253,6 +253,16 @@ def test_a_text_like_a_number_is_none(folder: Path) -> None:
     assert verify(folder) == []
 
 
+@pytest.mark.parametrize("kind", ["DiffusionPipeline", "StableDiffusionXLPipeline", "AutoPipelineForText2Image"])
+@pytest.mark.parametrize("link", ["", ".", ".."])
+def test_a_pipeline_that_is_a_part_of_itself(folder: Path, kind: str, link: str) -> None:
+    edit(folder / "model_index.json", lambda index: index.update(safety_checker=["diffusers", kind]))
+    if link:
+        (folder / "safety_checker").symlink_to(link)
+    write_manifest(folder)
+    refused(folder, "which would open")
+
+
 @pytest.mark.parametrize("steps", [10**6, 65_536_000, 1e300])
 def test_a_scheduler_of_any_number_of_timesteps(folder: Path, steps: float) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", lambda entries: entries.update(num_train_timesteps=steps))

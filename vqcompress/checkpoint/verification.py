@@ -31,7 +31,7 @@ from vqcompress.formats.gate import tensor_problem
 from vqcompress.layers import check_description
 from vqcompress.layers.description import LayerSpecs, layer_specs
 from vqcompress.layers.stored_component import header_problems, network_size
-from vqcompress.openable import check_regular, check_sampling, check_vocabularies
+from vqcompress.openable import check_parts, check_regular, check_sampling, check_vocabularies
 from vqcompress.time_limit import check_time, within
 
 READ_FIRST = ("config.json", ".index.json")
@@ -108,6 +108,7 @@ def refuse(path: StrPath, problems: list[str]) -> None:
 
 def _folder_problems(folder: Path) -> list[str]:
     check_regular(folder)
+    check_parts(folder)
     check_sampling(folder)
     check_vocabularies(folder)
     problems = manifest_problems(folder)

@@ -10,7 +10,7 @@ from typing import Any
 from vqcompress.component_files import MANIFEST_NAME, without_config
 from vqcompress.errors import CheckpointError, UnsupportedError
 from vqcompress.integrations.opening_checks import check_first, gc_disabled, local_folder
-from vqcompress.openable import check_regular, check_sampling
+from vqcompress.openable import check_parts, check_regular, check_sampling
 
 _CHOICE = "_get_pipeline_class"
 
@@ -34,6 +34,7 @@ def look_first(upstream: Any, cls: type, source: tuple[Any, ...], options: dict[
     if folder is not None:
         with gc_disabled():
             check_regular(folder)
+        check_parts(folder)
         check_sampling(folder)
         if (folder / MANIFEST_NAME).exists() and (problem := next(without_config(folder), None)):
             raise CheckpointError(problem)
