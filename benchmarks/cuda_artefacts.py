@@ -1,6 +1,7 @@
 """Compile the CUDA C++ kernels for GPUs that need not be here, and read what the compiler made of them.
 
-``python benchmarks/cuda_artefacts.py`` compiles decoding at several rates, and with every transform, for compute
+``python benchmarks/cuda_artefacts.py`` compiles decoding at several rates, one alone and all that share a kernel, and
+with every transform, for compute
 capability 7.5 to 12.0, by NVRTC (``pip install cuda-core cuda-bindings nvidia-cuda-nvrtc``) or else by ``nvcc``.
 Registers, spills and the instructions of the decoding loop are read from the machine code by the ``cuobjdump`` that
 comes with Triton. Instructions a weight are those of one round of the loop over the weights that a round stores: of
@@ -22,24 +23,26 @@ import click
 import torch
 
 from vqcompress.kernels.cuda.driver import compiled, source
-from vqcompress.kernels.cuda.jobs import ALIGNED, FACTORS, OUTLIERS, ROTATED, KernelName
+from vqcompress.kernels.cuda.jobs import ALIGNED, FACTORS, OUTLIERS, ROTATED, TOGETHER, KernelName
 
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 WHOLE = ALIGNED | ROTATED | FACTORS | OUTLIERS
 
 
-def _trellis(halves: int, table: str = "SHARED_FLOAT", flags: int = ALIGNED) -> KernelName:
+def _trellis(*halves: int, table: str = "SHARED_FLOAT", flags: int = ALIGNED) -> KernelName:
     return KernelName("trellis", halves, table, flags, torch.bfloat16)
 
 
 KERNELS = {
     **{f"trellis, {halves / 2:g} bits": _trellis(halves) for halves in (4, 5, 6, 8, 12)},
     "trellis, 3 bits, column scales": _trellis(6, flags=ALIGNED | FACTORS),
-    "trellis, 3 bits, every transform": _trellis(6, flags=WHOLE),
-    "trellis, 3 bits, 14 state bits": _trellis(6, "SHARED_HALF"),
-    "trellis, 3 bits, 16 state bits": _trellis(6, "GLOBAL_HALF"),
-    "additive": KernelName("additive", 8, "", ALIGNED, torch.bfloat16),
-    "scalar, 4 bits": KernelName("scalar", 4, "", ALIGNED, torch.bfloat16),
+    "trellis, 3 bits, 14 state bits": _trellis(6, table="SHARED_HALF"),
+    "trellis, 3 bits, 16 state bits": _trellis(6, table="GLOBAL_HALF"),
+    "trellis, whole bits": _trellis(*TOGETHER[0]),
+    "trellis, half bits": _trellis(*TOGETHER[1]),
+    "trellis, whole bits, every transform": _trellis(*TOGETHER[0], flags=WHOLE),
+    "additive": KernelName("additive", (8,), "", ALIGNED, torch.bfloat16),
+    "scalar, 4 bits": KernelName("scalar", (4,), "", ALIGNED, torch.bfloat16),
 }
 STORED = 8  # weights of a 16-byte store in a 16-bit dtype
 
@@ -47,7 +50,8 @@ STORED = 8  # weights of a 16-byte store in a 16-bit dtype
 @dataclass(frozen=True)
 class Artefact:
     """Of one kernel: registers a thread, bytes of stack and local memory a thread (spills), instructions of a round of
-    the decoding loop for each weight that it stores, and whether there is a barrier in it."""
+    the decoding loop for each weight that it stores, and whether there is a barrier in it. Of several loops, the most
+    instructions."""
 
     registers: int
     spilled: int
@@ -73,17 +77,16 @@ def artefact(kernel: KernelName, capability: int) -> Artefact:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing about {kernel.symbol}:\n{usage}")
-    loop = decoding_loop(listing)
-    stores = _wide_stores(loop)
-    if not stores:
-        raise RuntimeError(f"no loop of {kernel.symbol} stores 16 bytes")
+    loops = decoding_loops(listing)
+    if len(loops) < (1 if kernel.flags & ROTATED else len(kernel.sizes)):
+        raise RuntimeError(f"{kernel.symbol} has {len(loops)} loops that store 16 bytes, not {len(kernel.sizes)}")
     registers, stack, local = map(int, found.groups())
-    barrier = any(re.search(r"\bBAR\.", line) for line in loop)
-    return Artefact(registers, stack + local, len(loop) / (STORED * stores), barrier)
+    barrier = any(re.search(r"\bBAR\.", line) for loop in loops for line in loop)
+    return Artefact(registers, stack + local, max(len(loop) / (STORED * _wide_stores(loop)) for loop in loops), barrier)
 
 
-def decoding_loop(listing: str) -> list[str]:
-    """The instructions of the smallest loop with most 16-byte stores."""
+def decoding_loops(listing: str) -> list[list[str]]:
+    """The instructions of each innermost loop with most 16-byte stores: one for each rate of a kernel."""
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S.*?);", listing)
     lines = [(int(address, 16), text) for address, text in found]
     loops = []
@@ -93,7 +96,8 @@ def decoding_loop(listing: str) -> list[str]:
             loops.append([own for at, own in lines if int(target[1], 16) <= at <= address])
     with_stores = [loop for loop in loops if _wide_stores(loop)]
     innermost = [loop for loop in with_stores if not any(o is not loop and _within(o, loop) for o in with_stores)]
-    return max(innermost, key=_wide_stores, default=[])
+    most = max(map(_wide_stores, innermost), default=0)
+    return [loop for loop in innermost if _wide_stores(loop) == most]
 
 
 def _wide_stores(lines: list[str]) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cuda_artefacts
-from cuda_artefacts import KERNELS, artefact, decoding_loop
+from cuda_artefacts import KERNELS, artefact, decoding_loops
 from vqcompress.kernels.cuda.driver import compiled
 from vqcompress.kernels.cuda.jobs import ALIGNED, KernelName
 
@@ -28,8 +28,15 @@ def test_six_instructions_a_weight_at_three_bits():
 
 
 @compiles
+def test_a_kernel_of_several_rates_has_a_loop_for_each_that_is_no_longer_than_alone():
+    together, alone = artefact(KERNELS["trellis, whole bits"], 90), artefact(KERNELS["trellis, 6 bits"], 90)
+    assert together.instructions_per_weight <= alone.instructions_per_weight
+
+
+@compiles
 @pytest.mark.parametrize(
-    "name", ["trellis, 2.5 bits", "trellis, 3 bits, every transform", "additive", "scalar, 4 bits"]
+    "name",
+    ["trellis, whole bits", "trellis, half bits", "trellis, whole bits, every transform", "additive", "scalar, 4 bits"],
 )
 def test_no_other_kernel_spills(name):
     found = artefact(KERNELS[name], 90)
@@ -58,7 +65,7 @@ def test_compiled_kernels_are_kept_for_the_next_process(tmp_path):
     assert bytes(compiled(kernel, (9, 0), Unwritable()).code) == first
 
 
-def test_a_loop_is_found_in_a_listing():
+def test_a_loop_is_found_in_a_listing():  # and not the one around it
     listing = """
         /*0000*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
         /*0010*/                   LDS R1, [R2] ;
@@ -67,10 +74,12 @@ def test_a_loop_is_found_in_a_listing():
         /*0040*/               @P1 BRA 0x0 ;
         /*0050*/                   EXIT ;
     """
-    assert decoding_loop(listing) == ["LDS R1, [R2] ", "STG.E.128 desc[UR4][R2.64], R4 ", "@P0 BRA 0x10 "]
+    assert decoding_loops(listing) == [["LDS R1, [R2] ", "STG.E.128 desc[UR4][R2.64], R4 ", "@P0 BRA 0x10 "]]
 
 
 def test_names_in_the_machine_code():
-    kernel = KernelName("trellis", 5, "GLOBAL_HALF", ALIGNED, torch.bfloat16)
-    assert kernel.line == f"TRELLIS({kernel.symbol}, 5, GLOBAL_HALF, 1, Bfloat)"
-    assert kernel.symbol == "trellis_5_global_half_1_bfloat"
+    kernel = KernelName("trellis", (5, 7), "GLOBAL_HALF", ALIGNED, torch.bfloat16)
+    assert kernel.line == f"TRELLIS({kernel.symbol}, GLOBAL_HALF, 1, Bfloat, 5, 7)"
+    assert kernel.symbol == "trellis_5_7_global_half_1_bfloat"
+    kernel = KernelName("scalar", (4,), "", ALIGNED, torch.bfloat16)
+    assert kernel.line == f"SCALAR({kernel.symbol}, 4, 1, Bfloat)"

@@ -43,7 +43,7 @@ class LateGpu:
 
     def prepare(self, launch: Launch, jobs: Tensor, blocks: int = 4) -> Callable[[int, int], None]:
         def run(stream: int, out: int) -> None:
-            self.events.append(("launch", stream, len(launch.jobs)))
+            self.events.append(("launch", stream, _weights(launch)))
             self._do(stream, lambda: [self._decode(job, launch, out) for job in launch.jobs])
 
         return run
@@ -94,7 +94,7 @@ class LateGpu:
         whole = self._decoded(layer)
         address, size = out + int(job["out"]) * dtype.itemsize, whole.nbytes
         target = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=dtype).view(whole.shape)
-        target[order] = whole[order] + (launch.jobs.size >= self.wrong_from)
+        target[order] = whole[order] + (_weights(launch) >= self.wrong_from)
 
     def _decoded(self, layer: PackedLayer) -> Tensor:
         """``Wᵀ``, float32; decoded anew only where a tensor changed, because that is slow."""
@@ -146,3 +146,8 @@ class _Later(TorchDispatchMode):
 def _has(layer: PackedLayer, address: int) -> bool:
     codes = layer.weight
     return codes.data_ptr() <= address < codes.data_ptr() + max(1, codes.nbytes)
+
+
+def _weights(launch: Launch) -> int:
+    """How many weights a launch has jobs of."""
+    return len(set(launch.jobs["out"].tolist()))

@@ -1,7 +1,7 @@
 // Packed weights to dense ones: W^T [columns, outputs], each row contiguous, in float32, float16 or bfloat16.
 //
 // A thread decodes 32 outputs of a column. Lines after this file say what to compile:
-//     TRELLIS(name, HALVES, TABLE, FLAGS, OUT)
+//     TRELLIS(name, TABLE, FLAGS, OUT, HALVES...)
 //     ADDITIVE(name, DIMENSION, FLAGS, OUT)
 //     SCALAR(name, BITS, FLAGS, OUT)
 // The compiler gets --fmad=false: every product and sum rounds as in the format's own decoder. No header is needed, so any
@@ -45,7 +45,7 @@ struct Job {
     int state_bits;             // trellis; additive and scalar: bits of a code
     int rotation;               // block, or 0
     int dimension;              // additive: weights of a vector; scalar: columns of a group
-    int rate;                   // additive: codes of a vector; scalar: bits of a scale
+    int rate;                   // trellis: half bits a weight; additive: codes of a vector; scalar: bits of a scale
     u32 column_bytes;
     float norm;                 // of the rotation: block^-1/2
     u32 first_tile;             // tiles of the jobs before; a tile is what a block's threads decode at once
@@ -302,59 +302,79 @@ VQ_DEVICE void scale_rows(float* v, const Job& job, const Place& place) {
     }
 }
 
-template <int HALVES, int TABLE, int FLAGS, class Out>
-VQ_DEVICE void trellis_group(const Job& job, u32 index, u32 mask, const u8* table, Out* out) {
-    Place place = place_of<FLAGS>(job, index);
-    float v[32];
-    if (HALVES == 0 || !place.inside) {
+// The values of a group, looked up by their states.
+template <int HALVES, int TABLE, int FLAGS>
+VQ_DEVICE bool trellis_values(float* v, const Job& job, const Place& place, u32 mask, const u8* table) {
+    if (HALVES == 0) {
 #pragma unroll
         for (int i = 0; i < 32; i++) v[i] = 0.0f;
-    } else {
-        // A state times the size of a value, cut out of the stream at once: the bits after it are masked out.
-        constexpr int SIZE = size_bits(TABLE);
-        u32 words[HALVES / 2 + 3];
-        load_words<HALVES, FLAGS>(words, job, place);
-        words[(HALVES + 2) / 2] = 0;
-#pragma unroll
-        for (int i = 0; i < 32; i++) {
-            const int end = 16 + SIZE + (((i + 1) * HALVES) >> 1), word = end / 32, shift = end % 32;
-            u32 window = shift ? __funnelshift_l(words[word], word ? words[word - 1] : 0u, shift) : words[word - 1];
-            u32 offset = window & mask;
-            if (i & HALVES & 1) offset += mask + (1u << SIZE);
-            v[i] = looked_up<TABLE>(table, offset);
-        }
+        return true;
     }
-    if (place.inside) scale_rows(v, job, place);
-    finish<FLAGS>(v, job, place, out);
+    // A state times the size of a value, cut out of the stream at once: the bits after it are masked out.
+    constexpr int SIZE = size_bits(TABLE);
+    u32 words[HALVES / 2 + 3];
+    load_words<HALVES, FLAGS>(words, job, place);
+    words[(HALVES + 2) / 2] = 0;
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        const int end = 16 + SIZE + (((i + 1) * HALVES) >> 1), word = end / 32, shift = end % 32;
+        u32 window = shift ? __funnelshift_l(words[word], word ? words[word - 1] : 0u, shift) : words[word - 1];
+        u32 offset = window & mask;
+        if (i & HALVES & 1) offset += mask + (1u << SIZE);
+        v[i] = looked_up<TABLE>(table, offset);
+    }
+    return true;
 }
 
-// Goes over a block's share of the tiles, job by job; `each(job, index)` has no barrier. All threads of a block go
-// round equally often.
-template <int UNROLLED = 1, class Load, class Each>
-VQ_DEVICE void over_tiles(const Job* jobs, int count, u32 tiles, Load load, Each each) {
+// Goes over a block's share of the tiles, job by job: `some(job, index, rounds)` decodes from `index` on, every
+// VQ_THREADS, `rounds` times, and has no barrier. All threads of a block go round equally often.
+template <class Load, class Some>
+VQ_DEVICE void over_tiles(const Job* jobs, int count, u32 tiles, Load load, Some some) {
     u32 tile = (u32)((i64)tiles * blockIdx.x / gridDim.x), last = (u32)((i64)tiles * (blockIdx.x + 1) / gridDim.x);
     int at = 0;
     while (tile < last) {
         while (at + 1 < count && jobs[at + 1].first_tile <= tile) at++;
-        const Job job = jobs[at];
+        const Job& job = jobs[at];
         u32 next = at + 1 < count ? jobs[at + 1].first_tile : tiles;
         u32 end = next < last ? next : last;
         load(job);
-        u32 index = (tile - job.first_tile) * VQ_THREADS + threadIdx.x;
-#pragma unroll UNROLLED
-        for (u32 rounds = end - tile; rounds > 0; rounds--, index += VQ_THREADS) each(job, index);
+        some(job, (tile - job.first_tile) * VQ_THREADS + threadIdx.x, end - tile);
         tile = end;
     }
 }
 
-template <int HALVES, int TABLE, int FLAGS, class Out>
+// A loop over groups of a job, whose rate is one of HALVES.
+template <int TABLE, int FLAGS, class Out, int... HALVES>
+VQ_DEVICE bool trellis_rounds(const Job& given, u32 index, u32 rounds, u32 mask, const u8* table, Out* out) {
+    constexpr int UNROLLED = sizeof...(HALVES) == 1 ? 2 : 1;
+    const Job job = given;  // in registers, of which each loop needs others
+#pragma unroll UNROLLED
+    for (; rounds > 0; rounds--, index += VQ_THREADS) {
+        Place place = place_of<FLAGS>(job, index);
+        float v[32];
+        if (place.inside) {
+            (void)(... || ((sizeof...(HALVES) == 1 || job.rate == HALVES) &&
+                           trellis_values<HALVES, TABLE, FLAGS>(v, job, place, mask, table)));
+            scale_rows(v, job, place);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 32; i++) v[i] = 0.0f;
+        }
+        finish<FLAGS>(v, job, place, out);
+    }
+    return true;
+}
+
+// A job has one rate, so all threads of a block go the same way. Each of HALVES has a loop of its own, but for
+// rotations, which would be compiled over and over: there, each round chooses.
+template <int TABLE, int FLAGS, class Out, int... HALVES>
 VQ_DEVICE void decode_trellis(const Job* jobs, int count, u32 tiles, Out* out) {
     VQ_SHARED(shared);
-    constexpr bool HELD = HALVES > 0 && (TABLE == SHARED_FLOAT || TABLE == SHARED_HALF);
+    constexpr bool HELD = TABLE == SHARED_FLOAT || TABLE == SHARED_HALF;
     const void* held = nullptr;
     u32 mask = 0;
     Out* base = out;
-    over_tiles<2>(
+    over_tiles(
         jobs, count, tiles,
         [&](const Job& job) {
             base = out + job.out, mask = ((1u << job.state_bits) - 1) << size_bits(TABLE);
@@ -362,15 +382,20 @@ VQ_DEVICE void decode_trellis(const Job* jobs, int count, u32 tiles, Out* out) {
 #ifndef VQ_HOST
             __builtin_assume(__isGlobal(base));
 #endif
-            if (!HELD || job.table == held) return;
-            u32 words = ((1u + (HALVES & 1)) << job.state_bits) / (TABLE == SHARED_HALF ? 2 : 1);
+            if (!HELD || job.rate == 0 || job.table == held) return;
+            u32 words = ((1u + (job.rate & 1)) << job.state_bits) / (TABLE == SHARED_HALF ? 2 : 1);
             __syncthreads();
             for (u32 i = threadIdx.x; i < words; i += VQ_THREADS) ((u32*)shared)[i] = ((const u32*)job.table)[i];
             __syncthreads();
             held = job.table;
         },
-        [&](const Job& job, u32 index) {
-            trellis_group<HALVES, TABLE, FLAGS>(job, index, mask, HELD ? shared : (const u8*)job.table, base);
+        [&](const Job& job, u32 index, u32 rounds) {
+            const u8* table = HELD ? shared : (const u8*)job.table;
+            if constexpr ((FLAGS & ROTATED) != 0)
+                trellis_rounds<TABLE, FLAGS, Out, HALVES...>(job, index, rounds, mask, table, base);
+            else
+                (void)(... || (job.rate == HALVES &&
+                               trellis_rounds<TABLE, FLAGS, Out, HALVES>(job, index, rounds, mask, table, base)));
         });
 }
 
@@ -456,19 +481,21 @@ VQ_DEVICE void scalar_group(const Job& job, u32 index, Out* out) {
     finish<FLAGS>(v, job, place, out);
 }
 
-#define TRELLIS(NAME, HALVES, TABLE, FLAGS, OUT)                                      \
-    VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                \
-        decode_trellis<HALVES, TABLE, FLAGS>(jobs, count, tiles, (OUT*)out);          \
+#define TRELLIS(NAME, TABLE, FLAGS, OUT, ...)                                                                     \
+    VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                            \
+        decode_trellis<TABLE, FLAGS, OUT, __VA_ARGS__>(jobs, count, tiles, (OUT*)out);                            \
     }
 #define ADDITIVE(NAME, DIMENSION, FLAGS, OUT)                                                                     \
     VQ_ROOMY_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                      \
-        over_tiles(jobs, count, tiles, [](const Job&) {}, [&](const Job& job, u32 index) {                        \
-            additive_group<DIMENSION, FLAGS>(job, index, (OUT*)out + job.out);                                    \
+        over_tiles(jobs, count, tiles, [](const Job&) {}, [&](const Job job, u32 index, u32 rounds) {             \
+            for (; rounds > 0; rounds--, index += VQ_THREADS)                                                     \
+                additive_group<DIMENSION, FLAGS>(job, index, (OUT*)out + job.out);                                \
         });                                                                                                       \
     }
 #define SCALAR(NAME, BITS, FLAGS, OUT)                                                                            \
     VQ_KERNEL NAME(const Job* jobs, int count, u32 tiles, void* out) {                                            \
-        over_tiles(jobs, count, tiles, [](const Job&) {}, [&](const Job& job, u32 index) {                        \
-            scalar_group<BITS, FLAGS>(job, index, (OUT*)out + job.out);                                           \
+        over_tiles(jobs, count, tiles, [](const Job&) {}, [&](const Job job, u32 index, u32 rounds) {             \
+            for (; rounds > 0; rounds--, index += VQ_THREADS)                                                     \
+                scalar_group<BITS, FLAGS>(job, index, (OUT*)out + job.out);                                       \
         });                                                                                                       \
     }

@@ -23,7 +23,7 @@ MINIMUM_CAPABILITY = (7, 5)
 BLOCKS_PER_PROCESSOR = 4  # of 256 threads with a table of 16 kB: two thirds of what registers allow
 OPTIONS = {"std": "c++17", "fma": False}  # products and sums round one by one, as the reference's
 CACHE_BYTES = 256 << 20
-PROBE = KernelName("trellis", 6, "SHARED_FLOAT", 1, torch.float16)
+PROBE = KernelName("trellis", (6,), "SHARED_FLOAT", 1, torch.float16)
 
 
 class Prepared(Protocol):

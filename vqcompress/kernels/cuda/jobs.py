@@ -1,6 +1,7 @@
 """What the kernels of ``decode.cu`` are launched with: which kernel, and a record of every weight's part in it.
 
-A launch decodes the columns of one rate, of any number of weights. Tensors that kernels need in another form than they
+A job is the columns of one rate of one weight. A launch does the jobs of any number of weights whose code differs in no
+more than the rate. Tensors that kernels need in another form than they
 are stored in (column order, float32 scales, value tables) are made here, once for a weight.
 """
 
@@ -28,6 +29,10 @@ SHARED_BYTES = 48 << 10  # less than that any GPU gives without being asked
 ALIGNED, ROTATED, FACTORS, OUTLIERS, PACKED = 1, 2, 4, 8, 16  # as in decode.cu
 OUT_TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 
+TOGETHER = (tuple(range(0, 13, 2)), tuple(range(1, 13, 2)))
+"""Half bits a weight that one trellis kernel decodes: with all rates in one, a layer takes one launch, and few kernels
+have to be compiled. Rates above six bits are rare, and have a kernel each."""
+
 POINTERS = ("codes", "order", "scale", "factors", "table", "zeros", "positions", "values")
 JOB = np.dtype(
     [(name, np.uint64) for name in POINTERS]
@@ -41,11 +46,12 @@ JOB = np.dtype(
 
 
 class KernelName(NamedTuple):
-    """A kernel to compile: ``format``, flags, type of output, and what its loops are made for: ``size`` is half bits a
-    weight (trellis), the dimension (additive) or bits (scalar), 0 for any; ``table`` the place of a trellis' table."""
+    """A kernel to compile: ``format``, flags, type of output, and what it is made for: ``sizes`` are half bits a weight
+    (trellis, one or several), the dimension (additive) or bits (scalar), 0 for any; ``table`` is the place of a
+    trellis' table."""
 
     format: str
-    size: int
+    sizes: tuple[int, ...]
     table: str
     flags: int
     dtype: torch.dtype
@@ -53,13 +59,16 @@ class KernelName(NamedTuple):
     @property
     def symbol(self) -> str:
         """Its name in the machine code."""
-        return "_".join(map(str, (self.format, self.size, self.table, self.flags, OUT_TYPES[self.dtype]))).lower()
+        parts = (self.format, *self.sizes, self.table, self.flags, OUT_TYPES[self.dtype])
+        return "_".join(map(str, parts)).lower()
 
     @property
     def line(self) -> str:
         """The line after ``decode.cu`` that makes it."""
-        table = f"{self.table}, " if self.table else ""
-        return f"{self.format.upper()}({self.symbol}, {self.size}, {table}{self.flags}, {OUT_TYPES[self.dtype]})"
+        sizes = ", ".join(map(str, self.sizes))
+        own = f"{self.table}, {self.flags}, " if self.table else f"{sizes}, {self.flags}, "
+        after = f", {sizes}" if self.table else ""
+        return f"{self.format.upper()}({self.symbol}, {own}{OUT_TYPES[self.dtype]}{after})"
 
 
 @dataclass(frozen=True)
@@ -165,19 +174,22 @@ def _trellis_parts(spec, outputs, columns, tensors, dtype, flags, common) -> Ite
     common |= {"scale": padded_scale(tensors["scale"], outputs), "state_bits": spec.state_bits}
     if codes.data_ptr() % 4:
         flags &= ~ALIGNED
-    for rate, order, start in _rate_blocks(spec, outputs, columns, tensors):
+    place = "SHARED_FLOAT"
+    for rate, order, start in reversed(list(_rate_blocks(spec, outputs, columns, tensors))):
         halves = spec.halves(rate) if spec.column_bits(outputs, rate) else 0
-        table = _table(spec, halves, tensors) if halves else None
-        place, shared = _place(table)
         fields = common | {
             "codes": (codes, start),
             "order": order,
             "columns": len(order),
             "column_bytes": column_bytes(spec, outputs, rate),
+            "rate": halves,
         }
-        if table is not None:
-            fields["table"] = table
-        yield _Part(KernelName("trellis", halves, place, flags, dtype), shared, fields)
+        shared = 0
+        if halves:  # the lowest rate, which may be none, is last, and goes with the others
+            fields["table"] = table = _table(spec, halves, tensors)
+            place, shared = _place(table)
+        sizes = next((sizes for sizes in TOGETHER if halves in sizes), (halves,))
+        yield _Part(KernelName("trellis", sizes, place, flags, dtype), shared, fields)
 
 
 def _additive_parts(spec, outputs, columns, tensors, dtype, flags, common) -> Iterator[_Part]:
@@ -188,7 +200,7 @@ def _additive_parts(spec, outputs, columns, tensors, dtype, flags, common) -> It
         fields = common | {"codes": (tensors["weight"], start), "order": order, "columns": len(order), "rate": rate}
         fields["column_bytes"] = column_bytes(spec, outputs, rate)
         size = spec.dimension if spec.dimension in (2, 4, 8, 16) else 0
-        yield _Part(KernelName("additive", size, "", flags, dtype), 0, fields)
+        yield _Part(KernelName("additive", (size,), "", flags, dtype), 0, fields)
 
 
 def _scalar_part(spec, columns, outputs, tensors, dtype, flags, common) -> _Part:
@@ -208,7 +220,7 @@ def _scalar_part(spec, columns, outputs, tensors, dtype, flags, common) -> _Part
         fields["scale"], flags = padded_scale(tensors["scale"], outputs), flags | PACKED
     if codes.data_ptr() % 4 or tensors["group_zero"].data_ptr() % 4:
         flags &= ~ALIGNED
-    return _Part(KernelName("scalar", spec.bits if flags & ALIGNED else 0, "", flags, dtype), 0, fields)
+    return _Part(KernelName("scalar", (spec.bits if flags & ALIGNED else 0,), "", flags, dtype), 0, fields)
 
 
 def _rate_blocks(
@@ -242,9 +254,7 @@ def _table(spec: TrellisSpec, halves: int, tensors: Mapping[str, Tensor]) -> Ten
     return torch.cat([value_table(spec.state_bits, number, spec.tail) for number in numbers]).to(device)
 
 
-def _place(table: Tensor | None) -> tuple[str, int]:
+def _place(table: Tensor) -> tuple[str, int]:
     """Where a kernel reads this table, and the bytes of shared memory that it takes."""
-    if table is None:
-        return "SHARED_FLOAT", 0
     kind = "FLOAT" if table.dtype == torch.float32 else "HALF"
     return (f"SHARED_{kind}", table.nbytes) if table.nbytes < SHARED_BYTES else (f"GLOBAL_{kind}", 0)

@@ -181,10 +181,11 @@ def _made(
     held = (*derived, *jobs)
     plan = Plan(driver, spec, (columns, outputs), dtype, device, places, runs, held, references, made_on)
     if driver.verdicts is not None:
-        names = [launch.kernel for launch in made]
-        what = f"a weight of {tuple(shape)} decoded by {', '.join(name.symbol for name in names)} on {device}"
+        loops = [(device, launch.kernel, rate) for launch in made for rate in launch.jobs["rate"].tolist()]
+        names = ", ".join(launch.kernel.symbol for launch in made)
+        what = f"a weight of {tuple(shape)} decoded by {names} on {device}"
         plan.trusted = driver.verdicts.trusted(
-            [(device, name) for name in names],
+            loops,
             lambda: is_host_weight(laid_out(plan.launched(), shape), spec, shape, tensors, dtype),
             what,
         )
