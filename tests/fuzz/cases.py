@@ -6,7 +6,9 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ KINDS = (FOLDER_MUTATIONS, FOLDER_MUTATIONS, headers.MUTATIONS, descriptions.MUT
          pipeline_files.MUTATIONS)  # fmt: skip
 SHARES = {"whole": 6, "shards": 2, "bundle": 2}
 """Of the cases that start from each honest folder: one in shards takes longer."""
+SECONDS = 10.0
+"""A thousand times what a mutation takes."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,26 @@ def make(case: Case, honest: Mapping[str, Path], home: Path) -> Made:
 def _mutated(rng: random.Random, path: Path) -> str:
     mutation = rng.choice(rng.choice(KINDS))
     try:
-        return mutation(rng, path)
+        with _interrupted_after(SECONDS):
+            return mutation(rng, path)
     except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return f"{mutation.__name__}: nothing left to change ({type(error).__name__})"
+
+
+@contextmanager
+def _interrupted_after(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in what takes longer: to open a pipe that an earlier mutation left waits for ever."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _swapped(rng: random.Random, source: Path, path: Path) -> Made:

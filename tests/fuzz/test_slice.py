@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz import cases
 from tests.fuzz.cases import Case, make
 from tests.fuzz.folders import honest_folders
+from tests.fuzz.pipeline_files import recipe
 
 ROOT = Path(__file__).parents[2]
 CASES = 120
@@ -38,3 +41,10 @@ def test_a_case_is_its_seed_and_index(tmp_path: Path) -> None:
             files = sorted(path for path in home.rglob("*") if path.is_file() and not path.is_symlink())
             made.append((case.changes, case.stale, [(path.name, path.read_bytes()) for path in files]))
         assert made[0] == made[1]
+
+
+def test_a_pipe_that_a_mutation_left_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "SECONDS", 0.2)
+    monkeypatch.setattr(cases, "KINDS", ((recipe,),))
+    os.mkfifo(tmp_path / "vqcompress_recipe.yaml")
+    assert cases._mutated(random.Random(0), tmp_path) == "recipe: nothing left to change (TimeoutError)"
