@@ -253,6 +253,21 @@ def test_a_text_like_a_number_is_none(folder: Path) -> None:
     assert verify(folder) == []
 
 
+def test_code_in_the_folder_is_not_run_and_said(folder: Path) -> None:
+    code = f"import os; os.mkdir({str(folder.parent / 'was run')!r})\nclass Evil: pass\n"
+    for place in (folder / "evil.py", folder / "unet" / "evil.py"):
+        place.write_text(code)
+    edit(folder / "model_index.json", lambda index: index.update(_class_name=["evil", "Evil"]))
+    write_manifest(folder)
+    assert any("a pipeline class in code of its own" in problem for problem in verify(folder))
+    edit(folder / "model_index.json", lambda index: index.update(unet=["evil", "Evil"], _class_name="SanaPipeline"))
+    write_manifest(folder)
+    assert any("names a class in code of its own, evil.py" in problem for problem in verify(folder))
+    with pytest.raises(CheckpointError, match="in code of its own"):
+        load(folder)
+    assert not (folder.parent / "was run").exists()
+
+
 @pytest.mark.parametrize("kind", ["DiffusionPipeline", "StableDiffusionXLPipeline", "AutoPipelineForText2Image"])
 @pytest.mark.parametrize("link", ["", ".", ".."])
 def test_a_pipeline_that_is_a_part_of_itself(folder: Path, kind: str, link: str) -> None:

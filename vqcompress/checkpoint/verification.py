@@ -124,14 +124,20 @@ def _folder_problems(folder: Path) -> list[str]:
 
 
 def _index_problems(folder: Path) -> Iterator[str]:
-    """Components that the index names and the folder lacks, and configs and indices of components that are no JSON."""
-    for name, entry in read_json(folder / "model_index.json").items():
+    """Components that the index names and the folder lacks, classes in code of the folder's own, which loaders do not
+    run, and configs and indices of components that are no JSON."""
+    index = read_json(folder / "model_index.json")
+    if isinstance(index.get("_class_name"), list):
+        yield f"model_index.json: names a pipeline class in code of its own, {index['_class_name']}, which is not run"
+    for name, entry in index.items():
         whole = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) and part for part in entry)
         if name.startswith("_") or not whole:
             continue
         if not (folder / name).is_dir():
             yield f"{name}: is named in model_index.json, and there is no such folder"
             continue
+        if (regular_size(folder / name / f"{entry[0]}.py") or 0) > 0:
+            yield f"{name}: names a class in code of its own, {entry[0]}.py, which is not run"
         for path in sorted((folder / name).glob("*.json")):
             if path.name.endswith(READ_FIRST) or (regular_size(path) or 0) <= READ_TOO:
                 try:
