@@ -9,7 +9,14 @@ from vqcompress.errors import RecipeError
 from vqcompress.quantizers import quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 from vqcompress.quantizers.rtn import RTNSettings
-from vqcompress.quantizers.scalar_grid import SEARCHED_AT_ONCE, scalar_spec, search_grid
+from vqcompress.quantizers.scalar_grid import (
+    SEARCHED_AT_ONCE,
+    _least,
+    _least_compiled,
+    _shrunken,
+    scalar_spec,
+    search_grid,
+)
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -113,3 +120,18 @@ def test_groups_are_searched_as_if_each_were_alone() -> None:
         alone = search_grid(part, spec, torch.ones(len(part)))
         assert torch.equal(whole.scale[first // 64], alone.scale[0])
         assert torch.equal(whole.zero[first // 64], alone.zero[0])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("size", [1, 7, 64, 100])
+def test_the_compiled_search_finds_what_plain_operations_find(bits: int, size: int) -> None:
+    grouped = gaussian(5, size, 37, seed=bits) * 10.0 ** gaussian(37, seed=1)
+    grouped[:, :, 3], grouped[:, :, 4] = 0, 1.5
+    grouped[2, 0, 5] = 300.0
+    mass = gaussian(5, size, 1).square()
+    low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
+    candidates = [_shrunken(low * shrink, high * shrink, bits) for shrink in (1.0, 0.9, 0.8, 0.7, 0.5)]
+    given = grouped, mass, *(torch.stack(part) for part in zip(*candidates, strict=True))
+    (chosen, error), (expected, least) = (search(*given, bits) for search in (_least_compiled, _least))
+    torch.testing.assert_close(error, least, rtol=1e-4, atol=1e-9)
+    assert (chosen == expected).float().mean() > 0.98  # candidates of one error up to rounding

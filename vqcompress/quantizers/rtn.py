@@ -40,10 +40,9 @@ def quantize_rtn(
     spec = scalar_spec(bits, settings.group_size, settings.scale_bits)
     columns = weight.t().float()
     grid = search_grid(columns, spec, columns.new_ones(len(columns)))
-    codes = torch.empty(columns.shape, dtype=torch.int32, device=columns.device)
-    for j, column in enumerate(columns):
-        codes[j] = grid.encode(j, column)
-    return grid.spec, grid.tensors(codes)
+    size = grid.spec.group_size
+    codes = [grid.encode(start, columns[start : start + size]) for start in range(0, len(columns), size)]
+    return grid.spec, grid.tensors(torch.cat(codes) if codes else columns.int())
 
 
 RTN = Quantizer(quantize_rtn, RTNSettings)
