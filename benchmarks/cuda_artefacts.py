@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 
 from vqcompress.kernels.cuda.driver import compiled, source
 from vqcompress.kernels.cuda.jobs import ALIGNED, FACTORS, OUTLIERS, ROTATED, TOGETHER, KernelName
+from vqcompress.kernels.cuda.products import CAPABILITY, RATES, TILES, ProductName
 
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
 WHOLE = ALIGNED | ROTATED | FACTORS | OUTLIERS
@@ -43,8 +45,11 @@ KERNELS = {
     "trellis, whole bits, every transform": _trellis(*TOGETHER[0], flags=WHOLE),
     "additive": KernelName("additive", (8,), "", ALIGNED, torch.bfloat16),
     "scalar, 4 bits": KernelName("scalar", (4,), "", ALIGNED, torch.bfloat16),
+    **{f"product, {16 * tiles} samples": ProductName("SHARED_HALF", torch.bfloat16, tiles) for tiles in TILES},
+    "product, 16 samples, 16 state bits": ProductName("GLOBAL_HALF", torch.bfloat16, 1),
 }
 STORED = 8  # weights of a 16-byte store in a 16-bit dtype
+MULTIPLIED = 32  # weights of a thread in a round of a product
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def _has_nvrtc() -> bool:
     return all(find_spec(name) is not None for name in ("cuda", "cuda.core", "cuda.bindings", "nvidia"))
 
 
-def artefact(kernel: KernelName, capability: int) -> Artefact:
+def artefact(kernel: KernelName | ProductName, capability: int) -> Artefact:
     """What the compiler makes of a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -77,16 +82,32 @@ def artefact(kernel: KernelName, capability: int) -> Artefact:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing about {kernel.symbol}:\n{usage}")
-    loops = decoding_loops(listing)
-    if len(loops) < (1 if kernel.flags & ROTATED else len(kernel.sizes)):
-        raise RuntimeError(f"{kernel.symbol} has {len(loops)} loops that store 16 bytes, not {len(kernel.sizes)}")
+    if isinstance(kernel, ProductName):
+        loops, rates = multiplying_loops(listing), len(RATES)
+        most = max((len(loop) / MULTIPLIED for loop in loops), default=0.0)
+    else:
+        loops, rates = decoding_loops(listing), 1 if kernel.flags & ROTATED else len(kernel.sizes)
+        most = max((len(loop) / (STORED * _wide_stores(loop)) for loop in loops), default=0.0)
+    if len(loops) < rates:
+        raise RuntimeError(f"{kernel.symbol} has {len(loops)} loops over weights, not {rates}")
     registers, stack, local = map(int, found.groups())
     barrier = any(re.search(r"\bBAR\.", line) for loop in loops for line in loop)
-    return Artefact(registers, stack + local, max(len(loop) / (STORED * _wide_stores(loop)) for loop in loops), barrier)
+    return Artefact(registers, stack + local, most, barrier)
 
 
 def decoding_loops(listing: str) -> list[list[str]]:
     """The instructions of each innermost loop with most 16-byte stores: one for each rate of a kernel."""
+    innermost = _innermost(listing, lambda loop: _wide_stores(loop) > 0)
+    most = max(map(_wide_stores, innermost), default=0)
+    return [loop for loop in innermost if _wide_stores(loop) == most]
+
+
+def multiplying_loops(listing: str) -> list[list[str]]:
+    """The instructions of each innermost loop with products: one for each rate."""
+    return _innermost(listing, lambda loop: any(re.search(r"\bHMMA\.", line) for line in loop))
+
+
+def _innermost(listing: str, wanted: Callable[[list[str]], bool]) -> list[list[str]]:
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S.*?);", listing)
     lines = [(int(address, 16), text) for address, text in found]
     loops = []
@@ -94,10 +115,8 @@ def decoding_loops(listing: str) -> list[list[str]]:
         target = re.search(r"\bBRA(?:\.\w+)*\s+(?:\w+,\s*)?`?\(?(?:\.L_x_\d+)?\)?(0x[0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
             loops.append([own for at, own in lines if int(target[1], 16) <= at <= address])
-    with_stores = [loop for loop in loops if _wide_stores(loop)]
-    innermost = [loop for loop in with_stores if not any(o is not loop and _within(o, loop) for o in with_stores)]
-    most = max(map(_wide_stores, innermost), default=0)
-    return [loop for loop in innermost if _wide_stores(loop) == most]
+    loops = [loop for loop in loops if wanted(loop)]
+    return [loop for loop in loops if not any(other is not loop and _within(other, loop) for other in loops)]
 
 
 def _wide_stores(lines: list[str]) -> int:
@@ -109,12 +128,12 @@ def _within(inner: list[str], outer: list[str]) -> bool:
     return len(inner) < len(outer) and "\n".join(inner) in "\n".join(outer)
 
 
-def _compile(kernel: KernelName, capability: int, path: Path) -> None:
+def _compile(kernel: KernelName | ProductName, capability: int, path: Path) -> None:
     if _has_nvrtc():
         path.write_bytes(bytes(compiled(kernel, divmod(capability, 10)).code))
         return
     text = path.with_suffix(".cu")
-    text.write_text(f"{source()}\n{kernel.line}\n")
+    text.write_text(f"{source(kernel.sources)}\n{kernel.line}\n")
     options = ["-std=c++17", "-fmad=false", f"-arch=sm_{capability}", "-cubin"]
     subprocess.run(["nvcc", *options, "-o", str(path), str(text)], check=True)
 
@@ -134,6 +153,7 @@ def main(capabilities: tuple[int, ...], as_json: bool) -> None:
         {"kernel": name, "sm": capability, **asdict(artefact(kernel, capability))}
         for name, kernel in KERNELS.items()
         for capability in capabilities
+        if not isinstance(kernel, ProductName) or divmod(capability, 10) >= CAPABILITY
     ]
     if as_json:
         print(json.dumps(rows, indent=1))

@@ -36,7 +36,9 @@ from vqcompress.formats.trellis import window_states
 from vqcompress.formats.trellis_table import value_table
 from vqcompress.kernels import reference
 from vqcompress.kernels.cuda import driver
-from vqcompress.kernels.cuda.jobs import KernelName, launches
+from vqcompress.kernels.cuda.driver import Kernel
+from vqcompress.kernels.cuda.jobs import launches
+from vqcompress.kernels.cuda.products import TILES, FinishName, ProductName
 from vqcompress.kernels.first_use import DIFFERS
 from vqcompress.kernels.triton import operations as triton
 from vqcompress.layers.decode_ahead import STATE, set_decode_ahead
@@ -100,9 +102,11 @@ def compile_tasks(lab: Lab) -> list[tuple[Any, ...]]:
     return cuda_tasks + [("triton", name, dtype, False) for name in FORMATS for dtype in DTYPES]
 
 
-def _kernel_names(cases: list[tuple[Coded, torch.dtype]]) -> list[KernelName]:
+def _kernel_names(cases: list[tuple[Coded, torch.dtype]]) -> list[Kernel]:
     made = {launch.kernel for weight, dtype in cases for launch in launches([weight], dtype, [0])}
-    return sorted(made, key=str)
+    dtypes = [dtype for dtype in {dtype for _, dtype in cases} if dtype != torch.float32]
+    few = {ProductName("SHARED_HALF", dtype, tiles) for dtype in dtypes for tiles in TILES}
+    return sorted({*made, *few, *map(FinishName, dtypes)}, key=str)
 
 
 def compiled(task: tuple[Any, ...]) -> str:
@@ -270,6 +274,12 @@ def products(lab: Lab) -> Found:
             each = {way: lab.seconds([partial(m, x) for m in ms]) / len(ms) for way, ms in ways.items()}
             ratios = {way: taken / each["dense"] for way, taken in each.items()}
             yield f"{shape[0]}x{shape[1]}, {samples} samples", {"seconds": each, "of dense": ratios}
+            if samples <= triton.MOST_SAMPLES:
+                weights = [coded(packed_weight("trellis", shape, 3, lab.device, seed)) for seed in range(copies)]
+                with lab.triton():
+                    taken = lab.seconds([partial(triton.multiply, x, *weight, None) for weight in weights]) / copies
+                found = {"seconds": taken, "of dense": taken / each["dense"]}
+                yield f"{shape[0]}x{shape[1]} by {samples}, Triton", found
 
 
 @torch.no_grad()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vqcompress.kernels.cuda.driver import Kernel
 from vqcompress.kernels.cuda.groups import Part
 from vqcompress.kernels.cuda.jobs import POINTERS, Launch, launches
 from vqcompress.matrix_view import matrix_shape
 
 HOST = Path(__file__).parent / "host"
-SOURCE = Path(__file__).parents[2] / "vqcompress" / "kernels" / "cuda" / "decode.cu"
+SOURCES = Path(__file__).parents[2] / "vqcompress" / "kernels" / "cuda"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 OPTIONS = (
     "-std=c++20",
@@ -60,34 +61,43 @@ class Batch:
     def run(self, folder: Path) -> list[np.ndarray]:
         """The bytes of each launch's output."""
         kernels = sorted({launch.kernel for launch, _, _ in self.runs}, key=str)
-        source, program = folder / "decode.cpp", folder / "decode"
-        names = ", ".join(kernel.symbol for kernel in kernels)
-        parts = [f'#include "{HOST / "gpu.h"}"', f'#include "{SOURCE}"', *(kernel.line for kernel in kernels)]
-        source.write_text(
-            "\n".join([*parts, f"static Kernel KERNELS[] = {{{names}}};", f'#include "{HOST / "run.h"}"\n'])
-        )
-        assert COMPILER is not None
-        subprocess.run([COMPILER, *OPTIONS, str(source), "-o", str(program)], check=True)
-        given = b"".join([_numbers(len(self.runs)), *(_launch_bytes(run, kernels) for run in self.runs)])
-        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
-        done = subprocess.run([str(program)], input=given, capture_output=True, env=environment)
-        assert done.returncode == 0, done.stderr.decode()[-4000:]
+        given = b"".join([numbers(len(self.runs)), *(_launch_bytes(run, kernels) for run in self.runs)])
+        done = run_program(folder, kernels, {"VQ_KERNELS": kernels}, "run.h", given)
         found, start = [], 0
         for _, _, size in self.runs:
-            found.append(np.frombuffer(done.stdout, np.uint8, size, start))
+            found.append(np.frombuffer(done, np.uint8, size, start))
             start += size
-        assert start == len(done.stdout)
+        assert start == len(done)
         return found
+
+
+def run_program(
+    folder: Path, kernels: Sequence[Kernel], lists: Mapping[str, Sequence[Kernel]], runner: str, given: bytes
+) -> bytes:
+    """What ``runner``, compiled behind ``kernels``, writes when it reads ``given``. ``lists`` are the kernels that it
+    numbers, by the macro that names them."""
+    source, program = folder / "kernels.cpp", folder / "kernels"
+    macros = [f"#define {name} {', '.join(kernel.symbol for kernel in own)}" for name, own in lists.items()]
+    sources = [SOURCES / name for name in dict.fromkeys(name for kernel in kernels for name in kernel.sources)]
+    files = [f'#include "{path}"' for path in (HOST / "gpu.h", *sources)]
+    lines = [*files, *(kernel.line for kernel in kernels), *macros, f'#include "{HOST / runner}"']
+    source.write_text("\n".join(lines) + "\n")
+    assert COMPILER is not None
+    subprocess.run([COMPILER, *OPTIONS, str(source), "-o", str(program)], check=True)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([str(program)], input=given, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    return done.stdout
 
 
 def _launch_bytes(run: tuple[Launch, list[Tensor], int], kernels: Sequence) -> bytes:
     launch, tensors, size = run
     head = (kernels.index(launch.kernel), GRID, THREADS, launch.shared, len(launch.jobs), launch.tiles, size)
     used = sorted({int(job[name]) >> 40 for job in launch.jobs for name in POINTERS} - {0})
-    jobs, parts = launch.jobs.copy(), [_numbers(*head, len(used))]
+    jobs, parts = launch.jobs.copy(), [numbers(*head, len(used))]
     for index, number in enumerate(used):
         data = tensors[number - 1].detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        parts += [_numbers(len(data)), data]
+        parts += [numbers(len(data)), data]
         for name in POINTERS:
             chosen = launch.jobs[name] >> np.uint64(40) == number
             offset = launch.jobs[name][chosen] & np.uint64((1 << 40) - 1)
@@ -95,5 +105,6 @@ def _launch_bytes(run: tuple[Launch, list[Tensor], int], kernels: Sequence) -> b
     return b"".join([*parts, jobs.tobytes()])
 
 
-def _numbers(*values: int) -> bytes:
+def numbers(*values: int) -> bytes:
+    """As the programs read them."""
     return np.array(values, np.int64).tobytes()

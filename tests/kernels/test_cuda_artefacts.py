@@ -34,6 +34,16 @@ def test_a_kernel_of_several_rates_has_a_loop_for_each_that_is_no_longer_than_al
 
 
 @compiles
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("product")])
+def test_products_neither_spill_nor_wait_within_their_loops(name):
+    found = artefact(KERNELS[name], 90)
+    assert found.spilled == 0
+    assert not found.barrier_in_loop
+    assert found.registers <= 255
+    assert found.instructions_per_weight <= 9
+
+
+@compiles
 @pytest.mark.parametrize(
     "name",
     ["trellis, whole bits", "trellis, half bits", "trellis, whole bits, every transform", "additive", "scalar, 4 bits"],

@@ -14,6 +14,7 @@ from vqcompress.kernels import reference
 from vqcompress.kernels.cpu import dense as cpu_dense
 from vqcompress.kernels.cpu import operations as cpu
 from vqcompress.kernels.cuda import operations as cuda
+from vqcompress.kernels.cuda import products
 from vqcompress.kernels.first_use import checked
 from vqcompress.kernels.kernel import Case, Kernel, is_interpreted
 from vqcompress.kernels.transforms import code_spec, transformed
@@ -21,6 +22,16 @@ from vqcompress.kernels.triton import operations as triton
 from vqcompress.matrix_view import Shape
 
 KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        "cuda_multiply",
+        "few samples: decodes in CUDA C++ into the operands of a product, and writes no dense weight",
+        products.unsupported_reason,
+        cuda.decode_transposed,
+        reference.parameter_gradients,
+        products.multiply,
+        products.MOST_SAMPLES,
+        check_first_use=True,
+    ),
     Kernel(
         "triton_multiply",
         "few samples: reads the codes alone and writes no dense weight",

@@ -60,7 +60,7 @@ def _least(grouped, mass, scales, zeros, top, chosen, least):  # type: ignore[no
                             error[lane] += off * off * own
                     open_lanes = 0
                     for lane in range(LANES):
-                        open_lanes += np.int32(error[lane] < best[lane])
+                        open_lanes += int(error[lane] < best[lane])
                     at = end
                 if open_lanes > 0:
                     for lane in range(LANES):

@@ -20,6 +20,7 @@ struct Warp {
     explicit Warp(unsigned lanes) : all(lanes) {}
     std::barrier<> all;
     float slots[32];
+    unsigned operands[32][6];
 };
 
 struct Block {
@@ -95,18 +96,37 @@ static inline unsigned short host_to_half(float value) {
     return bits;
 }
 
-struct Job;
-typedef void (*Kernel)(const Job*, int, unsigned, void*);
+// mma.m16n8k16: lane 4g + t has of a the columns 2t, 2t + 1, 2t + 8 and 2t + 9 of rows g and g + 8, of b the same rows of
+// column g, and of the sums columns 2t and 2t + 1 of rows g and g + 8.
+static inline void host_multiply_add(float* sum, const unsigned* a, const unsigned* b, bool half) {
+    Warp& warp = *block->warps[threadIdx.x / 32];
+    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    memcpy(warp.operands[lane], a, 16), memcpy(warp.operands[lane] + 4, b, 8);
+    warp.all.arrive_and_wait();
+    auto number = [half](unsigned word, int upper) {
+        unsigned bits = upper ? word >> 16 : word & 0xffff;
+        return half ? host_from_half(bits) : __uint_as_float(bits << 16);
+    };
+    for (int i = 0; i < 4; i++) {
+        unsigned row = i / 2, column = 2 * t + i % 2;
+        for (int k = 0; k < 16; k++) {
+            unsigned other = (k % 8) / 2, upper = k % 2, far = k / 8;
+            float left = number(warp.operands[4 * g + other][row + 2 * far], upper);
+            sum[i] += left * number(warp.operands[4 * column + other][4 + far], upper);
+        }
+    }
+    warp.all.arrive_and_wait();
+}
 
-static void launch(Kernel kernel, unsigned grid, unsigned threads, size_t shared, const Job* jobs, int count,
-                   unsigned tiles, void* out) {
+template <class Body>
+static void launch(unsigned grid, unsigned threads, size_t shared, Body body) {
     for (unsigned b = 0; b < grid; b++) {
         Block own(threads, shared);
         std::vector<std::thread> all;
         for (unsigned t = 0; t < threads; t++)
             all.emplace_back([&, t] {
                 threadIdx = {t}, blockIdx = {b}, blockDim = {threads}, gridDim = {grid}, block = &own;
-                kernel(jobs, count, tiles, out);
+                body();
             });
         for (std::thread& thread : all) thread.join();
     }

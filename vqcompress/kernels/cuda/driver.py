@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,28 @@ CACHE_BYTES = 256 << 20
 PROBE = KernelName("trellis", (6,), "SHARED_FLOAT", 1, torch.float16)
 
 
+class Kernel(Protocol):
+    """What is compiled: the ``line`` that makes function ``symbol`` after the files ``sources``."""
+
+    @property
+    def symbol(self) -> str: ...
+
+    @property
+    def line(self) -> str: ...
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+
+    def __hash__(self) -> int: ...
+
+
+class Function(Protocol):
+    """A compiled kernel whose arguments differ from call to call."""
+
+    def __call__(self, stream: int, grid: int, threads: int, shared: int, *arguments: Any) -> None:
+        """Launch it on ``stream`` (a handle). Tensors stand for their addresses, None for no address."""
+
+
 class Prepared(Protocol):
     """A launch whose every argument but the output is settled."""
 
@@ -44,6 +66,15 @@ class Driver(Protocol):
     def prepare(self, launch: Launch, jobs: torch.Tensor, blocks: int = BLOCKS_PER_PROCESSOR) -> Prepared:
         """Make ``launch`` ready; ``jobs`` are its records, as bytes on the device. At most ``blocks`` of threads are on
         a multiprocessor."""
+
+    def function(self, kernel: Kernel, device: torch.device) -> Function:
+        """``kernel``, compiled for ``device``."""
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        """The GPU's compute capability."""
+
+    def processors(self, device: torch.device) -> int:
+        """How many multiprocessors it has."""
 
     def stream(self, device: torch.device) -> int:
         """The handle of torch's current stream."""
@@ -75,14 +106,26 @@ class CudaDriver:
         grid = min(launch.tiles, blocks * properties.multi_processor_count)
         config = core.LaunchConfig(grid=grid, block=THREADS, shmem_size=launch.shared)
         arguments = jobs.data_ptr(), np.int32(len(launch.jobs)), np.uint32(launch.tiles)
-        streams: dict[int, Any] = {}
 
         def run(stream: int, out: int) -> None:
-            if (found := streams.get(stream)) is None:
-                found = streams[stream] = core.Stream.from_handle(stream)
-            core.launch(found, config, kernel, *arguments, out)
+            core.launch(_stream(stream), config, kernel, *arguments, out)
 
         return run
+
+    def function(self, kernel: Kernel, device: torch.device) -> Function:
+        core = import_module(CORE)
+        code = _kernel(kernel, device)
+
+        def run(stream: int, grid: int, threads: int, shared: int, *arguments: Any) -> None:
+            core.launch(_stream(stream), _config(grid, threads, shared), code, *map(_plain, arguments))
+
+        return run
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return torch.cuda.get_device_capability(device)
+
+    def processors(self, device: torch.device) -> int:
+        return torch.cuda.get_device_properties(device).multi_processor_count
 
     def stream(self, device: torch.device) -> int:
         return torch._C._cuda_getCurrentRawStream(device.index)
@@ -99,19 +142,19 @@ DRIVER = CudaDriver()
 
 
 @cache
-def source() -> str:
-    """The text of ``decode.cu``."""
-    return (Path(__file__).parent / "decode.cu").read_text(encoding="utf-8")
+def source(names: tuple[str, ...] = PROBE.sources) -> str:
+    """The text of these files, one after the other."""
+    return "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in names)
 
 
-def compiled(kernel: KernelName, capability: tuple[int, int], kept: Any = None) -> Any:
+def compiled(kernel: Kernel, capability: tuple[int, int], kept: Any = None) -> Any:
     """The machine code of a kernel, for a GPU that need not be here. Raises what cuda-core and NVRTC raise.
 
     It is looked for, and left, in ``kept``, a program cache of cuda-core.
     """
     core = import_module(CORE)
     options = core.ProgramOptions(arch=f"sm_{capability[0]}{capability[1]}", **OPTIONS)
-    program = core.Program(f"{source()}\n{kernel.line}\n", code_type="c++", options=options)
+    program = core.Program(f"{source(kernel.sources)}\n{kernel.line}\n", code_type="c++", options=options)
     if kept is not None:
         try:
             return program.compile("cubin", cache=kept)
@@ -133,7 +176,24 @@ def program_cache() -> Any:
 
 
 @cache
-def _kernel(kernel: KernelName, device: torch.device) -> Any:
+def _stream(handle: int) -> Any:
+    return import_module(CORE).Stream.from_handle(handle)
+
+
+@lru_cache(maxsize=1024)
+def _config(grid: int, threads: int, shared: int) -> Any:
+    return import_module(CORE).LaunchConfig(grid=grid, block=threads, shmem_size=shared)
+
+
+def _plain(argument: Any) -> Any:
+    """An argument as cuda-core takes it: addresses are plain integers."""
+    if argument is None:
+        return 0
+    return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
+
+
+@cache
+def _kernel(kernel: Kernel, device: torch.device) -> Any:
     refuse_capture(device)
     code = compiled(kernel, torch.cuda.get_device_capability(device), program_cache())
     return code.get_kernel(kernel.symbol)

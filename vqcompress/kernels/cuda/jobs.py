@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -57,6 +57,11 @@ class KernelName(NamedTuple):
     dtype: torch.dtype
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The files before its line."""
+        return ("decode.cu",)
+
+    @property
     def symbol(self) -> str:
         """Its name in the machine code."""
         parts = (self.format, *self.sizes, self.table, self.flags, OUT_TYPES[self.dtype])
@@ -82,12 +87,15 @@ class Launch:
     held: tuple[Tensor, ...]
 
 
+Field: TypeAlias = Tensor | tuple[Tensor, int] | int | float
+
+
 class _Part(NamedTuple):
     """Columns of one rate of one weight. ``fields`` are a job's; tensors stand for their addresses."""
 
     kernel: KernelName
     shared: int
-    fields: dict[str, Tensor | tuple[Tensor, int] | int | float]
+    fields: dict[str, Field]
 
 
 Address = Callable[[Tensor], int]
@@ -124,6 +132,27 @@ def launches(
     return [_launch(kernel, own, address, threads) for kernel, own in parts.items()]
 
 
+def trellis_jobs(
+    spec: TrellisSpec,
+    shape: Shape,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    address: Address = Tensor.data_ptr,
+) -> tuple[np.ndarray, tuple[Tensor, ...]]:
+    """Records (`JOB`) of the columns of each rate, of codes without transforms, with value tables in ``dtype``; and the
+    tensors at their addresses."""
+    outputs, columns = matrix_shape(shape)
+    common: dict[str, Field] = {"outputs": outputs, "groups": -(-outputs // GROUP)}
+    parts = list(_trellis_parts(spec, outputs, columns, tensors, dtype, ALIGNED, common))
+    for part in parts:
+        if "table" in part.fields:
+            part.fields["table"] = part.fields["table"].to(dtype)  # type: ignore[union-attr]
+    if not parts:
+        return np.zeros(0, JOB), ()
+    launch = _launch(parts[0].kernel, parts, address, THREADS)
+    return launch.jobs, launch.held
+
+
 def _launch(kernel: KernelName, parts: list[_Part], address: Address, threads: int) -> Launch:
     jobs, tiles, held = np.zeros(len(parts), JOB), 0, []
     for job, part in zip(jobs, parts, strict=True):
@@ -144,7 +173,7 @@ def _parts(spec: FormatSpec, shape: Shape, tensors: Mapping[str, Tensor], dtype:
     if not outputs * columns:
         return
     groups = -(-outputs // GROUP)
-    common: dict[str, Tensor | tuple[Tensor, int] | int | float] = {
+    common: dict[str, Field] = {
         "outputs": outputs,
         "groups": groups,
         "magic": (1 << 31) // groups + 1,
