@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +13,7 @@ from vqcompress.architectures.published import PUBLISHED
 from vqcompress.cli.dry_run import dry_run_lines
 from vqcompress.cli.main import main
 from vqcompress.errors import ArchitectureError
-from vqcompress.estimate import estimate
+from vqcompress.estimate import _seconds_per_weight, estimate
 from vqcompress.recipe import Recipe
 
 
@@ -80,3 +81,8 @@ def test_sequential_order_tells_what_it_keeps_on_disk() -> None:
     recipe = Recipe.parse({"model": "sdxl", "calibration": {"order": "sequential"}, "training": {"budget_gb": 3.0}})
     assert any("3.00 GB" in line and "replays" in line for line in dry_run_lines(estimate("sdxl", recipe)))
     assert not any("replays" in line for line in dry_run_lines(estimate("sdxl", Recipe(model="sdxl"))))
+
+
+def test_what_else_the_machine_does_is_not_in_the_encoding_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqcompress.estimate.quantize_weight", lambda *_, **__: time.sleep(0.2))
+    assert _seconds_per_weight(Recipe(method="rtn", bits=4)) * 256 * 256 < 0.1

@@ -23,6 +23,7 @@ from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.stages.forecast import Needs, Work, forecast, samples_of_a_call
 from vqcompress.stages.prompt_count import fitted_count
+from vqcompress.working_memory import one_thread_each
 
 SAMPLE = (256, 256)  # shape of the weight that is encoded to measure this machine's speed
 COUPLED = 8  # memory in output moments while a layer is encoded: the moment, its factors and their copies
@@ -149,16 +150,20 @@ def _narrow_saves(architecture: Architecture, pipeline: Any, recipe: Recipe) -> 
 
 
 def _seconds_per_weight(recipe: Recipe) -> float:
-    """Encoding time per weight, measured on this machine after one call for compilation."""
+    """Encoding time per weight of one core, measured on this machine after one call for compilation.
+
+    Time of the processor, on one thread as in a run: what else the machine does at this moment is not in it.
+    """
     weight = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(recipe.seed))
     settings = settings_for(recipe.method, recipe.settings)
     outputs = torch.eye(SAMPLE[0]) if recipe.output_feedback else None
     taken = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        quantize_weight(
-            weight, torch.eye(SAMPLE[1]), method=recipe.method, bits=recipe.bits, settings=settings,
-            output_moment=outputs,
-        )  # fmt: skip
-        taken = time.perf_counter() - start
+    with one_thread_each():
+        for _ in range(2):
+            start = time.process_time()
+            quantize_weight(
+                weight, torch.eye(SAMPLE[1]), method=recipe.method, bits=recipe.bits, settings=settings,
+                output_moment=outputs,
+            )  # fmt: skip
+            taken = time.process_time() - start
     return taken / weight.numel()
