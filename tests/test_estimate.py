@@ -85,4 +85,4 @@ def test_sequential_order_tells_what_it_keeps_on_disk() -> None:
 
 def test_what_else_the_machine_does_is_not_in_the_encoding_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqcompress.estimate.quantize_weight", lambda *_, **__: time.sleep(0.2))
-    assert _seconds_per_weight(Recipe(method="rtn", bits=4)) * 256 * 256 < 0.1
+    assert _seconds_per_weight(Recipe(model="shapes", method="rtn", bits=4)) * 256 * 256 < 0.1
