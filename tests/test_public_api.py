@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from diffusers import DiffusionPipeline
 import vqcompress
 from tests.architectures import tiny_pipelines
 from vqcompress.architectures import architecture_of
-from vqcompress.progress import StageBars, watched
+from vqcompress.progress import StageBars, _in_notebook, watched
 from vqcompress.recipe import Recipe
 from vqcompress.reports.folders import evaluation_set
 
@@ -132,6 +133,14 @@ def test_bars_are_drawn_where_somebody_watches(capsys: pytest.CaptureFixture[str
     for quiet in (False, None):  # standard error is no terminal here
         watched(quiet)("encoding", 1, 1, "")
     assert not capsys.readouterr().err
+
+
+def test_a_notebook_is_its_kernel_not_what_starts_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    for found, watching in ((None, False), (SimpleNamespace(config={}), False), (shell, True)):
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda found=found: found))
+        assert _in_notebook() == watching
 
 
 def test_a_stage_that_begins_again_gets_a_bar_again(capsys: pytest.CaptureFixture[str]) -> None:

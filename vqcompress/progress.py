@@ -56,7 +56,14 @@ def one_step(progress: Progress, stage: str, detail: str) -> Iterator[None]:
 
 def in_terminal_or_notebook() -> bool:
     """Whether somebody watches: standard error is a terminal, or a notebook's kernel runs this."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook's kernel runs this process; ipykernel is also imported by programs that start one."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def watched(progress: Progress | bool | None) -> StageClock:
