@@ -36,7 +36,7 @@ def test_matmul(monkeypatch):
 def test_matmul_times_products_and_not_outputs_that_layers_kept(monkeypatch):
     monkeypatch.setattr(matmul, "_clock_seconds", lambda work: [call() for call in work * 5] and 1e-3)
     layer, products = matmul.packed_layer("trellis", (64, 32), 3, "cpu", 0), []
-    layer.__dict__["_product"] = lambda x: products.append(x) or type(layer)._product(layer, x)
+    layer.__dict__["_product"] = lambda x, plain=False: products.append(x) or type(layer)._product(layer, x, plain)
     with torch.no_grad():
         matmul.product_lines((64, 32), torch.ones(3, 32), {"trellis": [layer]}, 1e9)
     assert len(products) == 1 + 5

@@ -121,7 +121,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
 @torch.no_grad()
 def test_host_time_is_that_of_products_and_not_of_outputs_that_layers_kept():
     layer, products = matmul.packed_layer("trellis", (64, 32), 3, "cpu", 0), []
-    layer.__dict__["_product"] = lambda x: products.append(x) or type(layer)._product(layer, x)
+    layer.__dict__["_product"] = lambda x, plain=False: products.append(x) or type(layer)._product(layer, x, plain)
     Lab(rehearsal=True).host_seconds(layer, torch.ones(3, 32))
     assert len(products) == 1 + 3
 

@@ -36,7 +36,7 @@ def prompt(columns=40):
 def counted(layer):
     """A list that grows with each product that ``layer`` computes."""
     calls, product = [], layer._product
-    layer.__dict__["_product"] = lambda x: calls.append(1) or product(x)
+    layer.__dict__["_product"] = lambda x, plain=False: calls.append(1) or product(x, plain)
     return calls
 
 
@@ -257,7 +257,9 @@ def test_images_are_the_same_bytes_and_keys_and_values_are_computed_once_a_promp
     for name, layer in layers.items():
         if isinstance(layer, VQLinear):
             product = layer._product
-            layer.__dict__["_product"] = lambda x, name=name, product=product: counts.update([name]) or product(x)
+            layer.__dict__["_product"] = lambda x, plain=False, name=name, product=product: (
+                counts.update([name]) or product(x, plain)
+            )
 
     def image(text, seed=0):
         generator = torch.Generator().manual_seed(seed)

@@ -115,24 +115,25 @@ class WeightSource:
         self._settle(_Settled(sources, weight.dtype, get, kept, references))
         return weight
 
-    def found(self, x: Tensor, parameters: Mapping[str, Tensor | None]) -> Tensor | None:
+    def found(self, x: Tensor, parameters: Mapping[str, Tensor | None], plain: bool = False) -> Tensor | None:
         """The weight for a plain product with ``x``, if what is settled is still that of a layer's ``parameters``.
 
         This is the short way of a call: not for fewer samples than `get` was asked for, which another kernel may
         serve, for gradients, autocast or tracing, and for products in another dtype than that of ``x`` or the bias.
+        ``plain`` says that there is none of that (`vqcompress.layers.repeated_input.applies`).
         """
         bias = parameters["bias"]
-        if not is_plain(x, bias):  # before anything that a trace would guard
+        if not plain and not is_plain(x, bias):  # before anything that a trace would guard
             return None
         settled = self._settled
         if (
             settled is None
             or x.dtype is not settled.dtype
             or x.numel() < self._least
-            or torch.is_autocast_enabled(x.device.type)
+            or (not plain and torch.is_autocast_enabled(x.device.type))
         ):
             return None
-        sources, learning = [x.dtype, x.device], torch.is_grad_enabled()
+        sources, learning = [x.dtype, x.device], not plain and torch.is_grad_enabled()
         for name, parameter in parameters.items():
             if name != "bias" and parameter is not None:
                 if learning and parameter.requires_grad:

@@ -158,14 +158,15 @@ class VQLinear(PackedLayer, nn.Linear):
         tensors = self._own_tensors() if repeated.seen(input) else ()
         if tensors and (output := repeated.output(input, tensors)) is not None:
             return output
-        output = self._product(input)
+        output = self._product(input, plain=True)
         if tensors:
             repeated.keep(input, tensors, output)
         return output
 
-    def _product(self, x: Tensor) -> Tensor:
-        source = self._source()
-        if source is not None and (weight := source.found(x, self._parameters)) is not None:
+    def _product(self, x: Tensor, plain: bool = False) -> Tensor:
+        """Of an input that `applies` has found to be ``plain``, less is looked at again."""
+        source = (self.__dict__["weight_source"] if plain else None) or self._source()
+        if source is not None and (weight := source.found(x, self._parameters, plain)) is not None:
             return F.linear(x, weight, self._parameters["bias"])
         self._check_input(x)
         return kernels.packed_linear(x, self.layout, self.tensors(), self.bias, source)
