@@ -45,6 +45,8 @@ class Noting:
 
     verdicts: Any = None
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+    used: list[int] = field(default_factory=list)
+    handle: int = 7
 
     def function(self, kernel: Any, device: torch.device) -> Callable[..., None]:
         return lambda *arguments: self.calls.append((kernel, *arguments))
@@ -56,7 +58,10 @@ class Noting:
         return 3
 
     def stream(self, device: torch.device) -> int:
-        return 7
+        return self.handle
+
+    def use(self, tensors: Any, device: torch.device) -> None:
+        self.used.append(self.handle)
 
 
 @dataclass
@@ -191,6 +196,22 @@ def test_a_second_product_makes_no_plan_and_copies_nothing_from_the_host() -> No
     tensors["scale"].add_(1)
     multiply_with(gpu, x, spec, shape, tensors, None)  # type: ignore[arg-type]
     assert gpu.calls[4][5] is not first[0][5]
+
+
+def test_no_new_scale_is_taken_for_one_that_is_gone() -> None:
+    (spec, shape, tensors), gpu = trellis((64, 40), 12, (6, 4)), Noting()
+    for number in range(50):
+        tensors["scale"] = torch.full((64,), 1.0 + number).half()  # where the one before was, if that may be
+        found = products.plan_of(gpu, spec, shape, tensors, HALF)  # type: ignore[arg-type]
+        assert torch.equal(found.scale, tensors["scale"].float())
+
+
+def test_memory_of_a_plan_waits_for_every_stream_that_reads_it() -> None:
+    weight, gpu = trellis((64, 40), 12, (6, 4)), Noting()
+    for handle in (7, 8, 8, 7, 9):
+        gpu.handle = handle
+        multiply_with(gpu, torch.zeros(1, 40).half(), *weight, None)  # type: ignore[arg-type]
+    assert gpu.used == [8, 9]
 
 
 def test_parts_are_all_columns_with_bits_once() -> None:

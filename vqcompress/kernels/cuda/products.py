@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from vqcompress.formats import FormatSpec, TrellisSpec
 from vqcompress.kernels.cuda.driver import DRIVER, Driver
@@ -85,7 +86,8 @@ class FinishName(NamedTuple):
 class ProductPlan:
     """What all products with one weight in one dtype have in common: records of its jobs and of their ``parts``, as
     bytes on the device, the scale of each output, and what lies at the jobs' addresses. ``table`` is where the kernel
-    reads values, ``shared`` their bytes in shared memory."""
+    reads values, ``shared`` their bytes in shared memory. ``references`` are to the stored tensors, weak, so that their
+    addresses stand for no others; ``streams`` are those that the memory of ``held`` is known to be used on."""
 
     jobs: Tensor
     parts: Tensor
@@ -94,6 +96,8 @@ class ProductPlan:
     table: str
     shared: int
     held: tuple[Tensor, ...]
+    references: tuple[StorageWeakRef, ...]
+    streams: set[int]
 
 
 _PLANS: TensorCache[ProductPlan] = TensorCache()
@@ -164,6 +168,9 @@ def _launch(
 ) -> None:
     rows, outputs = x.shape[0], y.shape[-1]
     plan, device, stream = plan_of(driver, spec, shape, tensors, x.dtype), x.device, driver.stream(x.device)
+    if stream not in plan.streams:
+        driver.use((plan.jobs, plan.parts, plan.scale, *plan.held), device)
+        plan.streams.add(stream)
     partial = torch.empty(plan.count, rows, outputs, dtype=torch.float32, device=device)
     tiles = -(-outputs // TILE)
     if plan.count:
@@ -205,7 +212,9 @@ def _made(
     stored = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
     derived = tuple(tensor for tensor in held if tensor.untyped_storage()._cdata not in stored)
     table, shared = table_place(spec)
-    return ProductPlan(on_device[0], on_device[1], len(parts), scale, table, shared, derived)
+    references = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors.values())
+    made_on = {driver.stream(codes.device)}
+    return ProductPlan(on_device[0], on_device[1], len(parts), scale, table, shared, derived, references, made_on)
 
 
 def table_place(spec: TrellisSpec) -> tuple[str, int]:
