@@ -15,8 +15,9 @@ from torch import Tensor
 from vqcompress.kernels.packed_layout import layout_from_text
 from vqcompress.kernels.precision import in_product_dtype
 from vqcompress.kernels.table import choose_kernel, decode_case, product_case
+from vqcompress.kernels.unfolded import convolution, is_unfolded
 from vqcompress.kernels.weight_source import WeightSource
-from vqcompress.matrix_view import from_transposed
+from vqcompress.matrix_view import from_transposed, matrix_shape
 
 
 def multiply(
@@ -54,7 +55,14 @@ def convolve(
     source: WeightSource | None = None,
 ) -> Tensor:
     """`conv2d` without the torch operator, see `multiply`; ``geometry`` are stride, padding and dilation."""
-    return in_product_dtype(x, lambda x: F.conv2d(x, dense_weight(x, tensors, layout, source), _as(bias, x), *geometry))
+    shape = layout_from_text(layout).shape
+    matrix = is_unfolded(x, shape)
+
+    def product(x: Tensor) -> Tensor:
+        weight = dense_weight(x, tensors, layout, source, matrix)
+        return convolution(x, weight, _as(bias, x), shape[2:], geometry)
+
+    return in_product_dtype(x, product)
 
 
 @torch.library.custom_op("vqcompress::conv2d", mutates_args=())
@@ -84,21 +92,25 @@ def _(
     return F.conv2d(x, x.new_empty(layout_from_text(layout).shape), None, stride, padding, dilation)
 
 
-def dense_weight(x: Tensor, tensors: Sequence[Tensor], text: str, source: WeightSource | None = None) -> Tensor:
-    """The weight in the dtype of ``x``, on its device. Valid until the thread decodes the next one."""
+def dense_weight(
+    x: Tensor, tensors: Sequence[Tensor], text: str, source: WeightSource | None = None, matrix: bool = False
+) -> Tensor:
+    """The weight in the dtype of ``x``, on its device; with ``matrix`` a filter is one ``[out, in kh kw]`` as well.
+    Valid until the thread decodes the next one."""
     layout = layout_from_text(text)
     named = dict(zip(layout.names, tensors, strict=True))
-    kernel = choose_kernel(layout.spec, layout.shape, decode_case(x.device, x.dtype))
+    shape = matrix_shape(layout.shape) if matrix else layout.shape
+    kernel = choose_kernel(layout.spec, shape, decode_case(x.device, x.dtype))
 
     def decode() -> Tensor:
         if kernel.dense_weight is not None:
-            return kernel.dense_weight(layout.spec, layout.shape, named, x.dtype)
-        return from_transposed(kernel.decode_transposed(layout.spec, layout.shape, named, x.dtype), layout.shape)
+            return kernel.dense_weight(layout.spec, shape, named, x.dtype)
+        return from_transposed(kernel.decode_transposed(layout.spec, shape, named, x.dtype), shape)
 
     def prepare() -> Callable[[], Tensor] | None:
-        return kernel.prepare and kernel.prepare(layout.spec, layout.shape, named, x.dtype)
+        return kernel.prepare and kernel.prepare(layout.spec, shape, named, x.dtype)
 
-    return decode() if source is None else source.get(x, tensors, decode, prepare)
+    return decode() if source is None else source.get(x, tensors, decode, prepare, matrix)
 
 
 def _as(bias: Tensor | None, x: Tensor) -> Tensor | None:

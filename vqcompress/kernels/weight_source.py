@@ -89,10 +89,12 @@ class WeightSource:
         tensors: Sequence[Tensor],
         decode: Callable[[], Tensor],
         prepare: Callable[[], Callable[[], Tensor] | None],
+        matrix: bool = False,
     ) -> Tensor:
         """The weight for products with ``x``, from ``tensors``: the settled one, or ``decode()``, which is kept if it
-        fits. If not, later calls run what ``prepare()`` returns, unless that is None."""
-        sources = (x.dtype, x.device, *map(place_of, tensors))
+        fits. If not, later calls run what ``prepare()`` returns, unless that is None. ``matrix`` says that these give
+        the matrix of a filter (`vqcompress.kernels.unfolded`)."""
+        sources = (matrix, x.dtype, x.device, *map(place_of, tensors))
         settled = self._settled
         if settled is not None and sources == settled.sources:
             self._least = min(self._least, x.numel())
@@ -115,7 +117,9 @@ class WeightSource:
         self._settle(_Settled(sources, weight.dtype, get, kept, references))
         return weight
 
-    def found(self, x: Tensor, parameters: Mapping[str, Tensor | None], plain: bool = False) -> Tensor | None:
+    def found(
+        self, x: Tensor, parameters: Mapping[str, Tensor | None], plain: bool = False, matrix: bool = False
+    ) -> Tensor | None:
         """The weight for a plain product with ``x``, if what is settled is still that of a layer's ``parameters``.
 
         This is the short way of a call: not for fewer samples than `get` was asked for, which another kernel may
@@ -133,7 +137,7 @@ class WeightSource:
             or (not plain and torch.is_autocast_enabled(x.device.type))
         ):
             return None
-        sources, learning = [x.dtype, x.device], not plain and torch.is_grad_enabled()
+        sources, learning = [matrix, x.dtype, x.device], not plain and torch.is_grad_enabled()
         for name, parameter in parameters.items():
             if name != "bias" and parameter is not None:
                 if learning and parameter.requires_grad:

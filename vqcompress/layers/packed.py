@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vqcompress import kernels
 from vqcompress.errors import UnsupportedError
 from vqcompress.formats import FormatSpec
+from vqcompress.kernels.unfolded import convolution, is_unfolded
 from vqcompress.kernels.weight_source import WeightSource
 from vqcompress.layers.repeated_input import RepeatedInput, applies
 from vqcompress.layers.shared_codebooks import SharedCodebooks, keep_dtype, save_in_dtype
@@ -211,8 +212,10 @@ class VQConv2d(PackedLayer, nn.Conv2d):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
         geometry, source = kernels.ConvGeometry(self.stride, padding, self.dilation), self._source()
-        if source is not None and (weight := source.found(x, self._parameters)) is not None:
-            return F.conv2d(x, weight, self._parameters["bias"], *geometry)
+        if source is not None:
+            weight = source.found(x, self._parameters, matrix=is_unfolded(x, self.dense_shape))
+            if weight is not None:
+                return convolution(x, weight, self._parameters["bias"], self.dense_shape[2:], geometry)
         return kernels.packed_conv2d(x, self.layout, self.tensors(), self.bias, geometry, source)
 
 
