@@ -221,8 +221,9 @@ class SquareFeedback(Feedback):
         up, the target of column j has gained the variance ``Σ_i (U_ij / U_ii)² e_i² = θ Σ_i U_ij²`` over the columns
         ``i`` before it; this is that sum by ``U_jj²``.
         """
-        gained = torch.empty_like(self.sensitivity)
-        gained[self.order] = self.factor.double().square().sum(0)
+        gained = torch.zeros_like(self.sensitivity)
+        for lines in self.factor.split(BLOCK):  # in float64, which the whole would take four times the moment for
+            gained[self.order] += lines.double().square().sum(0)
         return (gained * self.pivots() - 1).clamp_min(0)
 
     def to(self, device: torch.device | str) -> SquareFeedback:
