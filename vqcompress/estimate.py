@@ -21,12 +21,12 @@ from vqcompress.methods import METHODS
 from vqcompress.placement import Placement, networks
 from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
+from vqcompress.stages.encoding import encoding_bytes
 from vqcompress.stages.forecast import Needs, Work, forecast, samples_of_a_call
 from vqcompress.stages.prompt_count import fitted_count
 from vqcompress.working_memory import one_thread_each
 
 SAMPLE = (256, 256)  # shape of the weight that is encoded to measure this machine's speed
-COUPLED = 8  # memory in output moments while a layer is encoded: the moment, its factors and their copies
 WIDTHS = (2.0, 3.0, 4.0)  # bits per weight for which every estimate lists the size
 
 
@@ -49,17 +49,16 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
     weights = sum(p.numel() for name in components for p in getattr(pipeline, name).parameters())
     packed = sum(math.prod(plan.shape) for plan in quantized)
     needs_moments = METHODS[recipe.method].calibrated or recipe.shares_budget
-    columns = [matrix_shape(plan.shape)[1] for plan in quantized] if needs_moments else []
+    shapes = [matrix_shape(plan.shape) for plan in quantized]
+    columns = [shape[1] for shape in shapes] if needs_moments else []
     moments = [4 * side**2 for side in columns]
-    outputs = [4 * matrix_shape(plan.shape)[0] ** 2 for plan in quantized] if recipe.output_feedback else []
+    outputs = [4 * shape[0] ** 2 for shape in shapes] if recipe.output_feedback else []
     budget = recipe.calibration.memory_budget_gb * 1e9
     sampling = recipe.calibration.sampling.resolve(architecture.defaults)
     encode_seconds = packed * _seconds_per_weight(recipe)
-    peak = int(
-        _model_bytes(pipeline)
-        + min(max(sum(moments), sum(outputs)), budget)
-        + max(6 * max(moments, default=_largest(plans)), COUPLED * max(outputs, default=0))
-    )
+    recording = min(max(sum(moments), sum(outputs)), budget)
+    encoding = max((encoding_bytes(*shape, shape[1] if columns else 0, bool(outputs)) for shape in shapes), default=0)
+    peak = int(_model_bytes(pipeline) + max(recording, encoding))
     denoiser = architecture.denoiser
     one_call = (
         2.0
@@ -130,11 +129,6 @@ def _stored_bits(recipe: Recipe, bits: float) -> float:
         return bits
     settings = settings_for(recipe.method, recipe.settings)
     return bits + (getattr(settings, "scale_bits", FLOAT_SCALES) + bits) / getattr(settings, "group_size", 64)
-
-
-def _largest(plans: list[Any]) -> int:
-    """Bytes of the largest layer in float32, the working memory of a method without moments."""
-    return max((4 * math.prod(plan.shape) for plan in plans if plan.reason is None), default=0)
 
 
 def _model_bytes(pipeline: Any) -> int:

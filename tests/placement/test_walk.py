@@ -12,6 +12,7 @@ import torch
 import vqcompress
 from tests.architectures import tiny_pipelines
 from tests.placement.pretended import CUDA, pretended_cuda
+from vqcompress.denoiser_calls import backward_projection
 from vqcompress.placement import Offload, Placement
 
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2, "prompts": "shapes"}
@@ -65,6 +66,15 @@ def denoiser(folder: Path) -> bytes:
 def test_calibrate_encode_swap_and_tune(offload: Offload, walked: Walked, tmp_path: Path) -> None:
     with pretended_cuda():
         made = vqcompress.quantize(str(walked.model), tmp_path / "out", device=placed(offload), **walked.recipe)
+    assert denoiser(made) == denoiser(walked.on_cpu)
+
+
+def test_blocks_of_a_large_denoiser_run_again_for_the_same_bytes(
+    walked: Walked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backward_projection, "LARGE", 0)
+    with pretended_cuda():
+        made = vqcompress.quantize(str(walked.model), tmp_path / "out", device=placed("group"), **walked.recipe)
     assert denoiser(made) == denoiser(walked.on_cpu)
 
 

@@ -47,8 +47,7 @@ def encode_all(
 
     def encode(layer: str) -> tuple[QuantizedWeight | None, float]:
         outputs, columns, side = _sides(run, component, layer, groups.get(layer))
-        needed = 9 * columns * side + 32 * outputs * columns  # the moment, its factor, copies of the weight
-        needed += 32 * outputs**2 if run.recipe.output_feedback else 0  # the output moment and its factors
+        needed = encoding_bytes(outputs, columns, side, run.recipe.output_feedback)
         on_device = run.factoring_device(columns, side).type != "cpu" and groups.get(layer) is not None
         with room.holding(needed), there.holding(FACTORING * columns * side if on_device else 0):
             start = time.perf_counter()
@@ -63,6 +62,15 @@ def encode_all(
         _encode_each(run, component, mine, encode)
         run.workers.barrier()
     return _encode_each(run, component, layers, encode)
+
+
+def encoding_bytes(outputs: int, columns: int, side: int, output_feedback: bool = False) -> int:
+    """Memory that encoding a weight ``[outputs, columns]`` takes, for a moment of ``side`` lines.
+
+    The moment, its factor in float64 and in float32, copies of the weight; and the output moment with its factors.
+    Measured: 1.9 GB for 1280 outputs and 11 520 columns.
+    """
+    return 10 * columns * side + 32 * outputs * columns + (32 * outputs**2 if output_feedback else 0)
 
 
 def _encode_each(
