@@ -8,8 +8,8 @@ layer's outputs causes, to first order. One backward pass gives ``g`` for all la
 weight is kept.
 
 Of a large denoiser's activations only those between blocks are kept, and each block runs again on the way back
-(gradient checkpointing: Chen et al. 2016, arXiv 1604.06174). With all of them SDXL's UNet would take 22 GB for one
-32-bit call at 1024 pixels.
+(gradient checkpointing: Chen et al. 2016, arXiv 1604.06174). For SDXL's UNet, a call with guidance at 1024 pixels in
+float32, that is 2 GB in place of 21 (computed).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from vqcompress.denoiser_calls.blocks import find_blocks
 from vqcompress.placement import saved_on_host
+from vqcompress.working_memory import return_freed_memory
 
 LARGE = 100_000_000
 """Weights of a denoiser from which on its blocks run again: smaller ones have room, and take half as long again."""
@@ -61,13 +62,22 @@ def _recomputing(denoiser: nn.Module, layers: list[str]) -> Iterator[None]:
     names = find_blocks(denoiser, layers, finest=True) if large else ()
     blocks = [denoiser.get_submodule(name) for name in names if name not in layers]
     for block in blocks:
-        block._call_impl = partial(checkpoint, block._call_impl, use_reentrant=False, preserve_rng_state=False)
+        call = partial(_tidily, block._call_impl)
+        block._call_impl = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
     try:
         with set_checkpoint_early_stop(False):
             yield
     finally:
         for block in blocks:
             del block._call_impl
+
+
+def _tidily(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """``call``, then what it has freed goes back to the system: kept inputs lie between pieces of it, and on a CPU
+    three quarters of the memory were such pieces."""
+    output = call(*arguments, **options)
+    return_freed_memory()
+    return output
 
 
 @contextmanager
