@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 try:
     import fcntl
@@ -31,6 +36,7 @@ _PROBLEMS = {
 }
 TEMPORARY = ".tmp"
 """How names of files end that `replace_file` has not renamed yet."""
+_WRITTEN_AT_ONCE = 1 << 24
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
@@ -71,6 +77,31 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+class FileMemory:
+    """Memory for tensors of ``nbytes`` in all, in a file in ``folder`` that has no name and ends with the last of them.
+
+    The system moves them to the disk where memory is short. Raises `OSError` if the disk has no room.
+    """
+
+    ALIGNMENT = 64  # bytes: what each tensor may take beyond its own
+
+    def __init__(self, nbytes: int, folder: Path) -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # or a page that finds no room later would end the process
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            else:
+                for start in range(0, nbytes, _WRITTEN_AT_ONCE):
+                    file.write(bytes(min(_WRITTEN_AT_ONCE, nbytes - start)))
+                file.flush()
+            self._free = torch.frombuffer(mmap.mmap(file.fileno(), nbytes), dtype=torch.uint8)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A copy of ``tensor``, of any shape and dtype, in the next free part."""
+        place = self._free[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        self._free = self._free[-(-tensor.nbytes // self.ALIGNMENT) * self.ALIGNMENT :]
+        return place.copy_(tensor)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -25,12 +26,15 @@ from vqcompress.checkpoint import read_layer_table
 from vqcompress.denoiser_calls.record import record_teacher
 from vqcompress.denoiser_calls.sampler_steps import record_trajectory
 from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.disk import FileMemory
 from vqcompress.errors import RecipeError
+from vqcompress.layers import vq_layers
 from vqcompress.matrix_view import to_matrix
 from vqcompress.quantizers import settings_for
 from vqcompress.quantizers.bit_allocation import LayerCost, allocate_bits, joint_importance
 from vqcompress.quantizers.coded_noise import coded_noise, column_errors
 from vqcompress.recipe import Recipe
+from vqcompress.stages import allocation_check
 from vqcompress.stages.importance import drawn_errors
 from vqcompress.stages.scalar_budget import nominal_bits
 
@@ -173,6 +177,30 @@ def test_an_allocation_that_loses_on_held_out_prompts_is_given_up(
     bits = [row.bits for row in read_layer_table(out)]
     assert max(bits) - min(bits) < 0.3
     assert any(line.startswith("the same bits in every layer: images") for line in said)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_noise_of_a_large_denoiser_lies_on_the_disk_if_that_has_room(
+    tiny_sdxl: Path, calibrated: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    full: bool,
+) -> None:  # fmt: skip
+    kept, bits = calibrated
+    asked: list[int] = []
+
+    class Counted(FileMemory):
+        def __init__(self, nbytes: int, folder: Path) -> None:
+            asked.append(nbytes)
+            if full:
+                raise OSError(errno.ENOSPC, "no space")
+            super().__init__(nbytes, folder)
+
+    monkeypatch.setattr(allocation_check, "LARGE", 0)
+    monkeypatch.setattr(allocation_check, "FileMemory", Counted)
+    calibration = shutil.copytree(kept, tmp_path / "calibration")
+    out = vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", calibration_folder=calibration, **RECIPE)
+    assert {row.layer: row.bits for row in read_layer_table(out)} == bits
+    (nbytes,) = asked
+    assert nbytes > 4 * sum(layer.dense_weight().numel() for layer in vq_layers(vqcompress.load(out).unet).values())
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])

@@ -25,7 +25,7 @@ def is_unfolded(x: Tensor, shape: Sequence[int]) -> bool:
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int], geometry: Sequence[Sequence[int]]
+    x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, ...], geometry: Sequence[Sequence[int]]
 ) -> Tensor:
     """`torch.nn.functional.conv2d` of a filter ``[out, in, kh, kw]``, or of one as a matrix ``[out, in kh kw]``.
 

@@ -9,9 +9,11 @@ errors as large as these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from vqcompress.calibration.weight_errors import weight_errors
 from vqcompress.denoiser_calls.call import first_output
 from vqcompress.denoiser_calls.record import TeacherCall, record_teacher
 from vqcompress.denoiser_calls.sampling import SamplingRun
+from vqcompress.disk import FileMemory
 from vqcompress.metrics.denoiser_error import denoiser_error, energies_by_timestep
 from vqcompress.placement import execution_device
 from vqcompress.stages.importance import drawn_errors
@@ -28,6 +31,7 @@ from vqcompress.tensor_tree import to_device
 
 NARROW = 0.9  # least share of the mean in the allocation that is tried where a wider one is worse than none
 PROMPTS, CALLS = 8, 8
+LARGE = 1 << 30  # bytes of noise from which on it may leave the host's memory
 SEEDS_FROM = 100_000  # initial noise that calibration does not start from
 
 
@@ -127,10 +131,21 @@ class _Bench:
 
         Independent of those that importance was found with: it would be held to be right about what it fits by chance.
         """
-        noise, costs = {}, {}
-        placement = self.run.placement  # errors are as large as the weights: where these wait, they do
-        device = placement.device if placement.offload == "none" else torch.device("cpu")
-        for layer, errors, cost in drawn_errors(self.run, self.component, self.layers, self.groups, salt="check"):
-            dtype = self.run.weight(self.component, layer).dtype
-            noise[layer], costs[layer] = errors.to(device, dtype), cost
+        noise, costs, run, component = {}, {}, self.run, self.component
+        dtypes = {layer: run.dtype(component, layer) for layer in self.layers}
+        sizes = (dtype.itemsize * prod(run.shape(component, layer)) for layer, dtype in dtypes.items())
+        keep = self._keeper(sum(size + FileMemory.ALIGNMENT for size in sizes))
+        for layer, errors, cost in drawn_errors(run, component, self.layers, self.groups, salt="check"):
+            noise[layer], costs[layer] = keep(errors.to(dtypes[layer])), cost
         return noise, costs
+
+    def _keeper(self, nbytes: int) -> Callable[[Tensor], Tensor]:
+        """What puts noise where ``nbytes`` of it, as many as the weights have, find room: beside the weights on a
+        device, or on the host, in memory or on its disk."""
+        placement = self.run.placement
+        if placement.offload == "none" and not placement.on_host and nbytes <= placement.free_bytes() // 2:
+            return lambda errors: errors.to(placement.device)
+        if nbytes >= LARGE:
+            with suppress(OSError):  # no room on the disk
+                return FileMemory(nbytes, self.run.store.folder).copy
+        return lambda errors: errors.cpu()

@@ -70,6 +70,10 @@ class Run:
         """That of a layer's dense weight."""
         return tuple(self._parameter(component, layer).shape)
 
+    def dtype(self, component: str, layer: str) -> torch.dtype:
+        """That of a layer's dense weight."""
+        return self._parameter(component, layer).dtype
+
     def _parameter(self, component: str, layer: str) -> Tensor:
         return self.component(component).get_submodule(layer).weight
 
