@@ -105,8 +105,9 @@ def quantize_additive(
         weight = weight / factors
         if second_moment is not None:  # of the inputs that the scales are moved to
             outer = factors.to(second_moment.device)
-            second_moment = SecondMoment(second_moment.dense() * outer * outer[:, None])
-    inputs = None if second_moment is None else FeedbackPlanner(second_moment, settings.damping)
+            scaled_square = second_moment.dense() * outer * outer[:, None]
+            second_moment = replace(second_moment, square=scaled_square)
+    inputs = None if second_moment is None else FeedbackPlanner.for_setting(second_moment, settings.damping, bits)
     second_moment = None if second_moment is None else second_moment.to("cpu")
     alike = torch.ones(weight.shape[1])
     sensitivity = alike if inputs is None else inputs.costs(alike, bits)

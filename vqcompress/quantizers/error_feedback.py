@@ -40,6 +40,7 @@ from vqcompress.moments.rate_distortion import water_level
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.moments.spectrum_sketch import SpectrumSketch
 from vqcompress.quantizers.inverse_factor import inverse_upper_factor, raised_cholesky
+from vqcompress.quantizers.unseen_inputs import with_unseen_inputs
 
 BLOCK = 128  # columns whose feedback is applied lazily to all later ones in one matrix product
 # Of an estimate from few samples: a tenth and ten times as much are up to 5 % worse on held-out samples of layer b
@@ -162,7 +163,8 @@ class FeedbackPlanner:
 
     @classmethod
     def for_setting(cls, second_moment: SecondMoment, damping: float | Literal["auto"], bits: float) -> FeedbackPlanner:
-        """With ``damping``, or `usual_damping` at ``bits``."""
+        """With ``damping``, or `usual_damping` at ``bits``, and with `with_unseen_inputs`."""
+        second_moment = with_unseen_inputs(second_moment, bits)
         return cls(second_moment, usual_damping(second_moment, bits) if damping == "auto" else damping)
 
     def costs(self, sizes: Tensor, bits: float, *, scaled: bool = False) -> Tensor:
