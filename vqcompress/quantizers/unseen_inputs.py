@@ -2,8 +2,8 @@
 
 A channel behind a ReLU may be zero on all that was recorded and strong on other inputs. Its second moment says that the
 weights which read it are worth nothing, and reverse water-filling leaves them no bits at all, where a scalar code keeps
-them like all others. HED, calibrated on one photograph and tested on another, has more error at 4 bits than at 3 for
-that reason, all of it from one layer (`benchmarks/real_networks.py`).
+them like all others. Without what is here HED, calibrated on one photograph and tested on another, has more error at 4
+bits than at 3, all of it from one layer (`benchmarks/real_networks.py`).
 """
 
 from __future__ import annotations
