@@ -104,6 +104,13 @@ def test_less_error_without_better_images_is_called_that(variant, scalars):
     assert line.outcome == "better in images only"
 
 
+def test_less_error_with_worse_images_than_the_next_larger_is_not_called_better(variant, scalars):
+    (line,) = verdict_lines(verdicts([variant("additive 3-bit", 6, 0.01, 23.0), *scalars]))
+    assert line.outcome == "better in error only"
+    (line,) = verdict_lines(verdicts([variant("additive 3-bit", 6, 0.04, 28.0), *scalars]))
+    assert line.outcome == "better in images only"
+
+
 def test_measures_that_disagree_are_mixed(variant, scalars):
     (line,) = verdict_lines(verdicts([variant("additive 3-bit", 6, 0.01, 19.0), *scalars]))
     assert line.outcome == "mixed"

@@ -137,10 +137,16 @@ def _overall(group: Sequence[Verdict]) -> Overall:
         return "mixed"
     if found == {"level"} and "open" in by_measure.values():
         return "open"  # level with a larger one by one measure, behind it by the other
-    if "better" in found and "level" in by_measure.values():
+    if "better" in found and ("level" in by_measure.values() or any(map(_behind, group))):
         return "better in error only" if by_measure["denoiser_error"] == "better" else "better in images only"
     ranked: tuple[Overall, ...] = ("worse", "better", "level")
     return next((outcome for outcome in ranked if outcome in found), "open")
+
+
+def _behind(verdict: Verdict) -> bool:
+    """Whether the next larger one is ahead: that is open, because it has more bytes, but nothing to call better."""
+    larger = verdict.larger
+    return verdict.outcome == "open" and larger is not None and _differs(verdict.measure, larger.difference) == "worse"
 
 
 def _open(verdicts: Sequence[Verdict]) -> Iterator[VerdictLine]:
