@@ -59,8 +59,20 @@ def _patches(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if isinstance(padding, str) or conv.padding_mode != "zeros":
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode=_pad_mode(conv))
         padding = (0, 0)
-    patches = F.unfold(x, conv.kernel_size, conv.dilation, padding, conv.stride)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    found = patches(x, conv.kernel_size, conv.stride, padding, conv.dilation)
+    return found.reshape(-1, found.shape[2])
+
+
+def patches(
+    x: Tensor,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """``x [batch, in, height, width]`` -> ``[batch, positions, columns]``, what a convolution multiplies its matrix
+    with."""
+    return F.unfold(x, kernel_size, dilation, padding, stride).transpose(1, 2)
 
 
 def _pad_mode(conv: nn.Conv2d) -> str:

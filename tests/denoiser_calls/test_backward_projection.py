@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from tests.architectures import tiny_pipelines
-from tests.placement.pretended import CUDA, pretended_cuda
+from tests.placement.pretended import CUDA, OnDevice, pretended_cuda
 from vqcompress.architectures import architecture_of
 from vqcompress.calibration.importance import layer_importance
 from vqcompress.denoiser_calls import backward_projection
@@ -49,7 +49,7 @@ def test_weights_that_wait_on_the_host_are_brought_again(monkeypatch):
         with pretended_cuda():
             stream(denoiser, CUDA, at_once)
             assert layer_importance(denoiser, layers, calls, seed=0) == expected
-        assert not any(tensor.device.type == "cuda" for tensor in denoiser.parameters())
+        assert not any(isinstance(tensor, OnDevice) for tensor in denoiser.parameters())
 
 
 class Blocks(nn.Module):
@@ -81,6 +81,17 @@ def test_activations_inside_of_blocks_are_not_kept(large, activations, monkeypat
     with saved_tensors_hooks(note, lambda tensor: tensor):
         layer_importance(net, layers, [{"sample": torch.randn(32, 64)}], seed=0)
     assert len(kept) == activations + 1
+
+
+def test_hooks_of_a_block_run_in_pairs(monkeypatch):
+    """What a hook brings before a block, another takes away after it, also where the block runs again."""
+    net, seen = Blocks(), []
+    net.blocks[3].register_forward_pre_hook(lambda *_: seen.append("before"))
+    net.blocks[3].register_forward_hook(lambda *_: seen.append("after"))
+    monkeypatch.setattr(backward_projection, "LARGE", 0)
+    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    layer_importance(net, layers, [{"sample": torch.randn(32, 64)}], seed=0)
+    assert seen == ["before", "after"] * 2
 
 
 def test_a_failed_pass_leaves_the_denoiser_as_it_was(monkeypatch):

@@ -45,14 +45,14 @@ def backward_projection(denoiser: nn.Module, watches: Mapping[str, Watch], proje
     """
     with ExitStack() as hooks, torch.enable_grad():
         hooks.enter_context(saved_on_host(denoiser))
-        hooks.enter_context(_recomputing(denoiser, list(watches)))
+        hooks.enter_context(recomputing(denoiser, list(watches)))
         for name, watch in watches.items():
             hooks.callback(denoiser.get_submodule(name).register_forward_hook(_hook(watch), with_kwargs=True).remove)
         project().backward()
 
 
 @contextmanager
-def _recomputing(denoiser: nn.Module, layers: list[str]) -> Iterator[None]:
+def recomputing(denoiser: nn.Module, layers: list[str]) -> Iterator[None]:
     """With blocks of several ``layers`` that keep their inputs alone, and run again in a backward pass, if it is large.
 
     Gradients are the same bit for bit. A block is called as a whole again, hooks included: those that bring its weights

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqcompress.matrix_view import patches
+
 MOST_POSITIONS, LEAST_WEIGHTS = 16, 1 << 15
 
 
@@ -38,7 +40,7 @@ def convolution(
         (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (kernel_size[axis] - 1) - 1) // stride[axis] + 1
         for axis in range(2)
     )
-    columns = F.unfold(x, kernel_size, dilation, padding, stride)  # [batch, in kh kw, positions]
-    y = F.linear(columns.transpose(1, 2), weight, bias).view(len(x), high, wide, len(weight)).permute(0, 3, 1, 2)
+    product = F.linear(patches(x, kernel_size, stride, padding, dilation), weight, bias)
+    y = product.view(len(x), high, wide, len(weight)).permute(0, 3, 1, 2)
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y if last else y.contiguous()
