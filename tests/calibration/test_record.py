@@ -109,6 +109,16 @@ def test_layers_with_one_input_share_one_matrix(sdxl: DiffusionPipeline) -> None
     assert all(names == text or all(".attn1.to_" in name for name in names) for names in together)
 
 
+def test_inputs_with_one_vector_an_image_are_recorded_in_folds(dit: DiffusionPipeline) -> None:
+    classes = ("goldfish", "hen", "ostrich", "tench")
+    found = recorded(dit, prompts=classes, batch_size=1)
+    folded = {name for name, moments in found.items() if moments.folds}
+    assert folded == {name for name in found if "norm1" in name or "emb" in name}
+    assert folded
+    together = recorded(dit, prompts=classes, batch_size=len(classes))
+    assert not any(moments.folds for moments in together.values())
+
+
 def test_more_passes_same_moments(sdxl: DiffusionPipeline) -> None:
     calls: list[tuple[int, int, str]] = []
     together = recorded(sdxl, limits=RecordingLimits(samples_per_call=100))

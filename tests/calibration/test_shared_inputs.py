@@ -63,3 +63,32 @@ def test_inputs_are_not_kept_alive() -> None:
                 assert references[-1]() is None
 
     assert len(shared_inputs(toy, ["0", "1"], run)) == 2
+
+
+class Mixture(nn.Module):
+    """One layer is given a vector an image, one tokens, and an expert as many of these as the router says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulation, self.tokens, self.expert = (nn.Linear(8, 8) for _ in range(3))
+        self.calls = 0
+
+    def forward(self, latents: Tensor) -> None:
+        self.modulation(latents[:, 0])
+        self.tokens(latents)
+        if self.calls == 0:
+            self.expert(latents[0, :2])
+        self.calls += 1
+
+
+def test_folds_are_for_one_vector_an_image() -> None:
+    mixture = Mixture()
+
+    def run() -> None:
+        for _ in range(2):
+            mixture(torch.randn(2, 5, 8))
+
+    groups = shared_inputs(mixture, ["modulation", "tokens", "expert"], run, 10, folds=3)
+    assert [group.folds for group in groups] == [3, 1, 1]
+    assert [group.nbytes for group in groups] == [3 * 4 * 8 * 8, 4 * 8 * 8, 4 * 8 * 8]
+    assert [group.folds for group in shared_inputs(mixture, ["modulation"], run, 10)] == [1]

@@ -21,6 +21,7 @@ from vqcompress.denoiser_calls.call import call_arguments, check_latents, first_
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.errors import CalibrationError
 from vqcompress.moments.accumulate import MomentAccumulator
+from vqcompress.moments.cross_validation import FOLDS
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.placement import execution_device
 from vqcompress.progress import StageProgress
@@ -99,7 +100,7 @@ def record_moments(
     others = component not in run.architecture.denoisers
     source = replace(run, encode_only=others and component != VAE, autoencode=others and component == VAE)
     watched = Component(run.architecture, component, module)
-    yield from record_inputs(watched, layers, source, run.seed, limits, progress, workers)
+    yield from record_inputs(watched, layers, source, run.seed, limits, progress, workers, FOLDS)
 
 
 def record_inputs(
@@ -110,10 +111,15 @@ def record_inputs(
     limits: RecordingLimits | None = None,
     progress: StageProgress | None = None,
     workers: Workers | None = None,
+    folds: int = 1,
 ) -> Iterator[tuple[list[str], SecondMoment]]:
-    """`record_moments` while ``source`` makes ``component`` run; ``seed`` chooses samples where ``limits`` say so."""
+    """`record_moments` while ``source`` makes ``component`` run; ``seed`` chooses samples where ``limits`` say so.
+
+    ``folds`` is how many moments are recorded of inputs with one sample for each image: batch i is in that number
+    ``i % folds``, which is of use where batches have different prompts.
+    """
     limits, workers = limits or RecordingLimits(), workers or Workers()
-    groups = shared_inputs(component.module, layers, source.probe, source.repeats)
+    groups = shared_inputs(component.module, layers, source.probe, source.repeats, folds)
     _check_disk(groups, limits.free_disk)
     passes = plan_passes(groups, limits.of_a_pass)
     total = len(passes) * source.batches
@@ -192,6 +198,7 @@ class _Recorder:
             max_samples_per_call=self.limits.samples_per_call,
             seed=_layer_seed(self.seed, name),
             home=home,
+            folds=group.folds,
         )
         self.accumulators[name] = accumulator
         is_masked = self._reads_padding(name)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vqcompress.calibration.input_samples import sample_count
+from vqcompress.denoiser_calls.call import call_arguments
 from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.moments.second_moment import keeps_samples
@@ -25,33 +26,41 @@ from vqcompress.moments.second_moment import keeps_samples
 class InputGroup:
     """Layers with the same input; ``columns`` is the side of its second moment, ``ran`` whether the probe reached them.
 
-    ``samples`` is how many input samples are to be expected, where that is known.
+    ``samples`` is how many input samples are to be expected, where that is known. ``folds`` is how many moments are
+    recorded, of different prompts: several where every image has one sample (`moments.cross_validation`).
     """
 
     layers: tuple[str, ...]
     columns: int
     ran: bool
     samples: int | None = None
+    folds: int = 1
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the float32 second moment, or of the samples that stand for it where they are few."""
-        if self.samples is not None and keeps_samples(self.columns, self.samples):
+        """Bytes of the float32 second moments, or of the samples that stand for them where they are few."""
+        if self.samples is not None and keeps_samples(self.columns, -(-self.samples // self.folds)):
             return 4 * self.columns * self.samples
-        return 4 * self.columns**2
+        return 4 * self.columns**2 * self.folds
 
 
 def shared_inputs(
-    component: nn.Module, layers: Sequence[str], run: Callable[[], None], repeats: float | None = None
+    component: nn.Module,
+    layers: Sequence[str],
+    run: Callable[[], None],
+    repeats: float | None = None,
+    folds: int = 1,
 ) -> list[InputGroup]:
     """Group ``layers`` by the inputs they receive while ``run`` calls ``component``.
 
-    ``repeats`` is how many times as many samples the whole calibration will show. Layers share a group when they
-    receive the same tensor object, unchanged in between, in every call, and unfold it in the same way. Layers that are
-    not called are groups of their own. Groups come in the order of their first layers.
+    ``repeats`` is how many times as many samples the whole calibration will show, and ``folds`` how many sets its
+    prompts are divided into for groups whose input has one sample for each image of the batch. Layers share a group
+    when they receive the same tensor object, unchanged in between, in every call, and unfold it in the same way. Layers
+    that are not called are groups of their own. Groups come in the order of their first layers.
     """
     trace = _Trace()
     with ExitStack() as hooks:
+        hooks.callback(component.register_forward_pre_hook(trace.note_call, with_kwargs=True).remove)
         for name in layers:
             handle = component.get_submodule(name).register_forward_pre_hook(trace.hook(name), with_kwargs=True)
             hooks.callback(handle.remove)
@@ -60,7 +69,7 @@ def shared_inputs(
     for name in layers:
         seen = tuple(trace.inputs.get(name, ()))
         grouped.setdefault((seen, _layout(component.get_submodule(name))) if seen else name, []).append(name)
-    return [_group(component, names, trace, repeats) for names in grouped.values()]
+    return [_group(component, names, trace, repeats, folds) for names in grouped.values()]
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -68,10 +77,11 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["input"]
 
 
-def _group(component: nn.Module, names: list[str], trace: _Trace, repeats: float | None) -> InputGroup:
+def _group(component: nn.Module, names: list[str], trace: _Trace, repeats: float | None, folds: int) -> InputGroup:
     ran = names[0] in trace.inputs
     samples = math.ceil(trace.samples[names[0]] * repeats) if ran and repeats is not None else None
-    return InputGroup(tuple(names), dense_columns(component.get_submodule(names[0])), ran, samples)
+    columns = dense_columns(component.get_submodule(names[0]))
+    return InputGroup(tuple(names), columns, ran, samples, folds if names[0] in trace.one_per_image else 1)
 
 
 def dense_columns(layer: nn.Module) -> int:
@@ -95,14 +105,31 @@ class _Trace:
 
     inputs: dict[str, list[int]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
+    calls: int = 0
+    images: int | None = None
+    many_per_image: set[str] = field(default_factory=set)
     _alive: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
     _count: int = 0
+
+    @property
+    def one_per_image(self) -> set[str]:
+        """Layers that were given as many samples as the component was given images, in every call of it."""
+        return {name for name, given in self.inputs.items() if len(given) >= self.calls} - self.many_per_image
+
+    def note_call(self, component: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """How many images a call of the component has, those of both guidance halves counted."""
+        given = (value for value in call_arguments(component, args, kwargs).values() if isinstance(value, Tensor))
+        self.images = next((value.shape[0] for value in given if value.ndim), None)
+        self.calls += 1
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = layer_input(args, kwargs)
             self.inputs.setdefault(name, []).append(self._number(x))
-            self.samples[name] = self.samples.get(name, 0) + sample_count(x, module)
+            count = sample_count(x, module)
+            self.samples[name] = self.samples.get(name, 0) + count
+            if count != self.images:
+                self.many_per_image.add(name)
 
         return note
 

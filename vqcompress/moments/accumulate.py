@@ -95,6 +95,38 @@ class PartialSum:
                     strip.add_((x[:, block].t() @ x[:, block.start :]).to(strip.device))
 
 
+@dataclass
+class _Total:
+    """The sum of parts: their samples while these are few, then ``upper [columns, columns]`` as in `PartialSum`."""
+
+    columns: int
+    seen: int = 0
+    used: int = 0
+    kept: list[PartialSum] = field(default_factory=list)
+    upper: Tensor | None = None
+
+    def absorb(self, part: PartialSum) -> None:
+        self.seen, self.used = self.seen + part.seen, self.used + part.used
+        self.kept.append(part)
+        if self.upper is None and part.upper is None and keeps_samples(self.columns, self.used):
+            return
+        for each in self.kept:
+            if each.used:
+                upper = each.take_upper()
+                self.upper = upper if self.upper is None else self.upper.add_(upper)
+        self.kept = []
+
+    def finish(self) -> SecondMoment:
+        chunks = [chunk for part in self.kept for chunk in part.samples]
+        if chunks:
+            samples = torch.cat(chunks).div_(self.seen**0.5)
+            return SecondMoment(samples=samples, seen=self.seen, used=len(samples))
+        total = torch.zeros(self.columns, self.columns) if self.upper is None else self.upper
+        self.upper = None
+        _mirror(total)
+        return SecondMoment(total.div_(max(self.seen, 1)), seen=self.seen, used=self.used)
+
+
 class MomentAccumulator:
     """Sums ``x xᵀ`` in float32 on the device where ``x`` comes from.
 
@@ -102,7 +134,8 @@ class MomentAccumulator:
     replacement from a generator seeded with ``seed`` and the part's number, each weighted by samples / drawn samples:
     the sum's expectation is the full sum. Samples are multiplied `BUFFERED_SAMPLES` or more at a time, or not at all
     where they are so few that they take less memory than their square. `take_part` ends a part, `absorb` adds parts to
-    the total, in the order in which it gets them. Sums lie at ``home``, as in `PartialSum`.
+    the total, in the order in which it gets them; with ``folds`` the i-th part to that of fold ``i % folds``. Sums lie
+    at ``home``, as in `PartialSum`.
     """
 
     def __init__(
@@ -112,13 +145,13 @@ class MomentAccumulator:
         max_samples_per_call: int | None = None,
         seed: int = 0,
         home: torch.device | None = None,
+        folds: int = 1,
     ) -> None:
         self.columns, self.home = columns, home
         self._max_samples, self._seed = max_samples_per_call, seed
         self._pending: list[Tensor] = []
-        self._kept: list[PartialSum] = []
-        self._total: Tensor | None = None
-        self._seen = self._used = 0
+        self._totals = [_Total(columns) for _ in range(folds)]
+        self._absorbed = 0
         self.start_part(0)
 
     def start_part(self, number: int) -> None:
@@ -155,28 +188,14 @@ class MomentAccumulator:
         return part
 
     def absorb(self, part: PartialSum) -> None:
-        """Add a part to the total."""
-        self._seen, self._used = self._seen + part.seen, self._used + part.used
-        self._kept.append(part)
-        if self._total is None and part.upper is None and keeps_samples(self.columns, self._used):
-            return
-        for each in self._kept:
-            if each.used:
-                upper = each.take_upper()
-                self._total = upper if self._total is None else self._total.add_(upper)
-        self._kept = []
+        """Add a part to the total of its fold."""
+        self._totals[self._absorbed % len(self._totals)].absorb(part)
+        self._absorbed += 1
 
     def finish(self) -> SecondMoment:
-        """The mean over all samples, the part under way included. The sum is reused: add nothing afterwards."""
+        """The mean over all samples, the part under way included. The sums are reused: add nothing afterwards."""
         self.absorb(self.take_part())
-        chunks = [chunk for part in self._kept for chunk in part.samples]
-        if chunks:
-            samples = torch.cat(chunks).div_(self._seen**0.5)
-            return SecondMoment(samples=samples, seen=self._seen, used=len(samples))
-        total = torch.zeros(self.columns, self.columns) if self._total is None else self._total
-        self._total = None
-        _mirror(total)
-        return SecondMoment(total.div_(max(self._seen, 1)), seen=self._seen, used=self._used)
+        return SecondMoment.of_folds([total.finish() for total in self._totals])
 
     def _draw(self, total: int) -> Tensor | None:
         """Positions to use of ``total`` samples; None for all."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vqcompress.moments.cross_validation import cross_validated
 from vqcompress.moments.second_moment import SecondMoment
 
 SUMMED_AT_ONCE = 4096  # lines of the square that are squared in float64 together
@@ -36,8 +37,11 @@ def expert_key(layer: str) -> str | None:
 def shrunk_moment(moment: SecondMoment, other_experts: Sequence[SecondMoment] = ()) -> SecondMoment | None:
     """The second moment to quantize with; ``None`` where neither the layer nor ``other_experts`` saw a sample.
 
-    ``other_experts`` are the moments of the same layer of other experts; ``moment`` itself may be among them.
+    ``other_experts`` are the moments of the same layer of other experts; ``moment`` itself may be among them. One that
+    was recorded in folds is not drawn towards anything, but `cross_validated`.
     """
+    if moment.folds:
+        return cross_validated(moment)
     target = _pooled(other_experts)
     if target is None and moment.samples is not None:
         return _shrunk_samples(moment)
