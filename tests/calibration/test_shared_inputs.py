@@ -92,3 +92,25 @@ def test_folds_are_for_one_vector_an_image() -> None:
     assert [group.folds for group in groups] == [3, 1, 1]
     assert [group.nbytes for group in groups] == [3 * 4 * 8 * 8, 4 * 8 * 8, 4 * 8 * 8]
     assert [group.folds for group in shared_inputs(mixture, ["modulation"], run, 10)] == [1]
+
+
+class Modulated(nn.Module):
+    """Two blocks make the same vector of what they are given, a third one another, and two are given nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("first", "second", "other", "silent", "mute"):
+            setattr(self, name, nn.Linear(8, 8))
+
+    def forward(self, latents: Tensor) -> None:
+        vector = latents[:, 0]
+        self.first(nn.functional.silu(vector)), self.second(nn.functional.silu(vector))
+        self.other(nn.functional.relu(vector))
+        self.silent(torch.zeros(2, 8)), self.mute(torch.zeros(2, 8))
+
+
+def test_blocks_that_make_the_same_vector_share_it() -> None:
+    names = ["first", "second", "other", "silent", "mute"]
+    modulated = Modulated()
+    groups = shared_inputs(modulated, names, lambda: modulated(torch.randn(2, 5, 8)))
+    assert [group.layers for group in groups] == [("first", "second"), ("other",), ("silent",), ("mute",)]
