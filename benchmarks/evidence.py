@@ -34,6 +34,15 @@ PEERS = (
     "gguf-q4_k", "gguf-q3_k", "nf4", "hqq-3", "torchao-int4", "sdnq-uint4", "llmcompressor-gptq-3", "gptqmodel-3",
 )  # fmt: skip
 TWO_BITS = ("gguf-q2_k", "hqq-2", "llmcompressor-gptq-2")
+SEVERAL_WIDTHS = (
+    *TWO_BITS,
+    "gguf-q3_k",
+    "gguf-q4_k",
+    "hqq-3",
+    "sdnq-uint4",
+    "llmcompressor-gptq-3",
+    "llmcompressor-gptq-4",
+)
 VARIANTS = tuple(f"{method}-{bits}" for bits in (2, 3, 4) for method in ("trellis", "gptq"))
 
 
@@ -69,6 +78,20 @@ def against_peers(model: str, count: int) -> Result:
     peers = " ".join(f"--peer {name}" for name in (*TWO_BITS, *PEERS))
     report = f"vqcompress report {model} {' '.join(folders)} --count {count} {peers} -o {OUT}/{model}/peers"
     return Result(f"{model}-peers", (*made, report), f"{OUT}/{model}/peers/report.json")
+
+
+def against_allocated_peers(model: str, count: int) -> Result:
+    """`VARIANTS` with allocated bits, beside other packages' formats with a width for each layer."""
+    folders = [f"{OUT}/{model}/allocated-{variant}" for variant in VARIANTS]
+    made = [
+        f"vqcompress quantize {model} -o {folder} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
+        f"--budget model --calibration {OUT}/{model}/calibration --overwrite"
+        for variant, folder in zip(VARIANTS, folders, strict=True)
+    ]
+    peers = " ".join(f"--peer {name}-allocated" for name in SEVERAL_WIDTHS)
+    out = f"{OUT}/{model}/allocated-peers"
+    report = f"vqcompress report {model} {' '.join(folders)} --count {count} {peers} -o {out}"
+    return Result(f"{model}-allocated-peers", (*made, report), f"{out}/report.json")
 
 
 def with_output_feedback(model: str, count: int) -> Result:
@@ -110,6 +133,8 @@ TABLE = (
     against_peers("shapes-dit", 48),
     against_peers("shapes", 48),
     against_peers("shapes-moe", 48),
+    against_allocated_peers("shapes-dit", 48),
+    against_allocated_peers("shapes-moe", 48),
     with_output_feedback("shapes-dit", 48),
     allocation("shapes-dit", 48),
     allocation("shapes", 48),

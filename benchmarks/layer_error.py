@@ -28,7 +28,7 @@ from torch import Tensor
 from vqcompress.formats.trellis_table import STATE_BITS, max_rate
 from vqcompress.moments.rate_distortion import gap_in_bits, spectrum
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.peers import PEERS, Peer, UnfitForPeerError, peer_named
+from vqcompress.peers import PEERS, AllocatedPeer, Peer, UnfitForPeerError, peer_named
 from vqcompress.quantizers import GPTQSettings, RTNSettings, TrellisSettings, quantize_weight
 from vqcompress.quantizers.layer_error import relative_error
 from water_sic import water_sic
@@ -110,7 +110,10 @@ def main(
 def other_packages(names: str) -> tuple[dict[str, Quantize], list[str]]:
     """The peers called ``names`` that are installed, and a sentence about each of the others."""
     asked = [name.strip() for name in names.split(",") if name.strip()]
-    peers = list(PEERS.values()) if asked == ["all"] else [peer_named(name) for name in asked]
+    found = list(PEERS.values()) if asked == ["all"] else [peer_named(name) for name in asked]
+    if many := [peer.name for peer in found if isinstance(peer, AllocatedPeer)]:
+        raise click.ClickException(f"{many[0]} allocates bits over many layers, and here each is alone")
+    peers = [peer for peer in found if isinstance(peer, Peer)]
     absent = [f"{peer.name} is not installed: {peer.install}" for peer in peers if not peer.found()]
     return {peer.name: theirs(peer) for peer in peers if peer.found()}, absent
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     help="Compare with another package's format as well: gguf-q4_k, nf4, hqq-3, torchao-int4, sdnq-uint4, "
-    "llmcompressor-gptq-3, gptqmodel-3, … (may be repeated).",
+    "llmcompressor-gptq-3, gptqmodel-3, … (may be repeated); with a width for each layer: hqq-3-allocated, ….",
 )
 @placement_options
 @click.option("--no-verify", is_flag=True, help="Open FOLDERS without comparing them with their manifests.")

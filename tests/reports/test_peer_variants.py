@@ -73,7 +73,7 @@ def test_calibrated_peers_get_each_layers_own_moment(tmp_path):
         lambda done, total: calls.append((done, total)),
     )
     assert seen == {1.0: "first", 2.0: "second", 3.0: "third"}
-    assert [result.peer.name for result in made] == ["a", "b"]
+    assert [result.name for result in made] == ["a", "b"]
     assert made[0].weights.keys() == {"one", "two"}
     assert made[0].dense == {"odd": "31 columns"}
     assert made[1].nbytes == 2 * 2 * 4 * 32

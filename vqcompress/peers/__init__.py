@@ -4,7 +4,8 @@ One module per package. Packages are imported on first use; those that must not 
 other versions of what we need) run in one of their own (`isolated`).
 """
 
+from vqcompress.peers.allocated import AllocatedPeer
 from vqcompress.peers.peer import Peer, PeerWeight, UnfitForPeerError
-from vqcompress.peers.table import PEERS, peer_named
+from vqcompress.peers.table import ALLOCATED, PEERS, peer_named
 
-__all__ = ["PEERS", "Peer", "PeerWeight", "UnfitForPeerError", "peer_named"]
+__all__ = ["ALLOCATED", "PEERS", "AllocatedPeer", "Peer", "PeerWeight", "UnfitForPeerError", "peer_named"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,23 +24,32 @@ TRIED = 32  # outputs
 SAMPLE = (256, 64)  # columns and outputs of Gaussian weights
 
 
-@dataclass(frozen=True)
-class ScalarChoice:
-    """``spec=None`` is a dense layer. ``stored`` bits a weight, all that is stored; ``left`` is ``tr(E H Eᵀ)`` of what
-    the code leaves of the layer."""
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Something that a layer can have: ``stored`` bits a weight, all that is stored, and ``left``, ``tr(E H Eᵀ)`` of
+    what is lost of the layer."""
 
-    spec: ScalarSpec | None
     stored: float
     left: float
 
 
 @dataclass(frozen=True)
-class ScalarLayer:
+class ScalarChoice(Choice):
+    """A scalar code; ``spec=None`` is a dense layer."""
+
+    spec: ScalarSpec | None
+
+
+C = TypeVar("C", bound=Choice)
+
+
+@dataclass(frozen=True)
+class LayerChoices(Generic[C]):
     """A layer with ``weights`` weights, the cost of its error (as `LayerCost.importance`), and what it can have."""
 
     weights: int
     importance: float
-    choices: tuple[ScalarChoice, ...]
+    choices: tuple[C, ...]
 
 
 def scalar_choices(
@@ -57,8 +67,8 @@ def scalar_choices(
         for bits in SCALAR_BITS:
             spec = ScalarSpec(bits, group_size, scale_bits)
             ratio = _gaussian_error(spec) / _gaussian_error(ScalarSpec(MEASURED_BITS, group_size, scale_bits))
-            found.append(ScalarChoice(spec, stored_bits(spec, outputs, columns), measured * ratio))
-    return (*found, ScalarChoice(None, dense_bits, 0.0))
+            found.append(ScalarChoice(spec, stored=stored_bits(spec, outputs, columns), left=measured * ratio))
+    return (*found, ScalarChoice(None, stored=dense_bits, left=0.0))
 
 
 def _error(columns: Tensor, spec: ScalarSpec, sensitivity: Tensor) -> float:
@@ -74,7 +84,7 @@ def _gaussian_error(spec: ScalarSpec) -> float:
     return _error(weight, spec, torch.ones(SAMPLE[0]))
 
 
-def allocate_scalar(layers: Mapping[str, ScalarLayer], bits: float, least_share: float) -> dict[str, ScalarChoice]:
+def allocate_choices(layers: Mapping[str, LayerChoices[C]], bits: float, least_share: float) -> dict[str, C]:
     """A choice for each layer, over all weights at most ``bits`` stored bits a weight where the least that there is
     allows. No layer gets less than ``least_share`` of the mean, if it has a choice above that."""
     paths = {name: _hull(layer, least_share * bits) for name, layer in layers.items()}
@@ -93,16 +103,16 @@ def allocate_scalar(layers: Mapping[str, ScalarLayer], bits: float, least_share:
     return {name: paths[name][index] for name, index in at.items()}
 
 
-def _saving(layer: ScalarLayer, before: ScalarChoice, after: ScalarChoice) -> float:
+def _saving(layer: LayerChoices, before: Choice, after: Choice) -> float:
     """What the step saves a bit."""
     return layer.importance * (before.left - after.left) / (layer.weights * (after.stored - before.stored))
 
 
-def _hull(layer: ScalarLayer, least: float) -> list[ScalarChoice]:
+def _hull(layer: LayerChoices[C], least: float) -> list[C]:
     """The lower convex hull of the choices from ``least`` bits on, from few bits to many."""
     ordered = sorted(layer.choices, key=lambda choice: (choice.stored, choice.left))
     usable = [choice for choice in ordered if choice.stored >= least] or ordered[-1:]
-    hull: list[ScalarChoice] = []
+    hull: list[C] = []
     for choice in usable:
         if hull and choice.left >= hull[-1].left:
             continue
@@ -112,5 +122,5 @@ def _hull(layer: ScalarLayer, least: float) -> list[ScalarChoice]:
     return hull
 
 
-def _slope(before: ScalarChoice, after: ScalarChoice) -> float:
+def _slope(before: Choice, after: Choice) -> float:
     return (before.left - after.left) / max(after.stored - before.stored, 1e-12)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,10 +34,11 @@ from vqcompress.metrics import (
     weight_bytes,
 )
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.peers import Peer
+from vqcompress.peers import AllocatedPeer, Peer
 from vqcompress.placement import Placement, place
 from vqcompress.progress import Progress, silent
 from vqcompress.recipe import Recipe
+from vqcompress.reports.allocated_peers import allocated_weights, importance_of, single_peers
 from vqcompress.reports.candidate import Candidate, check_labels
 from vqcompress.reports.comparison import ORIGINAL, Comparison, Original, Settings
 from vqcompress.reports.components import component_costs
@@ -74,17 +75,18 @@ def compare_candidates(
     evaluation: EvaluationSet,
     config: EvaluationConfig | None = None,
     *,
-    peers: Sequence[Peer] = (),
+    peers: Sequence[Peer | AllocatedPeer] = (),
     name: str | None = None,
     progress: Progress | None = None,
     placement: Placement | None = None,
 ) -> Comparison:
     """Compare compressed folders with the pipeline that they were made from; the report is about the first.
 
-    ``peers`` quantize the layers that the first folder's recipe names, on the same calibration; those that are not
-    installed are named in `Comparison.missing`. ``name`` is what the report calls the model. ``placement`` is where it
-    runs, and folders will; by default where it is. Raises `VQCompressError` for no prompts or for labels used twice,
-    and whatever opening a folder raises.
+    ``peers`` quantize the layers that the first folder's recipe names, on the same calibration, allocated ones by the
+    importance of layers in one of the folders; those that are not installed are named in `Comparison.missing`. ``name``
+    is what the report calls the model. ``placement`` is where it runs, and folders will; by default where it is. Raises
+    `VQCompressError` for no prompts, for labels used twice, or for allocated peers beside folders that were not, and
+    whatever opening a folder raises.
     """
     check_labels(candidates)
     if not evaluation.prompts:
@@ -94,12 +96,13 @@ def compare_candidates(
         raise VQCompressError(f"{named} is compressed itself; name the original model first, then the folders")
     for candidate in candidates:
         check_network(candidate.folder, denoiser, architecture.denoiser, named, MADE_FROM)
+    importance = _importance(peers, candidates, architecture.denoiser)
     placement = placement or Placement.of(denoiser)
     bench = _Bench(original, architecture, evaluation, config or EvaluationConfig(), progress or silent, placement)
     bench.observe_original()
     variants = [bench.variant(candidate) for candidate in candidates]
     with TemporaryDirectory(prefix="vqcompress-peers-") as spool:
-        variants += bench.peer_variants(peers, candidates[0], Path(spool))
+        variants += bench.peer_variants(peers, candidates[0], importance, Path(spool))
         errors = bench.layer_errors()
     variants = [replace(variant, layer_errors=errors.get(variant.label, ())) for variant in variants]
     return Comparison(
@@ -197,9 +200,16 @@ class _Bench:
             **measured,
         )
 
-    def peer_variants(self, peers: Sequence[Peer], candidate: Candidate, spool: Path) -> list[Variant]:
+    def peer_variants(
+        self,
+        peers: Sequence[Peer | AllocatedPeer],
+        candidate: Candidate,
+        importance: Mapping[str, float],
+        spool: Path,
+    ) -> list[Variant]:
         """One variant for each installed peer, of the layers that the recipe of ``candidate`` quantizes."""
-        if not any(peer.found() for peer in peers):
+        peers = [peer for peer in peers if peer.found()]
+        if not peers:
             return []
         recipe = Recipe.read(candidate.folder / RECIPE_NAME)
         denoiser = self._module(self.original)
@@ -211,12 +221,17 @@ class _Bench:
             step = self._step("calibrate peers", "")
             return denoiser_moments(run, list(layers), recipe.calibration.rows_per_call, step)
 
-        made = quantize_with_peers(peers, layers, moments, spool, self._step("quantize by peers", ""))
-        weights = sum(weight.numel() for weight in layers.values())
-        return [self._peer_variant(result, weights) for result in made if result.weights]
+        step, weighed = self._step("quantize by peers", ""), any(isinstance(peer, AllocatedPeer) for peer in peers)
+        found = quantize_with_peers(single_peers(peers), layers, moments, spool, step, weighed=weighed)
+        made, counts = {each.name: each for each in found}, {name: weight.numel() for name, weight in layers.items()}
+        results = (
+            allocated_weights(peer, made, counts, importance) if isinstance(peer, AllocatedPeer) else made[peer.name]
+            for peer in peers
+        )
+        return [self._peer_variant(result, sum(counts.values())) for result in results if result.weights]
 
     def _peer_variant(self, result: PeerWeights, weights: int) -> Variant:
-        label, denoiser = result.peer.name, self._module(self.original)
+        label, denoiser = result.name, self._module(self.original)
         self.packed[label] = {self.architecture.denoiser: result.weights}
         with exchanged_weights(denoiser, result.weights):
             _, measured = self.measured(label, self.original)
@@ -225,7 +240,8 @@ class _Bench:
         known = self.original_sizes()
         return Variant(
             label=label,
-            method=result.peer.curve,
+            method=result.curve,
+            scheme=result.scheme,
             peer=result.made_by,
             dense_layers=tuple(result.dense),
             bits_per_weight=(8 * result.nbytes + 16 * (weights - quantized)) / weights,
@@ -345,6 +361,15 @@ def shown(psnr: tuple[float, ...]) -> tuple[int, ...]:
     order = sorted(range(len(psnr)), key=lambda at: (psnr[at], at))
     chosen = dict.fromkeys([order[0], order[(len(order) - 1) // 2], *range(len(psnr))])
     return tuple(chosen)[:PICTURED]
+
+
+def _importance(
+    peers: Sequence[Peer | AllocatedPeer], candidates: Sequence[Candidate], denoiser: str
+) -> Mapping[str, float]:
+    """What errors of each layer cost, where a peer is allocated by it."""
+    if not any(isinstance(peer, AllocatedPeer) for peer in peers):
+        return {}
+    return importance_of((read_layer_table(candidate.folder) for candidate in candidates), denoiser)
 
 
 def _recorded_name(record: LayerRecord, denoiser: str) -> str:

@@ -91,7 +91,8 @@ def _styles() -> dict[str, Style]:
         others[f"{name}-{other_scheme(name)}"] = other
     curves = dict.fromkeys(peer.curve for peer in PEERS.values())
     peers = {curve: PEER_STYLES[place % len(PEER_STYLES)] for place, curve in enumerate(curves)}
-    return {**defaults, **others, **peers}
+    allocated = {f"{curve}-mixed": style for curve, style in peers.items()}
+    return {**defaults, **others, **peers, **allocated}
 
 
 STYLES: dict[str, Style] = _styles()

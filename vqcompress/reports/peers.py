@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from vqcompress.calibration.prompts import load_prompts
 from vqcompress.calibration.record import RecordingLimits, record_moments
 from vqcompress.denoiser_calls.sampling import SamplingRun
 from vqcompress.moments.second_moment import SecondMoment
-from vqcompress.peers import Peer, UnfitForPeerError
+from vqcompress.peers import AllocatedPeer, Peer, UnfitForPeerError
+from vqcompress.quantizers.layer_error import output_power
 from vqcompress.recipe import Recipe
 
 MEMORY_BUDGET = 4_000_000_000  # bytes of second moments held at once
@@ -25,11 +27,12 @@ MEMORY_BUDGET = 4_000_000_000  # bytes of second moments held at once
 
 @dataclass(frozen=True)
 class SpooledWeight:
-    """A decoded weight on disk, and the bytes that its package stores for it."""
+    """A decoded weight on disk, the bytes that its package stores for it, and ``tr(E H Eᵀ)`` of what is lost."""
 
     path: Path
     nbytes: int
     bits_per_weight: float
+    left: float = math.nan
 
     def decode(self) -> Tensor:
         """The dense weight, float32."""
@@ -38,13 +41,16 @@ class SpooledWeight:
 
 @dataclass
 class PeerWeights:
-    """What one peer made of the denoiser: layer -> weight, and layer -> why it stays dense."""
+    """What the peer ``name`` made of the denoiser: layer -> weight, and layer -> why it stays dense. ``curve`` is its
+    format, and ``scheme`` as `Variant.scheme`."""
 
-    peer: Peer
+    name: str
+    curve: str
     packages: str
     weights: dict[str, SpooledWeight] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    scheme: str = ""
 
     @property
     def made_by(self) -> str:
@@ -57,7 +63,7 @@ class PeerWeights:
         return sum(weight.nbytes for weight in self.weights.values())
 
 
-def missing_peers(peers: Sequence[Peer]) -> tuple[str, ...]:
+def missing_peers(peers: Sequence[Peer | AllocatedPeer]) -> tuple[str, ...]:
     """A sentence for each peer whose package is not installed, with the command that installs it."""
     return tuple(
         f"{peer.name}: not installed. To compare with it: {peer.install}" for peer in peers if not peer.found()
@@ -78,42 +84,55 @@ def quantize_with_peers(
     moments: Callable[[], Iterator[tuple[str, SecondMoment | None]]] | None,
     spool: Path,
     progress: Callable[[int, int], None],
+    *,
+    weighed: bool = False,
 ) -> list[PeerWeights]:
     """``layers`` (name -> dense weight) by every installed one of ``peers``, spooled below the folder ``spool``.
 
-    ``moments`` gives (layer, second moment) one after the other; it is called once, if a peer is calibrated.
+    ``moments`` gives (layer, second moment) one after the other; it is called once, if a peer is calibrated or what is
+    lost is to be ``weighed`` with them.
     """
-    made = [PeerWeights(peer, peer.found()) for peer in peers if peer.found()]
+    made = {peer: PeerWeights(peer.name, peer.curve, peer.found()) for peer in peers if peer.found()}
     done, total = 0, len(made) * len(layers)
 
-    def take(result: PeerWeights, name: str, moment: SecondMoment | None) -> None:
+    def take(peer: Peer, name: str, moment: SecondMoment | None) -> None:
         nonlocal done
-        _take(result, name, layers[name], moment, spool / f"{result.peer.name}-{len(result.weights)}.safetensors")
+        path = spool / f"{peer.name}-{len(made[peer].weights)}.safetensors"
+        _take(peer, made[peer], name, layers[name], moment, path, weighed)
         done += 1
         progress(done, total)
 
-    blind = [result for result in made if moments is None or not result.peer.calibrated]
-    for result in blind:
-        for name in layers:
-            take(result, name, None)
-    calibrated = [result for result in made if result not in blind]
-    if calibrated and moments is not None:
+    waiting = [peer for peer in made if moments is not None and (weighed or peer.calibrated)]
+    for peer in made:
+        if peer not in waiting:
+            for name in layers:
+                take(peer, name, None)
+    if waiting and moments is not None:
         for name, moment in moments():
-            for result in calibrated:
-                take(result, name, moment)
-    return made
+            for peer in waiting:
+                take(peer, name, moment)
+    return list(made.values())
 
 
-def _take(result: PeerWeights, name: str, weight: Tensor, moment: SecondMoment | None, path: Path) -> None:
+def _take(
+    peer: Peer,
+    result: PeerWeights,
+    name: str,
+    weight: Tensor,
+    moment: SecondMoment | None,
+    path: Path,
+    weighed: bool,
+) -> None:
     try:
-        quantized = result.peer.quantize(weight, moment)
+        quantized = peer.quantize(weight, moment)
     except UnfitForPeerError as error:
         result.dense[name] = str(error)
         return
     save_file({"weight": quantized.dense.contiguous()}, path)
     if quantized.note:
         result.notes[quantized.note] += 1
-    result.weights[name] = SpooledWeight(path, quantized.nbytes, quantized.bits_per_weight)
+    left = output_power(weight.float() - quantized.dense, moment) if weighed else math.nan
+    result.weights[name] = SpooledWeight(path, quantized.nbytes, quantized.bits_per_weight, left)
 
 
 def denoiser_moments(

@@ -159,7 +159,8 @@ def layer_notes(comparison: Comparison) -> list[str]:
         if variant.peer:
             notes.append(f"{variant.label}: made by {variant.peer}.")
         if (dense := variant.dense_layers) and variant.peer:
-            notes.append(f"{variant.label}: {_count(dense)} do not fit its format and stayed dense ({_some(dense)}).")
+            why = "do not fit its format" + (", or have errors that cost more than bits," if variant.allocated else "")
+            notes.append(f"{variant.label}: {_count(dense)} {why} and stayed dense ({_some(dense)}).")
         elif dense:
             notes.append(
                 f"{variant.label}: {_count(dense)} stayed dense ({_some(dense)}); their bytes are counted. Their error "

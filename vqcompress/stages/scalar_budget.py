@@ -13,9 +13,9 @@ from vqcompress.quantizers import settings_for
 from vqcompress.quantizers.bit_allocation import LEAST_SHARE, LayerCost
 from vqcompress.quantizers.scalar_allocation import (
     GROUP_SIZES,
+    LayerChoices,
     ScalarChoice,
-    ScalarLayer,
-    allocate_scalar,
+    allocate_choices,
     scalar_choices,
 )
 from vqcompress.quantizers.scalar_grid import stored_bits
@@ -36,20 +36,20 @@ def scalar_bits(
     recipe, settings = run.recipe, settings_for(run.recipe.method, run.recipe.settings)
     sizes = (settings.group_size,) if "group_size" in recipe.settings else GROUP_SIZES
     same = _spec(settings, int(recipe.bits))
-    offers: dict[str, ScalarLayer] = {}
+    offers: dict[str, LayerChoices[ScalarChoice]] = {}
     costs: dict[str, LayerCost] = {}
     budget = 0.0
     feeds_back = METHODS[recipe.method].calibrated
     for layer in costed_layers(run, component, layers, groups, mean_energy, feeds_back):
         weight, cost = to_matrix(run.weight(component, layer.name)).float(), layer.cost
         choices = scalar_choices(weight, cost.sensitivity, sizes, same.scale_bits, cost.dense_bits)
-        offers[layer.name] = ScalarLayer(cost.weights, importance[layer.name], choices)
+        offers[layer.name] = LayerChoices(cost.weights, importance[layer.name], choices)
         costs[layer.name] = cost
         budget += cost.weights * nominal_bits(recipe.bits, settings, *weight.shape)
     mean = budget / sum(offer.weights for offer in offers.values())
     found = {
-        "allocated": allocate_scalar(offers, mean, LEAST_SHARE),
-        "allocated within a tenth": allocate_scalar(offers, mean, NARROW),
+        "allocated": allocate_choices(offers, mean, LEAST_SHARE),
+        "allocated within a tenth": allocate_choices(offers, mean, NARROW),
     }
     if recipe.bits == int(recipe.bits):
         found["the same bits in every layer"] = {
