@@ -1,6 +1,7 @@
 import gc
 import weakref
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -114,3 +115,35 @@ def test_blocks_that_make_the_same_vector_share_it() -> None:
     modulated = Modulated()
     groups = shared_inputs(modulated, names, lambda: modulated(torch.randn(2, 5, 8)))
     assert [group.layers for group in groups] == [("first", "second"), ("other",), ("silent",), ("mute",)]
+
+
+class Captioned(nn.Module):
+    """One layer is given the text, one what depends on the latents too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.mixed = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, latents: Tensor, text: Tensor) -> None:
+        self.text(text)
+        self.mixed(text + latents.mean())
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["halves of guidance together", "one call after the other"])
+def test_text_is_recorded_in_folds_too(apart: bool) -> None:
+    captioned, prompt, empty = Captioned(), torch.randn(1, 7, 8), torch.randn(1, 7, 8)
+
+    def run() -> None:
+        for _ in range(2):
+            for text in (prompt, empty) if apart else (torch.cat([empty, prompt]),):
+                captioned(torch.randn(len(text), 5, 8), text)
+
+    assert [group.folds for group in shared_inputs(captioned, ["text", "mixed"], run, 10, folds=2)] == [2, 1]
+
+
+def test_one_step_does_not_tell_text_from_latents() -> None:
+    captioned = Captioned()
+    groups = shared_inputs(
+        captioned, ["text", "mixed"], lambda: captioned(torch.randn(2, 5, 8), torch.randn(2, 7, 8)), 10, folds=2
+    )
+    assert [group.folds for group in groups] == [1, 1]

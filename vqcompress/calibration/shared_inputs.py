@@ -23,13 +23,16 @@ from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.moments.second_moment import keeps_samples
 
+GLIMPSE = 256  # numbers of an input that are compared
+
 
 @dataclass(frozen=True)
 class InputGroup:
     """Layers with the same input; ``columns`` is the side of its second moment, ``ran`` whether the probe reached them.
 
     ``samples`` is how many input samples are to be expected, where that is known. ``folds`` is how many moments are
-    recorded, of different prompts: several where every image has one sample (`moments.cross_validation`).
+    recorded, of different prompts: several where samples are few, however often they come
+    (`moments.cross_validation`).
     """
 
     layers: tuple[str, ...]
@@ -56,10 +59,10 @@ def shared_inputs(
     """Group ``layers`` by the inputs they receive while ``run`` calls ``component``.
 
     ``repeats`` is how many times as many samples the whole calibration will show, and ``folds`` how many sets its
-    prompts are divided into for groups whose input has one sample for each image of the batch. Layers share a group
-    when they receive the same tensor object, unchanged in between, or the same vector for each image, in every call,
-    and unfold it in the same way. Layers that are not called are groups of their own. Groups come in the order of their
-    first layers.
+    prompts are divided into where inputs depend on little else: there is one sample for each image of the batch, or
+    they are the same at every timestep, as text is. Layers share a group when they receive the same tensor object,
+    unchanged in between, or the same vector for each image, in every call, and unfold it in the same way. Layers that
+    are not called are groups of their own. Groups come in the order of their first layers.
     """
     trace = _Trace()
     with ExitStack() as hooks:
@@ -84,7 +87,8 @@ def _group(component: nn.Module, names: list[str], trace: _Trace, repeats: float
     ran = names[0] in trace.inputs
     samples = math.ceil(trace.samples[names[0]] * repeats) if ran and repeats is not None else None
     columns = dense_columns(component.get_submodule(names[0]))
-    return InputGroup(tuple(names), columns, ran, samples, folds if names[0] in trace.one_per_image else 1)
+    apart = names[0] in trace.one_per_image or names[0] in trace.same_at_all_times
+    return InputGroup(tuple(names), columns, ran, samples, folds if apart else 1)
 
 
 def dense_columns(layer: nn.Module) -> int:
@@ -111,6 +115,7 @@ class _Trace:
     calls: int = 0
     images: int | None = None
     many_per_image: set[str] = field(default_factory=set)
+    glimpses: dict[str, list[bytes]] = field(default_factory=dict)
     _alive: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
     _count: int = 0
 
@@ -118,6 +123,11 @@ class _Trace:
     def one_per_image(self) -> set[str]:
         """Layers that were given as many samples as the component was given images, in every call of it."""
         return {name for name, given in self.inputs.items() if len(given) >= self.calls} - self.many_per_image
+
+    @property
+    def same_at_all_times(self) -> set[str]:
+        """Layers whose every input came at least twice: at two timesteps, with or without the prompt."""
+        return {name for name, seen in self.glimpses.items() if 2 * len(set(seen)) <= len(seen)}
 
     def note_call(self, component: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """How many images a call of the component has, those of both guidance halves counted."""
@@ -130,6 +140,7 @@ class _Trace:
             x, count = layer_input(args, kwargs), sample_count(layer_input(args, kwargs), module)
             if count != self.images:
                 self.many_per_image.add(name)
+            self.glimpses.setdefault(name, []).append(_glimpse(x))
             known = _contents(x) if count == self.images else None
             self.inputs.setdefault(name, []).append(known or self._number(x))
             self.samples[name] = self.samples.get(name, 0) + count
@@ -152,3 +163,9 @@ def _contents(x: Tensor) -> bytes | None:
     if values.numel() == 0 or bool((values == values.flatten()[0]).all()):
         return None
     return sha256(repr(tuple(x.shape)).encode() + values.numpy().tobytes()).digest()
+
+
+def _glimpse(x: Tensor) -> bytes:
+    """A few of the numbers of ``x``: inputs that differ, differ in them."""
+    values = x.detach().flatten()
+    return values[:: max(1, len(values) // GLIMPSE)].float().cpu().numpy().tobytes()

@@ -1,10 +1,10 @@
 """How much power other prompts have along a moment's eigenvectors: that of prompts which were not in it.
 
 A layer that modulates by timestep and prompt (adaLN, time embeddings, pooled text) is given one vector an image. Of 64
-prompts at 20 timesteps it sees 1280, but directions in which only prompts differ are known from 64 of them. The smaller
-eigenvalues of such a moment are wrong by orders of magnitude, and no count of samples says so. Error feedback trusts
-those most: at 4 bits such layers of `shapes-moe` had fifty times the error on other classes, and have the same now
-(`benchmarks/unseen_prompts.py`).
+prompts at 20 timesteps it sees 1280, but directions in which only prompts differ are known from 64 of them. A layer
+that reads text sees the same tokens at every timestep. The smaller eigenvalues of such moments are far too small, and
+no count of samples says so. Error feedback trusts those most: at 4 bits modulation layers of `shapes-moe` had fifty
+times the error on other classes, and have the same now (`benchmarks/unseen_prompts.py`).
 
 So moments are recorded apart for disjoint sets of prompts, and each eigenvalue becomes the power that the other sets
 have along its eigenvector: the estimate of the best rotation-invariant one (Ledoit & Péché 2011) by cross-validation,
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vqcompress.moments.second_moment import SecondMoment
 
-FOLDS = 2  # more cost memory, and are no better: four and eight leave the same error on other prompts
+FOLDS = 4  # two hold back more from the prompts that were shown, and eight no less, in twice the memory
 REMEMBERED = 2  # results; the blocks of a network are given one vector, and record the same moments
 
 _known: OrderedDict[bytes, SecondMoment] = OrderedDict()
