@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqcompress.calibration.shared_inputs import shared_inputs
+from vqcompress.moments.cross_validation import LARGEST
 
 
 class Toy(nn.Module):
@@ -108,6 +109,13 @@ class Modulated(nn.Module):
         self.first(nn.functional.silu(vector)), self.second(nn.functional.silu(vector))
         self.other(nn.functional.relu(vector))
         self.silent(torch.zeros(2, 8)), self.mute(torch.zeros(2, 8))
+
+
+def test_wide_inputs_are_recorded_once() -> None:
+    wide = nn.Linear(LARGEST + 1, 1)
+    component = nn.Sequential(wide)
+    groups = shared_inputs(component, ["0"], lambda: component(torch.randn(2, LARGEST + 1)), 1, folds=4)
+    assert [group.folds for group in groups] == [1]
 
 
 def test_blocks_that_make_the_same_vector_share_it() -> None:

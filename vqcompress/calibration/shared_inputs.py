@@ -21,6 +21,7 @@ from vqcompress.calibration.input_samples import sample_count
 from vqcompress.denoiser_calls.call import call_arguments
 from vqcompress.errors import CalibrationError
 from vqcompress.matrix_view import matrix_shape
+from vqcompress.moments.cross_validation import LARGEST
 from vqcompress.moments.second_moment import keeps_samples
 
 GLIMPSE = 256  # numbers of an input that are compared
@@ -87,7 +88,7 @@ def _group(component: nn.Module, names: list[str], trace: _Trace, repeats: float
     ran = names[0] in trace.inputs
     samples = math.ceil(trace.samples[names[0]] * repeats) if ran and repeats is not None else None
     columns = dense_columns(component.get_submodule(names[0]))
-    apart = names[0] in trace.one_per_image or names[0] in trace.same_at_all_times
+    apart = columns <= LARGEST and (names[0] in trace.one_per_image or names[0] in trace.same_at_all_times)
     return InputGroup(tuple(names), columns, ran, samples, folds if apart else 1)
 
 
