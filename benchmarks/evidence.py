@@ -69,29 +69,28 @@ class Stamp:
 
 def against_peers(model: str, count: int) -> Result:
     """`VARIANTS` with the same bits in every layer, beside other packages' formats."""
-    folders = [f"{OUT}/{model}/{variant}" for variant in VARIANTS]
-    made = [
-        f"vqcompress quantize {model} -o {folder} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
-        f"--budget layer --calibration {OUT}/{model}/calibration --overwrite"
-        for variant, folder in zip(VARIANTS, folders, strict=True)
-    ]
-    peers = " ".join(f"--peer {name}" for name in (*TWO_BITS, *PEERS))
-    report = f"vqcompress report {model} {' '.join(folders)} --count {count} {peers} -o {OUT}/{model}/peers"
-    return Result(f"{model}-peers", (*made, report), f"{OUT}/{model}/peers/report.json")
+    return _beside_peers(f"{model}-peers", model, count, "layer", "", "peers", (*TWO_BITS, *PEERS))
 
 
 def against_allocated_peers(model: str, count: int) -> Result:
     """`VARIANTS` with allocated bits, beside other packages' formats with a width for each layer."""
-    folders = [f"{OUT}/{model}/allocated-{variant}" for variant in VARIANTS]
+    peers = tuple(f"{name}-allocated" for name in SEVERAL_WIDTHS)
+    return _beside_peers(f"{model}-allocated-peers", model, count, "model", "allocated-", "allocated-peers", peers)
+
+
+def _beside_peers(
+    name: str, model: str, count: int, budget: str, prefix: str, folder: str, peers: tuple[str, ...]
+) -> Result:
+    """`VARIANTS` with their bits by ``budget`` in folders with ``prefix``, and ``peers``; the report's own ``folder``."""
+    folders = [f"{OUT}/{model}/{prefix}{variant}" for variant in VARIANTS]
     made = [
-        f"vqcompress quantize {model} -o {folder} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
-        f"--budget model --calibration {OUT}/{model}/calibration --overwrite"
-        for variant, folder in zip(VARIANTS, folders, strict=True)
+        f"vqcompress quantize {model} -o {made} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
+        f"--budget {budget} --calibration {OUT}/{model}/calibration --overwrite"
+        for variant, made in zip(VARIANTS, folders, strict=True)
     ]
-    peers = " ".join(f"--peer {name}-allocated" for name in SEVERAL_WIDTHS)
-    out = f"{OUT}/{model}/allocated-peers"
-    report = f"vqcompress report {model} {' '.join(folders)} --count {count} {peers} -o {out}"
-    return Result(f"{model}-allocated-peers", (*made, report), f"{out}/report.json")
+    asked, out = " ".join(f"--peer {peer}" for peer in peers), f"{OUT}/{model}/{folder}"
+    report = f"vqcompress report {model} {' '.join(folders)} --count {count} {asked} -o {out}"
+    return Result(name, (*made, report), f"{out}/report.json")
 
 
 def with_output_feedback(model: str, count: int) -> Result:
