@@ -81,7 +81,7 @@ def against_allocated_peers(model: str, count: int) -> Result:
 def _beside_peers(
     name: str, model: str, count: int, budget: str, prefix: str, folder: str, peers: tuple[str, ...]
 ) -> Result:
-    """`VARIANTS` with their bits by ``budget`` in folders with ``prefix``, and ``peers``; the report's own ``folder``."""
+    """`VARIANTS` with bits by ``budget`` in folders with ``prefix``, beside ``peers``; the report goes to ``folder``."""
     folders = [f"{OUT}/{model}/{prefix}{variant}" for variant in VARIANTS]
     made = [
         f"vqcompress quantize {model} -o {made} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
