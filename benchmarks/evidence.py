@@ -48,8 +48,8 @@ VARIANTS = tuple(f"{method}-{bits}" for bits in (2, 3, 4) for method in ("trelli
 
 @dataclass(frozen=True)
 class Result:
-    """``commands`` make it; ``report`` is the report.json that they write, None where the last one prints a table, whose
-    columns ``about`` explains."""
+    """``commands`` make it; ``report`` is the report.json that they write, None where the last one prints a table.
+    ``about`` explains the columns of that."""
 
     name: str
     commands: tuple[str, ...]
@@ -83,7 +83,7 @@ def against_allocated_peers(model: str, count: int) -> Result:
 def _beside_peers(
     name: str, model: str, count: int, budget: str, prefix: str, folder: str, peers: tuple[str, ...]
 ) -> Result:
-    """`VARIANTS` with bits by ``budget`` in folders with ``prefix``, beside ``peers``; the report lies in ``folder``."""
+    """`VARIANTS` with bits by ``budget`` in folders with ``prefix``, beside ``peers``; the report is in ``folder``."""
     folders = [f"{OUT}/{model}/{prefix}{variant}" for variant in VARIANTS]
     made = [
         f"vqcompress quantize {model} -o {made} --method {variant.split('-')[0]} --bits {variant.split('-')[1]} "
@@ -131,10 +131,10 @@ def schemes(model: str) -> Result:
 
 
 LAYERS = (
-    'Relative output error; held-out learns from half of the inputs and is scored on the other half; "gap" is what is '
-    "spent in bits a weight above the rate-distortion bound of Gaussian weights; bits count everything stored; seconds are "
-    "processor time of one layer. Layer a has Gaussian weights and independent inputs, b the same weights and correlated "
-    "inputs, c heavy-tailed weights and correlated inputs."
+    "Relative output error; held-out learns from half of the inputs and is scored on the other half; gap is what "
+    "is spent in bits a weight above the rate-distortion bound of Gaussian weights; bits count everything stored; "
+    "seconds are processor time of one layer. Layer a has Gaussian weights and independent inputs, b the same "
+    "weights and correlated inputs, c heavy-tailed weights and correlated inputs."
 )
 
 TABLE = (
