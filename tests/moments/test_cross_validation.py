@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vqcompress.errors import CalibrationError
 from vqcompress.moments.accumulate import MomentAccumulator
 from vqcompress.moments.cross_validation import FOLDS, cross_validated
 from vqcompress.moments.second_moment import SecondMoment
@@ -84,6 +85,11 @@ def test_folds_survive_the_disk() -> None:
     assert [torch.equal(a.dense(), b.dense()) for a, b in zip(again.folds, moment.folds, strict=True)] == [True] * FOLDS
     assert (again.seen, again.used) == (moment.seen, moment.used)
     assert torch.equal(shrunk_moment(again).dense(), cross_validated(moment).dense())
+
+
+def test_a_file_without_a_moment_is_told() -> None:
+    with pytest.raises(CalibrationError, match=r"tensors called odd.*delete the file"):
+        SecondMoment.from_state_dict({"odd": torch.zeros(2)})
 
 
 def test_few_samples_stay_samples_and_mean_the_same() -> None:

@@ -145,11 +145,17 @@ class SecondMoment:
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> SecondMoment:
         """The inverse of `state_dict`."""
         if "rows" not in state:
-            indices = sorted({int(name.rpartition(".")[2]) for name in state})
-            stored = [
+            suffixes = {name.rpartition(".")[2] for name in state}
+            indices = sorted(int(suffix) for suffix in suffixes if suffix.isdigit())
+            if not indices:
+                raise CalibrationError(
+                    f"a recorded second moment has tensors called {', '.join(sorted(state)) or 'nothing'}, not "
+                    f"{', '.join(STORED)}; delete the file, and it is recorded again"
+                )
+            found = [
                 {name: state[f"{name}.{index}"] for name in STORED if f"{name}.{index}" in state} for index in indices
             ]
-            return cls.of_folds([cls.from_state_dict(each) for each in stored])
+            return cls.of_folds([cls.from_state_dict(each) for each in found])
         seen, used = state["rows"].tolist()
         return cls(state.get("second_moment"), state.get("inputs"), seen=seen, used=used)
 
