@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from vqcompress.methods import METHODS
-from vqcompress.peers import PEERS
+from vqcompress.peers import ALLOCATED, PEERS
 from vqcompress.reports import plots
 from vqcompress.reports.palette import MARKERS, PALETTES, STYLES
 
@@ -11,7 +11,8 @@ from vqcompress.reports.palette import MARKERS, PALETTES, STYLES
 def test_every_method_has_a_style_and_families_differ_in_more_than_colour():
     other = {"trellis": "uniform", "additive": "uniform", "kmeans": "mixed", "gptq": "mixed", "rtn": "mixed"}
     ours = METHODS.keys() | {f"{method}-{scheme}" for method, scheme in other.items()}
-    assert STYLES.keys() == ours | {peer.curve for peer in PEERS.values()}
+    allocated = {f"{peer.curve}-mixed" for peer in ALLOCATED.values()}
+    assert STYLES.keys() == ours | {peer.curve for peer in PEERS.values()} | allocated
     for curve, style in STYLES.items():
         assert style.dashed == (curve not in ours or METHODS[curve.split("-")[0]].family == "scalar")
     assert len({style for curve, style in STYLES.items() if curve not in ours}) == len(STYLES) - len(ours)

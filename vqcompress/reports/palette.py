@@ -8,10 +8,10 @@ sets each colour as a CSS variable, with a lighter one on dark backgrounds.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vqcompress.methods import METHODS
-from vqcompress.peers import PEERS
+from vqcompress.peers import ALLOCATED, PEERS
 from vqcompress.reports.variant import Family, other_scheme
 
 INK = "#010203"
@@ -57,6 +57,7 @@ PEER_STYLES: tuple[Style, ...] = (
     Style("#80713c", "#dccb8d", "p", True),
 )
 """For other packages' formats in the order of the table of peers: hollow and dashed like scalar codes."""
+SHIFT = 4  # styles between a format's and that which lends its marker to the allocated ones
 PALETTES: dict[Family, Palette] = {"vector": VECTOR, "scalar": SCALAR}
 
 
@@ -91,7 +92,12 @@ def _styles() -> dict[str, Style]:
         others[f"{name}-{other_scheme(name)}"] = other
     curves = dict.fromkeys(peer.curve for peer in PEERS.values())
     peers = {curve: PEER_STYLES[place % len(PEER_STYLES)] for place, curve in enumerate(curves)}
-    allocated = {f"{curve}-mixed": style for curve, style in peers.items()}
+    markers = [style.marker for style in PEER_STYLES]
+    allocated = {  # in the format's colours, with a marker of another
+        f"{curve}-mixed": replace(peers[curve], marker=markers[(place + SHIFT) % len(markers)])
+        for place, curve in enumerate(curves)
+        if curve in {peer.curve for peer in ALLOCATED.values()}
+    }
     return {**defaults, **others, **peers, **allocated}
 
 
