@@ -68,6 +68,7 @@ with click.Context(quantize) as context:
 candidate = Candidate("toy", Path("folder"), "toy", "mixed")
 assert STYLES["toy"].dashed and STYLES["toy-mixed"].dashed
 peers = {peer.curve for peer in PEERS.values()}
+peers |= {f"{curve}-mixed" for curve in peers}
 own = [style.marker for curve, style in STYLES.items() if curve not in peers]
 assert len(set(own)) == len(own)
 print("used")
