@@ -149,6 +149,17 @@ def test_text_is_recorded_in_folds_too(apart: bool) -> None:
     assert [group.folds for group in shared_inputs(captioned, ["text", "mixed"], run, 10, folds=2)] == [2, 1]
 
 
+def test_a_dead_column_does_not_make_latents_text() -> None:
+    captioned = Captioned()
+    alive = torch.tensor([0.0] + [1.0] * 7)
+
+    def run() -> None:
+        for _ in range(2):
+            captioned(torch.randn(2, 5, 8), torch.randn(2, 4096, 8) * alive)
+
+    assert [group.folds for group in shared_inputs(captioned, ["text", "mixed"], run, 10, folds=2)] == [1, 1]
+
+
 def test_one_step_does_not_tell_text_from_latents() -> None:
     captioned = Captioned()
     groups = shared_inputs(

@@ -115,8 +115,8 @@ def record_inputs(
 ) -> Iterator[tuple[list[str], SecondMoment]]:
     """`record_moments` while ``source`` makes ``component`` run; ``seed`` chooses samples where ``limits`` say so.
 
-    ``folds`` is how many moments are recorded of inputs with one sample for each image: batch i is in that number
-    ``i % folds``, which is of use where batches have different prompts.
+    ``folds`` is how many moments are recorded of inputs that depend on little but the prompt (`shared_inputs`): batch i
+    is in that number ``i % folds``, which is of use where batches have different prompts.
     """
     limits, workers = limits or RecordingLimits(), workers or Workers()
     groups = shared_inputs(component.module, layers, source.probe, source.repeats, folds)

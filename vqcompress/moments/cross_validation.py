@@ -25,7 +25,7 @@ from vqcompress.moments.second_moment import SecondMoment
 
 FOLDS = 4  # two hold back more from the prompts that were shown, and eight no less, in twice the memory
 LARGEST = 6144  # columns: with more, folds take gigabytes and their eigenvectors minutes
-REMEMBERED = 2  # results; the blocks of a network are given one vector, and record the same moments
+REMEMBERED = 2  # results: each layer of a group asks for that of the group
 
 _known: OrderedDict[bytes, SecondMoment] = OrderedDict()
 
