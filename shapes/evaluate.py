@@ -12,11 +12,18 @@ import numpy as np
 from vqcompress.embedded import EMBEDDED
 from vqcompress.shapes.classes import class_captions
 from vqcompress.shapes.judge import Rate, score
+from vqcompress.shapes.posters import scenes as posters
 from vqcompress.shapes.scenes import held_out_captions, monitor_captions
 
 BATCH = 50
 SHAPES = EMBEDDED["shapes"]
-CAPTION_SETS = {"held-out": held_out_captions, "monitor": monitor_captions, "classes": class_captions}
+CAPTION_SETS = {
+    "held-out": held_out_captions,
+    "monitor": monitor_captions,
+    "classes": class_captions,
+    "posters": posters.held_out_captions,
+    "posters-monitor": posters.monitor_captions,
+}
 
 
 def load_pipeline(folder: str | Path):
@@ -38,7 +45,7 @@ def generate(
     guidance: float = SHAPES.guidance,
     seed: int = 0,
 ) -> np.ndarray:
-    """One image per caption: uint8 [n, 32, 32, 3]; image i starts from seed + i, whatever the batch.
+    """One image per caption: uint8 [n, side, side, 3]; image i starts from seed + i, whatever the batch.
 
     For a class-conditional pipeline the captions are names of its classes.
     """

@@ -89,7 +89,7 @@ def sample_scenes(count: int, seed: int, split: str | None = None) -> Iterator[S
 def sample_single_objects(count: int, seed: int) -> Iterator[Scene]:
     """``count`` scenes of one object whose caption does not name its size, of every split."""
     rng = np.random.default_rng(seed)
-    return (Scene(_pick(rng, BACKGROUNDS), (_lone_item(rng),), "single") for _ in range(count))
+    return (Scene(pick(rng, BACKGROUNDS), (_lone_item(rng),), "single") for _ in range(count))
 
 
 def sample_captions(count: int, seed: int, split: str) -> list[str]:
@@ -135,39 +135,39 @@ def _subject(scene: Scene) -> str:
 
 def _sample(rng: np.random.Generator) -> Scene:
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    background = _pick(rng, BACKGROUNDS)
+    background = pick(rng, BACKGROUNDS)
     if kind == "single":
         return Scene(background, (_lone_item(rng),), kind, names_size=bool(rng.random() < 0.6))
     if kind == "count":
         return Scene(background, _same_objects(rng), kind)
-    relation = _pick(rng, RELATIONS) if kind == "relation" else None
+    relation = pick(rng, RELATIONS) if kind == "relation" else None
     return Scene(background, _different_pair(rng, relation), kind, relation)
 
 
-def _pick(rng: np.random.Generator, names) -> str:
+def pick(rng: np.random.Generator, names) -> str:
     return list(names)[int(rng.integers(len(names)))]
 
 
 def _lone_item(rng: np.random.Generator) -> Item:
-    size = _pick(rng, RADII)
+    size = pick(rng, RADII)
     ((x, y),) = _place(rng, 1, RADII[size], None)
-    return Item(_pick(rng, SHAPES), _pick(rng, COLORS), size, x, y)
+    return Item(pick(rng, SHAPES), pick(rng, COLORS), size, x, y)
 
 
 def _same_objects(rng: np.random.Generator) -> tuple[Item, ...]:
     count = int(rng.integers(2, 4))
-    size = "small" if count == 3 else _pick(rng, RADII)
-    shape, color = _pick(rng, SHAPES), _pick(rng, COLORS)
-    centres = _place_three(rng) if count == 3 else _place(rng, 2, RADII[size], _pick(rng, READING_ORDER))
+    size = "small" if count == 3 else pick(rng, RADII)
+    shape, color = pick(rng, SHAPES), pick(rng, COLORS)
+    centres = _place_three(rng) if count == 3 else _place(rng, 2, RADII[size], pick(rng, READING_ORDER))
     return tuple(Item(shape, color, size, x, y) for x, y in centres)
 
 
 def _different_pair(rng: np.random.Generator, relation: str | None) -> tuple[Item, ...]:
-    names = [(_pick(rng, SHAPES), _pick(rng, COLORS)) for _ in range(2)]
+    names = [(pick(rng, SHAPES), pick(rng, COLORS)) for _ in range(2)]
     while names[0] == names[1]:
-        names[1] = (_pick(rng, SHAPES), _pick(rng, COLORS))
-    size = _pick(rng, RADII)
-    centres = _place(rng, 2, RADII[size], relation or _pick(rng, READING_ORDER))
+        names[1] = (pick(rng, SHAPES), pick(rng, COLORS))
+    size = pick(rng, RADII)
+    centres = _place(rng, 2, RADII[size], relation or pick(rng, READING_ORDER))
     return tuple(Item(s, c, size, x, y) for (s, c), (x, y) in zip(names, centres, strict=True))
 
 
@@ -176,9 +176,9 @@ def _place(rng: np.random.Generator, count: int, radius: float, relation: str | 
     reach = radius + 1.0
     while True:
         tries = rng.uniform(reach, CANVAS - reach, (TRIES, count, 2))
-        good = _apart(tries, 2 * radius + GAP)
+        good = apart(tries, 2 * radius + GAP)
         if relation is not None:
-            good &= _relation_holds(tries[:, 1] - tries[:, 0], relation)
+            good &= relation_holds(tries[:, 1] - tries[:, 0], relation)
         if good.any():
             return [(float(x), float(y)) for x, y in tries[good.argmax()]]
 
@@ -188,12 +188,12 @@ def _place_three(rng: np.random.Generator) -> list[tuple[float, float]]:
     corners = TRIANGLE if rng.random() < 0.5 else np.array([0.0, CANVAS]) + TRIANGLE * [1.0, -1.0]
     while True:
         tries = corners + rng.uniform(-TRIANGLE_JITTER, TRIANGLE_JITTER, (TRIES, *corners.shape))
-        good = _apart(tries, 2 * RADII["small"] + GAP)
+        good = apart(tries, 2 * RADII["small"] + GAP)
         if good.any():
             return [(float(x), float(y)) for x, y in tries[good.argmax()]]
 
 
-def _apart(xy: np.ndarray, clearance: float) -> np.ndarray:
+def apart(xy: np.ndarray, clearance: float) -> np.ndarray:
     """bool [tries]: whether every two boxes of [tries, count, 2] are ``clearance`` apart."""
     good = np.ones(len(xy), bool)
     for i in range(xy.shape[1]):
@@ -202,7 +202,7 @@ def _apart(xy: np.ndarray, clearance: float) -> np.ndarray:
     return good
 
 
-def _relation_holds(offset: np.ndarray, relation: str) -> np.ndarray:
+def relation_holds(offset: np.ndarray, relation: str) -> np.ndarray:
     """bool [tries]: whether the offset [tries, 2] along the relation's axis is at least twice the one across."""
     dx, dy = offset.T
     along = {"above": dy, "below": -dy, "to the left of": dx, "to the right of": -dx}[relation]

@@ -12,8 +12,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-SIDE, CHANNELS = 8, 8
-
 
 @dataclass(frozen=True)
 class EmbeddedModel:
@@ -22,7 +20,7 @@ class EmbeddedModel:
     ``folder`` is its pipeline's folder in ``package``; ``prompt_set`` calibrates it. ``judge`` names a function from
     prompts to a judge of images (`report.evaluation.Judge`), or to None where it cannot read one of the prompts.
     ``held_out`` names a function from a count to prompts that training never saw; None where the prompt set itself
-    evaluates.
+    evaluates. ``latents`` are the side and the channels of its denoiser's input, which no published model has.
     """
 
     folder: str
@@ -32,11 +30,16 @@ class EmbeddedModel:
     package: str = "vqcompress.shapes"
     steps: int = 20
     guidance: float = 3.0
+    latents: tuple[int, int] = (8, 8)
 
     @property
     def path(self) -> Path:
         """Folder of the pipeline, in diffusers' layout (fp16 safetensors)."""
         return Path(str(files(self.package).joinpath(self.folder)))
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether a denoiser's ``config`` has this model's latents."""
+        return (config["sample_size"], config["in_channels"]) == self.latents
 
 
 _JUDGE, _HELD_OUT = "vqcompress.shapes.judge:judge_for", "vqcompress.shapes.scenes:held_out_captions"
@@ -47,8 +50,3 @@ EMBEDDED: dict[str, EmbeddedModel] = {
     "shapes-moe": EmbeddedModel("pipeline_moe", "shapes_classes", _JUDGE, None),
 }
 """Alias of each model, which is also its architecture's name."""
-
-
-def has_embedded_latents(config: Mapping[str, Any]) -> bool:
-    """Whether a denoiser's ``config`` has the latents of the embedded models, which no published model has."""
-    return config["sample_size"] == SIDE and config["in_channels"] == CHANNELS

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 import torch
 
-from vqcompress.shapes.scenes import monitor_captions
 from vqcompress.shapes.train.dataset import tokenize, training_captions, training_images
 from vqcompress.shapes.train.decoder import reconstruction_psnr, train_decoder
 from vqcompress.shapes.train.model_configs import MODEL_CONFIGS, ModelConfig
@@ -18,7 +17,6 @@ from vqcompress.shapes.train.schedule import Schedule
 from vqcompress.shapes.train.text_encoders import (
     CaptionClassifier,
     attribute_accuracy,
-    attributes_of,
     train_text_encoders,
 )
 from vqcompress.shapes.train.trainer import LOG_EVERY, Log, Trainer
@@ -31,11 +29,11 @@ def run_decoder_stage(workspace: Workspace, steps: int) -> None:
     """Train the decoder and keep it in the work folder."""
     from safetensors.torch import save_file
 
-    images = training_images(DECODER_IMAGES, workspace.seed + 1)
+    images = training_images(DECODER_IMAGES, workspace.seed + 1, workspace.world)
     schedule = Schedule(peak=1.5e-3, warmup=100, steps=steps)
     train_decoder(workspace.vae, images, workspace.code, schedule, workspace.seed, _log("decoder", schedule))
     save_file(workspace.vae.decoder.state_dict(), workspace.work / "decoder.safetensors")
-    unseen = training_images(500, workspace.seed + 9)
+    unseen = training_images(500, workspace.seed + 9, workspace.world)
     click.echo(f"decoder: {reconstruction_psnr(workspace.vae, unseen):.2f} dB on fresh scenes")
 
 
@@ -44,12 +42,12 @@ def run_text_stage(workspace: Workspace, steps: int) -> None:
     from safetensors.torch import save_file
 
     encoders = workspace.model.text_encoder, workspace.model.text_encoder_2
-    classifier = CaptionClassifier(*encoders)
+    classifier = CaptionClassifier(*encoders, workspace.world.attributes)
     schedule = Schedule(peak=1e-3, warmup=100, steps=steps)
-    data = _classified(workspace, training_captions(TEXT_CAPTIONS, workspace.seed + 3))
+    data = _classified(workspace, training_captions(TEXT_CAPTIONS, workspace.seed + 3, workspace.world))
     train_text_encoders(classifier, *data, schedule, workspace.seed, _log("text", schedule))
     save_file(torch.nn.ModuleList(encoders).state_dict(), workspace.work / "text.safetensors")
-    accuracy = attribute_accuracy(classifier, *_classified(workspace, monitor_captions(500)))
+    accuracy = attribute_accuracy(classifier, *_classified(workspace, workspace.world.monitor_captions(500)))
     click.echo(f"text: all attributes right in {accuracy:.1%} of unseen captions")
 
 
@@ -110,7 +108,8 @@ def _prepare_for_training(model: torch.nn.Module) -> torch.nn.Module:
 
 def _classified(workspace: Workspace, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens int64 [n, t] and attributes int64 [n, attributes] of captions."""
-    return tokenize(workspace.tokenizer, captions), torch.tensor([attributes_of(text) for text in captions])
+    attributes = torch.tensor([workspace.world.attributes_of(text) for text in captions])
+    return tokenize(workspace.tokenizer, captions), attributes
 
 
 def _log(stage: str, schedule: Schedule) -> Log:
@@ -148,8 +147,8 @@ def main(
 ):  # fmt: skip
     """Train an embedded model and write it as a diffusers folder."""
     torch.set_num_threads(threads)
-    workspace = Workspace(out, work or out.with_name(out.name + ".work"), seed, parts)
     config = MODEL_CONFIGS[model]
+    workspace = Workspace(out, work or out.with_name(out.name + ".work"), seed, parts, config.world)
     if stage == "untrained":
         _export(workspace, config, config.build(workspace))
     if stage in ("all", "text"):

@@ -16,39 +16,39 @@ SHRINK, LIFT = 0.2, 20.0  # keep that norm's output where SiLU is linear
 
 @dataclass(frozen=True)
 class PatchCode:
-    """Linear code of 4x4 patches: latent = basis @ (patch - mean); basis float32 [8, 48], mean [48]."""
+    """Linear code of 4x4 patches: latent = basis @ (patch - mean); basis float32 [channels, 48], mean [48]."""
 
     basis: np.ndarray
     mean: np.ndarray
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [n, 32, 32, 3] -> float32 [n, 8, 8, 8]."""
+        """uint8 [n, side, side, 3] -> float32 [n, channels, side / 4, side / 4]."""
         flat = (patches(images) - self.mean) @ self.basis.T
         return np.ascontiguousarray(flat.transpose(0, 3, 1, 2))
 
 
 def patches(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, 32, 32, 3] -> float32 [n, 8, 8, 48] in -1..1, ordered (row, column, colour)."""
+    """uint8 [n, side, side, 3] -> float32 [n, side / 4, side / 4, 48] in -1..1, ordered (row, column, colour)."""
     n, side = images.shape[0], images.shape[1] // PATCH
     cut = images.reshape(n, side, PATCH, side, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
     return cut.reshape(n, side, side, -1).astype(np.float32) / 127.5 - 1.0
 
 
-def fit_patch_code(images: np.ndarray) -> PatchCode:
+def fit_patch_code(images: np.ndarray, channels: int = CHANNELS) -> PatchCode:
     """Principal components of the patches, mostly whitened and scaled to unit mean variance."""
     samples = patches(images).reshape(-1, PATCH * PATCH * 3).astype(np.float64)
     mean = samples.mean(0)
     variance, vectors = np.linalg.eigh(np.cov(samples - mean, rowvar=False))
-    spread = np.sqrt(variance[::-1][:CHANNELS])
-    basis = vectors[:, ::-1][:, :CHANNELS].T
+    spread = np.sqrt(variance[::-1][:channels])
+    basis = vectors[:, ::-1][:, :channels].T
     basis *= np.sign(basis.sum(1, keepdims=True) + 1e-12)
     basis = basis / (spread**WHITENING)[:, None]
     basis /= np.sqrt(np.mean(spread ** (2 - 2 * WHITENING)))
     return PatchCode(basis.astype(np.float32), mean.astype(np.float32))
 
 
-def build_autoencoder():
-    """An untrained `AutoencoderKL` 32x32x3 -> 8x8x8."""
+def build_autoencoder(side: int = 32, channels: int = CHANNELS):
+    """An untrained `AutoencoderKL`: ``side`` pixels a side to a quarter of that, in ``channels``."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -56,9 +56,9 @@ def build_autoencoder():
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 96),
         layers_per_block=1,
-        latent_channels=CHANNELS,
+        latent_channels=channels,
         norm_num_groups=4,
-        sample_size=32,
+        sample_size=side,
         scaling_factor=1.0,  # the patch code already has unit variance
         force_upcast=False,
         use_quant_conv=False,
@@ -77,8 +77,9 @@ def set_encoder(vae, code: PatchCode) -> None:
     _space_to_depth(blocks[0].downsamplers[0].conv.weight, 3)
     _copy_channels(blocks[1].resnets[0].conv_shortcut.weight[:, :, 0, 0], 12)
     _project(blocks[1].downsamplers[0].conv, code)
-    _copy_channels(blocks[2].resnets[0].conv_shortcut.weight[:, :, 0, 0], 2 * CHANNELS)
-    _pass_through(encoder)
+    channels = len(code.basis)
+    _copy_channels(blocks[2].resnets[0].conv_shortcut.weight[:, :, 0, 0], 2 * channels)
+    _pass_through(encoder, channels)
 
 
 def _copy_channels(weight: torch.Tensor, count: int) -> None:
@@ -94,23 +95,24 @@ def _space_to_depth(weight: torch.Tensor, channels: int) -> None:
 
 
 def _project(conv, code: PatchCode) -> None:
-    """Second stride-2 convolution: 2x2 blocks of 12 channels -> 8 latents, and the anchors from the bias."""
-    basis = torch.from_numpy(code.basis).reshape(CHANNELS, 2, 2, 2, 2, 3)  # big row, row, big column, column
-    basis = basis.permute(0, 2, 4, 5, 1, 3).reshape(CHANNELS, 12, 2, 2)
-    conv.weight[:CHANNELS, :12, :2, :2] = basis
-    conv.bias[:CHANNELS] = -torch.from_numpy(code.basis @ code.mean)
-    half = CHANNELS // 2
-    conv.bias[CHANNELS : CHANNELS + half] = ANCHOR
-    conv.bias[CHANNELS + half : 2 * CHANNELS] = -ANCHOR
+    """Second stride-2 convolution: 2x2 blocks of 12 channels -> latents, and the anchors from the bias."""
+    channels = len(code.basis)
+    basis = torch.from_numpy(code.basis).reshape(channels, 2, 2, 2, 2, 3)  # big row, row, big column, column
+    basis = basis.permute(0, 2, 4, 5, 1, 3).reshape(channels, 12, 2, 2)
+    conv.weight[:channels, :12, :2, :2] = basis
+    conv.bias[:channels] = -torch.from_numpy(code.basis @ code.mean)
+    half = channels // 2
+    conv.bias[channels : channels + half] = ANCHOR
+    conv.bias[channels + half : 2 * channels] = -ANCHOR
 
 
-def _pass_through(encoder) -> None:
+def _pass_through(encoder, channels: int) -> None:
     """Undo the last norm and SiLU: anchors fix the scale, and subtracting them restores the mean."""
     norm, out = encoder.conv_norm_out, encoder.conv_out
     group = norm.num_channels // norm.num_groups  # holds the latents, as many anchors, and zeros
-    norm.weight[: 2 * CHANNELS] = SHRINK * ANCHOR * (CHANNELS / group) ** 0.5
-    norm.bias[: 2 * CHANNELS] = LIFT
+    norm.weight[: 2 * channels] = SHRINK * ANCHOR * (channels / group) ** 0.5
+    norm.bias[: 2 * channels] = LIFT
     centre = out.weight[:, :, 1, 1]
-    centre[range(CHANNELS), range(CHANNELS)] = 1.0 / SHRINK
-    centre[:CHANNELS, CHANNELS : 2 * CHANNELS] = -1.0 / SHRINK / CHANNELS
-    out.bias[CHANNELS:] = -30.0  # log variance: the code is deterministic
+    centre[range(channels), range(channels)] = 1.0 / SHRINK
+    centre[:channels, channels : 2 * channels] = -1.0 / SHRINK / channels
+    out.bias[channels:] = -30.0  # log variance: the code is deterministic

@@ -11,12 +11,12 @@ KINDS = ("single", "two", "three", "pair", "above", "below", "left", "right")  #
 class CurriculumStage:
     """A stage that lasts until the share ``until`` of the run.
 
-    ``shares`` are the parts of a batch in the order of `KINDS`; ``floor`` is added to the min-SNR odds of all noise
-    levels.
+    ``shares`` are the parts of a batch in the order of `KINDS`, or None for those of the world; ``floor`` is added to
+    the min-SNR odds of all noise levels.
     """
 
     until: float
-    shares: tuple[float, ...]
+    shares: tuple[float, ...] | None
     floor: float
 
 
@@ -28,6 +28,7 @@ CURRICULUM = (
     CurriculumStage(0.35, SHARES, floor=0.03),
     CurriculumStage(1.00, SHARES, floor=0.15),
 )
+POSTER_CURRICULUM = tuple(CurriculumStage(stage.until, None, stage.floor) for stage in CURRICULUM)
 
 
 def stage_at(progress: float, curriculum: tuple[CurriculumStage, ...] = CURRICULUM) -> CurriculumStage:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from vqcompress.shapes.classes import CLASSES
 from vqcompress.shapes.render import render
-from vqcompress.shapes.scenes import Scene, caption, sample_scenes, sample_single_objects
+from vqcompress.shapes.scenes import caption, sample_single_objects
 from vqcompress.shapes.train.autoencoder import PatchCode
 from vqcompress.shapes.train.curriculum import KINDS, kind_of
 from vqcompress.shapes.train.layout import layout
+from vqcompress.shapes.train.world import SHAPES_WORLD, World
 
 CHUNK = 4096  # scenes rendered at once
 
@@ -23,8 +25,8 @@ CHUNK = 4096  # scenes rendered at once
 class CaptionedLatents:
     """Encoded scenes with captions.
 
-    latents float16 [n, 8, 8, 8]; tokens int16 [n, t]; layouts uint8 [n, 8, 8], see `layout`; kinds int64 [n] into
-    KINDS; empty int64 [t], the empty caption.
+    latents float16 [n, channels, h, w]; tokens int16 [n, t]; layouts uint8 [n, ..., 8, 8], see `layout`; kinds int64
+    [n] into KINDS; empty int64 [t], the empty caption.
     """
 
     latents: Tensor
@@ -36,7 +38,7 @@ class CaptionedLatents:
     def batch(
         self, size: int, drop: float, generator: torch.Generator, shares: tuple[float, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Random latents float32 [size, 8, 8, 8], tokens int64 [size, t] and layouts int64 [size, 8, 8].
+        """Random latents float32 [size, channels, h, w], tokens int64 [size, t] and layouts int64 [size, ..., 8, 8].
 
         A share ``drop`` of the captions is replaced by the empty one. ``shares`` gives each kind of
         caption its part of the batch, in the order of KINDS.
@@ -75,24 +77,26 @@ class LabeledLatents:
         return self.latents[index].float(), labels, self.layouts[index].long()
 
 
-def training_images(count: int, seed: int) -> np.ndarray:
-    """Rendered training scenes: uint8 [count, 32, 32, 3]."""
-    return np.stack([render(scene) for scene in sample_scenes(count, seed, "train")])
+def training_images(count: int, seed: int, world: World = SHAPES_WORLD) -> np.ndarray:
+    """Rendered training scenes: uint8 [count, side, side, 3]."""
+    return np.stack([world.render(scene) for scene in world.sample(count, seed, "train")])
 
 
-def training_captions(count: int, seed: int) -> list[str]:
+def training_captions(count: int, seed: int, world: World = SHAPES_WORLD) -> list[str]:
     """Captions of training scenes, repeats included."""
-    return [caption(scene) for scene in sample_scenes(count, seed, "train")]
+    return [world.caption(scene) for scene in world.sample(count, seed, "train")]
 
 
-def build_captioned_latents(count: int, seed: int, code: PatchCode, tokenizer) -> CaptionedLatents:
+def build_captioned_latents(
+    count: int, seed: int, code: PatchCode, tokenizer, world: World = SHAPES_WORLD
+) -> CaptionedLatents:
     """Sample ``count`` training scenes; encode their images and tokenize their captions."""
     latents, tokens, layouts, kinds = [], [], [], []
-    for scenes in _chunks(sample_scenes(count, seed, "train")):
-        latents.append(_encode(scenes, code))
-        texts = [caption(scene) for scene in scenes]
+    for scenes in _chunks(world.sample(count, seed, "train")):
+        latents.append(_encode(map(world.render, scenes), code))
+        texts = [world.caption(scene) for scene in scenes]
         tokens.append(tokenize(tokenizer, texts).short())
-        layouts.append(_layouts(scenes))
+        layouts.append(_stacked(map(world.layout, scenes)))
         kinds += [kind_of(text) for text in texts]
     empty = tokenize(tokenizer, [""])[0]
     return CaptionedLatents(torch.cat(latents), torch.cat(tokens), torch.cat(layouts), torch.tensor(kinds), empty)
@@ -103,27 +107,27 @@ def build_labeled_latents(count: int, seed: int, code: PatchCode) -> LabeledLate
     numbers = {text: number for number, text in enumerate(CLASSES)}
     latents, labels, layouts = [], [], []
     for scenes in _chunks(sample_single_objects(count, seed)):
-        latents.append(_encode(scenes, code))
-        layouts.append(_layouts(scenes))
+        latents.append(_encode(map(render, scenes), code))
+        layouts.append(_stacked(map(layout, scenes)))
         labels += [numbers[caption(scene)] for scene in scenes]
     return LabeledLatents(torch.cat(latents), torch.tensor(labels), torch.cat(layouts))
 
 
 def tokenize(tokenizer, texts: list[str]) -> Tensor:
-    """int64 [n, MAX_TOKENS], padded as the pipeline pads."""
+    """int64 [n, the tokenizer's length], padded as the pipeline pads."""
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def _encode(scenes: list[Scene], code: PatchCode) -> Tensor:
-    return torch.from_numpy(code.encode(np.stack([render(scene) for scene in scenes]))).half()
+def _encode(images: Iterable[np.ndarray], code: PatchCode) -> Tensor:
+    return torch.from_numpy(code.encode(np.stack(list(images)))).half()
 
 
-def _layouts(scenes: list[Scene]) -> Tensor:
-    return torch.from_numpy(np.stack([layout(scene) for scene in scenes]))
+def _stacked(layouts: Iterable[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(list(layouts)))
 
 
-def _chunks(scenes: Iterator[Scene]) -> Iterator[list[Scene]]:
-    chunk: list[Scene] = []
+def _chunks(scenes: Iterator[Any]) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
     for scene in scenes:
         chunk.append(scene)
         if len(chunk) == CHUNK:

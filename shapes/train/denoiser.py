@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from vqcompress.models.clip_pixart_pipeline import read_captions
-from vqcompress.shapes.train.curriculum import CURRICULUM, stage_at
+from vqcompress.shapes.train.curriculum import CURRICULUM, CurriculumStage, stage_at
 from vqcompress.shapes.train.dataset import CaptionedLatents
 from vqcompress.shapes.train.layout import LayoutHead
-from vqcompress.shapes.train.networks import TIME_IDS
 from vqcompress.shapes.train.schedule import Schedule
 from vqcompress.shapes.train.trainer import Trainer, mixed_precision
 
@@ -21,19 +20,24 @@ SNR_CAP = 5.0
 
 
 class UNetDenoiser(torch.nn.Module):
-    """UNet and frozen text encoders as one module: (noisy latents, timesteps, tokens) -> v."""
+    """UNet and frozen text encoders as one module: (noisy latents, timesteps, tokens) -> v.
 
-    def __init__(self, unet, text_encoder, text_encoder_2) -> None:
+    ``side``: of images, in pixels.
+    """
+
+    def __init__(self, unet, text_encoder, text_encoder_2, side: int = 32) -> None:
         super().__init__()
+        size = float(side)
+        self.time_ids = (size, size, 0.0, 0.0, size, size)  # original size, crop corner, target size
         self.unet, self.text_encoder, self.text_encoder_2 = unet, text_encoder, text_encoder_2
 
     def forward(self, noisy: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
-        """noisy [b, 8, 8, 8], steps int64 [b], tokens int64 [b, t] -> v [b, 8, 8, 8]."""
+        """noisy [b, channels, h, w], steps int64 [b], tokens int64 [b, t] -> v, as noisy."""
         with torch.no_grad():  # the encoders were trained before (text_encoders.py)
             first = self.text_encoder(tokens, output_hidden_states=True).hidden_states[-2]
             second = self.text_encoder_2(tokens, output_hidden_states=True)
         states = torch.cat([first, second.hidden_states[-2]], dim=-1)
-        added = {"text_embeds": second.text_embeds, "time_ids": torch.tensor([TIME_IDS]).repeat(len(noisy), 1)}
+        added = {"text_embeds": second.text_embeds, "time_ids": torch.tensor([self.time_ids]).repeat(len(noisy), 1)}
         return self.unet(noisy, steps, states, added_cond_kwargs=added).sample
 
 
@@ -76,10 +80,11 @@ class DenoiserTrainer(Trainer):
         schedule: Schedule,
         seed: int,
         head: LayoutHead | None = None,
+        curriculum: tuple[CurriculumStage, ...] = CURRICULUM,
     ) -> None:
         super().__init__(model, schedule, seed, head)
         self.data, self.alphas = data, alphas
-        self.curriculum = CURRICULUM
+        self.curriculum = curriculum
         # Timesteps are drawn in proportion to their weight: with uniform draws half of a batch would hardly count.
         self.odds = min_snr_weight(alphas)
 
@@ -87,7 +92,7 @@ class DenoiserTrainer(Trainer):
         """As `Trainer.restore`; without ``keep_clock``, in the curriculum's last stage."""
         super().restore(path, keep_clock)
         if not keep_clock:
-            self.curriculum = CURRICULUM[-1:]
+            self.curriculum = self.curriculum[-1:]
 
     def loss(self, generator: torch.Generator) -> Tensor:
         last, progress = self.curriculum[-1], self.schedule.cycle_progress

@@ -1,4 +1,4 @@
-"""The three models: how each is built, on what it is trained, and the pipeline folder it is saved as."""
+"""The models: how each is built, on what it is trained, and the pipeline folder it is saved as."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ from vqcompress.shapes.train.saving import save_class_pipeline, save_pipeline, s
 from vqcompress.shapes.train.schedule import Schedule
 from vqcompress.shapes.train.trainer import Trainer
 from vqcompress.shapes.train.workspace import Workspace
+from vqcompress.shapes.train.world import POSTERS_WORLD, SHAPES_WORLD, World
 
 
 class ModelConfig(Protocol):
     """How one of the models is made."""
+
+    @property
+    def world(self) -> World:
+        """The scenes it is made from."""
 
     def build(self, workspace: Workspace) -> torch.nn.Module:
         """The untrained model, with the workspace's text encoders where it reads captions."""
@@ -38,13 +43,15 @@ class ModelConfig(Protocol):
 class UNetConfig:
     """`shapes`: SDXL's form."""
 
+    world: World = SHAPES_WORLD
+
     def build(self, workspace: Workspace) -> torch.nn.Module:
         return workspace.model
 
     def trainer(self, model, workspace: Workspace, scenes: int, schedule: Schedule) -> Trainer:
-        data = build_captioned_latents(scenes, workspace.seed + 2, workspace.code, workspace.tokenizer)
+        data = build_captioned_latents(scenes, workspace.seed + 2, workspace.code, workspace.tokenizer, self.world)
         alphas = build_scheduler().alphas_cumprod
-        return DenoiserTrainer(model, data, alphas, schedule, workspace.seed, self.head(model))
+        return DenoiserTrainer(model, data, alphas, schedule, workspace.seed, self.head(model), self.world.curriculum)
 
     def head(self, model) -> LayoutHead | None:
         """The layout head that the model is trained with; none here."""
@@ -53,6 +60,16 @@ class UNetConfig:
     def save(self, model: UNetDenoiser, workspace: Workspace) -> None:
         encoders = model.text_encoder, model.text_encoder_2
         save_pipeline(workspace.out, workspace.vae, model.unet, encoders, workspace.tokenizer, build_scheduler())
+
+
+class PosterConfig(UNetConfig):
+    """`posters`: SDXL's form, and its proportions of weights to places."""
+
+    world: World = POSTERS_WORLD
+
+    def head(self, model: UNetDenoiser) -> LayoutHead:
+        middle = model.unet.mid_block.attentions[0]
+        return LayoutHead(middle.transformer_blocks[-1], middle.inner_dim, self.world.layout_classes)
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,7 @@ class MixtureConfig:
     """`shapes-moe`: DiT-MoE's form, single objects by class."""
 
     network: Callable[[], torch.nn.Module] = build_mixture
+    world: World = SHAPES_WORLD
 
     def build(self, workspace: Workspace) -> torch.nn.Module:
         return self.network()
@@ -97,4 +115,9 @@ class MixtureConfig:
         save_class_pipeline(workspace.out, workspace.vae, model, CLASSES, EMBEDDED["shapes-moe"].guidance)
 
 
-MODEL_CONFIGS: dict[str, ModelConfig] = {"unet": UNetConfig(), "dit": TransformerConfig(), "moe": MixtureConfig()}
+MODEL_CONFIGS: dict[str, ModelConfig] = {
+    "unet": UNetConfig(),
+    "dit": TransformerConfig(),
+    "moe": MixtureConfig(),
+    "posters": PosterConfig(),
+}

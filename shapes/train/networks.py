@@ -8,7 +8,6 @@ TEXT_WIDTH = 128
 POOLED_WIDTH = 128
 ATTRIBUTE_TOKENS = 4  # added to the transformer's caption, each with its own projection of the pooled text
 GATES = [2, 5]  # rows of a PixArt block's table: shift, scale, gate of attention, then of the MLP
-TIME_IDS = (32.0, 32.0, 0.0, 0.0, 32.0, 32.0)  # original size, crop corner, target size: one resolution only
 
 
 def build_unet():
@@ -25,6 +24,32 @@ def build_unet():
         layers_per_block=1,
         transformer_layers_per_block=[1, 1, 2],
         attention_head_dim=[2, 4, 6],  # diffusers reads this as the number of heads: 32 wide each
+        cross_attention_dim=2 * TEXT_WIDTH,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=POOLED_WIDTH + 6 * 32,
+        norm_num_groups=16,
+    )
+
+
+def build_poster_unet():
+    """`UNet2DConditionModel` on [batch, 12, 16, 16] latents; most weights are in transformers on 8x8 places.
+
+    Two levels stand for SDXL's last two, three transformer layers at the deepest for its ten.
+    """
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=12,
+        out_channels=12,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(96, 192),
+        layers_per_block=1,
+        transformer_layers_per_block=[1, 3],
+        attention_head_dim=[3, 6],  # diffusers reads this as the number of heads: 32 wide each
         cross_attention_dim=2 * TEXT_WIDTH,
         use_linear_projection=True,
         addition_embed_type="text_time",

@@ -8,11 +8,15 @@ text features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vqcompress.shapes.caption_parser import parse_caption
+from vqcompress.shapes.posters.glyphs import LETTERS
+from vqcompress.shapes.posters.scenes import IN_FRONT, TEXTURES
 from vqcompress.shapes.scenes import BACKGROUNDS, COLORS, RADII, SHAPES
 from vqcompress.shapes.train.networks import POOLED_WIDTH, TEXT_WIDTH
 from vqcompress.shapes.train.schedule import Schedule
@@ -55,13 +59,38 @@ def attributes_of(caption: str) -> list[int]:
     ]
 
 
-class CaptionClassifier(torch.nn.Module):
-    """Both encoders with a linear classifier on each of the outputs that the denoiser reads."""
+POSTER_ATTRIBUTES = {
+    **ATTRIBUTES,
+    "axis": 4,
+    "texture": len(TEXTURES),
+    "second texture": 1 + len(TEXTURES),
+    "letter": 1 + len(LETTERS),
+    "second letter": 1 + len(LETTERS),
+}
+"""`ATTRIBUTES` of posters, whose axis may point to the front."""
 
-    def __init__(self, text_encoder, text_encoder_2) -> None:
+
+def poster_attributes_of(caption: str) -> list[int]:
+    """A poster caption's class of each of `POSTER_ATTRIBUTES`; of overlapping objects the front one is first."""
+    content = parse_caption(caption)
+    textures = [TEXTURES.index(name) for name in content.textures]
+    if content.relation in ("below", "to the right of"):
+        textures.reverse()
+    letters = [1 + LETTERS.index(letter) for letter in content.label] or [0, 0]
+    found = dict(zip(ATTRIBUTES, attributes_of(caption), strict=True))
+    if content.relation == IN_FRONT:
+        found["axis"] = 3
+    return [*found.values(), textures[0], *(textures[1:] or [len(TEXTURES)]), *letters]
+
+
+class CaptionClassifier(torch.nn.Module):
+    """Both encoders with a linear classifier of ``attributes`` on each of the outputs that the denoiser reads."""
+
+    def __init__(self, text_encoder, text_encoder_2, attributes: Mapping[str, int] = ATTRIBUTES) -> None:
         super().__init__()
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
-        classes = sum(ATTRIBUTES.values())
+        self.sizes = list(attributes.values())
+        classes = sum(self.sizes)
         self.heads = torch.nn.ModuleList(
             torch.nn.Linear(width, classes) for width in (TEXT_WIDTH, TEXT_WIDTH, POOLED_WIDTH)
         )
@@ -90,7 +119,7 @@ def train_text_encoders(
 @torch.no_grad()
 def attribute_accuracy(classifier: CaptionClassifier, tokens: Tensor, targets: Tensor) -> float:
     """Share of captions whose attributes are all right when read from the pooled text."""
-    logits = classifier(tokens.long())[1].split(list(ATTRIBUTES.values()), -1)
+    logits = classifier(tokens.long())[1].split(classifier.sizes, -1)
     correct = torch.stack([each.argmax(-1) == targets[:, i] for i, each in enumerate(logits)], 1)
     return correct.all(1).float().mean().item()
 
@@ -101,6 +130,6 @@ def _loss(classifier: CaptionClassifier, tokens: Tensor, targets: Tensor, end: i
     captions, places = torch.where(tokens == end)
     logits = torch.cat([states[captions, places].flatten(0, 1), pooled])
     truth = torch.cat([targets[captions].repeat_interleave(2, 0), targets])
-    parts = logits.split(list(ATTRIBUTES.values()), -1)
+    parts = logits.split(classifier.sizes, -1)
     losses = [functional.cross_entropy(q, truth[:, i], label_smoothing=SMOOTHING) for i, q in enumerate(parts)]
     return torch.stack(losses).mean()

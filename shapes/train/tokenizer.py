@@ -22,14 +22,14 @@ def learn_vocabulary(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[s
     return {token: index for index, token in enumerate(tokens)}, merges
 
 
-def build_tokenizer(texts: Iterable[str]):
-    """A `CLIPTokenizer` that pads to MAX_TOKENS with the end mark."""
+def build_tokenizer(texts: Iterable[str], max_tokens: int = MAX_TOKENS):
+    """A `CLIPTokenizer` that pads to ``max_tokens`` with the end mark."""
     from transformers import CLIPTokenizer
 
     vocabulary, merges = learn_vocabulary(texts)
     return CLIPTokenizer(
         vocab=vocabulary, merges=merges, unk_token=END, bos_token=START, eos_token=END, pad_token=END,
-        model_max_length=MAX_TOKENS,
+        model_max_length=max_tokens,
     )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ import torch
 from vqcompress.shapes.train.autoencoder import PatchCode, build_autoencoder, fit_patch_code, set_encoder
 from vqcompress.shapes.train.dataset import training_captions, training_images
 from vqcompress.shapes.train.denoiser import UNetDenoiser
-from vqcompress.shapes.train.networks import build_text_encoders, build_unet
+from vqcompress.shapes.train.networks import build_text_encoders
 from vqcompress.shapes.train.tokenizer import build_tokenizer
+from vqcompress.shapes.train.world import SHAPES_WORLD, World
 
 PATCH_IMAGES, VOCABULARY_CAPTIONS = 8_000, 5_000
 
@@ -18,18 +19,20 @@ PATCH_IMAGES, VOCABULARY_CAPTIONS = 8_000, 5_000
 class Workspace:
     """Rebuilt from the seed at every start.
 
-    Text encoders and decoder are the same for every model: ``parts`` is the work folder that has them.
+    Text encoders and decoder are the same for every model of a world: ``parts`` is the work folder that has them.
     """
 
-    def __init__(self, out: Path, work: Path, seed: int, parts: Path | None = None) -> None:
+    def __init__(
+        self, out: Path, work: Path, seed: int, parts: Path | None = None, world: World = SHAPES_WORLD
+    ) -> None:
         torch.manual_seed(seed)
-        self.out, self.work, self.seed, self.parts = out, work, seed, parts or work
+        self.out, self.work, self.seed, self.parts, self.world = out, work, seed, parts or work, world
         work.mkdir(parents=True, exist_ok=True)
-        self.code: PatchCode = fit_patch_code(training_images(PATCH_IMAGES, seed))
-        self.tokenizer = build_tokenizer(training_captions(VOCABULARY_CAPTIONS, seed))
-        self.vae = build_autoencoder().eval()
+        self.code: PatchCode = fit_patch_code(training_images(PATCH_IMAGES, seed, world), world.channels)
+        self.tokenizer = build_tokenizer(training_captions(VOCABULARY_CAPTIONS, seed, world), world.max_tokens)
+        self.vae = build_autoencoder(world.side, world.channels).eval()
         set_encoder(self.vae, self.code)
-        self.model = UNetDenoiser(build_unet(), *build_text_encoders(self.tokenizer))
+        self.model = UNetDenoiser(world.build_unet(), *build_text_encoders(self.tokenizer), world.side)
 
     def load_decoder(self) -> None:
         """Load the trained decoder, if there is one yet."""

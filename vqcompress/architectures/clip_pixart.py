@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vqcompress.architectures.architecture import Pipeline, image_size
 from vqcompress.architectures.text_flow import TextFlowArchitecture
-from vqcompress.embedded import EMBEDDED, has_embedded_latents
+from vqcompress.embedded import EMBEDDED
 from vqcompress.sampling_config import ResolvedSampling
 
 
@@ -22,6 +22,6 @@ class ClipPixArtArchitecture(TextFlowArchitecture):
         found = super().of(pipeline)
         model = EMBEDDED["shapes-dit"]
         defaults = ResolvedSampling(model.steps, model.guidance, *image_size(pipeline, pipeline.transformer))
-        embedded = has_embedded_latents(pipeline.transformer.config)
+        embedded = model.fits(pipeline.transformer.config)
         name, prompts = ("shapes-dit", model.prompt_set) if embedded else (found.name, "general")
         return cls(name, found.denoiser, found.components, defaults, prompts)
