@@ -9,7 +9,7 @@ arXiv 2210.17323) is exact, every step has a closed form, and columns get rates 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from vqcompress.formats.column_scales import COLUMN_SCALES_ON_DISK, column_scale
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.additive_columns import AdditiveColumns
 from vqcompress.quantizers.codebooks import prefix_errors, refine_codebooks, residual_codebooks
+from vqcompress.quantizers.column_order import price_of_a_bit
 from vqcompress.quantizers.column_rates import AdditiveBudget, RatePlan
 from vqcompress.quantizers.error_feedback import FeedbackPlanner
 from vqcompress.quantizers.outliers import NO_OUTLIERS, input_outliers
@@ -119,6 +120,9 @@ def quantize_additive(
     else:
         codebooks = shared_codebooks.cpu().float()
         plan, errors = _plan_for(codebooks, weight, scale, budget, seed)
+    if inputs is not None and not budget.flat:
+        own_bytes = settings.count_codebooks and shared_codebooks is None
+        inputs, plan = _in_fitted_order(inputs, plan, budget, codebooks, errors, bits, own_bytes)
     columns = AdditiveColumns(weight, scale, per_output, codebooks, plan, settings.beam)
     distortion = torch.tensor([errors[rate] for rate in plan.rates.tolist()])
     columns.sweep(None if inputs is None else inputs.feedback(distortion))
@@ -190,6 +194,29 @@ def _plan_for(
     vectors, _ = sample_vectors(weight, scale, dimension, SAMPLE // 4, seed)
     errors = prefix_errors(codebooks, vectors, START_BEAM)
     return budget.plan(errors, dimension, (size - 1).bit_length()), errors
+
+
+def _in_fitted_order(
+    inputs: FeedbackPlanner,
+    plan: RatePlan,
+    budget: AdditiveBudget,
+    codebooks: Tensor,
+    errors: Mapping[int, float],
+    bits: float,
+    counted: bool,
+) -> tuple[FeedbackPlanner, RatePlan]:
+    """Feedback in an order of columns that fits whole codes, and its plan; or those given, where they cost less."""
+    count, size, dimension = codebooks.shape
+    code_bits = (size - 1).bit_length()
+    usable = {rate: error for rate, error in errors.items() if rate <= count}
+    a_code = code_bits / dimension
+    by_bits = {rate * a_code: error for rate, error in usable.items()}
+    price = price_of_a_bit(budget.sensitivity, float(plan.rates.double().mean()) * a_code, by_bits)
+    alike = torch.ones(len(plan.rates))
+    ordered = inputs.in_fitted_order(alike, bits, by_bits, price)
+    fitted = budget.with_sensitivity(ordered.costs(alike, bits))
+    other = fitted.plan(usable, dimension, code_bits, 2 * dimension * size if counted else 0)
+    return (ordered, other) if other.error < plan.error else (inputs, plan)
 
 
 def _improve(columns: AdditiveColumns, second_moment: SecondMoment | None, passes: int, own: bool) -> None:

@@ -8,6 +8,7 @@ a factor of 1.5 to 2 at the same bytes, compared with one rate for all.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,12 @@ class AdditiveBudget:
     def flat(self) -> bool:
         """Whether all columns matter alike."""
         return bool(self.sensitivity.max() <= FLAT * self.sensitivity.min())
+
+    def with_sensitivity(self, sensitivity: Tensor) -> AdditiveBudget:
+        """The same bytes for columns that matter otherwise."""
+        other = copy.copy(self)
+        other.sensitivity = sensitivity
+        return other
 
     def plan(self, errors: dict[int, float], dimension: int, code_bits: int, codebook_bytes: int = 0) -> RatePlan:
         """Column rates for a code with these `codebooks.prefix_errors`, each codebook in use costing

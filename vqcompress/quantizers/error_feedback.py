@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,10 +39,12 @@ from vqcompress.errors import CalibrationError
 from vqcompress.moments.rate_distortion import water_level
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.moments.spectrum_sketch import SpectrumSketch
+from vqcompress.quantizers.column_order import fitted_order
 from vqcompress.quantizers.inverse_factor import inverse_upper_factor, raised_cholesky
 from vqcompress.quantizers.unseen_inputs import with_unseen_inputs
 
 BLOCK = 128  # columns whose feedback is applied lazily to all later ones in one matrix product
+CORNER = 640  # columns that may change places among each other, at most
 # Of an estimate from few samples: a tenth and ten times as much are up to 5 % worse on held-out samples of layer b
 # (2048 for 640 columns).
 ESTIMATE_DAMPING = 1e-3
@@ -64,7 +66,7 @@ Factorize = Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tenso
 class Feedback(ABC):
     """A factored second moment.
 
-    ``order [columns]`` is the processing order (falling H_jj), ``sensitivity [columns]`` the cost of squared error in
+    ``order [columns]`` is the processing order, ``sensitivity [columns]`` the cost of squared error in
     each column, in natural order (float64). ``distortion [columns]``, float64 in ``[0, 1)``, is the share of a target's
     energy that each column's code is expected to leave as error.
     """
@@ -88,6 +90,10 @@ class Feedback(ABC):
         In natural order; ``None`` where it is not known, because U is not.
         """
         return None
+
+    def corners(self) -> list[Tensor]:
+        """Triangles ``[n, n]`` on the diagonal of U, from the first column to the last; none where U is not known."""
+        return []
 
     def pivots(self) -> Tensor:
         """Those of M, float64 ``[columns]``: ``1 / U_jj²``."""
@@ -120,8 +126,11 @@ def prepare_feedback(
     damping: float = 1e-3,
     factorize: Factorize = inverse_upper_factor,
     distortion: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Feedback:
     """Factor ``second_moment`` in float64 with ``damping`` times its mean diagonal added.
+
+    ``order [columns]`` is that in which columns are processed, by default falling H_jj.
 
     ``distortion [columns]`` in ``[0, 1]`` is that of the columns' codes on a source of unit variance; ``None`` for
     columns that answer in full. Rank-deficient moments (fewer samples than columns, dead inputs) are fine: damping is
@@ -138,7 +147,7 @@ def prepare_feedback(
     if second_moment.samples is not None:
         return _sample_feedback(second_moment, max(damping, 0.0 if second_moment.ridge else LEAST_DAMPING), distortion)
     square, diagonal = second_moment.dense(), second_moment.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True)
+    order = torch.argsort(diagonal, descending=True, stable=True) if order is None else order.to(diagonal.device)
     unit = float(diagonal.double().mean()) or 1.0
     ordered = None if distortion is None else distortion[order]
     while (found := factorize(square, order, damping * unit, ordered)) is None:
@@ -154,12 +163,14 @@ def prepare_feedback(
 class FeedbackPlanner:
     """Feedback from ``second_moment`` under ``damping``, before and after the columns' rates are known.
 
-    The moment may be on an accelerator, and is factored there; results are on the CPU.
+    ``order`` as in `prepare_feedback`. The moment may be on an accelerator, and is factored there; results are on the
+    CPU.
     """
 
     second_moment: SecondMoment
     damping: float
-    _at_one_rate: dict[float, tuple[Tensor, Tensor | None]] = field(default_factory=dict, compare=False, repr=False)
+    order: Tensor | None = None
+    _at_one_rate: dict[float, _Factored] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def for_setting(cls, second_moment: SecondMoment, damping: float | Literal["auto"], bits: float) -> FeedbackPlanner:
@@ -175,18 +186,45 @@ class FeedbackPlanner:
         is ``scaled`` to its targets may decode to more than its weights' energy: to the noise of the columns before it.
         """
         energy = sizes.double().cpu().square()
-        if bits not in self._at_one_rate:  # a layer asks more than once, and factors take as long as codes
-            found = self.feedback(torch.full_like(energy, 4.0**-bits))
-            self._at_one_rate[bits] = found.pivots(), found.propagated_error()
-        pivots, noise = self._at_one_rate[bits]
-        costs = pivots * energy
-        if noise is None or not scaled:
+        found = self._factored(bits)
+        costs = found.pivots * energy
+        if found.noise is None or not scaled:
             return costs
-        return torch.maximum(costs, (1 + noise) * water_level(costs, bits))
+        return torch.maximum(costs, (1 + found.noise) * water_level(costs, bits))
+
+    def in_fitted_order(
+        self, sizes: Tensor, bits: float, distortions: Mapping[float, float], price: float
+    ) -> FeedbackPlanner:
+        """The same with columns in an order that fits the rates that there are (`column_order.fitted_order`).
+
+        ``sizes`` and ``bits`` as in `costs`. Itself where U is not known.
+        """
+        found = self._factored(bits)
+        if not found.corners:
+            return self
+        energy = sizes.double().cpu().square()
+        order = fitted_order(found.order, found.corners, energy, distortions, price)
+        return FeedbackPlanner(self.second_moment, self.damping, order)
 
     def feedback(self, distortion: Tensor) -> Feedback:
         """`prepare_feedback` for codes of ``distortion [columns]``."""
-        return prepare_feedback(self.second_moment, self.damping, distortion=distortion).to("cpu")
+        return prepare_feedback(self.second_moment, self.damping, distortion=distortion, order=self.order).to("cpu")
+
+    def _factored(self, bits: float) -> _Factored:
+        if bits not in self._at_one_rate:  # a layer asks more than once, and factors take as long as codes
+            found = self.feedback(torch.full((self.second_moment.columns,), 4.0**-bits, dtype=torch.float64))
+            self._at_one_rate[bits] = _Factored(found.pivots(), found.propagated_error(), found.order, found.corners())
+        return self._at_one_rate[bits]
+
+
+@dataclass(frozen=True)
+class _Factored:
+    """What is kept of a `Feedback`: all but the whole factor."""
+
+    pivots: Tensor
+    noise: Tensor | None
+    order: Tensor
+    corners: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -227,6 +265,12 @@ class SquareFeedback(Feedback):
         for lines in self.factor.split(BLOCK):  # in float64, which the whole would take four times the moment for
             gained[self.order] += lines.double().square().sum(0)
         return (gained * self.pivots() - 1).clamp_min(0)
+
+    def corners(self) -> list[Tensor]:
+        """As few as have at most `CORNER` columns, and alike in size."""
+        count = -(-len(self.order) // CORNER)
+        places = torch.arange(len(self.order), device=self.factor.device).chunk(count)
+        return [self.factor[place[0] : place[-1] + 1, place[0] : place[-1] + 1].clone() for place in places]
 
     def to(self, device: torch.device | str) -> SquareFeedback:
         """The same on another device."""

@@ -26,6 +26,7 @@ from vqcompress.formats.rotation import rotate
 from vqcompress.formats.trellis import MAX_TAIL, TrellisSpec
 from vqcompress.formats.trellis_table import STATE_BITS, gaussian_error, max_rate
 from vqcompress.moments.second_moment import SecondMoment
+from vqcompress.quantizers.column_order import price_of_a_bit
 from vqcompress.quantizers.column_rates import MAX_RATE_BITS, RatePlan, plan_rates
 from vqcompress.quantizers.coordinate_descent import damped
 from vqcompress.quantizers.error_feedback import FeedbackPlanner
@@ -181,11 +182,16 @@ class _Task:
         weight = rotate(weight.t(), source.rotation).t()
         if outputs is not None:
             outputs = rotate(rotate(outputs, source.rotation).t(), source.rotation)
-        plan = _plan(weight, costs, state_bits, source, self._budget)
+        plan, inputs = _plan(weight, costs, state_bits, source, self._budget), self.inputs
+        if inputs is not None:
+            ordered = inputs.in_fitted_order(sizes, self.bits, *_prices(plan, costs.at_rate_0, state_bits))
+            fitted = _Costs(ordered.costs(sizes, self.bits, scaled=scaled), scaled)
+            other = _plan(weight, fitted, state_bits, source, self._budget)
+            inputs, plan = (ordered, other) if other.error < plan.error else (inputs, plan)
         phase = int(torch.randint(len(weight), (), generator=generator))
         code = TrellisCode(state_bits, source, plan, phase, self.settings.output_search)
         columns = TrellisColumns(weight, code, sizes if scaled else None, outputs, self.on_gpu)
-        columns.sweep(None if self.inputs is None else self.inputs.feedback(columns.distortions))
+        columns.sweep(None if inputs is None else inputs.feedback(columns.distortions))
         return columns
 
     @property
@@ -266,6 +272,14 @@ def _plan_in(unit: float, outputs: int, state_bits: int, cost: Tensor, nbytes: i
     rate_bits = MAX_RATE_BITS + (unit < 1)
     plan = plan_rates(cost, distortion, lambda rate: packed_bytes(int(outputs * rate * unit), 1), nbytes, rate_bits)
     return None if plan is None else replace(plan, unit=unit)
+
+
+def _prices(plan: RatePlan, costs: Tensor, state_bits: int) -> tuple[dict[float, float], float]:
+    """Distortions of the rates that ``plan`` can store, by bits, and what a bit is worth under it."""
+    last = min(plan.min_rate + (1 << plan.rate_bits) - 1, int(max_rate(state_bits) / plan.unit))
+    rates = [rate * plan.unit for rate in range(plan.min_rate, last + 1)]
+    distortions = {rate: gaussian_error(state_bits, rate) for rate in rates}
+    return distortions, price_of_a_bit(costs, float(plan.bits.mean()), distortions)
 
 
 TRELLIS = Quantizer(quantize_trellis, TrellisSettings, energy=coded_energy, check=check_search)
