@@ -121,8 +121,9 @@ def quantize_additive(
         codebooks = shared_codebooks.cpu().float()
         plan, errors = _plan_for(codebooks, weight, scale, budget, seed)
     if inputs is not None and not budget.flat:
-        own_bytes = settings.count_codebooks and shared_codebooks is None
-        inputs, plan = _in_fitted_order(inputs, plan, budget, codebooks, errors, bits, own_bytes)
+        counted = settings.count_codebooks and shared_codebooks is None
+        inputs, plan = _in_fitted_order(inputs, plan, budget, codebooks, errors, bits, counted)
+        codebooks = codebooks if shared_codebooks is not None else codebooks[: int(plan.rates.max())]
     columns = AdditiveColumns(weight, scale, per_output, codebooks, plan, settings.beam)
     distortion = torch.tensor([errors[rate] for rate in plan.rates.tolist()])
     columns.sweep(None if inputs is None else inputs.feedback(distortion))
