@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,6 +33,9 @@ GAP = 2.0  # pixels between the boxes of two objects, so that blur cannot join t
 READING_ORDER = ("above", "to the left of")  # positions of objects that a caption only lists
 TRIANGLE = np.array([(16.0, 9.7), (9.7, 22.3), (22.3, 22.3)])  # three objects: one above two, or upside down
 TRIANGLE_JITTER = 2.2  # pixels, in x and in y
+
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,7 @@ def split_of(text: str) -> str:
 
 def sample_scene(rng: np.random.Generator, split: str | None = None) -> Scene:
     """Sample one scene; with ``split``, one whose caption belongs to it."""
-    while True:
-        scene = _sample(rng)
-        if split is None or split_of(caption(scene)) == split:
-            return scene
+    return drawn_for(split, lambda: _sample(rng), caption)
 
 
 def sample_scenes(count: int, seed: int, split: str | None = None) -> Iterator[Scene]:
@@ -95,9 +96,22 @@ def sample_single_objects(count: int, seed: int) -> Iterator[Scene]:
 def sample_captions(count: int, seed: int, split: str) -> list[str]:
     """``count`` distinct captions of one split, in the order in which they were sampled."""
     rng = np.random.default_rng(seed)
+    return first_distinct(count, lambda: caption(sample_scene(rng, split)))
+
+
+def drawn_for(split: str | None, draw: Callable[[], S], describe: Callable[[S], str]) -> S:
+    """The first that ``draw()`` gives whose caption, ``describe(it)``, belongs to ``split``; any without one."""
+    while True:
+        scene = draw()
+        if split is None or split_of(describe(scene)) == split:
+            return scene
+
+
+def first_distinct(count: int, draw: Callable[[], str]) -> list[str]:
+    """The first ``count`` different texts that ``draw()`` gives."""
     found: dict[str, None] = {}
     while len(found) < count:
-        found[caption(sample_scene(rng, split))] = None
+        found[draw()] = None
     return list(found)
 
 

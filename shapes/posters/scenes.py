@@ -17,9 +17,10 @@ from vqcompress.shapes.scenes import (
     SHAPES,
     TRIES,
     apart,
+    drawn_for,
+    first_distinct,
     pick,
     relation_holds,
-    split_of,
     with_article,
 )
 
@@ -81,10 +82,7 @@ def caption(poster: Poster) -> str:
 
 def sample_poster(rng: np.random.Generator, split: str | None = None) -> Poster:
     """Sample one poster; with ``split``, one whose caption belongs to it."""
-    while True:
-        poster = _sample(rng)
-        if split is None or split_of(caption(poster)) == split:
-            return poster
+    return drawn_for(split, lambda: _sample(rng), caption)
 
 
 def sample_posters(count: int, seed: int, split: str | None = None) -> Iterator[Poster]:
@@ -96,10 +94,7 @@ def sample_posters(count: int, seed: int, split: str | None = None) -> Iterator[
 def sample_captions(count: int, seed: int, split: str) -> list[str]:
     """``count`` distinct captions of one split, in the order in which they were sampled."""
     rng = np.random.default_rng(seed)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[caption(sample_poster(rng, split))] = None
-    return list(found)
+    return first_distinct(count, lambda: caption(sample_poster(rng, split)))
 
 
 def held_out_captions(count: int = 200, seed: int = 2024) -> list[str]:
