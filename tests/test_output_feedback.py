@@ -60,8 +60,7 @@ def error(folder: Path, calls: list[dict[str, Any]]) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["parallel", "sequential"])
 def test_the_denoisers_error_falls(tiny_sdxl: Path, tmp_path: Path, calls: list[dict[str, Any]], order: str) -> None:
-    """By 7 to 10 % in the sum over three seeds. In a network this small another seed, or another rounding, moves one
-    error by a tenth, hence the slack; a wrong moment costs more."""
+    """By 7 to 10 % in the sum over three seeds. In a network this small another seed moves one error by a tenth."""
     calibration = {**CALIBRATION, "order": order}
     errors = {"plain": 0.0, "coupled": 0.0}
     for seed in range(3):
@@ -72,7 +71,7 @@ def test_the_denoisers_error_falls(tiny_sdxl: Path, tmp_path: Path, calls: list[
             errors[name] += error(folder, calls)
             sizes.append(vqcompress.inspect(folder)["bits_per_weight"])
         assert sizes[1] <= sizes[0] + 0.01
-    assert errors["coupled"] < 1.05 * errors["plain"]
+    assert errors["coupled"] < errors["plain"]
 
 
 def test_a_run_that_stops_goes_on_to_the_same_bytes(tiny_sdxl: Path, coupled: Path, tmp_path: Path) -> None:
