@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vqcompress.formats.trellis_table import GAUSSIAN_CODES, stretched_values, value_table
-from vqcompress.search.viterbi import CpuViterbi, HalfRateSearch, Search
+from vqcompress.search.viterbi import CpuViterbi, Search
 
 ROWS = 1024
 GAIN_STEPS = (0.94, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06)
@@ -74,12 +74,12 @@ def error(state_bits: int, rate: int, multiplier: int, gain: float, columns: np.
     """Mean squared error of ``columns``, both ends free; at half a bit for the table of weights without new bits."""
     table, ones = stretched_values(state_bits, multiplier, gain, 0.0), np.ones(ROWS, np.float32)
     if rate:
-        run: Search | HalfRateSearch = Search(state_bits, rate, table.float().numpy(), ROWS)
+        run = Search(state_bits, rate, {rate: table.float().numpy()}, ROWS, ROWS)
         tables, own = table.float().numpy()[None], np.zeros(ROWS, int)
     else:
         both = {**known_tables(state_bits, 0.5), 0: table}
         tables, own = np.stack([both[bits].float().numpy() for bits in (0, 1)]), np.arange(ROWS) % 2
-        run = HalfRateSearch(state_bits, 0.5, dict(enumerate(tables)), ROWS, ROWS)
+        run = Search(state_bits, 0.5, dict(enumerate(tables)), ROWS, ROWS)
     return float(np.mean([(tables[own, run(column, ones)] - column) ** 2 for column in columns]))
 
 

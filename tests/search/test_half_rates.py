@@ -15,7 +15,7 @@ from vqcompress.formats.trellis import new_bits, window_states
 from vqcompress.formats.trellis_table import gaussian_error, value_table
 from vqcompress.search.coupled_viterbi import CoupledSearch, CoupledViterbi, factor_metric
 from vqcompress.search.decided_viterbi import CHUNK, DecidedSearch, DecidedViterbi
-from vqcompress.search.viterbi import CpuViterbi, HalfRateSearch
+from vqcompress.search.viterbi import CpuViterbi, Search
 
 TOYS = [(4, 1.5, 6), (4, 1.5, 5), (5, 1.5, 7), (6, 2.5, 4), (6, 2.5, 5), (4, 0.5, 9), (5, 0.5, 12), (10, 4.5, 2)]
 
@@ -44,7 +44,7 @@ def test_fixed_boundary_is_the_optimum_from_every_phase(state_bits, rate, length
     x, r, tables = toy(state_bits, rate, length)
     states, bits = every_stream(rate, length, state_bits), new_bits(rate, length).tolist()
     costs = ((x - r * looked_up(tables, rate, states)) ** 2).sum(1)
-    search = HalfRateSearch(state_bits, rate, tables, length, length)
+    search = Search(state_bits, rate, tables, length, length)
     for phase in range(length):
         turn = np.roll(np.arange(length), -phase)
         boundaries = states[:, phase] >> bits[phase]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
+import timeit
+from functools import partial
 
 import numpy as np
 import pytest
@@ -43,7 +46,7 @@ def path_cost(states, x, r, table) -> float:
 def test_fixed_boundary_is_the_optimum(state_bits, rate, length, kind):
     x, r, table = toy(state_bits, length)
     boundaries, costs = circular_costs(x, r, table, state_bits, rate)
-    search = Search(state_bits, rate, table, length)
+    search = Search(state_bits, rate, {rate: table}, length, length)
     for boundary in range(0, 1 << (state_bits - rate), 3):
         if kind == "compiled":
             states = search(x, r, boundary)
@@ -66,16 +69,31 @@ def test_free_ends_are_the_optimum(state_bits, rate, length):
             group = states[-1] & (groups - 1)
         paths.append(states)
     best = min(path_cost(states, x, r, table) for states in paths)
-    assert path_cost(Search(state_bits, rate, table, length)(x, r), x, r, table) == pytest.approx(best, rel=1e-5)
+    found = Search(state_bits, rate, {rate: table}, length, length)(x, r)
+    assert path_cost(found, x, r, table) == pytest.approx(best, rel=1e-5)
 
 
-@pytest.mark.parametrize(("state_bits", "rate"), [(8, 1), (8, 3), (8, 4), (10, 5), (12, 2), (12, 6)])
+@pytest.mark.parametrize(
+    ("state_bits", "rate"), [(8, 1), (8, 3), (8, 4), (10, 5), (12, 2), (12, 5), (12, 6), (14, 5), (14, 7)]
+)
 def test_compiled_equals_reference(state_bits, rate):
     x, r, _ = toy(4, 40)
     table = value_table(state_bits, rate, 0.1).float()
-    compiled = Search(state_bits, rate, table.numpy(), 40)(x, r, 5)
+    compiled = Search(state_bits, rate, {rate: table.numpy()}, 40, 40)(x, r, 5)
     reference = search_states(torch.from_numpy(x), torch.from_numpy(r), table, rate, 5)
     np.testing.assert_array_equal(compiled, reference.numpy())
+
+
+def test_no_rate_takes_much_longer_than_another():
+    """The work is ``2**state_bits`` comparisons a weight at every rate; a loop that is not vectorized shows here."""
+    state_bits, length = 14, 128
+    x, r, table = toy(state_bits, length)
+    seconds = []
+    for rate in (3, 4, 5, 6):
+        search = Search(state_bits, rate, {rate: table}, length, length)
+        search(x, r, 0)
+        seconds.append(min(timeit.repeat(partial(search, x, r, 0), timer=time.thread_time, number=4, repeat=5)))
+    assert max(seconds) < 3 * min(seconds)
 
 
 def test_seam_boundary_is_nearly_the_best():
@@ -85,7 +103,7 @@ def test_seam_boundary_is_nearly_the_best():
     columns, ones = torch.randn(20, outputs, generator=torch.Generator().manual_seed(0)), torch.ones(outputs)
     quick, exact = (
         CpuViterbi(outputs, state_bits, {rate: table}),
-        Search(state_bits, rate, table.float().numpy(), outputs),
+        Search(state_bits, rate, {rate: table.float().numpy()}, outputs, outputs),
     )
     found = best = 0.0
     for x in columns:

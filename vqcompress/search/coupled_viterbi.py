@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqcompress.search.alternating_steps import Step, kinds, steps
+from vqcompress.search.trellis_steps import Step, kinds, steps
 from vqcompress.search.viterbi import INFINITE, CpuViterbi, fast
 
 MEMORY = 64  # errors that each path keeps
@@ -77,7 +77,7 @@ class CoupledSearch:
     states."""
 
     def __init__(self, state_bits: int, rate: float, tables: Mapping[int, np.ndarray], metric: OutputMetric) -> None:
-        from vqcompress.search.alternating_loops import compiled_traceback  # imports numba
+        from vqcompress.search.viterbi_loops import compiled_traceback  # imports numba
 
         self._state_bits, self._rate, self._metric = state_bits, rate, metric
         self._steps = steps(state_bits, rate)

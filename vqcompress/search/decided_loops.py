@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from vqcompress.machine_code import compiled
-from vqcompress.search.alternating_steps import steps
+from vqcompress.search.trellis_steps import steps
 from vqcompress.search.viterbi import INFINITE
 
 _fast = partial(compiled, nogil=True, fastmath=True, error_model="numpy")
@@ -24,7 +24,7 @@ def compiled_forward(state_bits: int, rate: float, chunk: int) -> Callable[..., 
 
     Signature ``(target [n], moved [n], scale [n], weight [n], kinds [n], ahead [n, chunk], tables…, best [groups],
     back [>= n, groups] uint8, moves [2, groups, chunk])``, with a table ``[symbols, branches, stems]`` for each of
-    `alternating_steps.steps`. ``moved`` is ``target`` moved by the errors before the chunk, ``moves`` how far each
+    `trellis_steps.steps`. ``moved`` is ``target`` moved by the errors before the chunk, ``moves`` how far each
     path's errors in it move the chunk's targets; its two halves alternate as input and output of a weight.
     """
     sizes = [step.sizes for step in steps(state_bits, rate)]

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vqcompress.search.alternating_steps import kinds, steps
 from vqcompress.search.coupled_viterbi import CoupledViterbi, OutputMetric
+from vqcompress.search.trellis_steps import kinds, steps
 from vqcompress.search.viterbi import INFINITE
 
 CHUNK = 16  # weights whose targets are moved by one decision
@@ -41,8 +41,8 @@ class DecidedSearch:
         metric: OutputMetric,
         places: np.ndarray,
     ) -> None:
-        from vqcompress.search.alternating_loops import compiled_traceback  # these import numba
         from vqcompress.search.decided_loops import compiled_decide, compiled_forward
+        from vqcompress.search.viterbi_loops import compiled_traceback  # these import numba
 
         self._state_bits, self._metric = state_bits, metric
         made = steps(state_bits, rate)

@@ -1,7 +1,7 @@
-"""The compiled loops of searches at half-integer rates. Importing this file imports numba.
+"""The compiled loops of `vqcompress.search.viterbi`. Importing this file imports numba.
 
-See `vqcompress.search.alternating_steps` for the steps. Here as in `vqcompress.search.viterbi` sizes are constants, so
-that LLVM unrolls and vectorizes the inner loops.
+See `vqcompress.search.trellis_steps` for the steps. Sizes are constants, so that LLVM unrolls and vectorizes the inner
+loops.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from vqcompress.machine_code import compiled
-from vqcompress.search.alternating_steps import steps
+from vqcompress.search.trellis_steps import steps
 
 UNROLLED = 16  # branches
 
@@ -22,13 +22,15 @@ _inlined = partial(_fast, inline="always")
 
 @lru_cache(maxsize=64)
 def compiled_forward(state_bits: int, rate: float) -> Callable[..., None]:
-    """The forward pass at a half-integer rate.
+    """The forward pass for one trellis, compiled once per process and kept in numba's cache on disk.
 
-    Signature ``(target [n], scale [n], kinds [n], first, second, third, best, back [>= n, groups] uint8)`` with the
-    tables of `alternating_steps.arranged_tables`; otherwise as `vqcompress.search.viterbi.compiled_forward`.
-    ``best`` and ``back`` have room for the largest number of groups.
+    Signature ``(target [n], scale [n], kinds [n], tables…, best [>= groups], back [>= n, groups] uint8)``, with a table
+    of `trellis_steps.arranged_tables` for each of `trellis_steps.steps`: ``best`` is the cost of each group, before the
+    first weight on entry and after the last on return. ``back`` receives the chosen branches. Both have room for the
+    largest number of groups.
     """
-    return _fast()(_forward(*((*step.sizes, step.together) for step in steps(state_bits, rate))))  # type: ignore[no-any-return]
+    sizes = [(*step.sizes, step.together) for step in steps(state_bits, rate)]
+    return _fast()(_one_kind(*sizes) if len(sizes) == 1 else _three_kinds(*sizes))  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=1)
@@ -44,7 +46,21 @@ def _traceback(back, group, own, following, state_bits, states):  # type: ignore
         group = states[t] >> own[t]
 
 
-def _forward(first, second, third):  # type: ignore[no-untyped-def]
+def _one_kind(sizes):  # type: ignore[no-untyped-def]
+    branches, stems, symbols, together = sizes
+
+    def forward(target, scale, kinds, table, best, back):  # type: ignore[no-untyped-def]
+        low, arg = np.empty(symbols * stems, np.float32), np.empty(symbols * stems, np.int32)
+        spread = np.empty(branches * stems * together, np.float32)
+        for t in range(len(target)):
+            costs = _spread(best, spread, branches, stems, together) if together > 1 else best
+            _step(target[t], scale[t], table, costs, low, arg, branches, stems, symbols, together)
+            _keep(best, back[t], low, arg, stems, symbols)
+
+    return forward
+
+
+def _three_kinds(first, second, third):  # type: ignore[no-untyped-def]
     (b1, m1, s1, d1), (b2, m2, s2, d2), (b3, m3, s3, d3) = first, second, third
     room = max(m1 * s1, m2 * s2, m3 * s3)
     spread_room = max(b1 * m1 * d1, b2 * m2 * d2, b3 * m3 * d3)
@@ -82,7 +98,7 @@ def _spread(best, spread, branches, stems, together):  # type: ignore[no-untyped
 @_inlined()
 def _step(x, r, table, costs, low, arg, branches, stems, symbols, together):  # type: ignore[no-untyped-def]
     """The cheapest branch into every group, into ``low, arg [symbols * stems]``; ``table`` as
-    `alternating_steps.Step.arranged` gives it.
+    `trellis_steps.Step.arranged` gives it.
 
     Vectorized over the stems of ``together`` symbols. Branches go in blocks short enough to be unrolled.
     """

@@ -1,8 +1,8 @@
-"""Steps of a trellis whose weights add ``k`` and ``k + 1`` bits in turn: columns at half-integer rates.
+"""Steps of a trellis: what a weight adds to the state, and what the one after it shifts out.
 
 A state is ``(branch, stem, symbol)`` from high bits to low. The symbol is what the weight added, the branch what the
-next weight will shift out, so their sizes alternate. Where an odd number of weights closes the circle, two weights with
-``k`` bits follow each other.
+next weight will shift out. At half-integer rates weights add ``k`` and ``k + 1`` bits in turn, so the sizes of both
+alternate; where an odd number of weights closes the circle, two weights with ``k`` bits follow each other.
 """
 
 from __future__ import annotations
