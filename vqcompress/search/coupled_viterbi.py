@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqcompress.machine_code import compiled
 from vqcompress.search.trellis_steps import Step, kinds, steps
-from vqcompress.search.viterbi import INFINITE, CpuViterbi, fast
+from vqcompress.search.viterbi import INFINITE, CpuViterbi
 
 MEMORY = 64  # errors that each path keeps
 CHUNK = 8  # weights searched between two decisions; a decision is therefore at least ``MEMORY - CHUNK`` weights back
+
+_fast = partial(compiled, nogil=True, fastmath=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
@@ -152,14 +155,14 @@ def compiled_forward(step: Step) -> Callable[..., None]:
     ``moved`` is ``target`` moved by the errors already decided. ``errors`` holds the later ones; its two halves
     alternate as input and output of a step.
     """
-    return fast(_forward(*step.sizes))
+    return _fast()(_forward(*step.sizes))  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=1)
 def compiled_give_up() -> Callable[..., None]:
     """Signature ``(errors [groups, MEMORY], place, decided [CHUNK], best [groups])``: sets the cost of paths whose
     errors from ``place`` on differ from ``decided`` to infinity."""
-    return fast(_give_up)
+    return _fast()(_give_up)  # type: ignore[no-any-return]
 
 
 def _forward(branches: int, stems: int, symbols: int) -> Callable[..., None]:

@@ -12,13 +12,12 @@ is searched exactly for that boundary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqcompress.machine_code import compiled
 from vqcompress.search.trellis_steps import arranged_tables, kinds
 
 SEAM = 32  # weights on either side of the seam in the search for the boundary
@@ -119,8 +118,3 @@ class Search:
     def _new_bits(self, places: np.ndarray | int) -> np.ndarray:
         """How many bits the weights at ``places`` in the column add."""
         return self._low + self._more * (np.asarray(places) % 2)
-
-
-def fast(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` compiled, its sums in any order, so that inner loops are vectorized."""
-    return compiled(nogil=True, fastmath=True, error_model="numpy")(function)

@@ -53,9 +53,7 @@ def _one_kind(sizes):  # type: ignore[no-untyped-def]
         low, arg = np.empty(symbols * stems, np.float32), np.empty(symbols * stems, np.int32)
         spread = np.empty(branches * stems * together, np.float32)
         for t in range(len(target)):
-            costs = _spread(best, spread, branches, stems, together) if together > 1 else best
-            _step(target[t], scale[t], table, costs, low, arg, branches, stems, symbols, together)
-            _keep(best, back[t], low, arg, stems, symbols)
+            _weight(target[t], scale[t], table, best, back[t], low, arg, spread, branches, stems, symbols, together)
 
     return forward
 
@@ -70,19 +68,21 @@ def _three_kinds(first, second, third):  # type: ignore[no-untyped-def]
         spread = np.empty(spread_room, np.float32)
         for t in range(len(target)):
             if kinds[t] == 0:
-                costs = _spread(best, spread, b1, m1, d1) if d1 > 1 else best
-                _step(target[t], scale[t], one, costs, low, arg, b1, m1, s1, d1)
-                _keep(best, back[t], low, arg, m1, s1)
+                _weight(target[t], scale[t], one, best, back[t], low, arg, spread, b1, m1, s1, d1)
             elif kinds[t] == 1:
-                costs = _spread(best, spread, b2, m2, d2) if d2 > 1 else best
-                _step(target[t], scale[t], two, costs, low, arg, b2, m2, s2, d2)
-                _keep(best, back[t], low, arg, m2, s2)
+                _weight(target[t], scale[t], two, best, back[t], low, arg, spread, b2, m2, s2, d2)
             else:
-                costs = _spread(best, spread, b3, m3, d3) if d3 > 1 else best
-                _step(target[t], scale[t], three, costs, low, arg, b3, m3, s3, d3)
-                _keep(best, back[t], low, arg, m3, s3)
+                _weight(target[t], scale[t], three, best, back[t], low, arg, spread, b3, m3, s3, d3)
 
     return forward
+
+
+@_inlined()
+def _weight(x, r, table, best, back, low, arg, spread, branches, stems, symbols, together):  # type: ignore[no-untyped-def]
+    """One weight: ``best [groups]`` before it becomes that after it."""
+    costs = _spread(best, spread, branches, stems, together) if together > 1 else best
+    _step(x, r, table, costs, low, arg, branches, stems, symbols, together)
+    _keep(best, back, low, arg, stems, symbols)
 
 
 @_inlined()
