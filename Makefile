@@ -36,7 +36,7 @@ results: install  ## make the comparison in docs/results
 RESULT ?=
 
 evidence: install  ## renew published results: document, numbers and stamp, from commands alone
-	$(BIN)/python -m pip install --quiet -e ".[peers]"
+	$(BIN)/python -m pip install --quiet -e ".[peers,networks]"
 	$(BIN)/python benchmarks/evidence.py $(RESULT)
 
 test: install-test lint  ## run everything that CI checks

@@ -137,6 +137,15 @@ LAYERS = (
     "weights and correlated inputs, c heavy-tailed weights and correlated inputs."
 )
 
+NETWORKS = (
+    "What the networks are, and what follows: [Networks that others trained](../real-networks.md). Every layer gets the "
+    "same bits; bits count everything stored. Second moments are of one set of inputs, the output's errors, relative and "
+    "squared, of another; errors of layers and output channels are on the moments. Of Silero VAD and waifu2x the "
+    "output's error is the geometric mean over six calibrations. A scalar layer is one whose vector code gave way to a "
+    "scalar code in no more bytes."
+)
+SMALLER_NETWORKS = "all-MiniLM-L6-v2,Real-ESRGAN x4plus anime,HED,Silero VAD,waifu2x upconv 7"
+
 TABLE = (
     against_peers("shapes-dit", 48),
     against_peers("shapes", 48),
@@ -161,6 +170,15 @@ TABLE = (
         "layers",
         ("python benchmarks/layer_error.py --bits 2,3,3.1,4 --only default,best,gptq,rtn",),
         about=f"{LAYERS} `default` has states of 12 bits, at 4 bits of 14, and `best` of 16.",
+    ),
+    Result("real-networks", ("python benchmarks/real_networks.py --methods gptq,trellis",), about=NETWORKS),
+    Result(
+        "real-networks-methods",
+        (
+            "python benchmarks/real_networks.py --methods gptq,rtn,kmeans,additive "
+            f"--networks {shlex.quote(SMALLER_NETWORKS)}",
+        ),
+        about=NETWORKS,
     ),
     Result("trellis-states", ("python benchmarks/layer_error.py --states --bits 2,3,4",), about=LAYERS),
 )

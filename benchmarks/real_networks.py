@@ -5,7 +5,8 @@ second moments on one set of inputs, quantizes every layer with the same bits, a
 another set. A Markdown table goes to standard output, all numbers to ``--json``. The output's error is relative and
 squared; those of the worst layer and the worst output channel are on the second moments of calibration. Bits count
 everything stored with the quantized layers. Where the output hangs on few directions that calibration hardly knows, one
-run says little: ``--draws`` takes the geometric mean of the output's error over several.
+run says little: of those networks (``draws`` in `trained_networks`) the output's error is the geometric mean over
+several calibrations.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Result:
     method: str
     bits: float
     error: float
+    of_gptq: float | None
     cosine: float
     psnr: float
     mean_layer: float
@@ -61,7 +63,9 @@ class Result:
 @click.option("--threads", default=1, show_default=True, help="Layers quantized side by side.")
 @click.option("--seed", default=0, show_default=True, help="Of the methods that draw: another gives as good a code.")
 @click.option(
-    "--draws", default=1, show_default=True, help="Calibrations on other samples of the same inputs, with other seeds."
+    "--draws",
+    default=0,
+    help="Calibrations on other samples of the same inputs, with other seeds.  [default: each network's own number]",
 )
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all results here too."
@@ -74,18 +78,21 @@ def main(
     results: list[Result] = []
     for name in networks.split(","):
         network = NETWORKS[name](cache)
-        drawn = [recorded_moments(name, network, cache, draw) for draw in range(draws)]
+        drawn = [recorded_moments(name, network, cache, draw) for draw in range(draws or network.draws)]
         reference = outputs(network)
         for width in bits.split(","):
             gptq: dict[str, float] = {}
+            gptq_error = math.nan
             for method in methods.split(","):
                 runs = [
                     measure(name, network, moments, reference, method, float(width), gptq, threads, seed + draw)
                     for draw, moments in enumerate(drawn)
                 ]
                 result, errors = runs[0]
-                result = replace(result, error=geometric_mean(run.error for run, _ in runs))
-                gptq = errors if method == "gptq" else gptq
+                error = geometric_mean(run.error for run, _ in runs)
+                if method == "gptq":
+                    gptq, gptq_error = errors, error
+                result = replace(result, error=error, of_gptq=error / gptq_error if gptq else None)
                 results.append(result)
                 click.echo(f"{name} {method} {width}: {result}", err=True)
                 if json_path:
@@ -191,6 +198,7 @@ def measure(
         method=method,
         bits=8 * sum(nbytes for _, nbytes, _, _ in done.values()) / sum(weight.numel() for weight in kept.values()),
         error=float(lost.sum() / reference.double().square().sum()),
+        of_gptq=None,
         cosine=float(torch.cosine_similarity(output.double(), reference.double()).mean()),
         psnr=float(-10 * lost.mean().log10()),
         mean_layer=sum(errors.values()) / len(errors),
@@ -214,14 +222,15 @@ def geometric_mean(values: Iterable[float]) -> float:
 def markdown(results: list[Result]) -> str:
     """One table for all networks."""
     lines = [
-        "| network | method | bits | output error | cosine | mean layer | worst layer | worst channel "
+        "| network | method | bits | output error | of GPTQ's | cosine | mean layer | worst layer | worst channel "
         "| layers worse than GPTQ | outliers | scalar layers | processor s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"|{'---|' * 13}",
     ]
     for r in results:
         worse = "–" if r.worse_than_gptq is None else str(r.worse_than_gptq)
+        ratio = "–" if r.of_gptq is None else f"{r.of_gptq:.2f}"
         lines.append(
-            f"| {r.network} | {r.method} | {r.bits:.3f} | {r.error:.2e} | {r.cosine:.4f} | {r.mean_layer:.2e} "
+            f"| {r.network} | {r.method} | {r.bits:.3f} | {r.error:.2e} | {ratio} | {r.cosine:.4f} | {r.mean_layer:.2e} "
             f"| {r.worst_layer:.2e} ({r.worst_layer_name}) | {r.worst_channel:.2e} | {worse} "
             f"| {r.outliers} | {r.scalar_layers} | {r.seconds:.0f} |"
         )

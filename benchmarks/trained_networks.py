@@ -31,7 +31,8 @@ class TrainedNetwork:
     """``module`` is dense and in evaluation mode; ``layers`` are the names of those to quantize.
 
     ``run(batch)`` gives the output that counts, ``[n, …]``, of an element of ``calibration`` or ``test``. ``prefixes``
-    maps a layer to one whose input begins with this layer's.
+    maps a layer to one whose input begins with this layer's. ``draws`` is how many calibrations a result takes: several
+    where the output hangs on few directions that one calibration hardly knows.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class TrainedNetwork:
     calibration: tuple[tuple[Tensor, ...], ...]
     test: tuple[tuple[Tensor, ...], ...]
     prefixes: Mapping[str, str] = field(default_factory=dict)
+    draws: int = 1
 
 
 def unpacked(package: str, version: str, cache: Path) -> Path:
@@ -190,7 +192,7 @@ def waifu2x(cache: Path) -> TrainedNetwork:
     module = NcnnGraph(package / "scale2.0x_model.param", package / "scale2.0x_model.bin").eval()
     convolutions = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
     return TrainedNetwork(
-        module, tuple(convolutions[1:]), lambda batch: module(*batch), crops("china.jpg"), crops("flower.jpg")
+        module, tuple(convolutions[1:]), lambda batch: module(*batch), crops("china.jpg"), crops("flower.jpg"), draws=6
     )
 
 
@@ -241,7 +243,7 @@ def silero(cache: Path) -> TrainedNetwork:
     for layer, name in ((module.from_input, "ih"), (module.from_state, "hh")):
         layer.weight.data, layer.bias.data = weights[f"lstm_cell.weight_{name}"], weights[f"lstm_cell.bias_{name}"]
     layers = tuple(n for n, _ in module.named_modules() if n.startswith(("convolutions.", "from_")))
-    return TrainedNetwork(module, layers, lambda batch: module(*batch), vowels(0, 16), vowels(1, 8))
+    return TrainedNetwork(module, layers, lambda batch: module(*batch), vowels(0, 16), vowels(1, 8), draws=6)
 
 
 def vowels(seed: int, count: int, seconds: int = 8) -> tuple[tuple[Tensor, ...], ...]:
