@@ -3,8 +3,9 @@ takes.
 
 ``python benchmarks/encode_speed.py`` times the parts of one layer on one CPU thread and adds them up for all 792
 layers: coding (a sample of columns of every shape, exact in what is left out: columns are coded one by one), the matrix
-products of feedback and coordinate descent, and the factorization of the second moment (measured up to ``--largest``
-columns, then scaled with the cube). Recording the second moments is not part of it.
+products of feedback, and the factorization of the second moment (measured up to ``--largest``
+columns, then scaled with the cube). Recording the second moments is not part of it, and neither are columns coded a
+second time, to choose a source model or to mend one that misses its promise.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from vqcompress.matrix_view import is_quantizable, matrix_shape
 from vqcompress.models.presets import PRESETS
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.quantizers.error_feedback import prepare_feedback
+from vqcompress.quantizers.trellis import usual_state_bits
+from vqcompress.recipe_presets import RECIPE_PRESETS, preset_values
 from vqcompress.search.viterbi import CpuViterbi
-
-SETTINGS = {"fast": (10, 0), "default": (12, 1), "best": (16, 2)}  # state bits, passes of coordinate descent
 
 
 @click.command(help=__doc__)
-@click.option("--only", default="fast,default,best", show_default=True, help="Settings to time, comma-separated.")
+@click.option("--only", default=",".join(RECIPE_PRESETS), show_default=True, help="Presets to time, comma-separated.")
 @click.option("--rate", default=3, show_default=True, help="Bits a weight.")
 @click.option("--columns", default=8, show_default=True, help="Columns coded of each shape.")
 @click.option(
@@ -44,16 +45,20 @@ def main(only: str, rate: int, columns: int, largest: int, cores: int, json_path
     factoring = {width: factoring_seconds(width, largest) for width in {columns_ for _, columns_ in shapes}}
     report = {}
     for name in only.split(","):
-        state_bits, passes = SETTINGS[name]
+        state_bits = states_of(name, rate)
         lengths = sorted({outputs for outputs, _ in shapes})
         speed = {outputs: coding_speed(outputs, state_bits, rate, columns) for outputs in lengths}
-        report[name] = [
-            layer_seconds(shape, speed, flops, factoring, passes) | {"count": n} for shape, n in shapes.items()
-        ]
-        click.echo(f"\n### {name}: {state_bits}-bit states, {passes} passes of coordinate descent, {rate} bits\n")
+        report[name] = [layer_seconds(shape, speed, flops, factoring) | {"count": n} for shape, n in shapes.items()]
+        click.echo(f"\n### {name}: {state_bits}-bit states, {rate} bits\n")
         click.echo(markdown(report[name], cores))
     if json_path:
         Path(json_path).write_text(json.dumps(report, indent=1))
+
+
+def states_of(preset: str, rate: int) -> int:
+    """State bits of trellis codes in a preset's runs at ``rate`` bits a weight."""
+    states = preset_values(preset, "trellis")["settings"]["state_bits"]
+    return usual_state_bits(rate) if states == "auto" else int(states)
 
 
 def sdxl_shapes() -> Counter[tuple[int, int]]:
@@ -74,15 +79,15 @@ def coding_speed(outputs: int, state_bits: int, rate: int, columns: int) -> floa
 
 
 def layer_seconds(
-    shape: tuple[int, int], speed: dict[int, float], flops: float, factoring: dict[int, float], passes: int
+    shape: tuple[int, int], speed: dict[int, float], flops: float, factoring: dict[int, float]
 ) -> dict[str, float]:
     """CPU seconds of one layer, part by part."""
     outputs, columns = shape
-    coding = (1 + passes) * outputs * columns / speed[outputs]
-    # A sweep multiplies half of a square with the errors; a pass of descent and each fit of scales a whole one.
-    products = (1 + 4 * passes + 2) * outputs * columns**2 / flops
+    coding = outputs * columns / speed[outputs]
+    # A sweep multiplies half of a square with the errors, the fit of scales a whole one.
+    products = 3 * outputs * columns**2 / flops
     return {
-        "rows": outputs,
+        "outputs": outputs,
         "columns": columns,
         "weights per second": outputs * columns / (coding + products + factoring[columns]),
         "coding": coding,
@@ -116,12 +121,12 @@ def seconds(work: Callable[[], object]) -> float:
 def markdown(layers: list[dict[str, float]], cores: int) -> str:
     """A row per shape and the sum over the model."""
     lines = ["| shape | layers | weights a second | coding s | products s | factoring s |", "|---|---|---|---|---|---|"]
-    for layer in sorted(layers, key=lambda x: -x["rows"] * x["columns"]):
+    for layer in sorted(layers, key=lambda x: -x["outputs"] * x["columns"]):
         parts = " | ".join(f"{layer[part]:.2f}" for part in ("coding", "products", "factoring"))
         speed = f"{layer['weights per second'] / 1e6:.2f} M"
         lines.append(f"| {layer['outputs']:.0f} x {layer['columns']:.0f} | {layer['count']} | {speed} | {parts} |")
     total = sum(layer["count"] * (layer["coding"] + layer["products"] + layer["factoring"]) for layer in layers)
-    weights = sum(layer["count"] * layer["rows"] * layer["columns"] for layer in layers)
+    weights = sum(layer["count"] * layer["outputs"] * layer["columns"] for layer in layers)
     count = sum(layer["count"] for layer in layers)
     lines.append(
         f"\n{count} layers, {weights / 1e9:.2f} G weights: {total / 3600:.2f} CPU hours, "

@@ -138,11 +138,11 @@ LAYERS = (
 )
 
 NETWORKS = (
-    "What the networks are, and what follows: [Networks that others trained](../real-networks.md). Every layer gets the "
-    "same bits; bits count everything stored. Second moments are of one set of inputs, the output's errors, relative and "
-    "squared, of another; errors of layers and output channels are on the moments. Of Silero VAD and waifu2x the "
-    "output's error is the geometric mean over six calibrations. A scalar layer is one whose vector code gave way to a "
-    "scalar code in no more bytes."
+    "What the networks are, and what follows: [Networks that others trained](../real-networks.md). Every layer gets "
+    "the same bits; bits count everything stored. Second moments are of one set of inputs, the output's errors, "
+    "relative and squared, of another; errors of layers and output channels are on the moments. Of Silero VAD and "
+    "waifu2x the output's error is the geometric mean over six calibrations. A scalar layer is one whose vector code "
+    "gave way to a scalar code in no more bytes."
 )
 SMALLER_NETWORKS = "all-MiniLM-L6-v2,Real-ESRGAN x4plus anime,HED,Silero VAD,waifu2x upconv 7"
 
@@ -150,6 +150,7 @@ TABLE = (
     against_peers("shapes-dit", 48),
     against_peers("shapes", 48),
     against_peers("shapes-moe", 48),
+    against_peers("posters", 48),
     against_allocated_peers("shapes-dit", 48),
     against_allocated_peers("shapes-moe", 48),
     with_output_feedback("shapes-dit", 48),

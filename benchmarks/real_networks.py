@@ -230,8 +230,8 @@ def markdown(results: list[Result]) -> str:
         worse = "–" if r.worse_than_gptq is None else str(r.worse_than_gptq)
         ratio = "–" if r.of_gptq is None else f"{r.of_gptq:.2f}"
         lines.append(
-            f"| {r.network} | {r.method} | {r.bits:.3f} | {r.error:.2e} | {ratio} | {r.cosine:.4f} | {r.mean_layer:.2e} "
-            f"| {r.worst_layer:.2e} ({r.worst_layer_name}) | {r.worst_channel:.2e} | {worse} "
+            f"| {r.network} | {r.method} | {r.bits:.3f} | {r.error:.2e} | {ratio} | {r.cosine:.4f} "
+            f"| {r.mean_layer:.2e} | {r.worst_layer:.2e} ({r.worst_layer_name}) | {r.worst_channel:.2e} | {worse} "
             f"| {r.outliers} | {r.scalar_layers} | {r.seconds:.0f} |"
         )
     return "\n".join(lines)

@@ -198,8 +198,9 @@ class _Task:
     def _wanted_state_bits(self) -> int:
         if self.settings.state_bits != "auto":
             return self.settings.state_bits
-        # With an output moment a search takes ten times as long already.
-        return 14 if self.bits >= HIGH_BITS and self.output_moment is None else 12
+        if self.output_moment is not None:
+            return 12  # its search takes ten times as long already
+        return usual_state_bits(self.bits)
 
     @property
     def _budget(self) -> _Budget:
@@ -213,6 +214,11 @@ class _Task:
 
     def _options(self) -> SourceOptions:
         return SourceOptions(self.settings.tail, self.settings.row_scales, self.settings.rotation)
+
+
+def usual_state_bits(bits: float) -> int:
+    """What ``state_bits="auto"`` takes for ``bits`` a weight."""
+    return 14 if bits >= HIGH_BITS else 12
 
 
 def usable_state_bits(outputs: int, wanted: int, bits: float) -> int:
