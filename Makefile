@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 
 .PHONY: demo docs evidence results test test-lowest fuzz kills soak lint clean install install-test release-check
 
-# The embedded model that `make results` is about: shapes, shapes-dit or shapes-moe.
+# The embedded model that `make results` is about: shapes, shapes-dit, shapes-moe or posters.
 MODEL ?= shapes
 CALIBRATION = --calibration $(OUT)/$(MODEL)-calibration --overwrite
 

@@ -144,13 +144,13 @@ NETWORKS = (
     "waifu2x the output's error is the geometric mean over six calibrations. A scalar layer is one whose vector code "
     "gave way to a scalar code in no more bytes."
 )
-SMALLER_NETWORKS = "all-MiniLM-L6-v2,Real-ESRGAN x4plus anime,HED,Silero VAD,waifu2x upconv 7"
+SMALLER_NETWORKS = "all-MiniLM-L6-v2,Silero VAD,waifu2x upconv 7"
 
 TABLE = (
     against_peers("shapes-dit", 48),
     against_peers("shapes", 48),
     against_peers("shapes-moe", 48),
-    against_peers("posters", 48),
+    against_peers("posters", 96),
     against_allocated_peers("shapes-dit", 48),
     against_allocated_peers("shapes-moe", 48),
     with_output_feedback("shapes-dit", 48),

@@ -43,10 +43,12 @@ class EmbeddedModel:
 
 
 _JUDGE, _HELD_OUT = "vqcompress.shapes.judge:judge_for", "vqcompress.shapes.scenes:held_out_captions"
+_HELD_OUT_POSTERS = "vqcompress.shapes.posters.scenes:held_out_captions"
 
 EMBEDDED: dict[str, EmbeddedModel] = {
     "shapes": EmbeddedModel("pipeline", "shapes", _JUDGE, _HELD_OUT),
     "shapes-dit": EmbeddedModel("pipeline_dit", "shapes", _JUDGE, _HELD_OUT),
     "shapes-moe": EmbeddedModel("pipeline_moe", "shapes_classes", _JUDGE, None),
+    "posters": EmbeddedModel("pipeline_posters", "posters", _JUDGE, _HELD_OUT_POSTERS, latents=(16, 12)),
 }
 """Alias of each model, which is also its architecture's name."""

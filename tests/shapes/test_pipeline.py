@@ -12,6 +12,7 @@ from vqcompress.embedded import EMBEDDED
 from vqcompress.shapes.classes import class_captions
 from vqcompress.shapes.evaluate import generate, image_grid, load_pipeline
 from vqcompress.shapes.judge import score
+from vqcompress.shapes.posters.scenes import held_out_captions as held_out_posters
 from vqcompress.shapes.render import SIZE
 from vqcompress.shapes.scenes import held_out_captions
 from vqcompress.shapes.train.autoencoder import CHANNELS
@@ -96,9 +97,14 @@ def test_it_draws_what_captions_say_and_the_same_each_time(pipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "captions"), [("shapes-dit", held_out_captions(24)), ("shapes-moe", class_captions(192)[::8])]
+    ("name", "captions"),
+    [
+        ("shapes-dit", held_out_captions(24)),
+        ("shapes-moe", class_captions(192)[::8]),
+        ("posters", held_out_posters(24)),
+    ],
 )
-def test_the_transformers_draw_what_captions_say(name: str, captions: list[str]) -> None:
+def test_the_others_draw_what_captions_say(name: str, captions: list[str]) -> None:
     rates = score(generate(load_pipeline(EMBEDDED[name].path), captions, EMBEDDED["shapes"].steps), captions)
     assert rates["background"].rate >= 0.9
     assert rates["color"].rate >= 0.7

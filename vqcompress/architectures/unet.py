@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 and 2.1, SDXL, SDXL-Turbo and the embedded `shapes`: a `UNet2DConditionModel` and CLIP."""
+"""Stable Diffusion, SDXL, SDXL-Turbo, the embedded `shapes` and `posters`: a `UNet2DConditionModel` and CLIP."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vqcompress.sampling_config import ResolvedSampling
 
 TOP_ORDER = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
 LAST = 1 << 20
+EMBEDDED_UNETS = ("shapes", "posters")
 
 
 class UNetArchitecture(Architecture):
@@ -55,8 +56,8 @@ def _name(pipeline: Pipeline) -> str:
     config = pipeline.unet.config
     if config.addition_embed_type != "text_time":
         return "sd21" if config.cross_attention_dim == 1024 else "sd15"
-    if EMBEDDED["shapes"].fits(config):
-        return "shapes"
+    if embedded := next((name for name in EMBEDDED_UNETS if EMBEDDED[name].fits(config)), None):
+        return embedded
     return "sdxl-turbo" if few_step_sampling(pipeline) else "sdxl"
 
 
