@@ -76,8 +76,9 @@ def main(
     torch.set_num_threads(1)
     cache.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
-    for name in networks.split(","):
-        network = NETWORKS[name](cache)
+    # All at once: a package that is missing is known before the first hour of work.
+    opened = {name: NETWORKS[name](cache) for name in networks.split(",")}
+    for name, network in opened.items():
         drawn = [recorded_moments(name, network, cache, draw) for draw in range(draws or network.draws)]
         reference = outputs(network)
         for width in bits.split(","):
