@@ -18,11 +18,12 @@ import click
 import torch
 from torch import nn
 
-from encode_speed import SETTINGS, coding_speed, products_per_second, seconds
+from encode_speed import coding_speed, products_per_second, seconds, states_of
 from vqcompress.architectures.layer_plan import plan_layers
 from vqcompress.architectures.published_skeleton import published_skeleton
 from vqcompress.matrix_view import matrix_shape
 from vqcompress.quantizers.inverse_factor import inverse_upper_factor
+from vqcompress.recipe_presets import RECIPE_PRESETS
 from vqcompress.working_memory import balanced
 
 PROCESSES = (1, 8, 64)
@@ -57,7 +58,7 @@ class Calibration:
 
 
 @click.command(help=__doc__)
-@click.option("--preset", type=click.Choice(sorted(SETTINGS)), default="fast", show_default=True)
+@click.option("--preset", type=click.Choice(sorted(RECIPE_PRESETS)), default="fast", show_default=True)
 @click.option("--models", default=",".join(CALLS), show_default=True)
 @click.option("--cores", default=16, show_default=True, help="Host cores of each process, which search.")
 @click.option("--device-products", default=30e12, show_default=True, help="Assumed float32 operations a second.")
@@ -73,7 +74,7 @@ def main(
     preset: str, models: str, cores: int, prompts: int, batch: int, rows: int, json_path: Path | None, **device: float
 ) -> None:
     torch.set_num_threads(1)
-    state_bits, descents = SETTINGS[preset]
+    state_bits = states_of(preset, RATE)
     speeds = Speeds(
         max(coding_speed(1280, state_bits, RATE, 16) for _ in range(REPEATS)),
         max(products_per_second() for _ in range(REPEATS)),
@@ -82,7 +83,7 @@ def main(
         cores=cores,
     )
     calibration = Calibration(prompts, batch, rows)
-    found = {name: estimate(name, layers_of(name), speeds, descents, calibration) for name in models.split(",")}
+    found = {name: estimate(name, layers_of(name), speeds, calibration) for name in models.split(",")}
     click.echo(markdown(found, speeds, preset))
     if json_path:
         json_path.write_text(json.dumps({"speeds": asdict(speeds), "models": found}, indent=1) + "\n")
@@ -105,15 +106,12 @@ def _flux() -> nn.Module:
         return FluxTransformer2DModel(guidance_embeds=True)
 
 
-def estimate(
-    name: str, layers: list[tuple[int, int]], speeds: Speeds, descents: int, calibration: Calibration
-) -> dict[str, object]:
+def estimate(name: str, layers: list[tuple[int, int]], speeds: Speeds, calibration: Calibration) -> dict[str, object]:
     """Hours of one core, and seconds of 1, 8 and 64 processes."""
     weights = sum(outputs * columns for outputs, columns in layers)
-    searches = [(1 + descents) * outputs * columns / speeds.search for outputs, columns in layers]
-    # A sweep multiplies half of a square with the errors; each pass of coordinate descent, fit of scales and measured
-    # error a whole one.
-    products = [(1 + 4 * descents + 6) * outputs * columns**2 for outputs, columns in layers]
+    searches = [outputs * columns / speeds.search for outputs, columns in layers]
+    # A sweep multiplies half of a square with the errors; each fit of scales and measured error a whole one.
+    products = [7 * outputs * columns**2 for outputs, columns in layers]
     factorings = [2 / 3 * columns**3 for _, columns in layers]
     core = [
         search + product / speeds.products + factoring / speeds.factoring

@@ -50,8 +50,8 @@ def test_the_scaling_model_counts_published_layers():
     speeds = scaling_model.Speeds(4e6, 5e10, 2e10, 3e13, 1e13, 3e14, cores=16)
     layers = scaling_model.layers_of("sdxl")
     assert sum(rows * columns for rows, columns in layers) > 2.5e9
-    found = scaling_model.estimate("sdxl", layers, speeds, 0, scaling_model.Calibration(256, 8, 8192))
-    few = scaling_model.estimate("sdxl", layers, speeds, 0, scaling_model.Calibration(256, 8, 1024))
+    found = scaling_model.estimate("sdxl", layers, speeds, scaling_model.Calibration(256, 8, 8192))
+    few = scaling_model.estimate("sdxl", layers, speeds, scaling_model.Calibration(256, 8, 1024))
     assert few["calibrate_seconds"][1] < 0.5 * found["calibrate_seconds"][1]
     assert found["encode_seconds"][1] > 4 * found["encode_seconds"][8]
     assert found["encode_seconds"][64] >= max(found["encode_seconds"].values()) / 64
