@@ -3,9 +3,9 @@ takes.
 
 ``python benchmarks/encode_speed.py`` times the parts of one layer on one CPU thread and adds them up for all 792
 layers: coding (a sample of columns of every shape, exact in what is left out: columns are coded one by one), the matrix
-products of feedback, and the factorization of the second moment (measured up to ``--largest``
-columns, then scaled with the cube). Recording the second moments is not part of it, and neither are columns coded a
-second time, to choose a source model or to mend one that misses its promise.
+products of feedback, and the factorization of the second moment (measured up to ``--largest`` columns, then scaled
+with the cube). Recording the second moments is not part of it, and neither are columns coded a second time, to choose a
+source model or to mend one that misses its promise.
 """
 
 from __future__ import annotations
