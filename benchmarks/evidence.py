@@ -12,13 +12,16 @@ name them; a report says which ones were not there.
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +52,14 @@ VARIANTS = tuple(f"{method}-{bits}" for bits in (2, 3, 4) for method in ("trelli
 @dataclass(frozen=True)
 class Result:
     """``commands`` make it; ``report`` is the report.json that they write, None where the last one prints a table.
-    ``about`` explains the columns of that."""
+    ``about`` explains the columns of that. The folder ``starts_without`` is removed first: what lies there already
+    would not be measured again. Words like ``NAME=value`` before a command are its environment."""
 
     name: str
     commands: tuple[str, ...]
     report: str | None = None
     about: str = ""
+    starts_without: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,15 @@ def _beside_peers(
     asked, out = " ".join(f"--peer {peer}" for peer in peers), f"{OUT}/{model}/{folder}"
     report = f"vqcompress report {model} {' '.join(folders)} --count {count} {asked} -o {out}"
     return Result(name, (*made, report), f"{out}/report.json")
+
+
+def by_captions(model: str, count: int) -> Result:
+    """Every method at 3 bits, the same in every layer, by the share of images that show what their caption says."""
+    folders = {method: f"{OUT}/{model}/{method}-3" for method in ("trellis", "gptq", "additive", "kmeans", "rtn")}
+    common = f"--bits 3 --budget layer --calibration {OUT}/{model}/calibration --overwrite"
+    commands = [f"vqcompress quantize {model} -o {made} --method {method} {common}" for method, made in folders.items()]
+    report = f"vqcompress report {model} {' '.join(folders.values())} --count {count} -o {OUT}/{model}/captions"
+    return Result(f"{model}-captions", (*commands, report), f"{OUT}/{model}/captions/report.json")
 
 
 def with_output_feedback(model: str, count: int) -> Result:
@@ -151,6 +165,7 @@ TABLE = (
     against_peers("shapes", 48),
     against_peers("shapes-moe", 48),
     against_peers("posters", 96),
+    by_captions("posters", 192),
     against_allocated_peers("shapes-dit", 48),
     against_allocated_peers("shapes-moe", 48),
     with_output_feedback("shapes-dit", 48),
@@ -203,6 +218,8 @@ def main(names: tuple[str, ...], listed: bool, made: bool) -> None:
 def renew(result: Result, *, run: bool = True, folder: Path = RESULTS) -> None:
     """Run the commands and write document, numbers and stamp into ``folder``; nothing is written if one fails."""
     start = time.monotonic()
+    if run and result.starts_without:
+        shutil.rmtree(ROOT / result.starts_without, ignore_errors=True)
     printed = [run_command(command) for command in result.commands] if run else [""]
     stamp = Stamp(
         commands=result.commands,
@@ -245,9 +262,16 @@ def run_command(command: str) -> str:
     """What a command prints; it runs with this interpreter's programs. Raises `click.ClickException` if it fails."""
     click.echo(command, err=True)
     words = shlex.split(command)
+    environment = dict(takewhile(lambda pair: len(pair) == 2, (word.split("=", 1) for word in words)))
+    words = words[len(environment) :]
     here = Path(sys.executable).parent
     program = sys.executable if words[0] == "python" else str(here / words[0])
-    done = subprocess.run([program if words[0] != "make" else "make", *words[1:]], cwd=ROOT, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [program if words[0] != "make" else "make", *words[1:]],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+    )
     if done.returncode:
         raise click.ClickException(f"{command} ended with {done.returncode}; nothing of this result was written")
     return done.stdout.decode()

@@ -1,7 +1,7 @@
 import pytest
 
 from vqcompress.errors import VQCompressError
-from vqcompress.metrics import caption_accuracy, wilson_interval
+from vqcompress.metrics import caption_accuracy, overall, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,9 @@ def test_shares_count_only_images_that_were_asked():
     assert (shares["all"]["share"], shares["all"]["count"]) == (0.75, 4)
     assert (shares["count"]["share"], shares["count"]["count"]) == (0.5, 2)
     assert shares["all"]["low"] < 0.75 < shares["all"]["high"]
+
+
+def test_the_question_that_counts_is_all_else_the_first():
+    assert overall({"count": True, "all": False}) is False
+    assert overall({"count": True, "shape": False}) is True
+    assert overall({}) is None

@@ -133,6 +133,7 @@ def test_layers_come_in_execution_order(found, original):
 def test_judge_counts_prompts(found):
     assert {variant.caption_accuracy["all"].share for variant in found.variants} == {2 / 3}
     assert found.original.caption_accuracy["all"].count == 3
+    assert [sum(each.right_images) for each in (found.original, *found.variants)] == [2] * (1 + len(found.variants))
 
 
 def test_every_image_and_every_call_is_measured(found, original, candidates):
@@ -180,8 +181,8 @@ def test_it_can_be_written(found, tmp_path):
 
 def test_the_same_run_again_finds_the_same(found, original, candidates):
     again = run(original, candidates[:1], layer_prompts=1)
-    mine = {**asdict(again.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
-    assert mine == {**asdict(found.variants[0]), "time_ratio": 0, "caption_accuracy": 0}
+    judged = {"time_ratio": 0, "caption_accuracy": 0, "right_images": 0}
+    assert {**asdict(again.variants[0]), **judged} == {**asdict(found.variants[0]), **judged}
 
 
 def test_plain_layer_errors_need_no_activations(original, candidates):

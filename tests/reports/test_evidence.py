@@ -87,3 +87,16 @@ def test_results_are_listed_and_unknown_ones_refused():
     listed = CliRunner().invoke(evidence.main, ["--list"])
     assert "shapes-dit-peers\n  vqcompress quantize shapes-dit" in listed.output
     assert "no result is called 'nope'" in CliRunner().invoke(evidence.main, ["nope"]).output
+
+
+def test_a_command_has_the_environment_before_it():
+    printed = evidence.run_command("SOME_THREADS=3 python -c 'import os; print(os.environ[\"SOME_THREADS\"])'")
+    assert printed.strip() == "3"
+
+
+def test_what_would_not_be_measured_again_is_removed_first(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "measured.json").write_text("old")
+    look = f"python -c 'import os; print(os.path.exists(\"{tmp_path / 'work'}\"))'"
+    evidence.renew(evidence.Result("rows", (look,), starts_without=str(tmp_path / "work")), folder=tmp_path)
+    assert (tmp_path / "rows.md").read_text().endswith("\nFalse\n")

@@ -158,13 +158,14 @@ def test_large_images_are_offered_in_full_and_without_pixels(comparison):
 
 
 def test_page_without_judge_layers_pictures_and_verdicts(comparison):
-    variants = tuple(replace(variant, caption_accuracy={}, layer_errors=()) for variant in comparison.variants[:1])
+    unjudged = {"caption_accuracy": {}, "right_images": ()}
+    variants = tuple(replace(variant, layer_errors=(), **unjudged) for variant in comparison.variants[:1])
     bare = replace(
         comparison,
         variants=variants,
         verdicts=(),
         pictures={},
-        original=replace(comparison.original, caption_accuracy={}),
+        original=replace(comparison.original, **unjudged),
     )
     text = to_html(bare)
     Page(text)

@@ -1,7 +1,7 @@
 """What a compressed model loses and how large it is: one metric per file, plain functions."""
 
 from vqcompress.metrics.bootstrap import Estimate, estimate, mean, median, paired_difference, ratio_of_sums
-from vqcompress.metrics.caption_accuracy import caption_accuracy, wilson_interval
+from vqcompress.metrics.caption_accuracy import caption_accuracy, overall, wilson_interval
 from vqcompress.metrics.denoiser_error import (
     Energies,
     denoiser_error,
@@ -29,6 +29,7 @@ __all__ = [
     "image_fidelity",
     "mean",
     "median",
+    "overall",
     "paired_difference",
     "pipeline_bytes",
     "ratio_of_sums",

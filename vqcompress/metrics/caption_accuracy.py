@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import TypeVar
 
 from vqcompress.errors import VQCompressError
+
+Answer = TypeVar("Answer")
+
+OVERALL = "all"
+"""The question that an image passes if it passes all others."""
 
 
 def wilson_interval(passed: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -32,6 +38,11 @@ def caption_accuracy(answers: Sequence[Mapping[str, bool]]) -> dict[str, dict[st
     """
     questions = dict.fromkeys(question for image in answers for question in image)
     return {question: _share([image[question] for image in answers if question in image]) for question in questions}
+
+
+def overall(answers: Mapping[str, Answer]) -> Answer | None:
+    """What stands at the question ``all``, else at the first: an image's answer, or a share. None without questions."""
+    return answers[OVERALL] if OVERALL in answers else next(iter(answers.values()), None)
 
 
 def _share(answers: Sequence[bool]) -> dict[str, float]:

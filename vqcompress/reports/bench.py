@@ -30,6 +30,7 @@ from vqcompress.metrics import (
     error_by_timestep,
     fidelity_per_image,
     image_fidelity,
+    overall,
     pipeline_bytes,
     weight_bytes,
 )
@@ -145,7 +146,7 @@ class _Bench:
         self.latents = self._latents()
         step = self._step("draw", ORIGINAL)
         self.images, self.seconds = draw(self.original, self.architecture, self.drawing, step, self.latents)
-        self.caption_accuracy = self._judged(self.images)
+        self.judged = self._judged(self.images)
         run = self.drawing.run(self.original, self.architecture, self.config.trajectory_prompts)
         self.batches = [len(run.prompts[at : at + run.batch_size]) for at in range(0, len(run.prompts), run.batch_size)]
         self.calls = record_teacher(
@@ -269,7 +270,7 @@ class _Bench:
             "trajectory": strayed(latents, self.latents),
             "image_metrics": image_fidelity(images, self.images),
             "image_values": values,
-            "caption_accuracy": self._judged(images),
+            **self._judged(images),
         }
         return seconds, fields
 
@@ -294,8 +295,8 @@ class _Bench:
             folder_bytes=pipeline_bytes(folder) if known else 0,
             denoiser_weights=weights,
             seconds_per_image=self.seconds,
-            caption_accuracy=self.caption_accuracy,
             memory_bytes=weight_memory(self._module(self.original)),
+            **self.judged,
         )
 
     def settings(self) -> Settings:
@@ -334,12 +335,15 @@ class _Bench:
         """Number of the denoiser's weights."""
         return sum(parameter.numel() for parameter in self._module(self.original).parameters())
 
-    def _judged(self, images: Tensor) -> dict[str, Share]:
-        """The judge's answers over all images."""
+    def _judged(self, images: Tensor) -> dict[str, Any]:
+        """The judge's answers over all images, as fields of `Original` and of `Variant`."""
         if (judge := self.evaluation.judge) is None:
             return {}
         answers = [judge(to_picture(i), p) for i, p in zip(images, self.drawing.prompts, strict=True)]
-        return {question: Share(**share) for question, share in caption_accuracy(answers).items()}
+        shares = {question: Share(**share) for question, share in caption_accuracy(answers).items()}
+        right = [overall(each) for each in answers]
+        known = () if None in right else tuple(map(bool, right))  # pairs need an answer for every image
+        return {"caption_accuracy": shares, "right_images": known}
 
     def _picture(self, label: str, images: Tensor, psnr: tuple[float, ...]) -> None:
         """Keep images for the page; which ones, the first variant decides."""

@@ -27,6 +27,7 @@ Outcome = Literal["better", "worse", "level", "open"]
 class Original:
     """The uncompressed pipeline: sizes on disk in bytes, number of the denoiser's weights, seconds per image.
 
+    ``right_images`` says of each image whether it shows what its caption says, in the order of the prompts;
     ``memory_bytes`` is what its denoiser's weights take as they were loaded.
     """
 
@@ -35,6 +36,7 @@ class Original:
     denoiser_weights: int
     seconds_per_image: float
     caption_accuracy: Mapping[str, Share] = field(default_factory=dict)
+    right_images: tuple[bool, ...] = ()
     memory_bytes: int = 0
 
 
@@ -43,13 +45,15 @@ class Rival:
     """A measured variant that a verdict compares with, its size and value, and how the two differ.
 
     ``difference`` is that of median PSNR in dB, ours minus the rival's, or the ratio of denoiser errors, ours to the
-    rival's; paired, over the same images.
+    rival's; ``captions`` that of caption accuracy, in 0..1, where the verdict is about images and a judge looked at
+    them. Both are paired, over the same images.
     """
 
     label: str
     nbytes: int
     value: float
     difference: Estimate
+    captions: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Comparison:
         """Plain data for a JSON file, as ``docs/report.schema.json`` has it. Numbers that are not finite, which JSON
         lacks, become "inf", "-inf" or "nan", as `float` reads."""
         plain = {name: _plain(getattr(self, name)) for name in _keys()}
-        summaries = [asdict(_summary(variant)) for variant in self.variants]
+        summaries = [asdict(_summary(variant, self.original)) for variant in self.variants]
         return {"schema": SCHEMA, **_finite({**plain, "summaries": summaries})}
 
     @classmethod
@@ -138,7 +142,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Summary:
-    """What follows from a variant's other numbers: intervals are 95 % bootstrap intervals over images."""
+    """What follows from a variant's other numbers: intervals are 95 % bootstrap intervals over images.
+
+    ``captions`` is the difference of caption accuracy from the original's, in 0..1, paired.
+    """
 
     label: str
     family: Family
@@ -151,6 +158,7 @@ class Summary:
     ssim_mean: Estimate | None
     feature_distance_median: Estimate | None
     worst_image: int | None
+    captions: Estimate | None
     layer_error_mean: float
     layer_error_max: float
 
@@ -187,7 +195,7 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
-def _summary(variant: Variant) -> Summary:
+def _summary(variant: Variant, original: Original) -> Summary:
     return Summary(
         label=variant.label,
         family=variant.family,
@@ -200,6 +208,7 @@ def _summary(variant: Variant) -> Summary:
         ssim_mean=variant.over_images("ssim", mean),
         feature_distance_median=variant.over_images("feature_distance"),
         worst_image=variant.worst_image,
+        captions=variant.captions_against(original.right_images),
         layer_error_mean=variant.layer_error_mean,
         layer_error_max=variant.layer_error_max,
     )

@@ -8,7 +8,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 
 from vqcompress.metrics import Estimate
-from vqcompress.reports.comparison import Comparison
+from vqcompress.reports.comparison import ORIGINAL, Comparison
 from vqcompress.reports.plots import block_of
 from vqcompress.reports.variant import Variant
 
@@ -76,7 +76,7 @@ def _layers_of(variant: Variant) -> Iterator[Row]:
 
 def _captions(comparison: Comparison) -> Iterator[Row]:
     yield ("variant", "question", "share", "low", "high", "images")
-    known = [("original", comparison.original.caption_accuracy)]
+    known = [(ORIGINAL, comparison.original.caption_accuracy)]
     for label, shares in known + [(each.label, each.caption_accuracy) for each in comparison.variants]:
         for question, share in shares.items():
             yield (label, question, share.share, share.low, share.high, share.count)
@@ -88,3 +88,7 @@ def _images(comparison: Comparison) -> Iterator[Row]:
         for metric, values in variant.image_values.items():
             for index, value in enumerate(values):
                 yield (variant.label, index + 1, metric, value, comparison.settings.prompts[index])
+    judged = [(ORIGINAL, comparison.original.right_images)]
+    for label, right in judged + [(each.label, each.right_images) for each in comparison.variants]:
+        for index, shown in enumerate(right):
+            yield (label, index + 1, "right", int(shown), comparison.settings.prompts[index])

@@ -76,6 +76,16 @@ def span(estimate: Estimate, decimals: int) -> str:
     return f"{fixed(estimate.low, decimals)}–{fixed(estimate.high, decimals)}"
 
 
+def signed_span(estimate: Estimate, scale: float = 1.0) -> str:
+    """``-4 to +9``: the ends of a difference's interval, times ``scale``, in whole numbers."""
+    return f"{scale * estimate.low:+.0f} to {scale * estimate.high:+.0f}"
+
+
+def points(difference: Estimate) -> str:
+    """``+6 points, -4 to +9``: a difference of two shares, in percentage points."""
+    return f"{100 * difference.value:+.0f}{SPACE}points, {signed_span(difference, 100)}"
+
+
 def interval(share: Share) -> str:
     """``86–95``: the interval's ends in whole percent."""
     return f"{100 * share.low:.0f}–{100 * share.high:.0f}"

@@ -9,6 +9,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from vqcompress.metrics import overall
 from vqcompress.reports import plots
 from vqcompress.reports.blocks import NOTE as BLOCKS_NOTE
 from vqcompress.reports.blocks import blocks_table
@@ -21,7 +22,7 @@ from vqcompress.reports.palette import MARKERS, STYLES
 from vqcompress.reports.table import variants_table
 from vqcompress.reports.verdicts import verdict_lines
 from vqcompress.reports.viewer import viewer
-from vqcompress.reports.wording import TABLE_NOTE, key_figures, layer_notes, measured, overall, summary, title
+from vqcompress.reports.wording import TABLE_NOTE, key_figures, layer_notes, measured, summary, title
 
 FIRST_SCREEN = 8  # images of the first variant beside the title
 

@@ -16,12 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from vqcompress.metrics import Estimate
+from vqcompress.metrics import Estimate, overall
 from vqcompress.reports.comparison import ORIGINAL, Comparison
 from vqcompress.reports.formatting import significant
 from vqcompress.reports.palette import FAINT, GRID, INK, STANDINS, STYLES
 from vqcompress.reports.variant import LayerError, Variant
-from vqcompress.reports.wording import overall
 
 SMALL, WIDE, LOW = (5.4, 3.9), (11.2, 3.9), (11.2, 2.2)
 MIN_LABEL_SHARE = 0.035  # a block narrower than this part of the axis gets no name

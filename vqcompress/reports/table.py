@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vqcompress.metrics import IMAGE_METRICS, ImageMetric, mean
+from vqcompress.metrics import IMAGE_METRICS, ImageMetric, mean, overall
 from vqcompress.reports.comparison import ORIGINAL, Comparison, Original
 from vqcompress.reports.formatting import (
     NONE,
@@ -15,11 +15,11 @@ from vqcompress.reports.formatting import (
     megabytes,
     percent,
     percent_decimals,
+    signed_span,
     span,
     whole_percent,
 )
 from vqcompress.reports.variant import Share, Variant
-from vqcompress.reports.wording import overall
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,31 @@ class Table:
 
 def variants_table(comparison: Comparison) -> Table:
     """The comparison's numbers, a line for each pipeline. Within a column, all numbers have the same decimals."""
-    columns = [column for column in COLUMNS if column is not CAPTIONS or overall(comparison.original.caption_accuracy)]
-    decimals = Decimals(
+    original = comparison.original
+    absent = [] if overall(original.caption_accuracy) else [CAPTIONS]
+    absent += [] if original.right_images else [CAPTIONS_GAINED]
+    columns = [column for column in COLUMNS if column not in absent]
+    context = Context(
         denoiser=percent_decimals(variant.denoiser_error for variant in comparison.variants),
         layer=percent_decimals(variant.layer_error_mean for variant in comparison.variants),
+        right_images=original.right_images,
     )
     lines = [
-        Line(variant.label, variant.curve, tuple(column.of_variant(variant, decimals) for column in columns))
+        Line(variant.label, variant.curve, tuple(column.of_variant(variant, context) for column in columns))
         for variant in comparison.variants
     ]
-    first = Line(ORIGINAL, "", tuple(column.of_original(comparison.original) for column in columns))
+    first = Line(ORIGINAL, "", tuple(column.of_original(original) for column in columns))
     return Table(tuple(column.heading for column in columns), (first, *lines))
 
 
 @dataclass(frozen=True)
-class Decimals:
-    """Decimals of the two columns of percentages whose numbers span orders of magnitude."""
+class Context:
+    """What cells depend on beyond their variant: decimals of the two columns of percentages whose numbers span orders
+    of magnitude, and the original's `right_images`."""
 
     denoiser: int
     layer: int
+    right_images: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Column:
     """A heading, and the cells below it: a variant's and the original's."""
 
     heading: Heading
-    of_variant: Callable[[Variant, Decimals], Cell]
+    of_variant: Callable[[Variant, Context], Cell]
     of_original: Callable[[Original], Cell] = lambda _: Cell(NONE)
 
 
@@ -92,43 +98,48 @@ def _share(shares: Mapping[str, Share]) -> Cell:
     return Cell(whole_percent(share.share), interval(share)) if share else Cell(NONE)
 
 
-def _layer_errors(variant: Variant, decimals: Decimals) -> Cell:
+def _captions_gained(variant: Variant, context: Context) -> Cell:
+    found = variant.captions_against(context.right_images)
+    return Cell(f"{100 * found.value:+.0f}", signed_span(found, 100)) if found else Cell(NONE)
+
+
+def _layer_errors(variant: Variant, context: Context) -> Cell:
     if not variant.layer_errors:
         return Cell(NONE)
     return Cell(
-        percent(variant.layer_error_mean, decimals.layer), f"({percent(variant.layer_error_max, decimals.layer)})"
+        percent(variant.layer_error_mean, context.layer), f"({percent(variant.layer_error_max, context.layer)})"
     )
 
 
-def _error(variant: Variant, decimals: Decimals) -> Cell:
-    return Cell(percent(variant.denoiser_error, decimals.denoiser), f"{fixed(variant.signal_to_error, 1)}{SPACE}dB")
+def _error(variant: Variant, context: Context) -> Cell:
+    return Cell(percent(variant.denoiser_error, context.denoiser), f"{fixed(variant.signal_to_error, 1)}{SPACE}dB")
 
 
-def _strayed(variant: Variant, decimals: Decimals) -> Cell:
+def _strayed(variant: Variant, context: Context) -> Cell:
     found = variant.trajectory_error
     return Cell(percent(found.value, 2)) if found else Cell(NONE)
 
 
-def _psnr_median(variant: Variant, decimals: Decimals) -> Cell:
+def _psnr_median(variant: Variant, context: Context) -> Cell:
     found = variant.psnr_median
     if found is None:
         return Cell(fixed(variant.image_metrics.get("psnr_median"), 1))
     return Cell(fixed(found.value, 1), span(found, 1))
 
 
-def _psnr_mean(variant: Variant, decimals: Decimals) -> Cell:
+def _psnr_mean(variant: Variant, context: Context) -> Cell:
     found = variant.over_images("psnr", mean)
     if found is None:
         return Cell(fixed(variant.image_metrics.get("psnr_mean"), 1))
     return Cell(fixed(found.value, 1), span(found, 1))
 
 
-def _worst(variant: Variant, decimals: Decimals) -> Cell:
+def _worst(variant: Variant, context: Context) -> Cell:
     number = variant.worst_image
     return Cell(fixed(variant.image_metrics.get("psnr_worst"), 1), "" if number is None else f"#{number + 1}")
 
 
-def _features(variant: Variant, decimals: Decimals) -> Cell:
+def _features(variant: Variant, context: Context) -> Cell:
     found = variant.over_images("feature_distance")
     return Cell(fixed(1000 * found.value, 2) if found else NONE)
 
@@ -138,7 +149,7 @@ def _original_bits(original: Original) -> Cell:
 
 
 def _image_column(metric: ImageMetric) -> Column:
-    def cell(variant: Variant, decimals: Decimals) -> Cell:
+    def cell(variant: Variant, context: Context) -> Cell:
         return Cell(fixed(variant.image_metrics[metric.name], metric.decimals))
 
     return Column(Heading(metric.heading, metric.unit), cell)
@@ -149,6 +160,7 @@ CAPTIONS = Column(
     lambda variant, _: _share(variant.caption_accuracy),
     lambda original: _share(original.caption_accuracy),
 )
+CAPTIONS_GAINED = Column(Heading("caption accuracy over the original's", "points, 95 % interval"), _captions_gained)
 COLUMNS = (
     Column(Heading("bits", "quantized"), lambda variant, _: Cell(fixed(variant.bits_per_weight, 2))),
     Column(
@@ -164,6 +176,7 @@ COLUMNS = (
     *(_image_column(metric) for metric in IMAGE_METRICS if metric.heading),
     Column(Heading("feature distance", "median, × 1000"), _features),
     CAPTIONS,
+    CAPTIONS_GAINED,
     Column(Heading("layer error", "mean (worst)"), _layer_errors),
     Column(Heading("bits", "whole denoiser"), lambda variant, _: Cell(fixed(variant.denoiser_bits, 2)), _original_bits),
     Column(

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from vqcompress.methods import METHODS
-from vqcompress.metrics import Estimate, estimate, median, ratio_of_sums, signal_to_error_db
+from vqcompress.metrics import Estimate, estimate, mean, median, paired_difference, ratio_of_sums, signal_to_error_db
 
 Energy = tuple[float, float]
 """Summed squares of one image: of the error, and of the original's signal."""
@@ -96,7 +96,8 @@ class Variant:
     ``bits_per_weight`` counts everything stored for the quantized layers of all components. ``denoiser_bits`` divides
     the whole denoiser file by all its weights, dense layers included. Errors are relative (0 is lossless, 1 as bad as
     no output). ``energies`` are those of the denoiser error, an image each. ``image_metrics`` has
-    `metrics.IMAGE_METRICS` by name, ``image_values`` the values of single images, in the order of the prompts.
+    `metrics.IMAGE_METRICS` by name, ``image_values`` the values of single images, in the order of the prompts;
+    ``right_images`` says of each whether it shows what its caption says, empty where nothing judged them.
     ``error_by_timestep`` runs from noise to image. ``time_ratio`` is the sampling time divided by the original's in the
     same run, NaN where the variant ran as a dense network. ``memory_bytes`` is what the loaded denoiser's weights take.
     ``dense_layers`` were left dense by the bit allocation, or fit no code. ``undersampled_layers`` saw fewer samples in
@@ -118,6 +119,7 @@ class Variant:
     image_metrics: Mapping[str, float]
     time_ratio: float
     caption_accuracy: Mapping[str, Share] = field(default_factory=dict)
+    right_images: tuple[bool, ...] = ()
     components: tuple[ComponentCost, ...] = ()
     scheme: str = ""
     dense_layers: tuple[str, ...] = ()
@@ -166,6 +168,12 @@ class Variant:
         """``statistic`` of a metric's values of single images; None where there are none."""
         values = self.image_values.get(metric, ())
         return estimate(values, statistic) if values else None
+
+    def captions_against(self, right_images: tuple[bool, ...]) -> Estimate | None:
+        """Caption accuracy less that of ``right_images``, on the same prompts, paired; None if one was not judged."""
+        if not self.right_images or len(self.right_images) != len(right_images):
+            return None
+        return paired_difference(self.right_images, right_images, mean)
 
     @property
     def worst_image(self) -> int | None:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from vqcompress.metrics import Estimate, median, paired_difference, ratio_of_sums
 from vqcompress.reports.comparison import Measure, Outcome, Rival, Verdict
-from vqcompress.reports.formatting import SPACE, decibel, fixed, percent_short, significant, size
+from vqcompress.reports.formatting import SPACE, decibel, fixed, percent_short, points, significant, size
 from vqcompress.reports.variant import Variant
 
 MEASURES: tuple[Measure, ...] = ("denoiser_error", "psnr")
@@ -73,7 +73,9 @@ def _value(variant: Variant, measure: Measure) -> float:
 
 
 def _rival(variant: Variant, other: Variant, measure: Measure) -> Rival:
-    return Rival(other.label, other.denoiser_bytes, _value(other, measure), _difference(variant, other, measure))
+    captions = variant.captions_against(other.right_images) if measure == "psnr" else None
+    difference = _difference(variant, other, measure)
+    return Rival(other.label, other.denoiser_bytes, _value(other, measure), difference, captions)
 
 
 def _difference(variant: Variant, other: Variant, measure: Measure) -> Estimate:
@@ -173,7 +175,12 @@ def _clause(verdict: Verdict, relation: str, rival: Rival) -> str:
     change = rival.nbytes / verdict.nbytes - 1
     much = "of the same size" if abs(change) <= SAME_SIZE else f"{abs(100 * change):.0f}{SPACE}% {relation}"
     against = f"for {rival.label}, {much}"
-    return f"{_values(verdict, rival)} {against} ({_gap(verdict.measure, rival.difference)})"
+    return f"{_values(verdict, rival)} {against} ({_gap(verdict.measure, rival.difference)}){_captions(rival)}"
+
+
+def _captions(rival: Rival) -> str:
+    """``, caption accuracy +6 points, -1 to +13``"""
+    return "" if rival.captions is None else f", caption accuracy {points(rival.captions)}"
 
 
 def _values(verdict: Verdict, rival: Rival) -> str:

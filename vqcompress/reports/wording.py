@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vqcompress.metrics import overall
 from vqcompress.metrics.bootstrap import RESAMPLINGS
 from vqcompress.reports.comparison import Comparison
 from vqcompress.reports.formatting import (
@@ -14,12 +15,13 @@ from vqcompress.reports.formatting import (
     fixed,
     interval,
     percent_short,
+    points,
     significant,
     size,
     span,
     whole_percent,
 )
-from vqcompress.reports.variant import Share, Variant
+from vqcompress.reports.variant import Variant
 
 TABLE_NOTE = (
     "Size and error are the denoiser's. Intervals are 95 % bootstrap intervals over images. Feature distance is "
@@ -31,14 +33,6 @@ PEERS_NOTE = (
     "to, so their time is not measured. Their size is that of the format's own stored tensors, the layers that it "
     "cannot take and all other tensors at 16 bits."
 )
-
-OVERALL = "all"
-"""The question that an image passes if it passes all others."""
-
-
-def overall(shares: Mapping[str, Share]) -> Share | None:
-    """Caption accuracy: the share of the question ``all``, else of the first; None without questions."""
-    return shares.get(OVERALL) or next(iter(shares.values()), None)
 
 
 def smaller(comparison: Comparison, variant: Variant) -> float:
@@ -89,8 +83,16 @@ def _captions(comparison: Comparison, variant: Variant) -> Iterator[str]:
         yield (
             f"{whole_percent(mine.share)} of them show what their caption says (95{SPACE}% interval "
             f"{interval(mine)}{SPACE}%), against {whole_percent(original.share)} of the original's "
-            f"({interval(original)}{SPACE}%)."
+            f"({interval(original)}{SPACE}%){_captions_gap(comparison, variant)}."
         )
+
+
+def _captions_gap(comparison: Comparison, variant: Variant) -> str:
+    found = variant.captions_against(comparison.original.right_images)
+    if found is None:
+        return ""
+    said = "differ" if found.excludes(0.0) else "do not differ"
+    return f": on the same images the two {said} ({points(found)})"
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,12 @@ def measured(comparison: Comparison) -> list[str]:
         "bits in every layer are compared with such, codes with allocated bits with such.",
     ]
     if comparison.original.caption_accuracy:
-        sentences.append(
+        judged = (
             "Caption accuracy: the share of images in which a detector finds all that the caption says, with Wilson's "
             f"95{SPACE}% interval."
         )
+        paired = " Points of it over another's are paired, as above." if comparison.original.right_images else ""
+        sentences.append(judged + paired)
     sentences.append(
         "Time: wall-clock time of drawing all images relative to the original, in this run on this machine; only an "
         "indication. Memory: parameters and buffers of the denoiser as loaded, without activations."
