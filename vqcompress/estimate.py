@@ -22,7 +22,7 @@ from vqcompress.placement import Placement, networks
 from vqcompress.quantizers import quantize_weight, settings_for
 from vqcompress.recipe import Recipe
 from vqcompress.stages.encoding import encoding_bytes
-from vqcompress.stages.forecast import Needs, Work, forecast, samples_of_a_call
+from vqcompress.stages.forecast import Call, Needs, Work, forecast, samples_of_a_call
 from vqcompress.stages.prompt_count import fitted_count
 from vqcompress.working_memory import one_thread_each
 
@@ -60,12 +60,12 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
     encoding = max((encoding_bytes(*shape, shape[1] if columns else 0, bool(outputs)) for shape in shapes), default=0)
     peak = int(_model_bytes(pipeline) + max(recording, encoding))
     denoiser = architecture.denoiser
-    one_call = (
-        2.0
-        * samples_of_a_call(pipeline, denoiser, sampling)
-        * sum(p.numel() for p in getattr(pipeline, denoiser).parameters())
+    call = Call(
+        weights=sum(p.numel() for p in getattr(pipeline, denoiser).parameters()),
+        samples=samples_of_a_call(pipeline, denoiser, sampling),
     )
-    work = Work.of(recipe, sampling, one_call, columns, encode_seconds)
+    passes = math.ceil(sum(moments) / budget) + math.ceil(sum(outputs) / budget)
+    work = Work.of(recipe, sampling, call, columns, passes, encode_seconds)
     dtype = placement.opening_dtype or torch.bfloat16
     numbers = sum(p.numel() for network in networks(pipeline).values() for p in network.parameters())
     disk = sum(moments) + sum(outputs) + 2 * _bytes_after(weights, packed, recipe, recipe.bits)
@@ -90,7 +90,7 @@ def estimate(model: str, recipe: Recipe, placement: Placement | None = None) -> 
         "sampling": {name: value for name, value in asdict(sampling).items() if name != "inputs"},
         "order": recipe.calibration.order,
         "call_bytes": recipe.training.budget_gb * 1e9 if recipe.calibration.order == "sequential" else 0,
-        "passes": math.ceil(sum(moments) / budget) + math.ceil(sum(outputs) / budget),
+        "passes": passes,
         "moment_bytes": sum(moments) + sum(outputs),
         "peak_memory_bytes": peak,
         "narrow_saves_bytes": _narrow_saves(architecture, pipeline, recipe),

@@ -10,7 +10,10 @@ from torch import nn
 from vqcompress.architectures import Architecture, LayerPlan
 from vqcompress.architectures.dit import DiTArchitecture
 from vqcompress.architectures.pixart import PixArtArchitecture
+from vqcompress.architectures.published import PUBLISHED
+from vqcompress.architectures.published_skeleton import published_skeleton
 from vqcompress.architectures.unet import UNetArchitecture
+from vqcompress.models.hub_pipelines import HUB_PIPELINES
 from vqcompress.models.presets import SDXL_UNET
 from vqcompress.sampling_config import ResolvedSampling
 
@@ -52,3 +55,29 @@ def test_what_is_quantized(
     quantized = sum(torch.Size(plan.shape).numel() for plan in plans if plan.reason is None)
     assert quantized / parameters == pytest.approx(share, abs=0.001)
     assert all(torch.Size(plan.shape).numel() % 16 == 0 for plan in plans if plan.reason is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "guidance", "side"),
+    [
+        ("sdxl", 50, 5.0, 1024),
+        ("sdxl-turbo", 4, 0.0, 512),
+        ("linfusion-sdxl", 50, 5.0, 1024),
+        ("sd15", 50, 7.5, 512),
+        ("dit-xl-2-512", 50, 4.0, 512),
+        ("pixart-alpha", 20, 4.5, 1024),
+        ("lumina-next-t2i", 30, 4.0, 1024),
+        ("diffit-512", 50, 1.49, 512),
+        ("diffit-image-64", 50, 1.0, 64),
+        ("dit-moe-g-16e2a", 50, 7.0, 256),
+    ],
+)
+def test_a_plan_samples_as_the_pipeline_would(name: str, steps: int, guidance: float, side: int) -> None:
+    assert published_skeleton(name).architecture.defaults == ResolvedSampling(steps, guidance, side, side)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in HUB_PIPELINES])
+def test_every_plan_has_a_size(name: str) -> None:
+    """Without one a forecast counts calls of a single sample, and says hours where it should say months."""
+    defaults = published_skeleton(name).architecture.defaults
+    assert min(defaults.height, defaults.width) >= 32

@@ -12,20 +12,31 @@ from vqcompress.estimate import estimate
 from vqcompress.placement import Placement
 from vqcompress.recipe import Recipe
 from vqcompress.sampling_config import ResolvedSampling
-from vqcompress.stages.forecast import Needs, Speed, Work, advice, samples_of_a_call
+from vqcompress.stages.forecast import Call, Needs, Speed, Work, advice, samples_of_a_call
 from vqcompress.working_memory import usable_cores
 
 SAMPLING = ResolvedSampling(steps=10, guidance=5.0, height=1024, width=1024)
 RECIPE = Recipe.parse({"model": "m", "calibration": {"count": 4, "batch_size": 2, "rows_per_call": 100}})
+CALL = Call(weights=1_000_000, samples=500.0)
 
 
 def test_operations_by_hand() -> None:
-    work = Work.of(replace_budget("layer"), SAMPLING, 1e9, [10, 20], search=6.0)
+    work = Work.of(replace_budget("layer"), SAMPLING, CALL, [10, 20], 1, search=6.0)
     assert work.calls == 4 * 10 * 2 * 1e9  # prompts, steps, guidance branches
     assert work.moments == (10**2 + 20**2) * 100 * 2 * 10  # columns, samples a call, batches, steps
     assert work.factors == pytest.approx(2 * 4 / 3 * (10**3 + 20**3))
-    assert Work.of(replace_budget("model"), SAMPLING, 1e9, [10], 0).calls == (4 + 8 * 6) * 2e10
-    assert Work.of(replace_budget("layer"), replace(SAMPLING, guidance=1.0), 1e9, [], 0).calls == 0
+    assert Work.of(replace_budget("model"), SAMPLING, CALL, [10], 1, 0).calls == (4 + 8 * 6) * 2e10
+    assert Work.of(replace_budget("model"), SAMPLING, CALL, [10], 3, 0).calls == (3 * 4 + 8 * 6) * 2e10
+    assert Work.of(replace_budget("layer"), replace(SAMPLING, guidance=1.0), CALL, [], 0, 0).calls == 0
+
+
+def test_small_maps_give_fewer_rows_than_the_most_that_are_multiplied() -> None:
+    """A weight of `shapes` sees 5 positions of an image on average: 85 rows of a call for 8 of them."""
+    few = Work.of(replace_budget("layer"), SAMPLING, replace(CALL, samples=5.0), [10], 1, 0)
+    assert few.moments == 10**2 * (2 * 2 * 5.0) * 2 * 10  # batch, branches, positions; batches, steps
+    calibration = RECIPE.calibration.model_copy(update={"rows_per_call": None})
+    unlimited = RECIPE.model_copy(update={"budget": "layer", "calibration": calibration})
+    assert Work.of(unlimited, SAMPLING, CALL, [10], 1, 0).moments == 10**2 * (2 * 2 * 500.0) * 2 * 10
 
 
 def replace_budget(budget: str) -> Recipe:

@@ -52,6 +52,9 @@ class Architecture:
     masked_layers: ClassVar[str | None] = None
     """Regular expression of layers whose input is text tokens; `text_mask` marks the padding among them."""
 
+    usual: ClassVar[tuple[int, float]] = (50, 4.0)
+    """Steps and guidance scale where neither the pipeline nor the user says them."""
+
     call_arguments: ClassVar[Mapping[str, Any]] = {}
     """Arguments of the pipeline's call in addition to the prompts and the sampling settings."""
 

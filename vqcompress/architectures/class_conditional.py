@@ -34,7 +34,7 @@ class ClassConditionalArchitecture(Architecture):
     def of(cls, pipeline: Pipeline) -> ClassConditionalArchitecture:
         side = pipeline.default_sample_size * pipeline.vae_scale_factor
         name = type(pipeline.transformer).__name__
-        steps, prompts = 50, "imagenet"
+        steps, prompts = cls.usual[0], "imagenet"
         model = EMBEDDED["shapes-moe"]
         if pipeline.labels and pipeline.labels.keys() <= class_names(model.prompt_set).keys():
             name, steps, prompts = "shapes-moe", model.steps, model.prompt_set

@@ -42,7 +42,7 @@ class DiTArchitecture(Architecture):
     @classmethod
     def of(cls, pipeline: Pipeline) -> DiTArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
-        return cls("dit", "transformer", ("transformer",), ResolvedSampling(50, 4.0, height, width), "imagenet")
+        return cls("dit", "transformer", ("transformer",), ResolvedSampling(*cls.usual, height, width), "imagenet")
 
     def run(
         self,

@@ -24,6 +24,7 @@ class LuminaArchitecture(Architecture):
     Block modulation, 14 % of the weights, is quantized.
     """
 
+    usual = (30, 4.0)
     ignore: ClassVar[IgnoreRules] = {
         r"^patch_embedder\.": LATENT_INPUT,
         r"^time_caption_embed\.": ONE_SAMPLE_PER_TIMESTEP,
@@ -44,7 +45,7 @@ class LuminaArchitecture(Architecture):
     def of(cls, pipeline: Pipeline) -> LuminaArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
         components = ("transformer", *present_text_encoders(pipeline))
-        return cls("lumina", "transformer", components, ResolvedSampling(30, 4.0, height, width))
+        return cls("lumina", "transformer", components, ResolvedSampling(*cls.usual, height, width))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
         return token_mask(call, "encoder_mask", "attention_mask")

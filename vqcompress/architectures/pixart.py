@@ -22,6 +22,7 @@ class PixArtArchitecture(Architecture):
     """Padded text tokens reach ``caption_projection`` and ``attn2.to_k/to_v``. Attention masks them, so they are not
     recorded."""
 
+    usual = (20, 4.5)
     ignore: ClassVar[IgnoreRules] = {
         r"^pos_embed\.proj$": LATENT_INPUT,
         r"^adaln_single\.": ONE_SAMPLE_PER_TIMESTEP,
@@ -42,7 +43,7 @@ class PixArtArchitecture(Architecture):
     def of(cls, pipeline: Pipeline) -> PixArtArchitecture:
         height, width = image_size(pipeline, pipeline.transformer)
         components = ("transformer", *present_text_encoders(pipeline))
-        return cls("pixart", "transformer", components, ResolvedSampling(20, 4.5, height, width))
+        return cls("pixart", "transformer", components, ResolvedSampling(*cls.usual, height, width))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
         return token_mask(call, "encoder_attention_mask", "attention_mask")

@@ -18,11 +18,13 @@ from vqcompress.architectures.lumina import LuminaArchitecture
 from vqcompress.architectures.pixart import PixArtArchitecture
 from vqcompress.architectures.published import published
 from vqcompress.architectures.text_flow import TextFlowArchitecture
-from vqcompress.architectures.unet import UNetArchitecture
+from vqcompress.architectures.unet import UNetArchitecture, usual_sampling
 from vqcompress.errors import ArchitectureError, first_line
+from vqcompress.models.class_pipeline import input_side, usual_guidance
 from vqcompress.models.hub_parts import class_of
 from vqcompress.models.hub_pipelines import DENOISERS, HUB_PIPELINES, HubPipeline
 from vqcompress.models.presets import PRESETS, Preset
+from vqcompress.models.text_pipeline import TEXT_LATENT_SIDE
 from vqcompress.sampling_config import ResolvedSampling
 
 
@@ -56,6 +58,7 @@ _ARCHITECTURES: dict[str, tuple[type[Architecture], str]] = {
     "diffusers_dit": (DiTArchitecture, "transformer"),
     "diffusers_lumina": (LuminaArchitecture, "transformer"),
 }
+PIXELS_PER_LATENT = 8  # along a side: the VAEs that these models were published with
 MODULAR = "it is a modular pipeline, whose folders are not opened yet: only planned"
 _TEXT_OR_LABELS = ("flag_dit", "next_dit")
 
@@ -71,14 +74,26 @@ def published_skeleton(name: str) -> Skeleton:
     preset = _ON_THE_HUB.get(known) or PRESETS[known]
     kind, component = _architecture(preset)
     denoiser = _denoiser(preset)
-    architecture = kind(known, component, (component,), ResolvedSampling(50, 1.0, 0, 0))
-    return Skeleton(architecture, SimpleNamespace(**{component: denoiser}, components={component: denoiser}))
+    factor = 1 if "image_size" in denoiser.config else PIXELS_PER_LATENT  # a network in pixels has no VAE
+    architecture = kind(known, component, (component,), _sampling(known, kind, denoiser, factor))
+    networks = {component: denoiser}
+    return Skeleton(architecture, SimpleNamespace(**networks, components=networks, vae_scale_factor=factor))
 
 
-def _denoiser(preset: Preset) -> nn.Module:
+def _sampling(name: str, kind: type[Architecture], denoiser: Any, factor: int) -> ResolvedSampling:
+    """What the opened pipeline would sample with; ``factor`` pixels per latent."""
+    if kind is ClassConditionalArchitecture:
+        steps, guidance, side = kind.usual[0], usual_guidance(denoiser), input_side(denoiser)
+    else:
+        side = denoiser.config.get("sample_size", TEXT_LATENT_SIDE)
+        steps, guidance = usual_sampling(name.removeprefix("linfusion-")) if kind is UNetArchitecture else kind.usual
+    return ResolvedSampling(steps, guidance, side * factor, side * factor)
+
+
+def _denoiser(preset: Preset) -> Any:
     """The module that a pipeline holds; our PixArt class with the official signature wraps diffusers' module."""
     network = preset.build("meta")
-    return network.transformer if preset.family == "pixart" else network  # type: ignore[return-value]
+    return network.transformer if preset.family == "pixart" else network
 
 
 def _architecture(preset: Preset) -> tuple[type[Architecture], str]:

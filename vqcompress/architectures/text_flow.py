@@ -24,6 +24,7 @@ class TextFlowArchitecture(Architecture):
     which stays dense. Its proxy layers have one sample per window.
     """
 
+    usual = (30, 4.0)
     ignore: ClassVar[IgnoreRules] = {
         r"^(x_embedder|pos_embed\.proj)$": LATENT_INPUT,
         r"^(t_embedder|cap_embedder|adaln_single)\.": ONE_SAMPLE_PER_TIMESTEP,
@@ -42,7 +43,7 @@ class TextFlowArchitecture(Architecture):
         height, width = image_size(pipeline, pipeline.transformer, default=pipeline.default_sample_size)
         components = ("transformer", *present_text_encoders(pipeline))
         name = type(pipeline.transformer).__name__
-        return cls(name, "transformer", components, ResolvedSampling(30, 4.0, height, width))
+        return cls(name, "transformer", components, ResolvedSampling(*cls.usual, height, width))
 
     def text_mask(self, call: dict[str, Any]) -> Tensor | None:
         return token_mask(call, "cap_mask", "encoder_attention_mask", "attention_mask")

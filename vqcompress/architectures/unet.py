@@ -11,7 +11,7 @@ from vqcompress.architectures.architecture import (
     image_size,
     present_text_encoders,
 )
-from vqcompress.architectures.few_step import few_step_sampling
+from vqcompress.architectures.few_step import STEPS, few_step_sampling
 from vqcompress.architectures.layer_plan import FINAL, LATENT_INPUT, ONE_SAMPLE_PER_TIMESTEP, IgnoreRules, LayerPlan
 from vqcompress.embedded import EMBEDDED
 from vqcompress.sampling_config import ResolvedSampling
@@ -65,8 +65,12 @@ def _defaults(name: str, pipeline: Pipeline) -> ResolvedSampling:
     height, width = image_size(pipeline, pipeline.unet)
     if model := EMBEDDED.get(name):
         return ResolvedSampling(model.steps, model.guidance, height, width)
-    usual = (50, 5.0) if name == "sdxl" else (50, 7.5)
-    return ResolvedSampling(*(few_step_sampling(pipeline) or usual), height, width)
+    return ResolvedSampling(*(few_step_sampling(pipeline) or usual_sampling(name)), height, width)
+
+
+def usual_sampling(name: str) -> tuple[int, float]:
+    """Steps and guidance scale of a UNet that has this name."""
+    return {"sdxl": (50, 5.0), "sdxl-turbo": (STEPS, 0.0)}.get(name, (50, 7.5))
 
 
 def _rank(name: str) -> tuple[int, int, int, int]:

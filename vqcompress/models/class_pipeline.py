@@ -53,6 +53,22 @@ def default_scheduler(transformer: Any) -> Any:
     return DDIMScheduler(clip_sample=False)
 
 
+def usual_guidance(transformer: Any) -> float:
+    """The papers' scale, or 1 for a network without a null label."""
+    config = transformer.config
+    if config["num_classes"] is None or config["class_dropout_prob"] == 0:
+        return 1.0
+    if isinstance(transformer, DiffiTLatent):
+        return 4.4 if config["input_size"] <= 32 else 1.49
+    return 7.0 if config.get("use_flash_attn") else 4.0
+
+
+def input_side(transformer: Any) -> int:
+    """Side of the network's input, in latents (in pixels for an image-space network)."""
+    config = transformer.config
+    return config["image_size"] if "image_size" in config else config.get("input_size", _LATENT_SIDE)
+
+
 class ClassConditionalPipeline(DiffusionPipeline):
     """Generates images from class labels.
 
@@ -95,21 +111,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def default_sample_size(self) -> int:
-        """Side of the denoiser's input, in latents (in pixels for an image-space network)."""
-        config = self.transformer.config
-        return config["image_size"] if "image_size" in config else config.get("input_size", _LATENT_SIDE)
+        """Side of a latent when no size is given."""
+        return input_side(self.transformer)
 
     @property
     def default_guidance(self) -> float:
         """The pipeline's own scale if set; otherwise the papers' scale, or 1 for a network without a null label."""
-        if self.config["guidance"] is not None:
-            return self.config["guidance"]
-        config = self.transformer.config
-        if config["num_classes"] is None or config["class_dropout_prob"] == 0:
-            return 1.0
-        if isinstance(self.transformer, DiffiTLatent):
-            return 4.4 if config["input_size"] <= 32 else 1.49
-        return 7.0 if config.get("use_flash_attn") else 4.0
+        given = self.config["guidance"]
+        return usual_guidance(self.transformer) if given is None else given
 
     @property
     def num_classes(self) -> int | None:

@@ -18,6 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
+TEXT_LATENT_SIDE = 128
+"""Side of the latents of networks that were trained on many sizes and name none: 1024 pixels."""
+
 
 @dataclass
 class TextPipelineOutput(BaseOutput):
@@ -51,7 +54,7 @@ class TextPipeline(DiffusionPipeline):
     @property
     def default_sample_size(self) -> int:
         """Side of a latent when no size is given."""
-        return self.transformer.config.get("sample_size", 128)
+        return self.transformer.config.get("sample_size", TEXT_LATENT_SIDE)
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return the text features ``[batch, length, width]`` that the denoiser was trained on."""

@@ -30,6 +30,19 @@ ROOM = 0.9  # of what is free: a need above it does not fit
 
 
 @dataclass(frozen=True)
+class Call:
+    """A denoiser's call for one image: its ``weights``, and how many ``samples`` a weight sees on average."""
+
+    weights: int
+    samples: float
+
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions."""
+        return 2.0 * self.weights * self.samples
+
+
+@dataclass(frozen=True)
 class Work:
     """What is to be computed, in operations: calls of the denoiser for calibration, products and factors of second
     moments, calls for fine-tuning; and seconds of one core for the search of codes."""
@@ -42,17 +55,26 @@ class Work:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, sampling: ResolvedSampling, one_call: float, columns: Sequence[int], search: float
+        cls,
+        recipe: Recipe,
+        sampling: ResolvedSampling,
+        call: Call,
+        columns: Sequence[int],
+        passes: int,
+        search: float,
     ) -> Work:
-        """``one_call``: operations of a call for one sample; ``columns``: those of each second moment."""
+        """``call`` is one of the denoiser for one image; ``columns``: those of each second moment, which are recorded
+        in so many ``passes`` over the prompts."""
         calibration, preset = recipe.calibration, training_preset(recipe.training)
-        image = sampling.steps * (2 if sampling.guidance > 1 else 1) * one_call
+        branches = 2 if sampling.guidance > 1 else 1
+        image = sampling.steps * branches * call.operations
         allocation = TRAJECTORIES * MEASURED if recipe.shares_budget else 0
-        samples = calibration.rows_per_call or 8192
+        seen = calibration.batch_size * branches * call.samples
+        samples = min(seen, calibration.rows_per_call or seen)
         batches = -(-calibration.count // calibration.batch_size) * sampling.steps
         learned = BACKWARD * preset.steps * preset.batch_size / sampling.steps
         return cls(
-            calls=image * ((calibration.count if columns else 0) + allocation),
+            calls=image * ((passes * calibration.count if columns else 0) + allocation),
             moments=sum(float(side) ** 2 for side in columns) * samples * batches,
             factors=FACTORIZATIONS * sum(4 / 3 * float(side) ** 3 for side in columns),
             tuning=image * (preset.prompts + preset.held_out + learned),
