@@ -21,6 +21,7 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
+from vqcompress.moments.eigen import eigenvectors
 from vqcompress.moments.second_moment import SecondMoment
 
 FOLDS = 4  # two hold back more from the prompts that were shown, and eight no less, in twice the memory
@@ -69,9 +70,10 @@ def _cross_validated(moment: SecondMoment) -> SecondMoment:
 
 
 def _eigenvectors(moment: SecondMoment) -> Tensor:
-    """``[columns, rank]``, float64, those of the largest eigenvalues first; of samples, as many as they determine."""
+    """``[columns, rank]``, float64, those of the largest eigenvalues first: as many as columns with power or samples
+    determine."""
     if moment.samples is None:
-        return torch.linalg.eigh(moment.dense().double())[1].flip(1)
+        return eigenvectors(moment.dense().double())
     samples = moment.values.double()
     found, turns = torch.linalg.eigh(samples @ samples.t())
     known = found > found[-1].clamp_min(torch.finfo(found.dtype).tiny) * 1e-10

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from vqcompress.moments import eigen
 from vqcompress.moments.second_moment import SecondMoment
 
 MOST_COLUMNS = 2048  # or kept samples
@@ -38,7 +39,7 @@ def water_level(costs: Tensor, bits: float, shares: Tensor | None = None) -> flo
 def spectrum(second_moment: SecondMoment) -> Tensor:
     """Eigenvalues of H, float64 ``[columns]``, of any order and none below 0; from few samples by their Gram matrix."""
     if second_moment.samples is None:
-        return torch.linalg.eigvalsh(second_moment.dense().double()).clamp_min(0)
+        return eigen.eigenvalues(second_moment.dense().double())
     samples = second_moment.values.double()
     found = torch.linalg.eigvalsh(samples @ samples.t()).clamp_min(0)
     return torch.cat([found, found.new_zeros(second_moment.columns - len(found))]) + second_moment.ridge
