@@ -4,13 +4,13 @@
 [--set KEY=VALUE…]``
 
 Without FOLDERs, `shapes` is compressed to 2 and 3 bits (trellis codes, the same bits in every layer) and, as
-references, to 4 bits with GPTQ in groups of 64 and to 2 and 3 bits with output feedback; what lies in ``--out``
-already is not made again. Each row is a variant after one stage (``none``, ``blocks``, ``full`` after ``blocks``, or
+references, to 4 bits with GPTQ and to 2 and 3 bits with output feedback; what lies in ``--out`` already is not made
+again. Each row is a variant after one stage (``none``, ``blocks``, ``full`` after ``blocks``, or
 ``whole``: the whole denoiser alone): the denoiser's relative output error on the original's own inputs, of both
 branches and of the guided output; PSNR of images with the original's under the same seeds, over all pixels, and its
 mean and median over images; the share of images that show their caption; bits per quantized weight with everything
-stored counted; and processor seconds. One JSON line a row while it runs, then the table in Markdown. Nothing is
-written to FOLDERs.
+stored counted; and processor seconds. One JSON line a row on stderr while it runs, then the table in
+Markdown on stdout. Nothing is written to FOLDERs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import copy
 import hashlib
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +172,7 @@ class Bench:
     def note(self, **row: Any) -> None:
         """One row, printed at once."""
         self.rows.append(row)
-        print(json.dumps(row), flush=True)
+        print(json.dumps(row), file=sys.stderr, flush=True)
 
     def distillation(self, store: RunStore) -> DistillationData:
         """What all variants learn from."""

@@ -60,7 +60,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Result:
-    """One method on one layer; ``held_out`` is ``None`` where the layer has too few inputs."""
+    """One method on one layer; ``held_out`` is None where the layer has too few inputs, and ``seconds`` for other
+    packages, of which some run in processes of their own."""
 
     method: str
     layer: str
@@ -68,7 +69,7 @@ class Result:
     error: float
     gap: float
     held_out: float | None
-    seconds: float
+    seconds: float | None
 
 
 @click.command(help=__doc__)
@@ -96,7 +97,7 @@ def main(
         warm_up(quantize)
         for layer in data:
             try:
-                results.append(measure(name, quantize, layer))
+                results.append(measure(name, quantize, layer, timed=name in chosen))
             except UnfitForPeerError as refusal:
                 missing.append(f"{name}, layer {layer.name}: {refusal}")
         click.echo(f"{name}: done", err=True)
@@ -214,12 +215,12 @@ def faiss_residual(codebooks: int, dimension: int = 8) -> Quantize:
     return run
 
 
-def measure(name: str, quantize: Quantize, layer: Layer) -> Result:
-    """CPU seconds of one run, its bits and errors."""
+def measure(name: str, quantize: Quantize, layer: Layer, *, timed: bool = True) -> Result:
+    """CPU seconds of one run, if it is to be ``timed``, its bits and errors."""
     moment = second_moment(layer.inputs)
     start = time.process_time()
     decoded, bits = quantize(layer.weight, moment)
-    seconds = time.process_time() - start
+    seconds = time.process_time() - start if timed else None
     held_out = None
     if layer.can_hold_out:
         learned = decoded

@@ -135,9 +135,9 @@ UNSEEN = (
 )
 TRAINING = (
     "`shapes`, the same bits in every layer, on captions that neither calibration nor training nor early stopping "
-    "saw; GPTQ with groups of 64. Errors are the denoiser's on the original's own inputs, of both branches and "
-    "of the guided output. PSNR is over all pixels of all images, its mean and median over images. Rows named "
-    "*outputs* were quantized with output feedback. Seconds are processor time without recording the original; "
+    "saw; GPTQ as by default, with groups of 32. Errors are the denoiser's on the original's own inputs, of both "
+    "branches and of the guided output. PSNR is over all pixels of all images, its mean and median over images. Rows "
+    "named *outputs* were quantized with output feedback. Seconds are processor time without recording the original; "
     "`full` includes `blocks`."
 )
 CALIBRATION = (
