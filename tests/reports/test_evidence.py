@@ -53,6 +53,36 @@ def test_every_number_stands_in_a_stamped_result(document):
     assert not strange, f"numbers of {document} stand in no document of docs/results: {strange}"
 
 
+MEASURED = ("kernels", "finetune", "scale", "quantizers")
+"""Documents with tables of measurements."""
+SHOWN = re.compile(r"<!-- (?P<name>[\w-]+): begin -->\n(?P<table>.*?)<!-- (?P=name): end -->", re.DOTALL)
+
+
+@pytest.mark.parametrize("document", [f"docs/{name}.md" for name in MEASURED])
+def test_no_table_is_typed(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for shown in SHOWN.finditer(text):
+        data = json.loads((RESULTS / f"{shown['name']}.json").read_text(encoding="utf-8"))
+        assert shown["table"] == data["table"].strip() + "\n", f"make evidence RESULT={shown['name']} writes it"
+    rest = [line for line in SHOWN.sub("", text).splitlines() if line.startswith("|")]
+    assert not numbers("\n".join(rest)), "a table with measured numbers goes between <!-- NAME: begin --> and end"
+
+
+def test_every_result_has_a_document():
+    assert {result.name for result in evidence.TABLE} == {path.stem for path in stamped()}
+
+
+def test_a_table_goes_where_documents_show_it(tmp_path):
+    (tmp_path / "results").mkdir()
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- rows: begin -->\n| old |\n<!-- rows: end -->\n<!-- other: begin -->\nkept\n")
+    made = evidence.Result("rows", ("python -c 'print(r\"| a\\1 |\")'",))
+    evidence.renew(made, folder=tmp_path / "results", documents=tmp_path)
+    assert page.read_text() == (
+        "before\n<!-- rows: begin -->\n| a\\1 |\n<!-- rows: end -->\n<!-- other: begin -->\nkept\n"
+    )
+
+
 def test_numbers_are_found_where_they_are_claims():
     text = "At 3.05 bits `a 1.5` Python 3.11+ [x](y/2.5) | .096 % | 0.12 (v0.1.0, torch 2.13.0)\n```\n9.9\n```\n"
     assert numbers(text) == ["3.05", ".096", ".12"]
