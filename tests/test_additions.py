@@ -186,7 +186,7 @@ def test_a_kernel(tmp_path: Path) -> None:
 def test_a_metric_of_images(tmp_path: Path) -> None:
     listed = [
         ("from vqcompress.metrics.psnr ", "from vqcompress.metrics.largest import LARGEST\n"),
-        ("SSIM)\n", "LARGEST, "),
+        ("FEATURE_DISTANCE)\n", "LARGEST, "),
     ]
     patched = PatchedPackage(
         tmp_path, files={"metrics/largest.py": METRIC}, lines={"metrics/image_fidelity.py": listed}

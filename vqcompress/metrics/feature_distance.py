@@ -86,7 +86,11 @@ def _bank() -> Tensor:
 FEATURE_DISTANCE = ImageMetric(
     "feature_distance",
     lambda images, originals: float(feature_distances(images, originals).median()),
+    "feature distance",
+    "× 1000",
+    decimals=2,
     per_image=feature_distances,
     falls=True,
+    scale=1000,
 )
 """The median over images."""

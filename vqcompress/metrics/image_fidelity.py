@@ -10,7 +10,7 @@ from vqcompress.metrics.image_metric import ImageMetric
 from vqcompress.metrics.psnr import PSNR, PSNR_MEAN, PSNR_MEDIAN, PSNR_WORST
 from vqcompress.metrics.ssim import SSIM
 
-IMAGE_METRICS: tuple[ImageMetric, ...] = (PSNR, PSNR_MEAN, PSNR_MEDIAN, PSNR_WORST, FEATURE_DISTANCE, SSIM)
+IMAGE_METRICS: tuple[ImageMetric, ...] = (PSNR, PSNR_MEAN, PSNR_MEDIAN, PSNR_WORST, SSIM, FEATURE_DISTANCE)
 
 
 def image_fidelity(images: Tensor, originals: Tensor) -> dict[str, float]:

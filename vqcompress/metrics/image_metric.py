@@ -12,10 +12,10 @@ from torch import Tensor
 class ImageMetric:
     """``measure(images, originals)`` compares two batches ``[n, channels, height, width]``, float64 in 0..1.
 
-    ``name`` is the key in ``report.json``. Metrics with a ``heading`` have a column in the report's table, with
-    ``unit`` below it and so many ``decimals``. Where ``per_image`` (the same arguments, ``[n]``) is given, the report
-    keeps every image's value under ``name`` and computes means, medians and their intervals from them; a metric that
-    ``falls`` is better when lower.
+    ``name`` is the key in ``report.json``. Metrics with a ``heading`` are in the report's table of fidelity, with
+    ``unit`` below it and so many ``decimals`` of ``scale`` times the value. Where ``per_image`` (the same arguments,
+    ``[n]``) is given, the report keeps every image's value under ``name`` and shows their median and mean with
+    intervals and the worst one; a metric that ``falls`` is better when lower.
     """
 
     name: str
@@ -25,3 +25,4 @@ class ImageMetric:
     decimals: int = 1
     per_image: Callable[[Tensor, Tensor], Tensor] | None = None
     falls: bool = False
+    scale: float = 1.0

@@ -18,8 +18,8 @@ def _per_image(images: Tensor, originals: Tensor) -> Tensor:
     return peak_signal_noise_ratio(images, originals, data_range=1.0, dim=(1, 2, 3), reduction="none")
 
 
-PSNR = ImageMetric("psnr", _over_all_pixels, per_image=_per_image)
-"""Over all pixels together, so one bad image weighs by its error."""
+PSNR = ImageMetric("psnr", _over_all_pixels, "PSNR", "dB", per_image=_per_image)
+"""Over all pixels together, so one bad image weighs by its error; the report shows single images' PSNR."""
 PSNR_MEDIAN = ImageMetric(
     "psnr_median", lambda images, originals: float(np.median(_per_image(images, originals).numpy()))
 )

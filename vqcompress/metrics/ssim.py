@@ -14,4 +14,4 @@ def _per_image(images: Tensor, originals: Tensor) -> Tensor:
     return (found if isinstance(found, Tensor) else found[0]).reshape(-1)
 
 
-SSIM = ImageMetric("ssim", lambda a, b: float(_per_image(a, b).mean()), "SSIM", "mean", 3, _per_image)
+SSIM = ImageMetric("ssim", lambda a, b: float(_per_image(a, b).mean()), "SSIM", decimals=4, per_image=_per_image)

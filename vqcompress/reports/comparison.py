@@ -157,6 +157,7 @@ class Summary:
     ssim_median: Estimate | None
     ssim_mean: Estimate | None
     feature_distance_median: Estimate | None
+    feature_distance_mean: Estimate | None
     worst_image: int | None
     captions: Estimate | None
     layer_error_mean: float
@@ -207,6 +208,7 @@ def _summary(variant: Variant, original: Original) -> Summary:
         ssim_median=variant.over_images("ssim"),
         ssim_mean=variant.over_images("ssim", mean),
         feature_distance_median=variant.over_images("feature_distance"),
+        feature_distance_mean=variant.over_images("feature_distance", mean),
         worst_image=variant.worst_image,
         captions=variant.captions_against(original.right_images),
         layer_error_mean=variant.layer_error_mean,

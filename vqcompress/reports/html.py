@@ -17,6 +17,8 @@ from vqcompress.reports.comparison import ORIGINAL, Comparison
 from vqcompress.reports.components import NOTE, components_table
 from vqcompress.reports.experts import NOTE as EXPERTS_NOTE
 from vqcompress.reports.experts import experts_table
+from vqcompress.reports.fidelity import NOTE as FIDELITY_NOTE
+from vqcompress.reports.fidelity import fidelity_table
 from vqcompress.reports.figure_data import data_url, figure_data
 from vqcompress.reports.palette import MARKERS, STYLES
 from vqcompress.reports.table import variants_table
@@ -40,6 +42,8 @@ def to_html(comparison: Comparison) -> str:
         verdicts=verdict_lines(comparison.verdicts),
         table=variants_table(comparison),
         table_note=TABLE_NOTE,
+        fidelity=fidelity_table(comparison),
+        fidelity_note=FIDELITY_NOTE,
         components=components_table(comparison),
         component_note=NOTE,
         experts=experts_table(comparison),

@@ -8,6 +8,8 @@ from vqcompress.reports.comparison import Comparison
 from vqcompress.reports.components import NOTE, components_table
 from vqcompress.reports.experts import NOTE as EXPERTS_NOTE
 from vqcompress.reports.experts import experts_table
+from vqcompress.reports.fidelity import NOTE as FIDELITY_NOTE
+from vqcompress.reports.fidelity import fidelity_table
 from vqcompress.reports.table import Heading, Line, variants_table
 from vqcompress.reports.verdicts import verdict_lines
 from vqcompress.reports.wording import TABLE_NOTE, layer_notes, measured, summary, title
@@ -23,8 +25,11 @@ def _blocks(comparison: Comparison) -> Iterator[str]:
     yield f"{escape(summary(comparison))}\n"
     table = variants_table(comparison)
     yield from _table(table.headings, table.lines)
-    yield f"\n{TABLE_NOTE}"
-    yield ""
+    yield f"\n{TABLE_NOTE}\n"
+    yield "## Fidelity of the images\n"
+    fidelity = fidelity_table(comparison)
+    yield from _table(fidelity.headings, fidelity.lines)
+    yield f"\n{FIDELITY_NOTE}\n"
     if components := components_table(comparison):
         yield "## What each component costs\n"
         yield f"{NOTE}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vqcompress.metrics import IMAGE_METRICS, ImageMetric, mean, overall
+from vqcompress.metrics import overall, signal_to_error_db
 from vqcompress.reports.comparison import ORIGINAL, Comparison, Original
 from vqcompress.reports.formatting import (
     NONE,
@@ -117,7 +117,9 @@ def _error(variant: Variant, context: Context) -> Cell:
 
 def _strayed(variant: Variant, context: Context) -> Cell:
     found = variant.trajectory_error
-    return Cell(percent(found.value, 2)) if found else Cell(NONE)
+    if found is None:
+        return Cell(NONE)
+    return Cell(percent(found.value, 2), f"{fixed(signal_to_error_db(found.value), 1)}{SPACE}dB")
 
 
 def _psnr_median(variant: Variant, context: Context) -> Cell:
@@ -127,32 +129,8 @@ def _psnr_median(variant: Variant, context: Context) -> Cell:
     return Cell(fixed(found.value, 1), span(found, 1))
 
 
-def _psnr_mean(variant: Variant, context: Context) -> Cell:
-    found = variant.over_images("psnr", mean)
-    if found is None:
-        return Cell(fixed(variant.image_metrics.get("psnr_mean"), 1))
-    return Cell(fixed(found.value, 1), span(found, 1))
-
-
-def _worst(variant: Variant, context: Context) -> Cell:
-    number = variant.worst_image
-    return Cell(fixed(variant.image_metrics.get("psnr_worst"), 1), "" if number is None else f"#{number + 1}")
-
-
-def _features(variant: Variant, context: Context) -> Cell:
-    found = variant.over_images("feature_distance")
-    return Cell(fixed(1000 * found.value, 2) if found else NONE)
-
-
 def _original_bits(original: Original) -> Cell:
     return Cell(fixed(8 * original.denoiser_bytes / original.denoiser_weights, 2))
-
-
-def _image_column(metric: ImageMetric) -> Column:
-    def cell(variant: Variant, context: Context) -> Cell:
-        return Cell(fixed(variant.image_metrics[metric.name], metric.decimals))
-
-    return Column(Heading(metric.heading, metric.unit), cell)
 
 
 CAPTIONS = Column(
@@ -169,12 +147,8 @@ COLUMNS = (
         lambda original: Cell(megabytes(original.denoiser_bytes)),
     ),
     Column(Heading("denoiser error", "relative, signal to error"), _error),
-    Column(Heading("latents' error", "own trajectory"), _strayed),
+    Column(Heading("latents' error", "own trajectory, signal to error"), _strayed),
     Column(Heading("PSNR median", "dB, 95 % interval"), _psnr_median),
-    Column(Heading("PSNR mean", "dB, 95 % interval"), _psnr_mean),
-    Column(Heading("PSNR worst", "dB, image"), _worst),
-    *(_image_column(metric) for metric in IMAGE_METRICS if metric.heading),
-    Column(Heading("feature distance", "median, × 1000"), _features),
     CAPTIONS,
     CAPTIONS_GAINED,
     Column(Heading("layer error", "mean (worst)"), _layer_errors),

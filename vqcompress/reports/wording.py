@@ -24,8 +24,8 @@ from vqcompress.reports.formatting import (
 from vqcompress.reports.variant import Variant
 
 TABLE_NOTE = (
-    "Size and error are the denoiser's. Intervals are 95 % bootstrap intervals over images. Feature distance is "
-    "LPIPS's formula on fixed oriented filters, not on a trained network: it is comparable only within this table."
+    "Size and error are the denoiser's. Intervals are 95 % bootstrap intervals over images; signal to error is the "
+    "same error in dB."
 )
 
 PEERS_NOTE = (
