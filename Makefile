@@ -35,9 +35,25 @@ results: install  ## make the comparison in docs/results
 # RESULT names some of them (`python benchmarks/evidence.py --list`); all take hours of two cores.
 RESULT ?=
 
-evidence: install  ## renew published results: document, numbers and stamp, from commands alone
+# Packages under another licence (SDNQ), or with other versions than ours, are compared from environments of their own
+# (vqcompress/peers), made once and only where a result asks for other packages. One that cannot be installed is named in
+# the report and left out.
+ISOLATED := sdnq llmcompressor gptqmodel
+sdnq_NEEDS := sdnq diffusers
+llmcompressor_NEEDS := llmcompressor compressed-tensors
+gptqmodel_NEEDS := gptqmodel
+ASKED_FOR := $(if $(RESULT),$(findstring peers,$(RESULT)),peers)
+
+evidence: export VQCOMPRESS_SDNQ_PYTHON ?= $(abspath $(VENV)-sdnq/bin/python)
+evidence: export VQCOMPRESS_LLMCOMPRESSOR_PYTHON ?= $(abspath $(VENV)-llmcompressor/bin/python)
+evidence: export VQCOMPRESS_GPTQMODEL_PYTHON ?= $(abspath $(VENV)-gptqmodel/bin/python)
+evidence: install $(if $(ASKED_FOR),$(ISOLATED:%=$(VENV)-%/.installed))  ## renew published results: document, numbers and stamp, from commands alone
 	$(BIN)/python -m pip install --quiet -e ".[peers,networks]"
 	$(BIN)/python benchmarks/evidence.py $(RESULT)
+
+$(ISOLATED:%=$(VENV)-%/.installed): $(VENV)-%/.installed:
+	$(PYTHON) -m venv $(VENV)-$*
+	-$(VENV)-$*/bin/python -m pip install --quiet $(TORCH) safetensors $($*_NEEDS) && touch $@
 
 test: install-test lint  ## run everything that CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -110,4 +126,4 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ISOLATED:%=$(VENV)-%) $(LOWEST) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from importlib import import_module
 from typing import Any
@@ -46,6 +48,14 @@ class StoppedError(UserError):
     exit_code = 130
 
 
+def _hush_imports() -> None:
+    """Keep to itself what torch, diffusers and torchao say while they import each other: of extensions for devices that
+    are not there, and of each other's deprecated calls. Whoever sets ``DIFFUSERS_VERBOSITY`` hears diffusers."""
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 class LazyGroup(click.Group):
     """Looks subcommands up in `VERBS`, so that `--help` does not import torch."""
 
@@ -55,6 +65,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
+        _hush_imports()
         name = cmd_name.replace("-", "_")
         return getattr(import_module(f"vqcompress.cli.{name}"), name)
 

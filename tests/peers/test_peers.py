@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from torch import Tensor
 from vqcompress.errors import UnsupportedError, VQCompressError
 from vqcompress.moments.second_moment import SecondMoment
 from vqcompress.peers import PEERS, PeerWeight, UnfitForPeerError, peer_named
+from vqcompress.peers.gptqmodel import GPTQMODEL
 from vqcompress.peers.isolated import WORKERS, Isolated, _worker
+from vqcompress.peers.llmcompressor import LLMCOMPRESSOR
+from vqcompress.peers.sdnq import SDNQ
 from vqcompress.quantizers.layer_error import relative_error
 
 # Bits a weight of 96 rows and 512 columns by each format's own description, and the error of a Gaussian weight that no
@@ -139,6 +143,20 @@ def test_another_interpreter_is_named_by_the_environment(echo, monkeypatch, tmp_
     monkeypatch.setenv("VQCOMPRESS_TEST_PYTHON", str(tmp_path / "no-such-python"))
     assert echo.found() == ""
     assert "export VQCOMPRESS_TEST_PYTHON=" in echo.install()
+
+
+def test_make_evidence_gives_every_isolated_package_its_environment():
+    """One command makes the published tables: with the environments that the peers' own installation lines ask for."""
+    shown = subprocess.run(
+        ["make", "--dry-run", "--always-make", "evidence", "RESULT=shapes-dit-peers"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for isolated in (SDNQ, LLMCOMPRESSOR, GPTQMODEL):
+        (made,) = (line for line in shown.splitlines() if f"safetensors {' '.join(isolated.packages)}" in line)
+        assert f".venv-{isolated.script.removesuffix('.py')}/bin/python -m pip install" in made
 
 
 def test_workers_import_nothing_of_ours():
