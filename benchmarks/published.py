@@ -177,7 +177,7 @@ TABLE = (
     against_peers("shapes", 48),
     against_peers("shapes-moe", 48),
     against_peers("posters", 96),
-    by_captions("posters", 576),
+    by_captions("posters", 192),
     against_allocated_peers("shapes-dit", 48),
     against_allocated_peers("shapes-moe", 48),
     with_output_feedback("shapes-dit", 48),
