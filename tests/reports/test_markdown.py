@@ -5,11 +5,13 @@ from vqcompress.reports import to_markdown
 from vqcompress.reports.markdown import escape
 
 
-def test_table_has_one_line_a_variant_and_equal_columns(comparison):
-    lines = [line for line in to_markdown(comparison).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 1 + len(comparison.variants)
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert lines[1].startswith("| :--- | ---: |")
+def test_each_table_has_one_line_a_variant_and_equal_columns(comparison):
+    variants, fidelity, *_ = to_markdown(comparison).split("\n## ")
+    for text, originals in ((variants, 1), (fidelity, 0)):
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(lines) == 2 + originals + len(comparison.variants)
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+        assert lines[1].startswith("| :--- | ---: |")
 
 
 def test_table_says_the_numbers(comparison):
