@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vqcompress.metrics import IMAGE_METRICS, Estimate, ImageMetric, mean, median
+from vqcompress.metrics import IMAGE_METRICS, ImageMetric, mean, median
 from vqcompress.reports.comparison import Comparison
-from vqcompress.reports.formatting import NONE, fixed
+from vqcompress.reports.formatting import NONE, fixed, span
 from vqcompress.reports.table import Cell, Heading, Line, Table
 from vqcompress.reports.variant import Variant
 
@@ -45,14 +45,9 @@ def _cells(metric: ImageMetric, variant: Variant) -> Iterator[Cell]:
         yield Cell(_number(metric, variant.image_metrics.get(metric.name)))
         return
     for statistic in (median, mean):
-        yield _with_interval(metric, variant.over_images(metric.name, statistic))
+        found = variant.over_images(metric.name, statistic)
+        yield Cell(_number(metric, found.value), span(found, metric.decimals, metric.scale)) if found else Cell(NONE)
     yield _worst(metric, variant.image_values.get(metric.name, ()))
-
-
-def _with_interval(metric: ImageMetric, found: Estimate | None) -> Cell:
-    if found is None:
-        return Cell(NONE)
-    return Cell(_number(metric, found.value), f"{_number(metric, found.low)}–{_number(metric, found.high)}")
 
 
 def _worst(metric: ImageMetric, values: tuple[float, ...]) -> Cell:

@@ -71,9 +71,9 @@ def whole_percent(share: float) -> str:
     return f"{100 * share:.0f}{SPACE}%"
 
 
-def span(estimate: Estimate, decimals: int) -> str:
-    """``31.0–36.2``: the interval's ends."""
-    return f"{fixed(estimate.low, decimals)}–{fixed(estimate.high, decimals)}"
+def span(estimate: Estimate, decimals: int, scale: float = 1.0) -> str:
+    """``31.0–36.2``: the interval's ends, times ``scale``."""
+    return f"{fixed(scale * estimate.low, decimals)}–{fixed(scale * estimate.high, decimals)}"
 
 
 def signed_span(estimate: Estimate, scale: float = 1.0) -> str:
