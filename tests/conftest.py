@@ -145,6 +145,10 @@ def check_spec() -> Callable[[QuantizedWeight], FormatSpec]:
     return check
 
 
+FEW_LAYERS = {"(down|up)_blocks|conv|(time|add)_emb": "the middle's linear layers show it"}
+"""A recipe's ignore rules for runs of a UNet where any layers will do: each costs a tenth of a second or more."""
+
+
 def tiny_unet():
     """A UNet of two blocks with attention, random weights from one seed."""
     from diffusers import UNet2DConditionModel

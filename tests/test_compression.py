@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import vqcompress
+from tests.conftest import FEW_LAYERS
 from vqcompress import compression
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.errors import ArchitectureError, CheckpointError, VQCompressError
@@ -20,7 +21,13 @@ from vqcompress.progress import Progress
 from vqcompress.sampling_config import SamplingConfig
 
 CALIBRATION = {"count": 2, "steps": 2, "height": 16, "width": 16, "batch_size": 2}
-RECIPE: dict[str, Any] = {"method": "trellis", "bits": 4.0, "settings": {"state_bits": 8}, "calibration": CALIBRATION}
+RECIPE: dict[str, Any] = {
+    "method": "trellis",
+    "bits": 4.0,
+    "settings": {"state_bits": 8},
+    "calibration": CALIBRATION,
+    "ignore": FEW_LAYERS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +207,7 @@ def test_a_compressed_pipeline_is_not_compressed_again(finished: Path, tmp_path:
 
 def test_keep_patterns_of_the_recipe_replace_the_architectures(tiny_sdxl: Path, tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="ignore"):
-        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", ignore={".*": "a test"}, **RECIPE)
+        vqcompress.quantize(str(tiny_sdxl), tmp_path / "out", **{**RECIPE, "ignore": {".*": "a test"}})
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 
 import vqcompress
 from tests.architectures import tiny_pipelines
+from tests.conftest import FEW_LAYERS
 from vqcompress.architectures import architecture_of
 from vqcompress.progress import StageBars, _in_notebook, watched
 from vqcompress.recipe import Recipe
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in vqcompress.__all__ if inspect.isfunction(getattr(vqcompress, name))]
 FEW = {
     "method": "rtn", "bits": 4, "budget": "layer", "calibration": {"steps": 2, "count": 2, "height": 16, "width": 16},
+    "ignore": FEW_LAYERS,
 }  # fmt: skip
 
 CLIENT = """

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 import vqcompress
 from tests.architectures import tiny_pipelines as tiny
+from tests.conftest import FEW_LAYERS
 from vqcompress.checkpoint import read_layer_table
 from vqcompress.errors import RecipeError
 from vqcompress.methods import METHODS
@@ -118,6 +119,7 @@ def test_codebooks_of_their_own_leave_small_layers_dense_or_scalar(with_zeros, t
         bits=3.0,
         budget="layer",
         shared_codebooks=False,
+        ignore=FEW_LAYERS,
         calibration=CALIBRATION,
     )
     found = vqcompress.inspect(folder)

@@ -97,9 +97,19 @@ def test_diverse_choice_covers_the_topics() -> None:
 def test_diverse_choice_is_reproducible() -> None:
     prompts = load_prompts("general").prompts[:200]
     chosen = choose_diverse(prompts, 24, seed=0)
+    for remembered in (diversity._features, diversity._medoids):
+        remembered.cache_clear()
     assert chosen == choose_diverse(prompts, 24, seed=0)
     assert chosen != choose_diverse(prompts, 24, seed=1)
     assert len(set(chosen)) == 24
+
+
+def test_prompts_are_compared_once_for_every_count() -> None:
+    """Every stage of a run asks for its prompts."""
+    diversity._features.cache_clear()
+    for count in (8, 5, 8):
+        choose_diverse([f"prompt {index}" for index in range(40)], count, seed=0)
+    assert diversity._features.cache_info().misses == 1
 
 
 def test_diverse_choice_of_everything() -> None:

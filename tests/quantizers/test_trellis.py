@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -327,7 +328,7 @@ def test_settings_name_the_value_that_they_do_not_take(values):
         TrellisSettings(**values)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(
     rows=st.integers(32, 90),
     columns=st.integers(1, 20),
@@ -363,20 +364,24 @@ def cost(weight, decoded, moment, outputs) -> float:
     return float(((outputs @ error) * (error @ moment)).sum())
 
 
+OUTPUT_CHOICES: list[dict[str, Any]] = [
+    {"coordinate_descent": 0},
+    {"coordinate_descent": 2},
+    {"row_scales": True},
+    {"rotation": True},
+    {"column_scales": True},
+    {"state_bits": 14},
+]
+
+
 @pytest.mark.parametrize(
-    "choices",
+    ("rows", "search", "share", "choices"),
     [
-        {"coordinate_descent": 0},
-        {"coordinate_descent": 2},
-        {"row_scales": True},
-        {"rotation": True},
-        {"column_scales": True},
-        {"state_bits": 14},
+        *((64, "decided", 0.5, choices) for choices in OUTPUT_CHOICES),
+        *((160, "decided", 0.75, choices) for choices in OUTPUT_CHOICES[:2]),
+        *((160, "survivors", 0.5, choices) for choices in OUTPUT_CHOICES[:3]),
     ],
     ids=str,
-)
-@pytest.mark.parametrize(
-    ("rows", "search", "share"), [(64, "decided", 0.5), (160, "decided", 0.75), (160, "survivors", 0.5)]
 )
 def test_outputs_that_add_up_are_coded_together(rows, search, share, choices, check_spec):
     weight, moment, outputs = gaussian(rows, 48), correlated_moment(48), outputs_that_add_up(rows)

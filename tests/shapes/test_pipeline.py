@@ -101,11 +101,11 @@ def test_it_draws_what_captions_say_and_the_same_each_time(pipe) -> None:
     [
         ("shapes-dit", held_out_captions(24)),
         ("shapes-moe", class_captions(192)[::8]),
-        ("posters", held_out_posters(24)),
+        ("posters", held_out_posters(12)),
     ],
 )
 def test_the_others_draw_what_captions_say(name: str, captions: list[str]) -> None:
     rates = score(generate(load_pipeline(EMBEDDED[name].path), captions, EMBEDDED["shapes"].steps), captions)
     assert rates["background"].rate >= 0.9
     assert rates["color"].rate >= 0.7
-    assert rates["all"].rate >= 0.5  # 24 captions: far below the stated scores, far above a broken model
+    assert rates["all"].rate >= 0.5  # so few captions: far below the stated scores, far above a broken model

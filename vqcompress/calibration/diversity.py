@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -32,9 +33,7 @@ def choose_diverse(prompts: Sequence[str], count: int, seed: int) -> tuple[str, 
     distinct = drawn(list(dict.fromkeys(prompts)), max(count, COMPARED), seed)
     if count >= len(distinct):
         return tuple(distinct)
-    with threadpool_limits(1):
-        chosen = _medoids(_features(distinct, seed), count, seed)
-    return tuple(distinct[index] for index in chosen)
+    return tuple(distinct[index] for index in _medoids(tuple(distinct), count, seed))
 
 
 def drawn(prompts: list[str], count: int, seed: int) -> list[str]:
@@ -45,7 +44,9 @@ def drawn(prompts: list[str], count: int, seed: int) -> list[str]:
     return [prompts[index] for index in sorted(chosen)]
 
 
-def _features(prompts: list[str], seed: int) -> np.ndarray:
+# A run asks for its prompts in every stage, some stages for fewer of them; either takes seconds.
+@lru_cache(maxsize=2)
+def _features(prompts: tuple[str, ...], seed: int) -> np.ndarray:
     """Unit vectors ``[prompts, dimensions]``."""
     texts = make_union(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+"),
@@ -58,9 +59,12 @@ def _features(prompts: list[str], seed: int) -> np.ndarray:
     return normalize(TruncatedSVD(dimensions, random_state=seed).fit_transform(sparse))
 
 
-def _medoids(features: np.ndarray, count: int, seed: int) -> list[int]:
+@lru_cache(maxsize=8)
+def _medoids(prompts: tuple[str, ...], count: int, seed: int) -> list[int]:
     """Sorted indices: of each cluster the member nearest to its centre, filled up with the farthest from those."""
-    clusters = KMeans(count, n_init=RESTARTS, random_state=seed).fit(features)
+    with threadpool_limits(1):
+        features = _features(prompts, seed)
+        clusters = KMeans(count, n_init=RESTARTS, random_state=seed).fit(features)
     distance = ((features - clusters.cluster_centers_[clusters.labels_]) ** 2).sum(1)
     chosen = [int(members[distance[members].argmin()]) for members in _members(clusters.labels_, count) if members.size]
     while len(chosen) < count:
