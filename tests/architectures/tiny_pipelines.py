@@ -88,12 +88,13 @@ def vae(channels: int = 4, **config) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def sdxl(second_width: int = 32) -> StableDiffusionXLPipeline:
-    """``second_width``: of the second text encoder; loaders of single files tell the two apart by it."""
+def sdxl(second_width: int = 32, widths: tuple[int, int] = (32, 64)) -> StableDiffusionXLPipeline:
+    """``second_width`` is that of the second text encoder; loaders of single files tell the two apart by it. ``widths``
+    are those of the UNet's two levels."""
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=widths, layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=[1, 2], attention_head_dim=[2, 2], cross_attention_dim=32 + second_width,
         norm_num_groups=8,
