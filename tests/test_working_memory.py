@@ -19,6 +19,10 @@ def test_memory_that_a_library_reports_as_an_error_of_a_file():
     reported.__context__ = RuntimeError("DefaultCPUAllocator: can't allocate memory")
     assert is_out_of_memory(reported)
     assert not is_out_of_memory(OSError("no such file"))
+    loading = OSError("could not load libllvmlite.so")
+    loading.__context__ = OSError("libllvmlite.so: failed to map segment from shared object")
+    assert is_out_of_memory(loading)
+    assert not is_out_of_memory(OSError("a.so: failed to map segment from shared object: Operation not permitted"))
     assert not is_out_of_memory(ValueError("not enough memory of the past"))
 
 
