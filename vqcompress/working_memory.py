@@ -56,7 +56,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _says_out_of_memory(error: BaseException) -> bool:
     words = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
     said = str(error).lower()
-    no_room_for_library = said.endswith("failed to map segment from shared object")  # of a file system it says more
+    # The linker gives no reason then; where a file system forbids it, a reason follows.
+    no_room_for_library = said.endswith("failed to map segment from shared object")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError | OSError | SafetensorError)
         and (no_room_for_library or any(word in said for word in words))

@@ -60,7 +60,7 @@ def _features(prompts: tuple[str, ...], seed: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _medoids(prompts: tuple[str, ...], count: int, seed: int) -> list[int]:
+def _medoids(prompts: tuple[str, ...], count: int, seed: int) -> tuple[int, ...]:
     """Sorted indices: of each cluster the member nearest to its centre, filled up with the farthest from those."""
     with threadpool_limits(1):
         features = _features(prompts, seed)
@@ -69,7 +69,7 @@ def _medoids(prompts: tuple[str, ...], count: int, seed: int) -> list[int]:
     chosen = [int(members[distance[members].argmin()]) for members in _members(clusters.labels_, count) if members.size]
     while len(chosen) < count:
         chosen.append(_farthest(features, chosen))
-    return sorted(chosen)
+    return tuple(sorted(chosen))
 
 
 def _members(labels: np.ndarray, count: int) -> list[np.ndarray]:
